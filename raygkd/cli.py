@@ -1,0 +1,346 @@
+"""The command line. It imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raygkd import __version__
+from raygkd import config as configuration
+from raygkd.config import Config
+from raygkd.errors import ConfigError, Diverged, UserError, near
+
+# settings that a command has no use for
+_WITHOUT = {
+    "teacher": {"search", "method", "student", "teacher_epochs"},
+    "train": {"search"},
+    "tune": set(),
+}
+
+
+class _Commands(click.Group):
+    """A group that answers a misspelled command with the near ones."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            raise click.UsageError(
+                f"no command {args[0]!r}{near(args[0], known)} (commands: {', '.join(known)})"
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="raygkd")
+def commands() -> None:
+    """Distil large vision models into small ones by matching graphs of their channels.
+
+    Start with:  raygkd tune --dataset digits --trials 8
+    """
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0, 2 a user's mistake, 1 a failure, 130 Ctrl-C."""
+    try:
+        commands.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+    except UserError as error:
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        sys.exit(2)
+    except Diverged as error:
+        click.echo(f"error: training diverged: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+
+
+class _Levels(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "1,2,3"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            kind = float if param is not None and param.name == "milestones" else int
+            return tuple(kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be numbers with commas between them", param, ctx)
+
+
+def _option_type(kind: Any, choices: tuple[str, ...] | None) -> Any:
+    kinds = [part for part in typing.get_args(kind) if part is not type(None)] or [kind]
+    base = kinds[0] if typing.get_origin(kind) is not tuple else kind
+    if typing.get_origin(base) is tuple:
+        return _Levels()
+    return click.Choice(choices) if choices else base
+
+
+def _setting_options(command: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds an option for every setting a command uses."""
+
+    def decorate(function: Any) -> Any:
+        for name, (section, leaf, kind) in reversed(configuration.settings().items()):
+            if {section, name} & _WITHOUT[command]:
+                continue
+            text = leaf.metadata["help"]
+            if leaf.default not in (None, False) and "[default" not in text:
+                text += f" [default: {_shown(leaf.default)}]"
+            if kind is bool:
+                flags = f"{configuration.flag(name)}/--no-{name.replace('_', '-')}"
+                option = click.option(flags, name, default=None, help=text)
+            else:
+                option = click.option(
+                    configuration.flag(name),
+                    name,
+                    type=_option_type(kind, leaf.metadata["choices"]),
+                    default=None,
+                    help=text,
+                )
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+_CONFIG = click.option(
+    "--config", "config_file", type=click.Path(), help="YAML file of settings; options override it"
+)
+_RESUME = click.option(
+    "--resume", type=click.Path(), help="folder of a run that was broken off: go on there"
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
+
+
+def _run_command(name: str) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        function = _JSON(_RESUME(_CONFIG(_setting_options(name)(function))))
+        return commands.command(name)(function)
+
+    return decorate
+
+
+def resolve(
+    config_file: str | None, options: Mapping[str, Any], resume: str | None
+) -> tuple[Config, Path | None]:
+    """Return the configuration of a command, and the folder of the run it resumes.
+
+    Defaults are overridden by ``--config``, and that by the options. A run is resumed with its own
+    configuration.
+
+    Raises:
+        ConfigError: unreadable files, unknown keys, values that are not allowed.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if resume is not None:
+        folder = Path(resume).expanduser().resolve()
+        path = folder / "config.yaml"
+        if config_file or given:
+            extra = "--config" if config_file else configuration.flag(next(iter(given)))
+            raise ConfigError(f"--resume takes the run's own settings: leave out {extra}")
+        if not path.is_file():
+            raise ConfigError(f"--resume {resume}: holds no run of raygkd (no config.yaml)")
+        return configuration.from_yaml(path.read_text(), where=str(path)), folder
+    tree: dict[str, Any] = {}
+    if config_file is not None:
+        try:
+            text = Path(config_file).read_text()
+        except OSError as error:
+            raise ConfigError(f"--config {config_file}: {error.strerror}") from error
+        tree = configuration.yaml_mapping(text, where=config_file)
+        configuration.check_keys(tree, where=config_file)
+    known = configuration.settings()
+    for name, value in given.items():
+        tree.setdefault(known[name][0], {})[name] = value
+    return configuration.from_mapping(tree, where=config_file or "options"), None
+
+
+@contextlib.contextmanager
+def _only_results_on_stdout() -> Iterator[Any]:
+    """Send whatever is written to standard output to standard error; yield the real one."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(real), "w") as out:
+            yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
+
+
+def _execute(
+    workflow: str,
+    config_file: str | None,
+    resume: str | None,
+    as_json: bool,
+    options: dict[str, Any],
+    show: Callable[[Any, dict[str, Any]], None],
+) -> None:
+    config, folder = resolve(config_file, options, resume)
+    with _only_results_on_stdout() as out:
+        from rich.console import Console
+
+        from raygkd import workflows
+        from raygkd.report.console import WarningsToConsole, stderr_console
+
+        logging.getLogger("raygkd").addHandler(WarningsToConsole())
+        result = getattr(workflows, workflow)(config, console=stderr_console(), resume=folder)
+        if as_json:
+            out.write(json.dumps(result) + "\n")
+        else:
+            show(Console(file=out, highlight=False, width=None if out.isatty() else 160), result)
+
+
+@_run_command("tune")
+def tune(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
+    """Search the method's settings with ASHA; end with a tuned student and its comparison.
+
+    The teacher is trained first unless --teacher is a model file, and kept for the next run.
+    """
+    _execute("tune", config_file, resume, as_json, options, _show_search)
+
+
+@_run_command("train")
+def train(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
+    """Distil one student with the settings given."""
+    _execute("distil", config_file, resume, as_json, options, _show_single)
+
+
+@_run_command("teacher")
+def teacher(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
+    """Train a teacher alone; the model file it writes is for --teacher."""
+    _execute("teach", config_file, resume, as_json, options, _show_single)
+
+
+def _show_search(out: Any, result: dict[str, Any]) -> None:
+    from raygkd.report.tables import models_table, trials_table
+
+    best, alone, teacher = result["best"], result["student_alone"], result["teacher"]
+    rows = [
+        ("teacher", teacher["model"], teacher["parameters"], teacher["test_score"]),
+        ("student alone", alone["model"], alone["parameters"], alone["test_score"]),
+        ("best student", best["model"], best["parameters"], best["test_score"]),
+    ]
+    out.print(trials_table(result["trials"]))
+    out.print(models_table(rows))
+    _show_next(out, result)
+
+
+def _show_single(out: Any, result: dict[str, Any]) -> None:
+    from raygkd.report.tables import models_table
+
+    rows = [
+        (role, model["model"], model["parameters"], model["test_score"])
+        for role, model in result["models"].items()
+    ]
+    out.print(models_table(rows))
+    out.print(f"validation score {result['val_score']:.4f}")
+    _show_next(out, result)
+
+
+def _show_next(out: Any, result: dict[str, Any]) -> None:
+    run = Path(result["run"])
+    output = run.parent.parent
+    out.print(f"model file  {run / 'model.pt'}", soft_wrap=True)
+    out.print(f"all of it   {run / 'result.json'}", soft_wrap=True)
+    uri = result["mlflow"]["tracking_uri"]
+    if uri.startswith("sqlite"):
+        out.print(f"compare     raygkd ui --output {output}", soft_wrap=True)
+    else:
+        out.print(f"compare     {uri}", soft_wrap=True)
+
+
+@commands.group()
+def data() -> None:
+    """Prepare images as Parquet shards, and look at them."""
+
+
+@data.command("prepare")
+@click.option("--dataset", required=True, help="digits, cifar10, cifar100 or imagefolder")
+@click.option("--data-dir", type=str, help="folder the data set is read from")
+@click.option("--download", is_flag=True, help="fetch cifar10 or cifar100 when it is not there")
+@click.option("--output", required=True, help="new folder for the shards (s3:// and gs:// work)")
+@click.option("--skip-bad", is_flag=True, help="leave out unreadable images, counted")
+@_JSON
+def data_prepare(
+    dataset: str, data_dir: str | None, download: bool, output: str, skip_bad: bool, as_json: bool
+) -> None:
+    """Turn a data set into Parquet shards."""
+    with _only_results_on_stdout() as out:
+        from raygkd.data.prepare import prepare
+        from raygkd.data.sources import open_source
+        from raygkd.report.console import progress, stderr_console
+
+        source = open_source(dataset, data_dir, download)
+        with progress(stderr_console(), "preparing images") as advance:
+            summary = prepare(source, output, skip_bad=skip_bad, progress=advance)
+        if as_json:
+            out.write(json.dumps(summary) + "\n")
+            return
+        splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items())
+        out.write(
+            f"{summary['images']} images of {summary['classes']} classes ({splits}) in "
+            f"{summary['shards']} shard(s), {summary['bytes']:,} bytes, at {output}\n"
+        )
+        if summary["bad"]:
+            examples = "; ".join(summary["bad_examples"])
+            out.write(f"left out {summary['bad']} unreadable images: {examples}\n")
+        out.write(f"next: raygkd tune --dataset parquet --data-dir {output}\n")
+
+
+@data.command("info")
+@click.argument("path")
+@click.option("--sheet", default="sheet.png", show_default=True, help="PNG of sample images")
+@_JSON
+def data_info(path: str, sheet: str, as_json: bool) -> None:
+    """Show counts, classes and sizes of shards, and write a sheet of samples."""
+    with _only_results_on_stdout() as out:
+        from rich.console import Console
+
+        from raygkd.data.inspect import sample_sheet, table_info
+        from raygkd.data.parquet import open_table
+        from raygkd.report.tables import info_table
+
+        table = open_table(path)
+        info = table_info(table)
+        sample_sheet(table, sheet)
+        if as_json:
+            out.write(json.dumps({**info, "sheet": sheet}) + "\n")
+            return
+        console = Console(file=out, highlight=False)
+        console.print(info_table(info))
+        console.print(f"sample sheet: {sheet}", soft_wrap=True)
+
+
+@commands.command()
+@click.option("--output", default="raygkd-output", show_default=True, help="output folder of runs")
+@click.option(
+    "--port", default=5000, show_default=True, type=click.IntRange(0, 65535), help="TCP port"
+)
+def ui(output: str, port: int) -> None:
+    """Open the MLflow UI on 127.0.0.1 over an output folder; Ctrl-C ends it."""
+    from raygkd.ui import serve
+
+    serve(Path(output), port)

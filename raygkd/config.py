@@ -1,0 +1,419 @@
+"""One tree of settings for a run: keyword-only dataclasses, YAML in and out, all problems at once.
+
+Every leaf has a name that no other leaf has, so that a setting is called the same on the command
+line (``--batch-size``), in a YAML file (``optim: {batch_size: 64}``) and in a search space
+(``batch_size: {choice: [32, 64]}``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raygkd.errors import ConfigError, near
+
+METHODS = ("none", "kd", "graph", "graph+kd")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declare a setting: its default, what it means (with its unit), and what is allowed."""
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    return field(default=default, metadata={"help": help, "choices": choices, "limits": limits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they reach the model."""
+
+    dataset: str = option("digits", "digits, cifar10, cifar100, imagefolder or parquet")
+    data_dir: str | None = option(None, "folder (or s3://, gs:// path) the data set is read from")
+    download: bool = option(False, "fetch cifar10 or cifar100 into --data-dir when it is not there")
+    val_fraction: float = option(
+        0.1, "share of the training images cut off for validation", above=0.0, below=1.0
+    )
+    test_fraction: float = option(
+        0.1, "share cut off for the test where the data has no test split", above=0.0, below=1.0
+    )
+    limit_train: int | None = option(None, "train on this many images only", minimum=1)
+    image_size: int | None = option(
+        None,
+        "side of the square model input in pixels [default: the data's own, else 224]",
+        minimum=4,
+    )
+    augment: str = option(
+        "auto",
+        "random changes to training images",
+        choices=("auto", "none", "crop", "crop-flip", "resized-crop"),
+    )
+    skip_bad: bool = option(False, "skip and count unreadable images instead of stopping")
+    cache_mb: int = option(
+        1024,
+        "decode the images once into shared memory if they fit in this many MiB, else stream them",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The pair of models."""
+
+    teacher: str = option("resnet20", "name of a model, or a model file that raygkd wrote")
+    student: str = option("resnet8", "name of a model")
+    teacher_epochs: int = option(
+        20, "epochs for the teacher that is trained when --teacher is a name", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """What the student learns from besides the labels (see raygkd.losses)."""
+
+    method: str = option("graph", "what is distilled", choices=METHODS)
+    levels: tuple[int, ...] | None = option(
+        None, "stages whose graphs are matched, 1 is the shallowest [default: all]"
+    )
+    temperature: float = option(0.5, "attention temperature T of the graph losses", above=0.0)
+    dim: int = option(
+        8, "spectral dimension d, below the teacher's channels at every level", minimum=1
+    )
+    spectral_mode: str = option(
+        "residual", "form of the spectral loss", choices=("residual", "subspace", "procrustes")
+    )
+    attention: str = option(
+        "outer", "form of the relational attention", choices=("outer", "softmax")
+    )
+    weights: str = option(
+        "shifted", "edge weights of the spectral graph: (1+A)/2 or A", choices=("shifted", "cosine")
+    )
+    alpha: float = option(1.0, "weight of the vertex loss", minimum=0.0)
+    beta: float = option(1.0, "weight of the edge loss", minimum=0.0)
+    gamma: float = option(1.0, "weight of the spectral loss", minimum=0.0)
+    kd_temperature: float = option(
+        4.0, "temperature of the logits in knowledge distillation", above=0.0
+    )
+    kd_weight: float = option(
+        0.9, "share w of logit distillation: (1-w) CE + w KD", above=0.0, maximum=1.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Stochastic gradient descent and its schedule."""
+
+    epochs: int = option(10, "passes over the training images", minimum=1)
+    batch_size: int = option(64, "images per step over all workers together", minimum=1)
+    lr: float = option(0.05, "learning rate at its highest", above=0.0)
+    momentum: float = option(0.9, "momentum of SGD", minimum=0.0, below=1.0)
+    weight_decay: float = option(5e-4, "weight decay", minimum=0.0)
+    schedule: str = option(
+        "cosine", "how the learning rate falls", choices=("cosine", "multistep", "constant")
+    )
+    warmup_epochs: float = option(0.0, "epochs of linear rise of the learning rate", minimum=0.0)
+    milestones: tuple[float, ...] = option(
+        (0.625, 0.75, 0.875), "multistep: shares of all epochs after which the rate falls"
+    )
+    lr_decay: float = option(0.1, "multistep: factor of each fall", above=0.0, below=1.0)
+    clip_norm: float | None = option(None, "clip the gradient's norm at this value", above=0.0)
+    amp: str = option(
+        "auto",
+        "mixed precision; auto is bf16 on CUDA and none on a CPU",
+        choices=("auto", "none", "bf16", "fp16"),
+    )
+    compile: bool = option(False, "compile the models with torch.compile")
+    seed: int = option(0, "seed of initial weights, data order and augmentation", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """What a run takes of the Ray cluster."""
+
+    workers: int = option(1, "training processes of one run (DDP when more than 1)", minimum=1)
+    gpus_per_worker: float = option(0.0, "GPUs of each training process", minimum=0.0)
+    cpus_per_worker: float | None = option(
+        None,
+        "CPUs of each training process [default: 1 in a search, else a share of the machine]",
+        above=0.0,
+    )
+    address: str | None = option(None, "address of a running Ray cluster [default: start one here]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where results go."""
+
+    output: str = option(
+        "raygkd-output", "folder for data, teachers, checkpoints and the MLflow store"
+    )
+    tracking_uri: str | None = option(None, "MLflow server [default: an SQLite store in --output]")
+    experiment: str = option("raygkd", "name of the MLflow experiment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The search over the method's settings (used by ``raygkd tune`` only)."""
+
+    trials: int = option(8, "number of settings tried", minimum=1)
+    max_concurrent: int | None = option(
+        None, "most trials at the same time [default: as many as fit]", minimum=1
+    )
+    grace_period: int = option(1, "epochs every trial trains before it can be stopped", minimum=1)
+    reduction_factor: int = option(3, "one in this many trials goes on beyond each rung", minimum=2)
+    space: str | None = option(None, "YAML file that replaces the search space")
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "method": MethodConfig,
+    "optim": OptimConfig,
+    "cluster": ClusterConfig,
+    "output": OutputConfig,
+    "search": SearchConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a run; a ConfigError at construction lists every problem, a line each."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        problems = [problem for _, leaf, value in _leaves(self) for problem in _check(leaf, value)]
+        problems += _check_together(self)
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def _leaves(config: Config) -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    for section in SECTIONS:
+        part = getattr(config, section)
+        for leaf in dataclasses.fields(part):
+            yield section, leaf, getattr(part, leaf.name)
+
+
+def settings() -> dict[str, tuple[str, dataclasses.Field, Any]]:
+    """Return every setting: name -> (section, dataclass field, resolved type)."""
+    table = {}
+    for section, cls in SECTIONS.items():
+        hints = typing.get_type_hints(cls)
+        for leaf in dataclasses.fields(cls):
+            table[leaf.name] = (section, leaf, hints[leaf.name])
+    return table
+
+
+def flag(name: str) -> str:
+    """Return how a setting is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(leaf: dataclasses.Field, value: Any) -> list[str]:
+    if value is None:
+        return []
+    values = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+        return [f"{flag(leaf.name)} {value}: must be a finite number"]
+    choices = leaf.metadata["choices"]
+    if choices and value not in choices:
+        allowed = ", ".join(choices)
+        return [f"{flag(leaf.name)} {value!r}: must be one of {allowed}{near(value, choices)}"]
+    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+    broken = {
+        "minimum": lambda v, bound: v < bound,
+        "above": lambda v, bound: v <= bound,
+        "maximum": lambda v, bound: v > bound,
+        "below": lambda v, bound: v >= bound,
+    }
+    limits = {kind: bound for kind, bound in leaf.metadata["limits"].items() if bound is not None}
+    if any(broken[kind](value, bound) for kind, bound in limits.items()):
+        allowed = " and ".join(f"{words[kind]} {bound:g}" for kind, bound in limits.items())
+        return [f"{flag(leaf.name)} {value}: must be {allowed}"]
+    return []
+
+
+def _check_together(config: Config) -> list[str]:
+    """Return what is wrong between settings that are right by themselves."""
+    problems = []
+    method, optim, cluster = config.method, config.optim, config.cluster
+    if method.levels is not None and (
+        not method.levels or len(set(method.levels)) < len(method.levels) or min(method.levels) < 1
+    ):
+        problems.append(f"--levels {method.levels}: must be different whole numbers from 1")
+    if "graph" in method.method and method.alpha == method.beta == method.gamma == 0:
+        problems.append(
+            f"--method {method.method} with --alpha, --beta and --gamma all 0 distils no graph: "
+            "raise one of them, or use --method none"
+        )
+    if optim.batch_size % cluster.workers:
+        problems.append(
+            f"--batch-size {optim.batch_size} cannot be split evenly over --workers "
+            f"{cluster.workers}: use a multiple"
+        )
+    if config.search.grace_period > optim.epochs:
+        problems.append(
+            f"--grace-period {config.search.grace_period}: must be at most --epochs {optim.epochs}"
+        )
+    if optim.warmup_epochs >= optim.epochs:
+        problems.append(
+            f"--warmup-epochs {optim.warmup_epochs}: must be below --epochs {optim.epochs}"
+        )
+    if not all(0 < m < 1 for m in optim.milestones):
+        problems.append(f"--milestones {optim.milestones}: must lie between 0 and 1")
+    return problems
+
+
+def _coerce(name: str, kind: Any, value: Any) -> Any:
+    """Return ``value`` as the type of setting ``name``; ConfigError where it is of another one."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in options:
+        return None
+    kind = next(o for o in options if o is not type(None))
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_coerce(name, typing.get_args(kind)[0], item) for item in value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 5e-4 as text
+        with contextlib.suppress(ValueError):
+            return float(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number:
+        return float(value)
+    if (kind is int and is_number and isinstance(value, int)) or (
+        kind in (bool, str) and isinstance(value, kind)
+    ):
+        return value
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    wanted = names.get(
+        kind, "a list of whole numbers" if kind == tuple[int, ...] else "a list of numbers"
+    )
+    raise ConfigError(f"{flag(name)} {value!r}: must be {wanted}")
+
+
+def check_keys(tree: Mapping[str, Any], *, where: str) -> None:
+    """Refuse unknown sections and settings, with the near ones, all in one ConfigError.
+
+    Args:
+        tree: section -> setting -> value.
+        where: the file, named in errors.
+    """
+    problems: list[str] = []
+    known = settings()
+    for section, leaves in tree.items():
+        if section not in SECTIONS:
+            hint = near(str(section), [*SECTIONS, *known])
+            if section in known:
+                hint = f" (it belongs under '{known[section][0]}:')"
+            sections = ", ".join(SECTIONS)
+            problems.append(f"{where}: unknown key {section!r}{hint} (sections: {sections})")
+        elif not isinstance(leaves, Mapping):
+            problems.append(f"{where}: {section!r} must hold settings, not {leaves!r}")
+        else:
+            problems += [
+                f"{where}: unknown key '{section}.{name}'{near(str(name), known)}"
+                for name in leaves
+                if name not in known or known[name][0] != section
+            ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Config:
+    """Build a Config of a tree of plain values, as YAML gives it.
+
+    Args:
+        tree: section -> setting -> value; what is left out has its default.
+        where: the file, named in errors.
+
+    Raises:
+        ConfigError: an unknown section or setting (with the near ones) or a value that is not
+            allowed; all problems in one error, a line each.
+    """
+    check_keys(tree, where=where)
+    problems: list[str] = []
+    known = settings()
+    parts: dict[str, dict[str, Any]] = {section: {} for section in tree}
+    for section, leaves in tree.items():
+        for name, value in leaves.items():
+            try:
+                parts[section][name] = _coerce(name, known[name][2], value)
+            except ConfigError as error:
+                problems.append(f"{where}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Config(**{section: SECTIONS[section](**leaves) for section, leaves in parts.items()})
+
+
+def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the tree of plain values that ``from_mapping`` takes back."""
+    tree: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for section, leaf, value in _leaves(config):
+        tree[section][leaf.name] = list(value) if isinstance(value, tuple) else value
+    return tree
+
+
+def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return ``config`` with the named settings replaced; unknown names and wrong values raise."""
+    known = settings()
+    unknown = [
+        f"unknown setting {name!r}{near(name, known)}" for name in values if name not in known
+    ]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    tree = to_mapping(config)
+    for name, value in values.items():
+        tree[known[name][0]][name] = value
+    return from_mapping(tree)
+
+
+def to_yaml(config: Config) -> str:
+    """Return the YAML text of a configuration; ``--config`` takes it back."""
+    import yaml
+
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def from_yaml(text: str, *, where: str) -> Config:
+    """Build a Config of YAML text; ConfigError names ``where`` and the line of a syntax error."""
+    return from_mapping(yaml_mapping(text, where=where), where=where)
+
+
+def yaml_mapping(text: str, *, where: str) -> dict[str, Any]:
+    """Return the mapping a YAML text holds; ConfigError if it is no YAML or no mapping."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: must hold keys and values, not {type(tree).__name__}")
+    return tree
+
+
+def fingerprint(values: Any) -> str:
+    """Return 16 hexadecimal digits that stand for plain values, as JSON holds them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,42 @@
+"""Data sets as samples and transforms: which rows, in which order, and what becomes of them.
+
+Opening and writing Parquet needs pyarrow and is imported from ``raygkd.data.parquet`` and
+``raygkd.data.prepare``.
+"""
+
+from raygkd.data.inspect import sample_sheet, table_info
+from raygkd.data.loader import PlainStream, rebatch
+from raygkd.data.normalisation import channel_statistics
+from raygkd.data.plan import cut_windows, epoch_windows, evaluation_rows, steps_per_epoch
+from raygkd.data.sources import SOURCES, Sample, Source, open_source
+from raygkd.data.splits import SPLITS, Splits, split_rows
+from raygkd.data.transforms import KINDS, Transform, build_transform, decode, default_augment
+from raygkd.data.windows import Window, decode_rows, load_window, transform_window
+
+__all__ = [
+    "KINDS",
+    "SOURCES",
+    "SPLITS",
+    "PlainStream",
+    "Sample",
+    "Source",
+    "Splits",
+    "Transform",
+    "Window",
+    "build_transform",
+    "channel_statistics",
+    "cut_windows",
+    "decode",
+    "decode_rows",
+    "default_augment",
+    "epoch_windows",
+    "evaluation_rows",
+    "load_window",
+    "open_source",
+    "rebatch",
+    "sample_sheet",
+    "split_rows",
+    "steps_per_epoch",
+    "table_info",
+    "transform_window",
+]

@@ -1,0 +1,387 @@
+"""Images in Parquet files, opened as one table whose rows can be read in any order.
+
+A shard, as ``raygkd.data.prepare`` writes it, has the columns image (encoded bytes), label (int32),
+split (string) and origin (string), in row groups of at most 256 rows of one split. The metadata of
+its schema holds a JSON object under ``b"raygkd"``: format version, data set and class names. Its
+footer has the SHA-256 of its images, and the last shard's footer the number of images in all
+shards, so that a folder with a shard missing is known to be incomplete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raygkd.data.plan import Rows
+from raygkd.data.splits import SPLITS, TEST, TRAIN, VAL
+from raygkd.errors import DataError
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"raygkd"
+DIGEST_KEY = b"raygkd.sha256"
+TOTAL_KEY = b"raygkd.images"
+FOREIGN_CLASSES_KEY = b"classes"
+COLUMNS = pa.schema(
+    [("image", pa.binary()), ("label", pa.int32()), ("split", pa.string()), ("origin", pa.string())]
+)
+
+SPLIT_NAMES = {"train": TRAIN, "val": VAL, "test": TEST, "validation": VAL, "valid": VAL}
+EXPECTED_COLUMNS = (
+    "image (binary, or a struct with binary field bytes), label (integer), and optionally split "
+    "(string) and origin (string)"
+)
+OPENED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The row groups of a table, in the order of its rows; arrays of one length (units,).
+
+    Attributes:
+        file: position of the file in ``ImageTable.files``.
+        row_group: number of the row group in its file.
+        first: number of the unit's first row in the table, ascending.
+        rows: how many rows the unit has.
+    """
+
+    file: Rows
+    row_group: Rows
+    first: Rows
+    rows: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """Labelled images in Parquet files; holds no open file and can be sent to other processes.
+
+    Attributes:
+        path: absolute path or URI that was opened.
+        dataset: name that the data set was prepared under; empty for foreign files.
+        class_names: name of each class.
+        labels: class of each row, int64 (rows,).
+        splits: position in ``SPLITS`` of each row, uint8 (rows,).
+        units: the row groups, the smallest pieces that can be read.
+        files: paths of the files, without the URI's scheme.
+        size_bytes: size of the files.
+        content_hash: of the image columns.
+    """
+
+    path: str
+    dataset: str
+    class_names: tuple[str, ...]
+    labels: Rows
+    splits: NDArray[np.uint8]
+    units: Units
+    files: tuple[str, ...]
+    size_bytes: int
+    content_hash: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, split: str) -> Rows:
+        """Return the row numbers of a split ("train", "val" or "test"), ascending."""
+        return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def read(self, rows: Rows) -> list[bytes]:
+        """Return the encoded images of rows, in the order given; b"" for a null.
+
+        Only the row groups that hold them are read, one at a time.
+
+        Raises:
+            DataError: a file is gone or broken.
+        """
+        filesystem, _ = resolve(self.path)
+        images: list[bytes] = [b""] * len(rows)
+        unit_of_row = np.searchsorted(self.units.first, rows, side="right") - 1
+        for file_number in np.unique(self.units.file[unit_of_row]):
+            path = self.files[file_number]
+            with _open_parquet(filesystem, path) as file:
+                for unit in np.unique(unit_of_row[self.units.file[unit_of_row] == file_number]):
+                    places = np.flatnonzero(unit_of_row == unit)
+                    inside = rows[places] - self.units.first[unit]
+                    column = _image_column(file, int(self.units.row_group[unit]))
+                    for place, image in zip(places, column.take(pa.array(inside)).to_pylist()):
+                        images[place] = image or b""
+        return images
+
+    def where(self, row: int) -> str:
+        """Return "FILE row NUMBER (ORIGIN)" of a row, counted from 0, for messages."""
+        unit = int(np.searchsorted(self.units.first, row, side="right")) - 1
+        path = self.files[self.units.file[unit]]
+        first_of_file = self.units.first[np.searchsorted(self.units.file, self.units.file[unit])]
+        place = f"{path} row {row - first_of_file}"
+        filesystem, _ = resolve(self.path)
+        with _open_parquet(filesystem, path) as file:
+            if "origin" not in file.schema_arrow.names:
+                return place
+            origins = file.read_row_group(int(self.units.row_group[unit]), columns=["origin"])
+        return f"{place} ({origins['origin'][row - int(self.units.first[unit])]})"
+
+    def fingerprint(self) -> str:
+        """Return a hash of the images, labels, splits and class names, wherever the files lie.
+
+        Images that were not prepared by raygkd are known by what Parquet tells of them: sizes and,
+        where there are, statistics of each row group.
+        """
+        digest = hashlib.sha256(self.content_hash.encode())
+        digest.update(json.dumps(self.class_names).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(self.splits.tobytes())
+        return digest.hexdigest()
+
+
+def open_table(path: str) -> ImageTable:
+    """Open a folder of shards, or one Parquet file, as a table.
+
+    Foreign files need the columns image and label; without a column split all rows are for
+    training. Class names come from raygkd's metadata, or from a comma-separated list under the key
+    "classes", or are "class-0" and so on. Images are not read.
+
+    Args:
+        path: a local path, ``s3://`` or ``gs://``.
+
+    Raises:
+        DataError: nothing there, an incomplete folder, not Parquet, wrong columns, or a null label,
+            a label without a class name or an unknown split (names file and row).
+    """
+    filesystem, inner = resolve(path)
+    infos = _find_files(filesystem, inner, path)
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        parts = list(pool.map(lambda info: _read_part(filesystem, info.path), infos))
+    if infos[0].path != inner:
+        _check_complete(parts, path)
+    labels = np.concatenate([part.labels for part in parts])
+    if len(labels) == 0:
+        raise DataError(f"no rows in '{path}'")
+    return ImageTable(
+        path=path if "://" in path else inner,
+        dataset=parts[0].dataset,
+        class_names=_common_class_names(parts, int(labels.max())),
+        labels=labels,
+        splits=np.concatenate([part.splits for part in parts]),
+        units=_units(parts),
+        files=tuple(part.path for part in parts),
+        size_bytes=sum(info.size for info in infos),
+        content_hash=hashlib.sha256(
+            "".join(part.image_hash for part in parts).encode()
+        ).hexdigest(),
+    )
+
+
+def resolve(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return the file system of a path or URI, and the path inside it.
+
+    Raises:
+        DataError: an unknown scheme, or a store that does not answer.
+    """
+    if "://" not in path:
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    try:
+        return pyarrow.fs.FileSystem.from_uri(path.rstrip("/"))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"cannot reach '{path}': {_one_line(error)}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What one file says about itself."""
+
+    path: str
+    dataset: str
+    class_names: tuple[str, ...] | None
+    labels: Rows
+    splits: NDArray[np.uint8]
+    group_rows: list[int]
+    image_hash: str
+    total: int | None
+    is_shard: bool
+
+
+def _find_files(
+    filesystem: pyarrow.fs.FileSystem, inner: str, path: str
+) -> list[pyarrow.fs.FileInfo]:
+    try:
+        info = filesystem.get_file_info(inner)
+        if info.type == pyarrow.fs.FileType.File:
+            return [info]
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {_one_line(error)}") from error
+    shards = [
+        file
+        for file in found
+        if file.type == pyarrow.fs.FileType.File
+        and file.base_name.endswith(".parquet")
+        and file.base_name[0] not in "._"
+    ]
+    if not shards:
+        missing = info.type == pyarrow.fs.FileType.NotFound
+        raise DataError(
+            f"no {'file or folder' if missing else '.parquet files in'} '{path}': give a .parquet "
+            "file or a folder that `raygkd data prepare` wrote"
+        )
+    return sorted(shards, key=lambda file: file.base_name)
+
+
+@contextmanager
+def _open_parquet(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
+    """Open a file; what goes wrong inside the ``with`` is a DataError that names it."""
+    try:
+        with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read '{path}' as Parquet: {_one_line(error)}") from error
+
+
+def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
+    with _open_parquet(filesystem, path) as file:
+        schema = file.schema_arrow
+        _check_columns(schema, path)
+        columns = [name for name in ("label", "split") if name in schema.names]
+        table = file.read(columns=columns)
+        footer = file.metadata.metadata or {}
+        ours = _own_metadata(footer, path)
+        class_names = ours["classes"] if ours else _foreign_class_names(footer)
+        return _Part(
+            path=path,
+            dataset=ours["dataset"] if ours else "",
+            class_names=tuple(class_names) if class_names is not None else None,
+            labels=_labels(table["label"], class_names, path),
+            splits=_split_codes(table, path),
+            group_rows=[
+                file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)
+            ],
+            image_hash=_image_hash(file.metadata),
+            total=int(footer[TOTAL_KEY]) if TOTAL_KEY in footer else None,
+            is_shard=ours is not None,
+        )
+
+
+def _check_columns(schema: pa.Schema, path: str) -> None:
+    types = {field.name: field.type for field in schema}
+    image = types.get("image")
+    if image is not None and pa.types.is_struct(image):
+        image = image.field("bytes").type if image.get_field_index("bytes") >= 0 else None
+    split = types.get("split", pa.string())
+    if pa.types.is_dictionary(split):
+        split = split.value_type
+    if not (
+        image is not None
+        and (pa.types.is_binary(image) or pa.types.is_large_binary(image))
+        and pa.types.is_integer(types.get("label", pa.null()))
+        and (pa.types.is_string(split) or pa.types.is_large_string(split))
+    ):
+        found = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none"
+        raise DataError(f"'{path}' has the columns {found}; expected {EXPECTED_COLUMNS}")
+
+
+def _own_metadata(footer: dict[bytes, bytes], path: str) -> dict | None:
+    if METADATA_KEY not in footer:
+        return None
+    facts = json.loads(footer[METADATA_KEY])
+    if facts["version"] != FORMAT_VERSION:
+        raise DataError(
+            f"'{path}' has format version {facts['version']}, this raygkd reads {FORMAT_VERSION}: "
+            "prepare the data again, or use the raygkd that wrote it"
+        )
+    return facts
+
+
+def _foreign_class_names(footer: dict[bytes, bytes]) -> list[str] | None:
+    if FOREIGN_CLASSES_KEY not in footer:
+        return None
+    return [name.strip() for name in footer[FOREIGN_CLASSES_KEY].decode().split(",")]
+
+
+def _labels(column: pa.ChunkedArray, class_names: list[str] | None, path: str) -> Rows:
+    if column.null_count:
+        row = pc.index(column.is_null(), True).as_py()
+        raise DataError(f"'{path}' row {row}: no label; every row needs one")
+    labels = column.cast(pa.int64()).to_numpy()
+    highest = len(class_names) - 1 if class_names is not None else np.iinfo(np.int64).max
+    wrong = np.flatnonzero((labels < 0) | (labels > highest))
+    if len(wrong):
+        allowed = "at least 0" if class_names is None else f"0 to {highest}, the named classes"
+        raise DataError(f"'{path}' row {wrong[0]}: label {labels[wrong[0]]}, allowed is {allowed}")
+    return labels
+
+
+def _split_codes(table: pa.Table, path: str) -> NDArray[np.uint8]:
+    if "split" not in table.column_names:
+        return np.full(len(table), TRAIN, dtype=np.uint8)
+    column = table["split"].cast(pa.string())
+    positions = pc.index_in(column, value_set=pa.array(SPLIT_NAMES))
+    if positions.null_count:
+        row = pc.index(positions.is_null(), True).as_py()
+        raise DataError(
+            f"'{path}' row {row}: split {column[row].as_py()!r}, allowed are "
+            f"{', '.join(SPLIT_NAMES)}"
+        )
+    return np.array(list(SPLIT_NAMES.values()), dtype=np.uint8)[positions.to_numpy()]
+
+
+def _image_hash(metadata: pq.FileMetaData) -> str:
+    """Return the hash of a shard's images, or of all that a foreign footer tells of them."""
+    footer = metadata.metadata or {}
+    if DIGEST_KEY in footer:
+        return footer[DIGEST_KEY].decode()
+    facts = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema.split(".")[0] == "image":
+                facts += [group.num_rows, column.total_uncompressed_size]
+                if column.statistics is not None:
+                    facts += [column.statistics.min, column.statistics.max]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _check_complete(parts: list[_Part], path: str) -> None:
+    """Refuse a folder in which the shards do not hold the images that the last one tells of."""
+    rows = sum(len(part.labels) for part in parts)
+    totals = [part.total for part in parts if part.total is not None]
+    if any(part.is_shard for part in parts) and totals != [rows]:
+        wanted = " + ".join(map(str, totals)) or "an unknown number (the last shard is missing)"
+        raise DataError(
+            f"'{path}' is incomplete: its shards hold {rows} images and should hold {wanted}; "
+            "copy or prepare it again"
+        )
+
+
+def _common_class_names(parts: list[_Part], highest_label: int) -> tuple[str, ...]:
+    for part in parts:
+        if part.class_names != parts[0].class_names:
+            raise DataError(f"'{part.path}' and '{parts[0].path}' have different class names")
+    return parts[0].class_names or tuple(f"class-{label}" for label in range(highest_label + 1))
+
+
+def _units(parts: list[_Part]) -> Units:
+    rows = np.array([rows for part in parts for rows in part.group_rows], dtype=np.int64)
+    return Units(
+        file=np.repeat(np.arange(len(parts)), [len(part.group_rows) for part in parts]),
+        row_group=np.concatenate([np.arange(len(part.group_rows)) for part in parts]),
+        first=np.cumsum(rows) - rows,
+        rows=rows,
+    )
+
+
+def _image_column(file: pq.ParquetFile, row_group: int) -> pa.ChunkedArray:
+    column = file.read_row_group(row_group, columns=["image"])["image"]
+    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

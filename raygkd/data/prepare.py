@@ -1,0 +1,264 @@
+"""Turning a data set into a folder of Parquet shards (their format: ``raygkd.data.parquet``)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from raygkd.data.parquet import (
+    COLUMNS,
+    DIGEST_KEY,
+    FORMAT_VERSION,
+    METADATA_KEY,
+    TOTAL_KEY,
+    resolve,
+)
+from raygkd.data.seeds import generator
+from raygkd.data.sources import Sample, Source
+from raygkd.data.splits import SPLITS
+from raygkd.data.transforms import decode
+from raygkd.errors import DataError
+
+ROW_GROUP_ROWS = 256
+ROW_GROUP_BYTES = 32 << 20
+SHARD_BYTES = 128 << 20
+
+CHECKED_AT_ONCE = 64
+BAD_EXAMPLES = 5
+ORDER_SEED = 0
+
+Progress = Callable[[int, int], None]
+
+
+def prepare(
+    source: Source,
+    destination: str,
+    *,
+    skip_bad: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a data set as shards, its rows shuffled within each split by a fixed seed.
+
+    Every image is decoded once to check it. A local destination appears when it is complete and
+    not before. An object store cannot rename a folder: a write that is broken off there leaves
+    shards without a last one, which ``open_table`` refuses.
+
+    Args:
+        source: what to write.
+        destination: a folder that does not exist or is empty: a path, ``s3://`` or ``gs://``.
+        skip_bad: leave out broken images instead of stopping.
+        shard_bytes: a shard is closed when its images have this many bytes.
+        progress: called with the number of images done and of all images.
+
+    Returns:
+        "path", "dataset", "classes" (their number), "images" (written), "splits" (name -> images),
+        "bad" (images left out), "bad_examples" (the first few, with reasons), "shards", "bytes"
+        (of the encoded images).
+
+    Raises:
+        DataError: a broken image without ``skip_bad`` (names its path), no good image, or a
+            destination that is not empty or cannot be written.
+    """
+    filesystem, target = resolve(destination)
+    with _writing(destination):
+        _refuse_existing(filesystem, target, destination)
+    is_local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    folder = f"{target}.incomplete-{os.getpid()}" if is_local else target
+    try:
+        with _writing(destination):
+            filesystem.create_dir(folder, recursive=True)
+            with _ShardWriter(filesystem, folder, source, shard_bytes) as writer:
+                counts, bad = _write_images(source, writer, skip_bad=skip_bad, progress=progress)
+            if is_local:
+                os.replace(folder, target)
+    except BaseException:
+        if filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory:
+            filesystem.delete_dir(folder)
+        raise
+    return {
+        "path": destination,
+        "dataset": source.name,
+        "classes": len(source.class_names),
+        "images": counts.total(),
+        "splits": {split: counts[split] for split in SPLITS},
+        "bad": len(bad),
+        "bad_examples": bad[:BAD_EXAMPLES],
+        "shards": writer.shards,
+        "bytes": writer.bytes,
+    }
+
+
+@contextlib.contextmanager
+def _writing(destination: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write to '{destination}': {error}") from error
+
+
+def _refuse_existing(filesystem: pyarrow.fs.FileSystem, target: str, destination: str) -> None:
+    kind = filesystem.get_file_info(target).type
+    if kind == pyarrow.fs.FileType.File:
+        raise DataError(f"'{destination}' is a file: give a folder that does not exist yet")
+    if kind == pyarrow.fs.FileType.Directory and filesystem.get_file_info(
+        pyarrow.fs.FileSelector(target)
+    ):
+        raise DataError(f"'{destination}' is not empty: give another folder or remove it first")
+
+
+def _write_images(
+    source: Source, writer: _ShardWriter, *, skip_bad: bool, progress: Progress | None
+) -> tuple[Counter[str], list[str]]:
+    """Write all good images; return how many there are of each split, and the bad ones."""
+    if not source.samples:
+        raise DataError(f"{source.name} has no images")
+    counts: Counter[str] = Counter()
+    bad: list[str] = []
+    for done, (sample, image, problem) in enumerate(_checked(_ordered(source.samples)), start=1):
+        if not problem:
+            writer.add(sample, image)
+            counts[sample.split] += 1
+        elif skip_bad:
+            bad.append(problem)
+        else:
+            raise DataError(f"{problem}; remove it or pass --skip-bad")
+        if progress is not None:
+            progress(done, len(source.samples))
+    if not counts:
+        raise DataError(f"all {len(bad)} images of {source.name} are broken, {bad[0]} for one")
+    writer.finish()
+    return counts, bad
+
+
+def _ordered(samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Yield split after split, each shuffled, so that neighbours are of mixed classes."""
+    order = generator(ORDER_SEED).permutation(len(samples))
+    for split in SPLITS:
+        yield from (samples[index] for index in order if samples[index].split == split)
+
+
+def _checked(samples: Iterable[Sample]) -> Iterator[tuple[Sample, bytes, str]]:
+    """Yield each sample with its bytes and what is wrong with it (or ""), decoding in threads."""
+    iterator = iter(samples)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while chunk := list(itertools.islice(iterator, CHECKED_AT_ONCE)):
+            yield from pool.map(_check, chunk)
+
+
+def _check(sample: Sample) -> tuple[Sample, bytes, str]:
+    try:
+        image = sample.read()
+        decode(image)
+    except OSError as error:
+        return sample, b"", f"{sample.origin}: cannot be read ({error.strerror or error})"
+    except ValueError as error:
+        return sample, b"", f"{sample.origin}: {error}"
+    return sample, image, ""
+
+
+class _ShardWriter:
+    """Gathers images into row groups and row groups into shards, in a bounded piece of memory.
+
+    A row group ends at ``ROW_GROUP_ROWS`` rows, ``ROW_GROUP_BYTES`` bytes or another split.
+    """
+
+    def __init__(
+        self, filesystem: pyarrow.fs.FileSystem, folder: str, source: Source, shard_bytes: int
+    ):
+        self.shards = 0
+        self.bytes = 0
+        self._filesystem = filesystem
+        self._folder = folder
+        self._shard_bytes = shard_bytes
+        self._schema = COLUMNS.with_metadata({METADATA_KEY: _metadata(source)})
+        self._shard: Any = None  # pq.ParquetWriter of the shard that is open
+        self._digest = hashlib.sha256()
+        self._bytes_in_shard = 0
+        self._images = 0
+        self._group: list[dict[str, Any]] = []
+        self._bytes_in_group = 0
+
+    def __enter__(self) -> _ShardWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # an open upload would end after the folder is removed
+        if self._shard is not None:
+            self._close_shard({})
+
+    def add(self, sample: Sample, image: bytes) -> None:
+        """Take one image."""
+        if self._group and (
+            len(self._group) == ROW_GROUP_ROWS
+            or self._bytes_in_group + len(image) > ROW_GROUP_BYTES
+            or self._group[-1]["split"] != sample.split
+        ):
+            self._write_group()
+        self._group.append(
+            {
+                "image": image,
+                "label": sample.label,
+                "split": sample.split,
+                "origin": sample.origin,
+            }
+        )
+        self._bytes_in_group += len(image)
+
+    def finish(self) -> None:
+        """Write what is left and close the last shard, which tells the number of images."""
+        self._write_group()
+        self._close_shard({TOTAL_KEY: str(self._images)})
+
+    def _write_group(self) -> None:
+        if self._shard is not None and self._bytes_in_shard >= self._shard_bytes:
+            self._close_shard({})
+        if self._shard is None:
+            self._shard = self._open_shard()
+        self._shard.write_table(pa.Table.from_pylist(self._group, self._schema))
+        for row in self._group:
+            self._digest.update(row["image"])
+        self._images += len(self._group)
+        self.bytes += self._bytes_in_group
+        self._bytes_in_shard += self._bytes_in_group
+        self._group, self._bytes_in_group = [], 0
+
+    def _open_shard(self) -> pq.ParquetWriter:
+        path = f"{self._folder}/part-{self.shards:05d}.parquet"
+        self.shards += 1
+        self._digest = hashlib.sha256()
+        self._bytes_in_shard = 0
+        # images are compressed already, and their statistics would be whole images
+        return pq.ParquetWriter(
+            path,
+            self._schema,
+            filesystem=self._filesystem,
+            compression={"image": "NONE", "label": "ZSTD", "split": "ZSTD", "origin": "ZSTD"},
+            use_dictionary=["split"],
+            write_statistics=["label", "split"],
+        )
+
+    def _close_shard(self, footer: dict[bytes, str]) -> None:
+        shard, self._shard = self._shard, None
+        shard.add_key_value_metadata({DIGEST_KEY: self._digest.hexdigest(), **footer})
+        shard.close()
+
+
+def _metadata(source: Source) -> bytes:
+    facts = {
+        "version": FORMAT_VERSION,
+        "dataset": source.name,
+        "classes": list(source.class_names),
+    }
+    return json.dumps(facts).encode()

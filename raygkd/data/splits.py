@@ -1,0 +1,156 @@
+"""Which rows train, which validate and which test: cut once from a seed, stratified by class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygkd.data.plan import Rows
+from raygkd.data.seeds import generator
+from raygkd.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+"""Names of the splits; a table stores a row's split as the position in this tuple."""
+
+TRAIN, VAL, TEST = range(3)
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Row numbers of each split, ascending and disjoint.
+
+    Attributes:
+        train: rows to train on.
+        val: rows that choose between settings.
+        test: rows to be scored once, at the end.
+    """
+
+    train: Rows
+    val: Rows
+    test: Rows
+
+
+def split_rows(
+    table_labels: NDArray[np.integer],
+    table_splits: NDArray[np.integer],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    limit_train: int | None,
+    seed: int,
+) -> Splits:
+    """Return the rows of each split.
+
+    Validation and test splits that the data has are used as they are; a missing one is cut from
+    the training rows, stratified by class. The test cut does not depend on ``val_fraction``, and
+    neither cut depends on ``limit_train``.
+
+    Args:
+        table_labels: class of each row (rows,).
+        table_splits: position in ``SPLITS`` of each row (rows,).
+        val_fraction: share of the training rows for validation, where there is no such split.
+        test_fraction: share of the training rows for the test, where there is no such split;
+            0 leaves the test empty.
+        limit_train: train on this many rows only, stratified; None for all.
+        seed: of the cuts and of the choice that ``limit_train`` makes.
+
+    Raises:
+        ConfigError: fractions or a limit that cannot be had.
+        DataError: a class that is left without a training row, or an empty validation split.
+    """
+    rows = [np.flatnonzero(table_splits == split) for split in range(len(SPLITS))]
+    given = rows[TRAIN]
+    _check_fractions(val_fraction, test_fraction, has_val=len(rows[VAL]) > 0)
+    for split, fraction in ((TEST, test_fraction), (VAL, val_fraction)):
+        if len(rows[split]) == 0:
+            count = round(fraction * len(given))
+            rows[split] = choose(
+                rows[TRAIN], table_labels, count, rng=generator(seed, split), spare=1
+            )
+            rows[TRAIN] = np.setdiff1d(rows[TRAIN], rows[split], assume_unique=True)
+    if len(rows[VAL]) == 0:
+        raise DataError(
+            f"no image is left for validation: {len(given)} training images in "
+            f"{len(np.unique(table_labels))} classes are too few for --val-fraction {val_fraction}"
+        )
+    if limit_train is not None:
+        rows[TRAIN] = _limit(rows[TRAIN], table_labels, limit_train, seed)
+    _check_classes(table_labels, rows[TRAIN])
+    return Splits(*rows)
+
+
+def choose(
+    rows: Rows,
+    labels: NDArray[np.integer],
+    count: int,
+    *,
+    rng: np.random.Generator,
+    spare: int = 0,
+    floor: int = 0,
+) -> Rows:
+    """Return ``count`` of ``rows``, ascending, each class with its share of them.
+
+    Args:
+        rows: row numbers to choose from.
+        labels: class of each row of the table, so ``labels[rows]`` are those of ``rows``.
+        count: how many; fewer come back where ``spare`` leaves fewer.
+        rng: makes the choice.
+        spare: rows of each class that are never chosen.
+        floor: rows of each class that are always chosen.
+    """
+    classes, sizes = np.unique(labels[rows], return_counts=True)
+    most = sizes - np.minimum(spare, sizes)
+    shares = _shares(sizes, min(count, int(most.sum())), least=np.minimum(floor, most), most=most)
+    chosen = [
+        rng.permutation(rows[labels[rows] == label])[:share]
+        for label, share in zip(classes, shares, strict=True)
+    ]
+    return np.sort(np.concatenate([*chosen, np.empty(0, np.int64)]))
+
+
+def _shares(sizes: Rows, count: int, *, least: Rows, most: Rows) -> Rows:
+    """Split ``count`` in proportion to ``sizes`` within bounds, by largest remainders."""
+    ideal = count * sizes / max(int(sizes.sum()), 1)
+    shares = np.clip(np.floor(ideal).astype(np.int64), least, most)
+    while (missing := count - int(shares.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        free = np.flatnonzero(shares < most if step > 0 else shares > least)
+        furthest = free[np.argsort(-step * (ideal - shares)[free], kind="stable")]
+        shares[furthest[: abs(missing)]] += step
+    return shares
+
+
+def _limit(train: Rows, labels: NDArray[np.integer], limit: int, seed: int) -> Rows:
+    classes = len(np.unique(labels[train]))
+    if limit < classes:
+        raise ConfigError(
+            f"--limit-train {limit}: must be at least {classes}, an image for each class"
+        )
+    return choose(train, labels, limit, rng=generator(seed, TRAIN), floor=1)
+
+
+def _check_fractions(val_fraction: float, test_fraction: float, *, has_val: bool) -> None:
+    for name, fraction in (("--val-fraction", val_fraction), ("--test-fraction", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"{name} {fraction}: must be at least 0 and below 1")
+    if val_fraction + test_fraction >= 1:
+        raise ConfigError(
+            f"--val-fraction {val_fraction} and --test-fraction {test_fraction} leave nothing to "
+            "train on: their sum must be below 1"
+        )
+    if not has_val and val_fraction == 0:
+        raise ConfigError(
+            "--val-fraction 0: must be above 0, because the data has no validation split"
+        )
+
+
+def _check_classes(labels: NDArray[np.integer], train: Rows) -> None:
+    untrained = np.setdiff1d(labels, labels[train])
+    if len(untrained):
+        label = int(untrained[0])
+        raise DataError(
+            f"class {label} has {int(np.sum(labels == label))} images and none of them to train "
+            "on: every class needs a training image; add some or leave the class out"
+        )

@@ -1,0 +1,181 @@
+"""From encoded bytes to pixels of one size, with random changes that depend on the row alone.
+
+Shapes: C channels (3: red, green, blue), H height, W width, S side of the square model input.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision.io
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from raygkd.data.seeds import row_random
+from raygkd.errors import ConfigError, near
+
+KINDS = ("none", "crop", "crop-flip", "resized-crop")
+
+CROP_AREA = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+EVAL_ENLARGEMENT = 256 / 224
+
+# Three times as fast as Pillow for small images. torchvision 0.29 deprecates it and a later
+# release removes it; Pillow reads everything that it reads, with equal pixels.
+_torch_decode = getattr(torchvision.io, "decode_image", None)
+_TORCH_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+
+
+def decode(encoded: bytes) -> Tensor:
+    """Return the pixels of an encoded image as uint8 (3, H, W), upright.
+
+    Any format that Pillow reads; grey, palette, CMYK and 16-bit images become 8-bit RGB, opacity is
+    dropped, an animation gives its first frame, and the EXIF orientation is applied.
+
+    Raises:
+        ValueError: the bytes are not a whole image.
+    """
+    if _torch_decode is not None and encoded.startswith(_TORCH_SIGNATURES):
+        data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        try:
+            image_CHW = _torch_decode(data, mode="RGB", apply_exif_orientation=True)
+        except RuntimeError:
+            return _pillow_decode(encoded)
+        # 16-bit PNG keeps its depth
+        return image_CHW if image_CHW.dtype == torch.uint8 else (image_CHW.int() // 257).byte()
+    return _pillow_decode(encoded)
+
+
+def _pillow_decode(encoded: bytes) -> Tensor:
+    try:
+        with Image.open(io.BytesIO(encoded)) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    # broken bytes make Pillow's readers raise nearly anything
+    except Exception as error:
+        raise ValueError(f"not a whole image ({_reason(encoded, error)})") from error
+
+
+def _reason(encoded: bytes, error: Exception) -> str:
+    if not encoded:
+        return "it is empty"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no known image format"
+    return " ".join(str(error).split())
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Brings an image to the model's size; when training, changes it at random.
+
+    Built by ``build_transform``. It holds no state: the result depends on the image and on (seed,
+    epoch, row) alone, whatever process or order, and torch's own generator is not touched.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        image_size: side of the result in pixels.
+        train: with random changes; without, the result depends on the image alone.
+    """
+
+    kind: str
+    image_size: int
+    train: bool
+
+    def __call__(self, image_CHW: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
+        """Return uint8 (3, S, S) for uint8 (3, H, W)."""
+        if not self.train:
+            evaluated = _centre_crop if self.kind == "resized-crop" else _fit
+            return evaluated(image_CHW, self.image_size)
+        draw = row_random(seed, epoch, row)
+        if self.kind == "resized-crop":
+            return _flip(_resized_crop(image_CHW, self.image_size, draw), draw)
+        image_CSS = _fit(image_CHW, self.image_size)
+        if self.kind in ("crop", "crop-flip"):
+            image_CSS = _padded_crop(image_CSS, draw)
+        return _flip(image_CSS, draw) if self.kind == "crop-flip" else image_CSS
+
+
+def build_transform(kind: str, image_size: int, *, train: bool) -> Transform:
+    """Return the transform of one kind.
+
+    - "none": a resize to the square, where needed; also what "crop" and "crop-flip" evaluate with.
+    - "crop": a random shift by up to an eighth of the side, edges filled with black.
+    - "crop-flip": "crop", then mirrored half of the time: the usual recipe for CIFAR.
+    - "resized-crop": a random area (8-100%) and shape (3:4-4:3) resized to the square, then
+      mirrored half of the time (arXiv 1409.4842); evaluated on the centre, of 7/8 of the side.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise ConfigError(f"--augment {kind!r}: must be one of {known}{near(kind, KINDS)}")
+    return Transform(kind, image_size, train)
+
+
+def default_augment(dataset: str, uniform_size: bool) -> str:
+    """Return the kind that suits a data set: digits must not be mirrored, photographs may be.
+
+    Args:
+        dataset: the name it was prepared under, empty for a foreign file.
+        uniform_size: all images have one size.
+    """
+    if dataset == "digits":
+        return "crop"
+    return "crop-flip" if uniform_size else "resized-crop"
+
+
+def _fit(image_CHW: Tensor, size: int) -> Tensor:
+    if image_CHW.shape[1:] == (size, size):
+        return image_CHW
+    return F.resize(image_CHW, [size, size], antialias=True)
+
+
+def _centre_crop(image_CHW: Tensor, size: int) -> Tensor:
+    shorter = round(size * EVAL_ENLARGEMENT)
+    return F.center_crop(F.resize(image_CHW, [shorter], antialias=True), [size, size])
+
+
+def _padded_crop(image_CSS: Tensor, draw: random.Random) -> Tensor:
+    size = image_CSS.shape[-1]
+    padding = max(1, size // 8)
+    top, left = (_below(2 * padding + 1, draw) - padding for _ in range(2))
+    # outside the image a crop is black
+    return F.crop(image_CSS, top, left, size, size)
+
+
+def _resized_crop(image_CHW: Tensor, size: int, draw: random.Random) -> Tensor:
+    full_height, full_width = image_CHW.shape[1:]
+    height = width = min(full_height, full_width)
+    log_ratio = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    for _ in range(CROP_TRIES):
+        area = full_height * full_width * _between(*CROP_AREA, draw)
+        ratio = math.exp(_between(*log_ratio, draw))
+        wanted = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
+        if wanted[0] <= full_height and wanted[1] <= full_width:
+            height, width = wanted
+            break
+    top = _below(full_height - height + 1, draw)
+    left = _below(full_width - width + 1, draw)
+    return F.resized_crop(image_CHW, top, left, height, width, [size, size], antialias=True)
+
+
+def _flip(image_CHW: Tensor, draw: random.Random) -> Tensor:
+    return F.horizontal_flip(image_CHW) if draw.random() < 0.5 else image_CHW
+
+
+def _below(limit: int, draw: random.Random) -> int:
+    return int(draw.random() * limit)
+
+
+def _between(low: float, high: float, draw: random.Random) -> float:
+    return low + (high - low) * draw.random()

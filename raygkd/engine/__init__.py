@@ -1,0 +1,19 @@
+"""Training: one step, the loop over epochs, and the state it can be resumed from."""
+
+from raygkd.engine.loop import Training, fit
+from raygkd.engine.objective import Objective, Teacher, TeacherOutput
+from raygkd.engine.state import read_checkpoint, restore, save_checkpoint
+from raygkd.engine.step import check_terms, training_step
+
+__all__ = [
+    "Objective",
+    "Teacher",
+    "TeacherOutput",
+    "Training",
+    "check_terms",
+    "fit",
+    "read_checkpoint",
+    "restore",
+    "save_checkpoint",
+    "training_step",
+]

@@ -1,0 +1,40 @@
+"""What the ranks of a run tell each other; every function is a no-op in a run of one process."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def active() -> bool:
+    """Return whether this process is one of several ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all ranks (any shape; the argument is changed in place)."""
+    if active():
+        dist.all_reduce(values)
+    return values
+
+
+def gather(value: T) -> list[T]:
+    """Return every rank's small object, in the order of the ranks."""
+    if not active():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0 (batch statistics), so that all score one model."""
+    if active():
+        with torch.no_grad():
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)

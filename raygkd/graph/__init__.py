@@ -1,0 +1,38 @@
+"""Feature maps -> quantities of their channels relational graph (arXiv 2405.08547)."""
+
+from raygkd.graph.adjacency import adjacency, normalised_channels
+from raygkd.graph.attention import ATTENTION_MODES, attention_masks, relational_attention
+from raygkd.graph.checks import (
+    choice_problem,
+    dimension_problem,
+    require,
+    shape_problem,
+    temperature_problem,
+)
+from raygkd.graph.precision import full_precision
+from raygkd.graph.spectral import (
+    WEIGHTS,
+    deflated_factor,
+    nontrivial_pairs,
+    normalised_factor,
+    spectral_embedding,
+)
+
+__all__ = [
+    "ATTENTION_MODES",
+    "WEIGHTS",
+    "adjacency",
+    "attention_masks",
+    "choice_problem",
+    "deflated_factor",
+    "dimension_problem",
+    "full_precision",
+    "nontrivial_pairs",
+    "normalised_channels",
+    "normalised_factor",
+    "relational_attention",
+    "require",
+    "shape_problem",
+    "spectral_embedding",
+    "temperature_problem",
+]

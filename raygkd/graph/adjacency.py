@@ -1,0 +1,56 @@
+"""The channels relational graph: vertices are channels, edges the cosines of their maps.
+
+Shape letters: B batch, C channels, H height, W width, N = H * W positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raygkd.graph.precision import full_precision
+
+
+@full_precision
+def normalised_channels(features_BCHW: Tensor) -> Tensor:
+    """Flatten each channel's map and divide it by its Euclidean norm: the factor of ``adjacency``.
+
+    A channel is dead when its squared norm is at most eps(dtype)^2 times the largest one's of the
+    same sample, or when all are zero. Its row and its gradient are exactly zero, where dividing by
+    a small constant would give it a gradient of that constant's inverse.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+
+    Returns:
+        (B, C, N) rows of unit length, or zero; float32, or float64 for float64 maps.
+
+    Source: [paper] arXiv 2405.08547 (cosine similarity); the rule for dead channels is [ours].
+    """
+    maps_BCN = features_BCHW.flatten(2)
+    limits = torch.finfo(maps_BCN.dtype)
+    # The result does not depend on this scale, and with it no square over- or underflows.
+    amplitude_B11 = maps_BCN.detach().abs().amax((1, 2), keepdim=True)
+    maps_BCN = maps_BCN / amplitude_B11.masked_fill(amplitude_B11 < limits.tiny, 1.0)
+    squares_BC1 = maps_BCN.square().sum(2, keepdim=True)
+    largest_B11 = squares_BC1.detach().amax(1, keepdim=True)
+    # "<=" keeps a NaN alive, so that it reaches the loss and is noticed.
+    dead_BC1 = squares_BC1 <= limits.eps**2 * largest_B11
+    rows_BCN = maps_BCN / squares_BC1.masked_fill(dead_BC1, 1.0).sqrt()
+    return rows_BCN.masked_fill(dead_BC1, 0.0)
+
+
+@full_precision
+def adjacency(features_BCHW: Tensor) -> Tensor:
+    """Return the weighted adjacency ``A_ij = <F_i, F_j> / (|F_i| |F_j|)`` of the channels.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+
+    Returns:
+        (B, C, C) cosines in [-1, 1]; the row and column of a dead channel are zero.
+
+    Source: [paper] arXiv 2405.08547.
+    """
+    rows_BCN = normalised_channels(features_BCHW)
+    return rows_BCN @ rows_BCN.mT

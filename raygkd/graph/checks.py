@@ -1,0 +1,55 @@
+"""Checks of what a caller gave: each returns a line that says what is wrong, or None.
+
+``require`` raises the lines it is given, so one check serves a function that stops at the first
+mistake and a constructor that reports all of them at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from raygkd.errors import ConfigError, near
+
+
+def require(*problems: str | None) -> None:
+    """Raise one ConfigError with every problem that is not None; return when there is none."""
+    found = [problem for problem in problems if problem]
+    if found:
+        raise ConfigError("; ".join(found))
+
+
+def temperature_problem(temperature: float) -> str | None:
+    """Say so when a softmax temperature is not a finite positive number."""
+    if 0 < temperature < math.inf:
+        return None
+    return f"temperature must be a finite number above 0; got {temperature}"
+
+
+def choice_problem(name: str, value: str, allowed: Sequence[str]) -> str | None:
+    """Say so when ``value`` of the option ``name`` is not one of ``allowed``."""
+    if value in allowed:
+        return None
+    return f"unknown {name} {value!r}{near(value, allowed)} (allowed: {', '.join(allowed)})"
+
+
+def dimension_problem(dim: int, channels: int) -> str | None:
+    """Say so when a graph of ``channels`` vertices has no ``dim`` non-trivial eigenpairs."""
+    if 1 <= dim <= channels - 1:
+        return None
+    return (
+        f"spectral dimension dim must be from 1 to C - 1 = {channels - 1}"
+        f" for a map of C = {channels} channels; got {dim}"
+    )
+
+
+def shape_problem(name: str, student: Tensor, teacher: Tensor) -> str | None:
+    """Say so when student and teacher do not have one shape."""
+    if student.shape == teacher.shape:
+        return None
+    return (
+        f"{name} of student and teacher must have one shape;"
+        f" got {tuple(student.shape)} and {tuple(teacher.shape)}"
+    )

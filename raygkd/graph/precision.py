@@ -1,0 +1,39 @@
+"""The one place that keeps graph and loss arithmetic out of half precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function of tensors to run in float32 or float64, outside autocast.
+
+    Tensor arguments are cast to their common type, at least float32; float64 stays float64.
+    Autocast is off inside for the device of the first tensor, so products are not cast down again.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        dtype = functools.reduce(
+            torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32
+        )
+
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) else value
+
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return function(
+                *(cast(value) for value in args),
+                **{name: cast(value) for name, value in kwargs.items()},
+            )
+
+    return run

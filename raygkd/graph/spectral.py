@@ -1,0 +1,186 @@
+"""Spectral embedding of the channels relational graph, through a small factor.
+
+The graph's weights are ``W = G G^T``, its normalised form ``S = D^-1/2 W D^-1/2 = M M^T`` with
+``M = D^-1/2 G`` and degrees ``D_i = sum_j W_ij``. The top eigenpair of S, (1, u0) with
+``u0 ~ D^1/2 1``, is known and says nothing: it is projected out of the factor, so that
+``S' = S - u0 u0^T = M' M'^T``. The eigenvectors of S' follow from the smaller of ``M' M'^T``
+(C x C) and ``M'^T M'`` (K x K). All of it is [ours]; the paper (arXiv 2405.08547) names a spectral
+embedding.
+
+Shape letters: B batch, C channels, H height, W width, N = H * W positions,
+K columns of the factor (N + 1 "shifted", N "cosine"), P side of a square matrix,
+d spectral dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from raygkd.graph.adjacency import normalised_channels
+from raygkd.graph.checks import choice_problem, dimension_problem, require
+from raygkd.graph.precision import full_precision
+
+WEIGHTS = ("shifted", "cosine")
+
+
+@full_precision
+def normalised_factor(features_BCHW: Tensor, weights: str = "shifted") -> tuple[Tensor, Tensor]:
+    """Return the factor M of the normalised graph ``S = M M^T`` and its trivial eigenvector.
+
+    "shifted" weights are ``W = (1 + A) / 2``, in [0, 1] for every map: ``G = [1, X] / sqrt(2)``.
+    "cosine" weights are ``W = A``, with ``G = X``. They must not be negative, as holds after a
+    ReLU, so the map is rectified first: nothing changes for a layer that ends in a ReLU, and
+    elsewhere the graph is that of the positive parts. A dead channel is isolated there: its row of
+    M and its entry of u0 are zero.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+        weights: "shifted" or "cosine".
+
+    Returns:
+        M (B, C, K) with K = N + 1 ("shifted") or N ("cosine"), and u0 (B, C) of unit length (zero
+        when every channel is isolated).
+
+    Raises:
+        ConfigError: the weights are unknown.
+
+    Source: [ours].
+    """
+    require(choice_problem("graph weights", weights, WEIGHTS))
+    if weights == "shifted":
+        factor_BCK = F.pad(normalised_channels(features_BCHW), (1, 0), value=1.0) / math.sqrt(2)
+    else:
+        factor_BCK = normalised_channels(features_BCHW.relu())
+    degrees_BC = (factor_BCK @ factor_BCK.sum(1)[:, :, None]).squeeze(2)
+    isolated_BC = degrees_BC <= 0
+    inverse_root_BC = degrees_BC.masked_fill(isolated_BC, 1.0).rsqrt()
+    inverse_root_BC = inverse_root_BC.masked_fill(isolated_BC, 0.0)
+    volume_B1 = degrees_BC.sum(1, keepdim=True)
+    length_B1 = volume_B1.masked_fill(volume_B1 <= 0, 1.0).sqrt()
+    trivial_BC = degrees_BC * inverse_root_BC / length_B1
+    return factor_BCK * inverse_root_BC[:, :, None], trivial_BC
+
+
+@full_precision
+def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
+    """Return ``M' = M - u0 (u0^T M)``, the factor of ``S' = S - u0 u0^T = M' M'^T``.
+
+    Deflating the factor rather than S keeps what is left accurate when the graph is nearly
+    complete and S' is small beside S.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+        weights: "shifted" or "cosine", see ``normalised_factor``.
+
+    Returns:
+        (B, C, K).
+
+    Raises:
+        ConfigError: the weights are unknown.
+
+    Source: [ours].
+    """
+    factor_BCK, trivial_BC = normalised_factor(features_BCHW, weights)
+    return factor_BCK - trivial_BC[:, :, None] * (trivial_BC[:, None, :] @ factor_BCK)
+
+
+def nontrivial_pairs(channels: int, positions: int, weights: str = "shifted") -> int:
+    """Return min(C, K) - 1: how many non-zero eigenvalues the rank of the factor lets S' have."""
+    columns = positions + 1 if weights == "shifted" else positions
+    return min(channels, columns) - 1
+
+
+@full_precision
+def spectral_embedding(
+    features_BCHW: Tensor, dim: int, weights: str = "shifted"
+) -> tuple[Tensor, Tensor]:
+    """Return the ``dim`` leading non-trivial eigenpairs of the normalised graph S.
+
+    They are the ``dim`` smallest non-trivial ones of the normalised Laplacian I - S. A vector has
+    no sign, and inside a repeated eigenvalue no direction: compare embeddings only by what does
+    not depend on them. A null space has no preferred basis at all: pairs whose eigenvalue is zero
+    to rounding, and those beyond the rank the factor can have (``nontrivial_pairs``), are returned
+    as eigenvalue 0 with a zero vector, and have zero gradient.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+        dim: number of pairs d, from 1 to C - 1.
+        weights: "shifted" or "cosine", see ``normalised_factor``.
+
+    Returns:
+        eigenvalues (B, d) in [0, 1], descending, and vectors (B, C, d) in columns of unit length.
+        NaN, without an exception, for a sample that is not finite.
+
+    Raises:
+        ConfigError: dim is outside 1..C-1, or the weights are unknown.
+
+    Source: [ours].
+    """
+    require(dimension_problem(dim, features_BCHW.shape[1]))
+    factor_BCK = deflated_factor(features_BCHW, weights)
+    channels, columns = factor_BCK.shape[1:]
+    count = min(dim, channels - 1, columns - 1)
+    dense = channels <= columns
+    gram_BPP = factor_BCK @ factor_BCK.mT if dense else factor_BCK.mT @ factor_BCK
+    spectrum_BP, basis_BPP = SymmetricEigen.apply(gram_BPP)
+    values_Bd, vectors_BPd = spectrum_BP[:, :count], basis_BPP[:, :, :count]
+
+    # Rounding of a Gram matrix is relative to its largest eigenvalue; the second term is that of
+    # the factor itself, all that is left of a complete graph.
+    eps = torch.finfo(factor_BCK.dtype).eps
+    rounding_B1 = eps * max(channels, columns) * (spectrum_BP[:, :1].detach() + 100 * eps)
+    null_Bd = values_Bd <= rounding_B1
+    if dense:
+        vectors_BCd = vectors_BPd
+    else:
+        vectors_BCd = factor_BCK @ vectors_BPd
+        vectors_BCd = vectors_BCd * values_Bd.masked_fill(null_Bd, 1.0).rsqrt()[:, None, :]
+    missing = (0, dim - count)
+    return (
+        F.pad(values_Bd.masked_fill(null_Bd, 0.0), missing),
+        F.pad(vectors_BCd.masked_fill(null_Bd[:, None, :], 0.0), missing),
+    )
+
+
+class SymmetricEigen(torch.autograd.Function):
+    """All eigenpairs of symmetric matrices, descending, with a gradient that is always finite.
+
+    The gradient of a vector holds the reciprocals of the gaps ``D = l_j - l_i``, which are infinite
+    in a repeated eigenvalue. They are replaced by ``D^3 / (D^4 + e^4)`` with
+    ``e = sqrt(eps) max|l|``: zero at D = 0, never above 0.6 / e, and within ``(e / D)^4`` of 1 / D
+    relative to it. A matrix that is not finite gives NaN, where LAPACK would raise, so that a
+    diverged run is noticed in the loss on every process alike.
+
+    Source: [ours]; the exact derivative is textbook perturbation theory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix_BPP: Tensor) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues (B, P) and vectors (B, P, P) of the symmetric part of the matrices."""
+        symmetric_BPP = (matrix_BPP + matrix_BPP.mT) / 2
+        broken_B11 = ~symmetric_BPP.isfinite().all(2, keepdim=True).all(1, keepdim=True)
+        values_BP, vectors_BPP = torch.linalg.eigh(symmetric_BPP.masked_fill(broken_B11, 0.0))
+        values_BP = values_BP.flip(1).masked_fill(broken_B11[:, :, 0], math.nan)
+        vectors_BPP = vectors_BPP.flip(2).masked_fill(broken_B11, math.nan)
+        ctx.save_for_backward(values_BP, vectors_BPP)
+        return values_BP, vectors_BPP
+
+    @staticmethod
+    @once_differentiable
+    @full_precision
+    def backward(ctx: Any, grad_values_BP: Tensor, grad_vectors_BPP: Tensor) -> Tensor:
+        """Return the gradient (B, P, P) of the matrices, which is symmetric."""
+        values_BP, vectors_BPP = ctx.saved_tensors
+        eps = torch.finfo(values_BP.dtype).eps
+        scale_B11 = values_BP.abs().amax(1)[:, None, None].clamp_min(eps**2)
+        gaps_BPP = (values_BP[:, None, :] - values_BP[:, :, None]) / scale_B11
+        reciprocal_BPP = gaps_BPP**3 / (gaps_BPP**4 + eps**2) / scale_B11
+        turn_BPP = vectors_BPP.mT @ grad_vectors_BPP
+        inner_BPP = reciprocal_BPP * (turn_BPP - turn_BPP.mT) / 2 + grad_values_BP.diag_embed()
+        return vectors_BPP @ inner_BPP @ vectors_BPP.mT

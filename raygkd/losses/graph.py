@@ -1,0 +1,309 @@
+"""Matching the channels relational graphs of a student and a teacher (arXiv 2405.08547).
+
+The total is ``L_task + alpha L_V + beta L_E + gamma L_S`` [paper]; the terms' formulas are [ours].
+Every loss is a mean over samples of what depends on one sample alone, so that steps over parts of
+a batch average to the step over the whole batch. The teacher never gets a gradient.
+
+Shape letters: B batch, C channels, H height, W width, d spectral dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raygkd.graph import (
+    ATTENTION_MODES,
+    WEIGHTS,
+    adjacency,
+    attention_masks,
+    choice_problem,
+    deflated_factor,
+    dimension_problem,
+    full_precision,
+    nontrivial_pairs,
+    relational_attention,
+    require,
+    shape_problem,
+    spectral_embedding,
+    temperature_problem,
+)
+from raygkd.losses.spectral import (
+    procrustes_distance,
+    relative_to_teacher,
+    residual_distance,
+    subspace_distance,
+)
+
+SPECTRAL_MODES = ("residual", "subspace", "procrustes")
+
+Shape = tuple[int, int, int]
+
+
+@full_precision
+def vertex_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: float) -> Tensor:
+    """Return ``L_V = mean_{c,n} a_C a_S (F_t - F_s)^2 / mean(F_t^2)``, averaged over samples.
+
+    The masks are the teacher's ``attention_masks``. The division makes the loss relative, so that
+    its weight means the same for every layer; a sample whose teacher's map is zero counts as 0.
+
+    Args:
+        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
+        teacher_BCHW: feature maps (B, C, H, W).
+        temperature: T > 0 of the attention, in units of the features.
+
+    Returns:
+        A scalar without unit.
+
+    Raises:
+        ConfigError: the shapes differ, or the temperature is not above 0.
+
+    Source: [paper] that vertices are aligned under attention; the formula is [ours].
+    """
+    require(shape_problem("feature maps", student_BCHW, teacher_BCHW))
+    teacher_BCHW = teacher_BCHW.detach()
+    spatial_B1HW, channel_BC = attention_masks(teacher_BCHW, temperature)
+    error_BCHW = (teacher_BCHW - student_BCHW).square() * spatial_B1HW
+    error_B = (error_BCHW * channel_BC[:, :, None, None]).mean((1, 2, 3))
+    return relative_to_teacher(error_B, teacher_BCHW.square().mean((1, 2, 3))).mean()
+
+
+@full_precision
+def edge_loss(
+    student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: float, attention: str = "outer"
+) -> Tensor:
+    """Return ``L_E = mean_ij R_ij (A_t,ij - A_s,ij)^2``, averaged over samples.
+
+    Args:
+        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
+        teacher_BCHW: feature maps (B, C, H, W).
+        temperature: T > 0 of the attention, see ``relational_attention``.
+        attention: mode of the relational attention R, "outer" or "softmax".
+
+    Returns:
+        A scalar in squared cosines.
+
+    Raises:
+        ConfigError: the shapes differ, the temperature is not above 0, or the mode is unknown.
+
+    Source: [paper] that edges are aligned under relational attention; the formula is [ours].
+    """
+    require(shape_problem("feature maps", student_BCHW, teacher_BCHW))
+    teacher_BCHW = teacher_BCHW.detach()
+    weights_BCC = relational_attention(teacher_BCHW, temperature, attention)
+    difference_BCC = adjacency(teacher_BCHW) - adjacency(student_BCHW)
+    return (weights_BCC * difference_BCC.square()).mean()
+
+
+@full_precision
+def spectral_loss(
+    student_BCHW: Tensor,
+    teacher_BCHW: Tensor,
+    dim: int,
+    mode: str = "residual",
+    weights: str = "shifted",
+) -> Tensor:
+    """Return the distance of the spectral embeddings of both graphs, averaged over samples.
+
+    Args:
+        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
+        teacher_BCHW: feature maps (B, C, H, W).
+        dim: spectral dimension d, from 1 to C - 1.
+        mode: "residual", "subspace" or "procrustes", see ``raygkd.losses.spectral``.
+        weights: "shifted" or "cosine", see ``normalised_factor``.
+
+    Returns:
+        A scalar: relative to the teacher's eigenvalues for "residual" and "subspace", in units of
+        eigenvalues per entry of the embedding for "procrustes".
+
+    Raises:
+        ConfigError: the shapes differ, dim is outside 1..C-1, or mode or weights are unknown.
+
+    Source: [paper] that a spectral embedding is aligned; the formulas are [ours].
+    """
+    require(
+        shape_problem("feature maps", student_BCHW, teacher_BCHW),
+        choice_problem("spectral mode", mode, SPECTRAL_MODES),
+    )
+    teacher = spectral_embedding(teacher_BCHW.detach(), dim, weights)
+    if mode == "residual":
+        return residual_distance(deflated_factor(student_BCHW, weights), *teacher).mean()
+    student = spectral_embedding(student_BCHW, dim, weights)
+    if mode == "subspace":
+        return subspace_distance(*student, *teacher).mean()
+    return procrustes_distance(*student, *teacher).mean()
+
+
+class GraphDistillationLoss(nn.Module):
+    """The graph losses over several levels, with one adapter per level.
+
+    An adapter is a 1x1 convolution from the student's channels to the teacher's. The finer of both
+    maps is average-pooled to the coarser grid. Adapters train with the student and are no part of
+    it. A term whose weight is 0 is not computed.
+
+    Args:
+        student_shapes: level -> (C, H, W) of the student's feature map.
+        teacher_shapes: the same of the teacher, for the same levels.
+        temperature: T > 0 of the attention.
+        dim: spectral dimension, from 1 to C - 1 of the teacher at every level.
+        alpha: weight of the vertex loss, not negative.
+        beta: weight of the edge loss, not negative.
+        gamma: weight of the spectral loss, not negative.
+        mode: mode of ``spectral_loss``.
+        attention: mode of ``edge_loss``.
+        weights: graph weights of ``spectral_loss``.
+
+    Raises:
+        ConfigError: wrong settings, all of them in one error.
+
+    Source: [paper] several levels and three terms; adapters and average over levels are [ours].
+    """
+
+    def __init__(
+        self,
+        student_shapes: Mapping[int, Shape],
+        teacher_shapes: Mapping[int, Shape],
+        *,
+        temperature: float,
+        dim: int,
+        alpha: float,
+        beta: float,
+        gamma: float,
+        mode: str = "residual",
+        attention: str = "outer",
+        weights: str = "shifted",
+    ):
+        super().__init__()
+        term_weights = {"vertex": alpha, "edge": beta, "spectral": gamma}
+        require(
+            temperature_problem(temperature),
+            choice_problem("spectral mode", mode, SPECTRAL_MODES),
+            choice_problem("attention mode", attention, ATTENTION_MODES),
+            choice_problem("graph weights", weights, WEIGHTS),
+            *_weight_problems(alpha=alpha, beta=beta, gamma=gamma),
+            *_level_problems(student_shapes, teacher_shapes, dim),
+        )
+        self.student_shapes = dict(student_shapes)
+        self.teacher_shapes = dict(teacher_shapes)
+        self.temperature, self.dim = temperature, dim
+        self.mode, self.attention, self.weights = mode, attention, weights
+        self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
+        self.adapters = nn.ModuleDict(
+            {
+                str(level): _adapter(shape[0], self.teacher_shapes[level][0])
+                for level, shape in self.student_shapes.items()
+            }
+        )
+
+    def forward(
+        self, student_features: Mapping[int, Tensor], teacher_features: Mapping[int, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the unweighted terms, each a scalar averaged over the levels.
+
+        Args:
+            student_features: level -> feature maps (B, C_s, H_s, W_s).
+            teacher_features: level -> feature maps (B, C_t, H_t, W_t).
+
+        Returns:
+            "vertex", "edge" and "spectral", as far as their weight is not 0.
+        """
+        totals: dict[str, list[Tensor]] = {name: [] for name in self.term_weights}
+        for level in self.student_shapes:
+            student_BCHW, teacher_BCHW = _on_coarser_grid(
+                student_features[level], teacher_features[level].detach()
+            )
+            student_BCHW = self.adapters[str(level)](student_BCHW)
+            for name, terms in totals.items():
+                terms.append(self._term(name, student_BCHW, teacher_BCHW))
+        return {name: torch.stack(terms).mean() for name, terms in totals.items()}
+
+    def _term(self, name: str, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+        """Return one loss of one level."""
+        if name == "vertex":
+            return vertex_loss(student_BCHW, teacher_BCHW, self.temperature)
+        if name == "edge":
+            return edge_loss(student_BCHW, teacher_BCHW, self.temperature, self.attention)
+        return spectral_loss(student_BCHW, teacher_BCHW, self.dim, self.mode, self.weights)
+
+    def describe(self) -> list[dict[str, object]]:
+        """Return one row per level for a table: shapes, common grid, adapter, spectral dimension.
+
+        "spectral_pairs" is how many of the "spectral_dim" pairs the grid can give; the others are
+        zero.
+        """
+        rows: list[dict[str, object]] = []
+        for level, student in self.student_shapes.items():
+            teacher = self.teacher_shapes[level]
+            height, width = min(student[1], teacher[1]), min(student[2], teacher[2])
+            pairs = nontrivial_pairs(teacher[0], height * width, self.weights)
+            rows.append(
+                {
+                    "level": level,
+                    "student_shape": student,
+                    "teacher_shape": teacher,
+                    "grid": (height, width),
+                    "adapter": f"1x1 conv {student[0]} -> {teacher[0]}",
+                    "spectral_dim": self.dim,
+                    "spectral_pairs": min(self.dim, pairs),
+                }
+            )
+        return rows
+
+
+def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
+    """Return a 1x1 convolution that starts as the identity, folded or repeated to fit.
+
+    Each output starts as the mean of the inputs of the same place, counted modulo the smaller
+    width. The first graph is so the student's own; random signs would make antipodal channels
+    out of the non-negative maps of a ReLU, far from any teacher's.
+    """
+    adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
+    width = min(student_channels, teacher_channels)
+    place_out = torch.arange(teacher_channels)[:, None] % width
+    place_in = torch.arange(student_channels)[None, :] % width
+    shared = (place_out == place_in).float()
+    with torch.no_grad():
+        adapter.weight.copy_((shared / shared.sum(1, keepdim=True))[:, :, None, None])
+    return adapter
+
+
+def _on_coarser_grid(student_BCHW: Tensor, teacher_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pool whichever map is finer so that both have one grid."""
+    height = min(student_BCHW.shape[2], teacher_BCHW.shape[2])
+    width = min(student_BCHW.shape[3], teacher_BCHW.shape[3])
+    return (
+        F.adaptive_avg_pool2d(student_BCHW, (height, width)),
+        F.adaptive_avg_pool2d(teacher_BCHW, (height, width)),
+    )
+
+
+def _weight_problems(**weights: float) -> list[str]:
+    """Return what is wrong with the weights of the terms."""
+    problems = [
+        f"{name} must be a finite number, 0 or above; got {weight}"
+        for name, weight in weights.items()
+        if not 0 <= weight < math.inf
+    ]
+    if not any(weights.values()):
+        problems.append(f"{', '.join(weights)} are all 0: make at least one positive")
+    return problems
+
+
+def _level_problems(
+    student_shapes: Mapping[int, Shape], teacher_shapes: Mapping[int, Shape], dim: int
+) -> list[str]:
+    """Return what is wrong with the levels and with the spectral dimension at each of them."""
+    student_levels, teacher_levels = sorted(student_shapes), sorted(teacher_shapes)
+    if student_levels != teacher_levels:
+        return [
+            "student and teacher must have the same levels;"
+            f" got {student_levels} and {teacher_levels}"
+        ]
+    if not student_levels:
+        return ["no levels: choose at least one"]
+    problems = {level: dimension_problem(dim, teacher_shapes[level][0]) for level in teacher_levels}
+    return [f"level {level}: {problem}" for level, problem in problems.items() if problem]

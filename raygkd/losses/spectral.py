@@ -1,0 +1,134 @@
+"""Distances between spectral embeddings, the same for every choice of their vectors.
+
+An embedding is a pair of eigenvalues (B, d) and vectors (B, C, d) as ``spectral_embedding`` returns
+it. Flipping a vector's sign, or turning the vectors of one eigenvalue among themselves, describes
+the same embedding and leaves every distance as it is. The gradient goes to the student alone.
+All three are [ours]; the paper (arXiv 2405.08547) names the alignment of spectral embeddings.
+
+Shape letters: B batch, C channels, K columns of the factor, d spectral dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raygkd.graph import full_precision
+
+
+@full_precision
+def relative_to_teacher(error_B: Tensor, power_B: Tensor) -> Tensor:
+    """Divide each sample's error by the teacher's power, which sets its scale.
+
+    Where that power is zero (at most eps^2) there is no scale: the result is 0 without gradient.
+
+    Args:
+        error_B: squared errors (B,).
+        power_B: squared size of what the teacher gives (B,).
+
+    Returns:
+        (B,) relative errors.
+
+    Source: [ours].
+    """
+    floor = torch.finfo(power_B.dtype).eps ** 2
+    # "<=" keeps a NaN, so that it is noticed.
+    return (error_B / power_B.clamp_min(floor)).masked_fill(power_B <= floor, 0.0)
+
+
+@full_precision
+def residual_distance(student_factor_BCK: Tensor, values_Bd: Tensor, vectors_BCd: Tensor) -> Tensor:
+    """Return how far the teacher's eigenpairs are from being the student's.
+
+    ``|S'_s U_t - U_t Lambda_t|_F^2 / |Lambda_t|_F^2`` per sample: zero exactly when they are
+    shared, and by Davis-Kahan a bound of the angle between both embeddings. The student is not
+    decomposed, and ``S'_s U = M'_s (M'_s^T U)`` forms nothing of size C x C.
+
+    Args:
+        student_factor_BCK: factor M' of the student's graph (B, C, K), see ``deflated_factor``.
+        values_Bd: the teacher's eigenvalues (B, d).
+        vectors_BCd: the teacher's vectors (B, C, d).
+
+    Returns:
+        (B,), 0 for a sample whose teacher has no spectrum (a complete graph).
+
+    Source: [ours].
+    """
+    values_Bd, vectors_BCd = values_Bd.detach(), vectors_BCd.detach()
+    image_BCd = student_factor_BCK @ (student_factor_BCK.mT @ vectors_BCd)
+    error_B = (image_BCd - vectors_BCd * values_Bd[:, None, :]).square().sum((1, 2))
+    return relative_to_teacher(error_B, values_Bd.square().sum(1))
+
+
+@full_precision
+def subspace_distance(
+    student_values_Bd: Tensor,
+    student_vectors_BCd: Tensor,
+    teacher_values_Bd: Tensor,
+    teacher_vectors_BCd: Tensor,
+) -> Tensor:
+    """Return ``|K_t - K_s|_F^2 / |Lambda_t|_F^2`` per sample, with ``K = U Lambda U^T``.
+
+    It is computed from the (d, d) products of the vectors, not from the (C, C) matrices K.
+
+    Args:
+        student_values_Bd: the student's eigenvalues (B, d).
+        student_vectors_BCd: the student's vectors (B, C, d).
+        teacher_values_Bd: the teacher's eigenvalues (B, d).
+        teacher_vectors_BCd: the teacher's vectors (B, C, d).
+
+    Returns:
+        (B,), 0 for a sample whose teacher has no spectrum (a complete graph).
+
+    Source: [ours].
+    """
+    teacher_values_Bd = teacher_values_Bd.detach()
+    overlap_Bdd = (teacher_vectors_BCd.detach().mT @ student_vectors_BCd).square()
+    products_Bdd = teacher_values_Bd[:, :, None] * student_values_Bd[:, None, :]
+    shared_B = (products_Bdd * overlap_Bdd).sum((1, 2))
+    power_B = teacher_values_Bd.square().sum(1)
+    # Rounding of the difference can leave a squared distance just below zero.
+    error_B = (power_B + student_values_Bd.square().sum(1) - 2 * shared_B).clamp_min(0.0)
+    return relative_to_teacher(error_B, power_B)
+
+
+@full_precision
+def procrustes_distance(
+    student_values_Bd: Tensor,
+    student_vectors_BCd: Tensor,
+    teacher_values_Bd: Tensor,
+    teacher_vectors_BCd: Tensor,
+) -> Tensor:
+    """Return the mean squared difference of ``E = U Lambda^1/2`` after the best alignment.
+
+    ``min_Q |E_s - E_t Q|_F^2 / (C d)`` over orthogonal Q, equal to
+    ``(|E_s|^2 + |E_t|^2 - 2 |E_t^T E_s|_*) / (C d)``. The best Q is ``P V^T``, from the singular
+    vectors of ``E_t^T E_s = P Sigma V^T``. By the envelope theorem it counts as constant in the
+    gradient: exact where that is defined, finite where singular values repeat or vanish.
+
+    Args:
+        student_values_Bd: the student's eigenvalues (B, d).
+        student_vectors_BCd: the student's vectors (B, C, d).
+        teacher_values_Bd: the teacher's eigenvalues (B, d).
+        teacher_vectors_BCd: the teacher's vectors (B, C, d).
+
+    Returns:
+        (B,), in units of eigenvalues per entry of the embedding.
+
+    Source: [ours].
+    """
+    student_BCd = _scaled(student_values_Bd, student_vectors_BCd)
+    teacher_BCd = _scaled(teacher_values_Bd, teacher_vectors_BCd).detach()
+    with torch.no_grad():
+        product_Bdd = teacher_BCd.mT @ student_BCd
+        # LAPACK raises on NaN; the difference below carries it to the loss instead.
+        left_Bdd, _, right_Bdd = torch.linalg.svd(product_Bdd.nan_to_num(0.0, 0.0, 0.0))
+        alignment_Bdd = left_Bdd @ right_Bdd
+    return (student_BCd - teacher_BCd @ alignment_Bdd).square().mean((1, 2))
+
+
+def _scaled(values_Bd: Tensor, vectors_BCd: Tensor) -> Tensor:
+    """Return ``U Lambda^1/2`` with a zero gradient, not an infinite one, at eigenvalue 0."""
+    absent_Bd = values_Bd <= 0
+    roots_Bd = values_Bd.masked_fill(absent_Bd, 1.0).sqrt().masked_fill(absent_Bd, 0.0)
+    return vectors_BCd * roots_Bd[:, None, :]

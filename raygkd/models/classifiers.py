@@ -1,0 +1,84 @@
+"""The classifiers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torchvision
+from torch import nn
+
+from raygkd.errors import ConfigError, near
+from raygkd.models.cifar_resnet import cifar_resnet
+from raygkd.models.vgg import vgg
+from raygkd.models.wide_resnet import wide_resnet
+from raygkd.registry import Registry
+
+TORCHVISION = "torchvision:"
+
+CLASSIFIERS: Registry[Callable[[int], nn.Module]] = Registry("classifier")
+
+for _depth in (8, 14, 20, 32, 44, 56, 110):
+    CLASSIFIERS.register(f"resnet{_depth}")(partial(cifar_resnet, _depth, (16, 16, 32, 64)))
+for _depth in (8, 32):
+    CLASSIFIERS.register(f"resnet{_depth}x4")(partial(cifar_resnet, _depth, (32, 64, 128, 256)))
+for _depth, _widening in ((16, 2), (40, 1), (40, 2)):
+    CLASSIFIERS.register(f"wrn_{_depth}_{_widening}")(partial(wide_resnet, _depth, _widening))
+for _depth, _convolutions in (
+    (8, (1, 1, 1, 1, 1)),
+    (11, (1, 1, 2, 2, 2)),
+    (13, (2, 2, 2, 2, 2)),
+):
+    CLASSIFIERS.register(f"vgg{_depth}")(partial(vgg, _convolutions))
+
+
+def classifier_names() -> list[str]:
+    """Return the names of the built-in classifiers; ``torchvision:NAME`` is known beside them."""
+    return CLASSIFIERS.names()
+
+
+def build_classifier(name: str, num_classes: int) -> nn.Module:
+    """Return a new classifier of images (B, 3, H, W) into logits (B, ``num_classes``).
+
+    Its weights are random and depend on torch's seed alone.
+
+    Args:
+        name: one of :func:`classifier_names`, or ``torchvision:NAME`` with the name of any of
+            torchvision's classification models. GoogLeNet and Inception come without their
+            auxiliary heads.
+        num_classes: at least 2.
+
+    Raises:
+        ConfigError: an unknown name or too few classes.
+    """
+    if num_classes < 2:
+        raise ConfigError(f"a classifier needs at least 2 classes, got {num_classes}")
+    if name.startswith(TORCHVISION):
+        return _torchvision_classifier(name.removeprefix(TORCHVISION), num_classes)
+    if name not in classifier_names() and name in _torchvision_names():
+        raise ConfigError(f"unknown classifier {name!r}; did you mean '{TORCHVISION}{name}'?")
+    return CLASSIFIERS.get(name)(num_classes)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _torchvision_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _torchvision_classifier(name: str, num_classes: int) -> nn.Module:
+    known = _torchvision_names()
+    if name not in known:
+        hint = f"{near(name, known)} (known: {', '.join(known)})"
+        raise ConfigError(f"unknown torchvision classifier {name!r}{hint}")
+    # the auxiliary heads would get no gradient; init_weights=None makes these two models warn
+    options = {"aux_logits": False, "init_weights": True}
+    return torchvision.models.get_model(
+        name,
+        weights=None,
+        num_classes=num_classes,
+        **(options if name in ("googlenet", "inception_v3") else {}),
+    )

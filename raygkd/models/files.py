@@ -1,0 +1,113 @@
+"""Model files: one classifier with what is needed to use it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raygkd.errors import DataError
+from raygkd.models.classifiers import build_classifier
+
+FORMAT = "raygkd model 1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelFile:
+    """A classifier saved for use, alone: no teacher, adapters or optimiser.
+
+    Attributes:
+        name: as :func:`raygkd.models.build_classifier` takes it.
+        class_names: in the order of the logits.
+        image_size: height and width of the input in pixels.
+        mean, std: per channel, of pixels scaled to 0..1.
+        state_dict: the classifier's parameters and buffers.
+        scores: what it reached, by the name of the measure.
+        config: the configuration of the run that made it, as YAML.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    state_dict: dict[str, Tensor]
+    scores: dict[str, float]
+    config: str
+
+
+def save_model_file(path: str | os.PathLike[str], model_file: ModelFile) -> None:
+    """Write a model file; a reader sees the old file or the whole new one, never a part.
+
+    Raises:
+        DataError: the file cannot be written there.
+    """
+    path = Path(path)
+    contents = {field.name: getattr(model_file, field.name) for field in fields(ModelFile)}
+    contents["state_dict"] = {
+        name: tensor.detach().cpu() for name, tensor in model_file.state_dict.items()
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **contents}, file)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"cannot write model file {path}: {error.strerror}") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def load_model_file(path: str | os.PathLike[str]) -> ModelFile:
+    """Read a model file, with its tensors on the CPU; nothing in it is executed.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, or it is not a model file.
+    """
+    advice = "give a file that 'raygkd teacher', 'raygkd train' or 'raygkd tune' wrote"
+    try:
+        contents = _read(path)
+    except OSError as error:
+        raise DataError(f"cannot read model file {path}: {error.strerror}; {advice}") from error
+    except Exception as error:  # what the unpickler raises on foreign bytes has no common type
+        raise DataError(f"{path} is damaged or no model file; {advice}") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise DataError(f"{path} is not a model file of this version ({FORMAT!r}); {advice}")
+    names = [field.name for field in fields(ModelFile)]
+    missing = [name for name in names if name not in contents]
+    if missing:
+        raise DataError(f"model file {path} lacks {', '.join(missing)}; {advice}")
+    return ModelFile(**{name: contents[name] for name in names})
+
+
+def _read(path: str | os.PathLike[str]) -> Any:
+    with open(path, "rb") as file:
+        if zipfile.ZipFile(file).testzip() is not None:  # torch.load does not compare checksums
+            raise zipfile.BadZipFile("wrong checksum")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def build_from_file(model_file: ModelFile) -> nn.Module:
+    """Return the classifier of a model file in eval mode, on the CPU.
+
+    Raises:
+        ConfigError: its name is unknown.
+        DataError: its weights are not those of the classifier it names.
+    """
+    num_classes = len(model_file.class_names)
+    model = build_classifier(model_file.name, num_classes)
+    try:
+        model.load_state_dict(model_file.state_dict)
+    except RuntimeError as error:
+        raise DataError(
+            f"the weights in the model file do not fit {model_file.name!r} with {num_classes} "
+            "classes; train it again with this version"
+        ) from error
+    return model.eval()

@@ -1,0 +1,1 @@
+"""Running on Ray: the cluster, the data stream, training workers and the search."""

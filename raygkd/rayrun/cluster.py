@@ -1,0 +1,153 @@
+"""The Ray cluster: starting or joining one, and how many trials it holds at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+
+from raygkd.config import ClusterConfig
+from raygkd.errors import ResourceError
+
+# What a report costs is the controller's poll interval, and what a run costs is the start of its
+# helper processes; the ones switched off here serve preemption notices and Prometheus. The start
+# timeout turns a worker group that can never be placed into an error.
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+}
+TUNE_ENVIRONMENT = {
+    # a driver that is killed loses at most the epochs of one second
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    # the command line closes MLflow runs on Ctrl-C itself
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+Resources = dict[str, float]
+
+
+def _local_node() -> Resources:
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[list[Resources]]:
+    """Start Ray on this machine, or join a running cluster; yield what each node has.
+
+    Args:
+        address: of a running cluster ("auto", "host:port", "ray://..."); None starts one here.
+
+    Raises:
+        ResourceError: no cluster answers at the address.
+    """
+    os.environ.update({**TRAIN_ENVIRONMENT, **TUNE_ENVIRONMENT, **os.environ})
+    import ray
+
+    options = {
+        "runtime_env": {"env_vars": TRAIN_ENVIRONMENT},
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+    }
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if ray.is_initialized():
+        raise RuntimeError("a Ray session is open in this process already")
+    try:
+        if address is None:
+            # the dashboard's state API is what frees the placement groups of stopped trials
+            ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **options)
+        else:
+            ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ResourceError(f"no Ray cluster at {address or 'this machine'}: {reason}") from error
+    for name in ("ray.data", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield [
+            {kind: node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU")}
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+    finally:
+        ray.shutdown()
+
+
+def known_nodes(address: str | None) -> list[Resources] | None:
+    """Return the nodes where they are known before Ray starts: a cluster of this machine alone."""
+    return [_local_node()] if (address or os.environ.get("RAY_ADDRESS")) is None else None
+
+
+def run_bundles(config: ClusterConfig, cpus: float) -> list[Resources]:
+    """Return what one run needs: a bundle for each training process."""
+    return [{"CPU": cpus, "GPU": config.gpus_per_worker}] * config.workers
+
+
+def worker_cpus(config: ClusterConfig, nodes: Sequence[Resources], *, data_cpus: float) -> float:
+    """Return the CPUs of each worker of a run that has the cluster for itself.
+
+    ``--cpus-per-worker`` where it is given; otherwise 1 with GPUs, and without them an even share
+    of the smallest node's CPUs.
+    """
+    if config.cpus_per_worker is not None:
+        return config.cpus_per_worker
+    if config.gpus_per_worker:
+        return 1.0
+    per_node = -(-config.workers // len(nodes))
+    return max(1.0, float((min(node["CPU"] for node in nodes) - data_cpus) // per_node))
+
+
+def places(nodes: Sequence[Resources], bundles: Sequence[Resources], *, data_cpus: float) -> int:
+    """Return how many runs fit at the same time, each with all its bundles.
+
+    Every bundle needs one node that has room for it; ``data_cpus`` of the cluster stay free for
+    the tasks that decode images.
+    """
+    free = sorted((dict(node) for node in nodes), key=lambda node: -node["CPU"])
+    if free:
+        free[0]["CPU"] -= data_cpus
+    runs = 0
+    while all(_place(free, bundle) for bundle in bundles):
+        runs += 1
+    return runs
+
+
+def _place(free: list[Resources], bundle: Resources) -> bool:
+    for node in free:
+        # resources are counted in steps of 1e-4
+        if all(node[kind] + 1e-6 >= amount for kind, amount in bundle.items()):
+            for kind, amount in bundle.items():
+                node[kind] -= amount
+            return True
+    return False
+
+
+def require_room(
+    nodes: Sequence[Resources], bundles: Sequence[Resources], *, data_cpus: float
+) -> int:
+    """Return ``places``, which is at least 1.
+
+    Raises:
+        ResourceError: not even one run fits; says what is missing.
+    """
+    fitting = places(nodes, bundles, data_cpus=data_cpus)
+    if fitting:
+        return fitting
+    has = {kind: sum(node[kind] for node in nodes) for kind in ("CPU", "GPU")}
+    each = bundles[0]
+    stream = f" and {data_cpus:g} CPU for the data stream" if data_cpus else ""
+    remedy = "add nodes, or lower --workers"
+    if each["GPU"] * len(bundles) > has["GPU"]:
+        remedy += " or --gpus-per-worker"
+    else:
+        remedy += " or --cpus-per-worker (fractions such as 0.5 are allowed)"
+    raise ResourceError(
+        f"a run needs {len(bundles)} worker(s) with {each['CPU']:g} CPU and {each['GPU']:g} GPU "
+        f"each{stream}; the cluster has {has['CPU']:g} CPU and {has['GPU']:g} GPU on {len(nodes)} "
+        f"node(s): {remedy}"
+    )

@@ -1,0 +1,1 @@
+"""What people read: progress on the terminal, tables and figures."""

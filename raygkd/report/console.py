@@ -1,0 +1,63 @@
+"""Progress and messages, on standard error; results alone go to standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+Advance = Callable[[int, int], None]
+
+
+def stderr_console() -> Console:
+    """Return the console for everything that is not a result."""
+    console = Console(stderr=True, highlight=False)
+    # a log has no edge to wrap at
+    return console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
+
+
+class WarningsToConsole(logging.Handler):
+    """Shows raygkd's warnings as single lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        stderr_console().print(f"{record.levelname.lower()}: {record.getMessage()}", markup=False)
+
+
+@contextlib.contextmanager
+def progress(console: Console, description: str) -> Iterator[Advance]:
+    """Show a bar for one piece of work; yields a function of (done, total).
+
+    Where standard error is no terminal, the start and every tenth of the work are lines.
+    """
+    if not console.is_terminal:
+        yield _lines(console, description)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(description, total=None, note="")
+        yield lambda done, total, note="": bar.update(  # type: ignore[misc]
+            task, completed=done, total=total, note=note
+        )
+
+
+def _lines(console: Console, description: str) -> Advance:
+    shown = -1
+
+    def advance(done: int, total: int, note: str = "") -> None:
+        nonlocal shown
+        tenth = 10 * done // max(1, total)
+        if tenth != shown:
+            shown = tenth
+            console.print(f"{description}: {done}/{total} {note}".rstrip(), markup=False)
+
+    return advance

@@ -1,0 +1,179 @@
+"""The search space: which settings a search varies, and how they are drawn."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raygkd.config import Config, settings, with_settings, yaml_mapping
+from raygkd.errors import ConfigError, near
+
+KINDS = {
+    "choice": "a list of values",
+    "uniform": "[low, high]",
+    "loguniform": "[low, high], both above 0",
+    "randint": "[low, high], high excluded",
+}
+# epochs are ASHA's to spend, and the others change what a run costs, not what it learns
+_FIXED = {"epochs", "seed", "amp", "compile"}
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched setting.
+
+    Attributes:
+        name: of the setting.
+        kind: how it is drawn, one of KINDS.
+        values: the choices, or low and high.
+    """
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]
+
+
+def searchable() -> list[str]:
+    """Return the settings that a search may vary."""
+    return [
+        name
+        for name, (section, _, _) in settings().items()
+        if section in ("method", "optim") and name not in _FIXED
+    ]
+
+
+def default_space(method: str, channels: Mapping[int, int]) -> tuple[Dimension, ...]:
+    """Return the space that is searched unless ``--space`` replaces it.
+
+    Args:
+        method: what is distilled.
+        channels: level -> the teacher's channels, of the levels that both models have.
+    """
+    space = [Dimension("lr", "loguniform", (0.02, 0.2))]
+    if "graph" in method:
+        levels = sorted(channels)
+        # all subsets of up to four stages; beyond that, the deepest ones
+        subsets = (
+            [s for size in range(1, len(levels) + 1) for s in itertools.combinations(levels, size)]
+            if len(levels) <= 4
+            else [tuple(levels[start:]) for start in range(len(levels))]
+        )
+        dims = [2**power for power in range(1, 7) if 2**power < min(channels.values())] or [1]
+        space += [
+            Dimension("levels", "choice", tuple(list(subset) for subset in subsets)),
+            Dimension("temperature", "loguniform", (0.1, 2.0)),
+            Dimension("dim", "choice", tuple(dims)),
+            Dimension("alpha", "loguniform", (0.03, 3.0)),
+            Dimension("beta", "loguniform", (0.1, 10.0)),
+            Dimension("gamma", "loguniform", (0.03, 3.0)),
+        ]
+    if "kd" in method:
+        space += [
+            Dimension("kd_temperature", "uniform", (2.0, 8.0)),
+            Dimension("kd_weight", "uniform", (0.3, 0.95)),
+        ]
+    if method == "none":
+        space += [Dimension("weight_decay", "loguniform", (1e-5, 5e-3))]
+    return tuple(space)
+
+
+def read_space(path: str) -> tuple[Dimension, ...]:
+    """Return the space of a YAML file: ``name: {kind: values}``.
+
+    Raises:
+        ConfigError: no such file, or what is wrong in it, all problems at once.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"--space {path}: cannot be read: {error.strerror}") from error
+    problems: list[str] = []
+    space = []
+    for name, entry in yaml_mapping(text, where=path).items():
+        problem = _problem(name, entry)
+        if problem:
+            problems.append(f"{path}: {problem}")
+        else:
+            ((kind, values),) = entry.items()
+            space.append(Dimension(name, kind, tuple(values)))
+    if not space and not problems:
+        problems.append(f"{path}: holds no setting (allowed: {', '.join(searchable())})")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return tuple(space)
+
+
+def _problem(name: Any, entry: Any) -> str | None:
+    known = searchable()
+    if name not in known:
+        hint = near(str(name), known)
+        return f"{name!r} cannot be searched{hint} (allowed: {', '.join(known)})"
+    forms = "; ".join(f"{kind}: {form}" for kind, form in KINDS.items())
+    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in KINDS:
+        return f"{name}: must be one of {{{forms}}}, not {entry!r}"
+    ((kind, values),) = entry.items()
+    if not isinstance(values, list) or not values:
+        return f"{name}: {kind} takes {KINDS[kind]}, not {values!r}"
+    if kind == "choice":
+        return None
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(values) != 2 or len(numbers) != 2 or not values[0] < values[1]:
+        return f"{name}: {kind} takes {KINDS[kind]} with low below high, not {values!r}"
+    if kind == "loguniform" and values[0] <= 0:
+        return f"{name}: loguniform takes {KINDS[kind]}, not {values!r}"
+    return None
+
+
+def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[int, int]) -> None:
+    """Refuse a space that holds settings no trial can run with.
+
+    Args:
+        space: the searched settings.
+        config: what the other settings are.
+        channels: level -> the teacher's channels, of the levels that both models have.
+
+    Raises:
+        ConfigError: a value that is not allowed, a level that is not there, or a spectral dimension
+            that is too large for a level.
+    """
+    problems = []
+    for dimension in space:
+        ends = dimension.values
+        if dimension.kind == "randint":
+            ends = (ends[0], ends[1] - 1)
+        for value in ends:
+            try:
+                with_settings(config, {dimension.name: value})
+            except ConfigError as error:
+                problems.append(f"search space: {error}")
+    by_name = {dimension.name: dimension for dimension in space}
+    problems += _level_problems(by_name, config, channels) if channels else []
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _level_problems(
+    space: Mapping[str, Dimension], config: Config, channels: Mapping[int, int]
+) -> list[str]:
+    chosen = config.method.levels or tuple(channels)
+    subsets = [
+        subset if subset is not None else tuple(channels)
+        for subset in (space["levels"].values if "levels" in space else (chosen,))
+    ]
+    levels = {level for subset in subsets for level in subset}
+    unknown = sorted(levels - set(channels))
+    if unknown:
+        allowed = ", ".join(map(str, sorted(channels)))
+        return [f"search space: level {unknown[0]} is not there (allowed: {allowed})"]
+    dims = space["dim"] if "dim" in space else Dimension("dim", "choice", (config.method.dim,))
+    largest = dims.values[1] - 1 if dims.kind == "randint" else max(dims.values)
+    narrow = min(levels, key=lambda level: channels[level])
+    if largest >= channels[narrow]:
+        return [
+            f"--dim {largest}: level {narrow} of the teacher has {channels[narrow]} channels "
+            f"(allowed: 1 to {channels[narrow] - 1})"
+        ]
+    return []

@@ -1,0 +1,500 @@
+"""The graph losses, logit distillation, and the module over several levels.
+
+Shape letters: B batch, C channels, H height, W width, K columns of the factor,
+d spectral dimension.
+"""
+
+import json
+import math
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from raygkd.errors import ConfigError
+from raygkd.graph import (
+    ATTENTION_MODES,
+    WEIGHTS,
+    adjacency,
+    attention_masks,
+    deflated_factor,
+    relational_attention,
+    spectral_embedding,
+)
+from raygkd.losses import (
+    SPECTRAL_MODES,
+    GraphDistillationLoss,
+    edge_loss,
+    kd_loss,
+    procrustes_distance,
+    residual_distance,
+    spectral_loss,
+    subspace_distance,
+    vertex_loss,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, Loss] = {"vertex": lambda student, teacher: vertex_loss(student, teacher, 0.5)}
+for attention in ATTENTION_MODES:
+    LOSSES[f"edge-{attention}"] = lambda student, teacher, attention=attention: edge_loss(
+        student, teacher, 0.5, attention
+    )
+for mode in SPECTRAL_MODES:
+    for weights in WEIGHTS:
+        LOSSES[f"{mode}-{weights}"] = lambda student, teacher, mode=mode, weights=weights: (
+            spectral_loss(student, teacher, 2, mode, weights)
+        )
+
+each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+
+
+def positive_maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) + 0.01
+
+
+def pair_of_maps(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    return positive_maps(*shape, dtype=dtype), positive_maps(*shape, seed=1, dtype=dtype)
+
+
+# Values
+
+
+def test_golden_values():
+    expected = json.loads((GOLDEN / "losses.json").read_text())
+    values = runpy.run_path(str(GOLDEN / "print_losses.py"))["golden_losses"]()
+    assert values == pytest.approx(expected, rel=1e-9)
+
+
+def test_vertex_loss_follows_its_formula():
+    student, teacher = pair_of_maps(2, 5, 3, 4)
+    spatial, channel = attention_masks(teacher, 0.5)
+    per_sample = [
+        (channel[b, :, None, None] * spatial[b] * (teacher[b] - student[b]) ** 2).mean()
+        / (teacher[b] ** 2).mean()
+        for b in range(2)
+    ]
+    torch.testing.assert_close(vertex_loss(student, teacher, 0.5), sum(per_sample) / 2)
+
+
+@pytest.mark.parametrize("attention", ATTENTION_MODES)
+def test_edge_loss_follows_its_formula(attention: str):
+    student, teacher = pair_of_maps(2, 5, 3, 4)
+    attention_BCC = relational_attention(teacher, 0.5, attention)
+    expected = (attention_BCC * (adjacency(teacher) - adjacency(student)) ** 2).mean()
+    torch.testing.assert_close(edge_loss(student, teacher, 0.5, attention), expected)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", [(2, 9, 2, 2), (2, 5, 3, 4)])
+def test_spectral_losses_equal_their_dense_formulas(shape: tuple[int, ...], weights: str):
+    student, teacher = pair_of_maps(*shape)
+    factor = deflated_factor(student, weights)
+    values_t, vectors_t = spectral_embedding(teacher, 3, weights)
+    values_s, vectors_s = spectral_embedding(student, 3, weights)
+    power_B = values_t.square().sum(1)
+
+    residual = factor @ factor.mT @ vectors_t - vectors_t @ values_t.diag_embed()
+    expected = (residual.square().sum((1, 2)) / power_B).mean()
+    torch.testing.assert_close(spectral_loss(student, teacher, 3, "residual", weights), expected)
+
+    kernel_t = vectors_t @ values_t.diag_embed() @ vectors_t.mT
+    kernel_s = vectors_s @ values_s.diag_embed() @ vectors_s.mT
+    expected = ((kernel_t - kernel_s).square().sum((1, 2)) / power_B).mean()
+    torch.testing.assert_close(spectral_loss(student, teacher, 3, "subspace", weights), expected)
+
+    embedded_t = vectors_t * values_t.sqrt()[:, None]
+    embedded_s = vectors_s * values_s.sqrt()[:, None]
+    shared_B = torch.linalg.matrix_norm(embedded_t.mT @ embedded_s, "nuc")
+    squares_B = embedded_s.square().sum((1, 2)) + embedded_t.square().sum((1, 2))
+    expected = (squares_B - 2 * shared_B).mean() / (shape[1] * 3)
+    torch.testing.assert_close(spectral_loss(student, teacher, 3, "procrustes", weights), expected)
+
+
+@each_loss
+@each_dtype
+def test_loss_of_a_map_with_itself_is_zero(loss: Loss, dtype: torch.dtype):
+    for shape in [(2, 9, 2, 2), (2, 5, 3, 4), (2, 5, 1, 1)]:
+        maps = positive_maps(*shape, dtype=dtype)
+        assert 0 <= loss(maps, maps) < 1e-5
+
+
+@each_loss
+@each_dtype
+def test_loss_is_the_same_after_one_permutation_of_both_sides(loss: Loss, dtype: torch.dtype):
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    for shape in [(2, 7, 2, 2), (2, 7, 3, 4)]:
+        student, teacher = pair_of_maps(*shape, dtype=dtype)
+        expected = loss(student, teacher)
+        permuted = loss(student[:, order], teacher[:, order])
+        torch.testing.assert_close(permuted, expected, rtol=1e-5, atol=1e-7)
+        assert (loss(student[:, order], teacher) - expected).abs() > 1e-3 * expected
+
+
+@each_loss
+def test_two_half_batches_average_to_the_whole_batch(loss: Loss):
+    student, teacher = pair_of_maps(4, 5, 3, 3)
+    teacher = teacher * torch.tensor([0.1, 1.0, 2.0, 7.0])[:, None, None, None]
+    student.requires_grad_()
+    whole = loss(student, teacher)
+    halves = (loss(student[:2], teacher[:2]) + loss(student[2:], teacher[2:])) / 2
+    torch.testing.assert_close(halves, whole)
+    (whole_gradient,) = torch.autograd.grad(whole, student)
+    (halves_gradient,) = torch.autograd.grad(halves, student)
+    torch.testing.assert_close(halves_gradient, whole_gradient)
+
+
+# Invariance to the choice of eigenvectors
+
+
+def orthonormal(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.linalg.qr(positive_maps(*shape, seed=seed, dtype=dtype) - 0.5).Q
+
+
+def turned(vectors_BCd: Tensor) -> Tensor:
+    """Flip vectors 0 and 3, and rotate 1 and 2, which share an eigenvalue."""
+    cos, sin = math.cos(0.7), math.sin(0.7)
+    turn_dd = torch.block_diag(-torch.ones(1, 1), torch.tensor([[cos, -sin], [sin, cos]]))
+    turn_dd = torch.block_diag(turn_dd, -torch.ones(1, 1))
+    return vectors_BCd @ turn_dd.to(vectors_BCd.dtype)
+
+
+@each_dtype
+def test_distances_do_not_depend_on_signs_and_rotations_inside_an_eigenspace(dtype: torch.dtype):
+    values_t = torch.tensor([[0.6, 0.3, 0.3, 0.1]], dtype=dtype)
+    values_s = torch.tensor([[0.5, 0.4, 0.4, 0.2]], dtype=dtype)
+    vectors_t, vectors_s = (orthonormal(1, 8, 4, seed=seed, dtype=dtype) for seed in (0, 1))
+    factor_s = positive_maps(1, 8, 5, dtype=dtype)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(
+        residual_distance(factor_s, values_t, turned(vectors_t)),
+        residual_distance(factor_s, values_t, vectors_t),
+        **close,
+    )
+    for distance in (subspace_distance, procrustes_distance):
+        expected = distance(values_s, vectors_s, values_t, vectors_t)
+        for student, teacher in [
+            (turned(vectors_s), vectors_t),
+            (vectors_s, turned(vectors_t)),
+            (turned(vectors_s), turned(vectors_t)),
+        ]:
+            torch.testing.assert_close(
+                distance(values_s, student, values_t, teacher), expected, **close
+            )
+        assert distance(values_t, turned(vectors_t), values_t, vectors_t).item() < 1e-6
+        assert expected.item() > 1e-3
+
+
+# Gradients
+
+
+@each_loss
+@pytest.mark.parametrize("shape", [(2, 6, 2, 2), (2, 4, 2, 3)])
+def test_loss_passes_gradcheck(loss: Loss, shape: tuple[int, ...]):
+    student, teacher = pair_of_maps(*shape)
+    assert gradcheck(lambda maps: loss(maps, teacher), student.requires_grad_())
+
+
+@each_loss
+def test_teacher_gets_no_gradient(loss: Loss):
+    student, teacher = pair_of_maps(2, 6, 2, 2)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().max() > 0
+
+
+def degenerate_maps(channels: int, height: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """Return maps (2, C, H, W) whose graphs have repeated, zero or undefined quantities."""
+    generic = positive_maps(2, channels, height, width, dtype=dtype)
+    one, half = generic[:, :1], channels // 2
+    complete = one.repeat(1, channels, 1, 1)
+    antipodal = torch.cat([complete[:, :half], -complete[:, half:]], 1)
+    orthogonal = torch.zeros_like(generic).flatten(2)
+    orthogonal[:, :half, 0] = 1.0
+    orthogonal[:, half:, -1] = 1.0
+    duplicates = generic.clone()
+    duplicates[:, 1] = duplicates[:, 0]
+    dead = generic.clone()
+    dead[:, 1] = 0.0
+    constant = generic.mean((2, 3), keepdim=True).expand_as(generic).clone()
+    cycle = torch.eye(channels, height * width, dtype=dtype).expand(2, -1, -1)
+    return [
+        generic,
+        complete,
+        antipodal,
+        orthogonal.view_as(generic),
+        duplicates,
+        dead,
+        constant,
+        cycle.reshape(generic.shape),
+        torch.zeros_like(generic),
+    ]
+
+
+@each_loss
+@each_dtype
+@pytest.mark.parametrize("shape", [(9, 2, 2), (4, 3, 3), (4, 1, 1)], ids=["C>N", "C<N", "N=1"])
+def test_gradient_is_finite_on_degenerate_graphs(
+    loss: Loss, dtype: torch.dtype, shape: tuple[int, int, int]
+):
+    candidates = degenerate_maps(*shape, dtype)
+    for student in candidates:
+        for teacher in candidates:
+            student_BCHW = student.clone().requires_grad_()
+            value = loss(student_BCHW, teacher)
+            value.backward()
+            assert value.isfinite()
+            assert student_BCHW.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "vertex"])
+def test_dead_channel_of_the_student_gets_no_gradient_from_graphs(name: str):
+    student, teacher = pair_of_maps(2, 6, 2, 3, dtype=torch.float32)
+    student[:, 1] = 0.0
+    student.requires_grad_()
+    LOSSES[name](student, teacher).backward()
+    assert (student.grad[:, 1] == 0).all()
+    assert student.grad[:, 0].abs().max() > 0
+    assert student.grad.abs().max() < 10
+
+
+@each_loss
+def test_teacher_map_of_zeros_says_nothing_about_scale(loss: Loss):
+    student, _ = pair_of_maps(2, 6, 2, 3, dtype=torch.float32)
+    student.requires_grad_()
+    loss(student, torch.zeros(2, 6, 2, 3)).backward()
+    assert student.grad.abs().max() < 10
+
+
+@each_loss
+def test_nan_reaches_the_loss(loss: Loss):
+    student, teacher = pair_of_maps(2, 6, 2, 3)
+    student[0, 0] = float("nan")
+    assert loss(student, teacher).isnan()
+    assert loss(teacher, student).isnan()
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_under_autocast_equals_float32(loss: Loss, dtype: torch.dtype):
+    student, teacher = (maps.to(dtype) for maps in pair_of_maps(2, 6, 3, 3))
+    expected = loss(student.float(), teacher.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(student.requires_grad_(), teacher)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+    assert student.grad.isfinite().all()
+
+
+# Wrong inputs
+
+
+@each_loss
+def test_different_shapes_are_refused_with_both(loss: Loss):
+    with pytest.raises(ConfigError, match=r"got \(2, 5, 3, 3\) and \(2, 6, 3, 3\)"):
+        loss(positive_maps(2, 5, 3, 3), positive_maps(2, 6, 3, 3))
+
+
+def test_unknown_mode_and_too_large_dimension_are_refused():
+    student, teacher = pair_of_maps(1, 4, 2, 2)
+    with pytest.raises(ConfigError, match=r"'residul'.*did you mean 'residual'"):
+        spectral_loss(student, teacher, 2, "residul")
+    with pytest.raises(ConfigError, match=r"from 1 to C - 1 = 3 .* got 4"):
+        spectral_loss(student, teacher, 4)
+
+
+# Logits
+
+
+def test_kd_loss_is_the_scaled_divergence_of_softened_probabilities():
+    student, teacher = positive_maps(3, 5), positive_maps(3, 5, seed=1)
+    p_t, p_s = F.softmax(teacher / 4, 1), F.softmax(student / 4, 1)
+    expected = 16 * (p_t * (p_t.log() - p_s.log())).sum(1).mean()
+    torch.testing.assert_close(kd_loss(student, teacher, 4.0), expected)
+    assert kd_loss(teacher, teacher, 4.0).abs() < 1e-12
+    assert gradcheck(lambda logits: kd_loss(logits, teacher, 4.0), student.requires_grad_())
+
+
+def test_kd_loss_is_float32_under_autocast_and_gives_the_teacher_no_gradient():
+    student = positive_maps(3, 5, dtype=torch.float32).bfloat16().requires_grad_()
+    teacher = positive_maps(3, 5, seed=1, dtype=torch.float32).bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = kd_loss(student, teacher, 4.0)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, kd_loss(student.float(), teacher.float(), 4.0))
+    assert student.grad.abs().max() > 0
+    assert teacher.grad is None
+
+
+def test_kd_loss_refuses_other_classes_and_temperatures():
+    with pytest.raises(ConfigError, match=r"logits .* got \(3, 5\) and \(3, 6\).*; temperature"):
+        kd_loss(positive_maps(3, 5), positive_maps(3, 6), 0.0)
+
+
+# The module over several levels
+
+STUDENT_SHAPES = {1: (4, 6, 6), 3: (8, 2, 2)}
+TEACHER_SHAPES = {1: (6, 3, 3), 3: (8, 4, 4)}
+
+
+def make_module(**changes: Any) -> GraphDistillationLoss:
+    torch.manual_seed(0)
+    settings = {"temperature": 0.5, "dim": 3, "alpha": 1.0, "beta": 2.0, "gamma": 3.0} | changes
+    student_shapes = settings.pop("student_shapes", STUDENT_SHAPES)
+    teacher_shapes = settings.pop("teacher_shapes", TEACHER_SHAPES)
+    return GraphDistillationLoss(student_shapes, teacher_shapes, **settings)
+
+
+def level_features() -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    student = {k: positive_maps(2, *s, dtype=torch.float32) for k, s in STUDENT_SHAPES.items()}
+    teacher = {
+        k: positive_maps(2, *s, seed=1, dtype=torch.float32) for k, s in TEACHER_SHAPES.items()
+    }
+    return student, teacher
+
+
+def test_module_averages_each_term_over_levels_on_the_coarser_grid():
+    module = make_module(mode="subspace", attention="softmax", weights="cosine")
+    student, teacher = level_features()
+    shallow = module.adapters["1"](F.avg_pool2d(student[1], 2)), teacher[1]
+    deep = module.adapters["3"](student[3]), F.avg_pool2d(teacher[3], 2)
+    terms = module(student, teacher)
+    expected = {
+        "vertex": sum(vertex_loss(*maps, 0.5) for maps in (shallow, deep)) / 2,
+        "edge": sum(edge_loss(*maps, 0.5, "softmax") for maps in (shallow, deep)) / 2,
+        "spectral": sum(spectral_loss(*maps, 3, "subspace", "cosine") for maps in (shallow, deep))
+        / 2,
+    }
+    assert terms.keys() == expected.keys() == module.term_weights.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+
+
+def test_module_leaves_out_terms_of_weight_zero():
+    module = make_module(beta=0.0)
+    assert module.term_weights == {"vertex": 1.0, "spectral": 3.0}
+    assert module(*level_features()).keys() == module.term_weights.keys()
+
+
+@pytest.mark.parametrize("mode", SPECTRAL_MODES)
+@pytest.mark.parametrize("only", ["alpha", "beta", "gamma"])
+def test_each_term_alone_reaches_student_and_every_adapter_but_not_the_teacher(
+    only: str, mode: str
+):
+    weights = {"alpha": 0.0, "beta": 0.0, "gamma": 0.0} | {only: 1.0}
+    module = make_module(mode=mode, **weights)
+    student, teacher = level_features()
+    for maps in (*student.values(), *teacher.values()):
+        maps.requires_grad_()
+    (term,) = module(student, teacher).values()
+    term.backward()
+    for parameter in module.parameters():
+        assert parameter.grad.abs().max() > 0
+    assert all(maps.grad.abs().max() > 0 for maps in student.values())
+    assert all(maps.grad is None for maps in teacher.values())
+
+
+@pytest.mark.parametrize("mode", SPECTRAL_MODES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_term_falls_when_student_features_and_adapters_are_trained(mode: str, weights: str):
+    module = make_module(mode=mode, weights=weights)
+    student, teacher = level_features()
+    parameters = [*module.parameters(), *(maps.requires_grad_() for maps in student.values())]
+    optimiser = torch.optim.Adam(parameters, lr=0.02)
+    first = module(student, teacher)
+    for _ in range(80):
+        optimiser.zero_grad()
+        sum(module(student, teacher).values()).backward()
+        optimiser.step()
+    last = module(student, teacher)
+    assert all(last[name] < 0.5 * first[name] for name in first)
+
+
+def test_adapters_start_as_the_identity_folded_or_repeated():
+    shapes = {1: (4, 2, 2), 2: (3, 2, 2), 3: (3, 2, 2)}
+    wanted = {1: (2, 2, 2), 2: (3, 2, 2), 3: (5, 2, 2)}
+    module = make_module(student_shapes=shapes, teacher_shapes=wanted, dim=1)
+    a, b, c, d = positive_maps(4, 1, 1, 2, 2, dtype=torch.float32)
+    folded = module.adapters["1"](torch.cat([a, b, c, d], 1))
+    same = module.adapters["2"](torch.cat([a, b, c], 1))
+    repeated = module.adapters["3"](torch.cat([a, b, c], 1))
+    torch.testing.assert_close(folded, torch.cat([(a + c) / 2, (b + d) / 2], 1))
+    torch.testing.assert_close(same, torch.cat([a, b, c], 1))
+    torch.testing.assert_close(repeated, torch.cat([a, b, c, a, b], 1))
+    assert all(adapter.bias is None for adapter in module.adapters.values())
+
+
+def test_module_describes_its_levels():
+    module = make_module(dim=5)
+    assert module.describe() == [
+        {
+            "level": 1,
+            "student_shape": (4, 6, 6),
+            "teacher_shape": (6, 3, 3),
+            "grid": (3, 3),
+            "adapter": "1x1 conv 4 -> 6",
+            "spectral_dim": 5,
+            "spectral_pairs": 5,
+        },
+        {
+            "level": 3,
+            "student_shape": (8, 2, 2),
+            "teacher_shape": (8, 4, 4),
+            "grid": (2, 2),
+            "adapter": "1x1 conv 8 -> 8",
+            "spectral_dim": 5,
+            "spectral_pairs": 4,
+        },
+    ]
+
+
+def test_module_reports_all_wrong_settings_at_once():
+    with pytest.raises(ConfigError) as raised:
+        make_module(
+            temperature=-1.0,
+            dim=6,
+            alpha=-1.0,
+            mode="x",
+            attention="y",
+            weights="z",
+            gamma=math.nan,
+        )
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in (
+        "temperature must be a finite number above 0; got -1.0",
+        "unknown spectral mode 'x' (allowed: residual, subspace, procrustes)",
+        "unknown attention mode 'y'",
+        "unknown graph weights 'z'",
+        "alpha must be a finite number, 0 or above; got -1.0",
+        "gamma must be a finite number, 0 or above; got nan",
+        "level 1: spectral dimension dim must be from 1 to C - 1 = 5 for a map of C = 6 channels",
+    ):
+        assert part in message
+    assert "level 3" not in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "alpha, beta, gamma are all 0"),
+        ({"student_shapes": {}, "teacher_shapes": {}}, "no levels: choose at least one"),
+        ({"student_shapes": {1: (4, 6, 6)}}, r"the same levels; got \[1\] and \[1, 3\]"),
+        ({"dim": 0}, "level 1: .* got 0; level 3: .* got 0"),
+    ],
+)
+def test_module_refuses_wrong_settings(changes: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        make_module(**changes)
