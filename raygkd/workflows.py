@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 from rich.console import Console
 
-from raygkd import build, tracking
+from raygkd import __version__, build, tracking
 from raygkd.config import Config, fingerprint, to_mapping, to_yaml, with_settings
 from raygkd.data.windows import load_window
 from raygkd.engine import read_checkpoint
@@ -176,7 +175,8 @@ def run_tags(session: Session, role: str) -> dict[str, str]:
         "raygkd.folder": str(session.folder),
         "python": platform.python_version(),
     }
-    for package in ("raygkd", "torch", "torchvision", "ray", "mlflow"):
+    tags["version.raygkd"] = __version__
+    for package in ("torch", "torchvision", "ray", "mlflow"):
         tags[f"version.{package}"] = version(package)
     commit = _git_commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
@@ -216,11 +216,7 @@ def train_one(
     """
     if (folder / MODEL).exists():
         return load_model_file(folder / MODEL)
-    job = worker.Job(
-        config=to_mapping(config),
-        images=session.shared,
-        teacher=ray.put(teacher) if teacher is not None else None,
-    )
+    job = worker.make_job(config, session.shared, teacher)
     session.tracker.start(
         role,
         f"{role} {config.model.student}",
@@ -290,15 +286,14 @@ def show_levels(session: Session, teacher: ModelFile) -> dict[int, int]:
 
 
 def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, float]]:
-    """Score models on the test split, each in a process of its own."""
-    gpus = min(1.0, session.config.cluster.gpus_per_worker)
-    remote = ray.remote(num_cpus=1, num_gpus=gpus)(worker.score)
-    batch_size = session.config.optim.batch_size
-    waiting = {
-        name: remote.remote(model, session.shared, "test", batch_size)
-        for name, model in models.items()
-    }
-    return {name: ray.get(reference) for name, reference in waiting.items()}
+    """Return each model's scores on the test split."""
+    return worker.score_models(
+        models,
+        session.shared,
+        "test",
+        batch_size=session.config.optim.batch_size,
+        gpus=min(1.0, session.config.cluster.gpus_per_worker),
+    )
 
 
 def example_images(images: Images) -> np.ndarray:
@@ -486,11 +481,7 @@ def _search(
     with progress(session.console, f"trials ({concurrent} at a time)") as advance:
         advance(0, config.search.trials)
         return searching.run_search(
-            worker.Job(
-                config=to_mapping(config),
-                images=session.shared,
-                teacher=ray.put(teacher),
-            ),
+            worker.make_job(config, session.shared, teacher),
             config,
             space,
             cpus=cpus,

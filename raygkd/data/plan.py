@@ -31,9 +31,8 @@ def steps_per_epoch(num_rows: int, world_size: int, batch_size: int) -> int:
     steps = num_rows // (world_size * batch_size)
     if steps == 0:
         raise ConfigError(
-            f"{num_rows} training images are fewer than one step needs, {world_size} x "
-            f"{batch_size} (workers x images each): lower --batch-size to at most {num_rows} over "
-            "all workers"
+            f"{num_rows} training images are too few for one step of {world_size} x {batch_size} "
+            "(workers x images of each): lower --batch-size or --workers"
         )
     return steps
 

@@ -125,11 +125,10 @@ def spectral_embedding(
     require(dimension_problem(dim, features_BCHW.shape[1]))
     factor_BCK = deflated_factor(features_BCHW, weights)
     channels, columns = factor_BCK.shape[1:]
-    count = min(dim, channels - 1, columns - 1)
     dense = channels <= columns
     gram_BPP = factor_BCK @ factor_BCK.mT if dense else factor_BCK.mT @ factor_BCK
     spectrum_BP, basis_BPP = SymmetricEigen.apply(gram_BPP)
-    values_Bd, vectors_BPd = spectrum_BP[:, :count], basis_BPP[:, :, :count]
+    values_Bd, vectors_BPd = spectrum_BP[:, :dim], basis_BPP[:, :, :dim]
 
     # Rounding of a Gram matrix is relative to its largest eigenvalue; the second term is that of
     # the factor itself, all that is left of a complete graph.
@@ -141,7 +140,7 @@ def spectral_embedding(
     else:
         vectors_BCd = factor_BCK @ vectors_BPd
         vectors_BCd = vectors_BCd * values_Bd.masked_fill(null_Bd, 1.0).rsqrt()[:, None, :]
-    missing = (0, dim - count)
+    missing = (0, dim - values_Bd.shape[1])
     return (
         F.pad(values_Bd.masked_fill(null_Bd, 0.0), missing),
         F.pad(vectors_BCd.masked_fill(null_Bd[:, None, :], 0.0), missing),

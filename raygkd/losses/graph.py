@@ -214,7 +214,7 @@ class GraphDistillationLoss(nn.Module):
         totals: dict[str, list[Tensor]] = {name: [] for name in self.term_weights}
         for level in self.student_shapes:
             student_BCHW, teacher_BCHW = _on_coarser_grid(
-                student_features[level], teacher_features[level].detach()
+                student_features[level], teacher_features[level]
             )
             student_BCHW = self.adapters[str(level)](student_BCHW)
             for name, terms in totals.items():

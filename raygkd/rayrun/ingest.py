@@ -26,6 +26,7 @@ from raygkd.build import ImageSpec
 from raygkd.data import plan
 from raygkd.data.loader import rebatch
 from raygkd.data.windows import Arrays, Window, decode_rows, load_window, transform_window
+from raygkd.errors import DataError
 from raygkd.inputs import Images
 
 # CPUs of the cluster that are kept free for the tasks that decode streamed images
@@ -279,15 +280,19 @@ class _Ahead:
             turn, number = tasks[int(batch["id"][0])]
             part = passes[turn]
             images: Images = ray.get(reference)
-            window = load_window(
-                images.table,
-                rank_plan.windows(images, part)[number],
-                images.transform(part.split),
-                seed=rank_plan.seed,
-                epoch=part.epoch,
-                skip_bad=images.skip_bad,
-                exact=part.split == "train",
-            )
+            transform = images.transform(part.split)
+            try:
+                window = load_window(
+                    images.table,
+                    rank_plan.windows(images, part)[number],
+                    transform,
+                    seed=rank_plan.seed,
+                    epoch=part.epoch,
+                    skip_bad=images.skip_bad,
+                    exact=part.split == "train",
+                )
+            except DataError as error:
+                return _pack(_nothing(transform.image_size), turn, problem=str(error))
             return _pack(window, turn)
 
         dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
@@ -308,6 +313,8 @@ class _Ahead:
         turn = self._turn
         self._turn += 1
         while self._held is not None and self._held["turn"][0] == turn:
+            if self._held["problem"][0]:
+                raise DataError(str(self._held["problem"][0]))
             yield _unpack(self._held)
             self._held = next(self._blocks, None)
 
@@ -316,8 +323,23 @@ class _Ahead:
         self._blocks.close()
 
 
-def _pack(window: Window, turn: int) -> Arrays:
-    """Return columns of equal length; a broken row becomes a black image of label -1."""
+def _nothing(size: int) -> Window:
+    """Return a window of one broken row."""
+    return Window(
+        {
+            "image": np.zeros((0, 3, size, size), np.uint8),
+            "label": np.zeros(0, np.int64),
+            "row": np.zeros(0, np.int64),
+        },
+        bad_rows=np.full(1, -1, np.int64),
+    )
+
+
+def _pack(window: Window, turn: int, problem: str = "") -> Arrays:
+    """Return columns of equal length; a broken row becomes a black image of label -1.
+
+    A problem travels as a column, because an exception comes out of Ray Data as text.
+    """
     bad = len(window.bad_rows)
     image = window.arrays["image"]
     padding = {
@@ -326,7 +348,8 @@ def _pack(window: Window, turn: int) -> Arrays:
         "row": window.bad_rows,
     }
     packed = {name: np.concatenate([window.arrays[name], padding[name]]) for name in padding}
-    return packed | {"turn": np.full(len(packed["row"]), turn, np.int64)}
+    rows = len(packed["row"])
+    return packed | {"turn": np.full(rows, turn), "problem": np.full(rows, problem, dtype=object)}
 
 
 def _unpack(packed: Arrays) -> Window:

@@ -45,6 +45,12 @@ class Job:
         return configuration.with_settings(config, changes) if changes else config
 
 
+def make_job(config: Config, images: SharedImages, teacher: ModelFile | None) -> Job:
+    """Return a job whose teacher lies in the object store."""
+    reference = ray.put(teacher) if teacher is not None else None
+    return Job(config=configuration.to_mapping(config), images=images, teacher=reference)
+
+
 def make_training(
     job: Job,
     config: Config,
@@ -118,6 +124,30 @@ def _report(metrics: dict[str, float], training: Training) -> None:
         save_checkpoint(Path(folder) / CHECKPOINT, training)
         checkpoint = ray.train.Checkpoint.from_directory(folder) if training.rank == 0 else None
         ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def score_models(
+    models: Mapping[str, ModelFile],
+    images: SharedImages,
+    split: str,
+    *,
+    batch_size: int,
+    gpus: float,
+) -> dict[str, dict[str, float]]:
+    """Return name -> "score", "loss" and "top5" of saved models, each scored in its own task.
+
+    Args:
+        models: name -> model file.
+        images: the shared images.
+        split: which of them.
+        batch_size: images at a time.
+        gpus: GPUs of each task, 0 to 1.
+    """
+    task = ray.remote(num_cpus=1, num_gpus=gpus)(score)
+    waiting = {
+        name: task.remote(model, images, split, batch_size) for name, model in models.items()
+    }
+    return {name: ray.get(reference) for name, reference in waiting.items()}
 
 
 def score(

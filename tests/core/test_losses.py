@@ -196,6 +196,17 @@ def test_distances_do_not_depend_on_signs_and_rotations_inside_an_eigenspace(dty
 # Gradients
 
 
+@each_dtype
+def test_procrustes_gradient_is_finite_at_zero_eigenvalues_and_without_overlap(dtype: torch.dtype):
+    vectors_BCd = torch.eye(6, dtype=dtype)[None]
+    values_Bd = torch.tensor([[0.5, 0.5, 0.0]], dtype=dtype).requires_grad_()
+    student_BCd = vectors_BCd[:, :, :3].clone().requires_grad_()
+    procrustes_distance(values_Bd, student_BCd, values_Bd, vectors_BCd[:, :, 3:]).sum().backward()
+    assert values_Bd.grad.isfinite().all()
+    assert student_BCd.grad.isfinite().all()
+    assert student_BCd.grad.abs().max() > 0
+
+
 @each_loss
 @pytest.mark.parametrize("shape", [(2, 6, 2, 2), (2, 4, 2, 3)])
 def test_loss_passes_gradcheck(loss: Loss, shape: tuple[int, ...]):

@@ -157,6 +157,17 @@ def test_pairs_beyond_the_rank_are_zero(dtype: torch.dtype, weights: str):
     assert features_BCHW.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [9, 100])
+def test_duplicate_channels_add_no_pairs(width: int, dtype: torch.dtype, weights: str):
+    distinct_BCHW = positive_maps(2, 4, 1, width, dtype=dtype)
+    values_Bd, vectors_BCd = spectral_embedding(distinct_BCHW.repeat(1, 16, 1, 1), 60, weights)
+    assert (values_Bd[:, :3] > 0).all()
+    assert (values_Bd[:, 3:] == 0).all()
+    assert (vectors_BCd[:, :, 3:] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("channels", "width"), [(4, 2), (300, 9), (64, 300)])
 def test_complete_graph_has_no_nontrivial_pairs(dtype: torch.dtype, channels: int, width: int):

@@ -91,8 +91,15 @@ def test_class_without_training_rows_is_named():
         cut(labels, given_splits)
 
 
+def test_only_image_of_a_class_stays_in_training():
+    labels = np.array([0] * 9 + [1])
+    splits = cut(labels, np.zeros(10, np.uint8), val_fraction=0.4, test_fraction=0.4)
+    assert 9 in splits.train
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (2, 4, 4)
+
+
 @given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    sizes=st.lists(st.integers(4, 30), min_size=5, max_size=8),
     val_fraction=st.floats(0.05, 0.45),
     test_fraction=st.floats(0.0, 0.45),
     seed=st.integers(0, 2**40),
@@ -101,17 +108,14 @@ def test_any_cut_is_disjoint_complete_and_trains_every_class(
     sizes, val_fraction, test_fraction, seed
 ):
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    try:
-        splits = cut(
-            labels,
-            np.zeros(len(labels), np.uint8),
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            seed=seed,
-        )
-    except DataError:
-        assert round(val_fraction * len(labels)) == 0 or sum(sizes) - len(sizes) < len(labels) / 2
-        return
+    splits = cut(
+        labels,
+        np.zeros(len(labels), np.uint8),
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
     together = np.concatenate([splits.train, splits.val, splits.test])
     assert np.sort(together).tolist() == list(range(len(labels)))
     assert set(labels[splits.train]) == set(range(len(sizes)))
+    assert len(splits.val) == round(val_fraction * len(labels))
