@@ -134,6 +134,16 @@ def build_graph_loss(
     )
 
 
+def level_shapes(
+    config: Config, teacher: ModelFile, spec: ImageSpec
+) -> dict[int, tuple[int, int, int]]:
+    """Return level -> (C, H, W) of the teacher, of all levels that both models have."""
+    model = build_from_file(teacher)
+    student = build_classifier(config.model.student, len(spec.class_names))
+    every = with_settings(config, {"levels": None})
+    return feature_shapes(model, chosen_levels(every, model, student), spec.image_size)
+
+
 def uses_teacher(config: Config) -> bool:
     """Return whether the method needs a teacher."""
     return config.method.method != "none"

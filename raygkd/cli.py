@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +51,8 @@ def commands() -> None:
 
 def main() -> None:
     """Run the command line; exit codes: 0, 2 a user's mistake, 1 a failure, 130 Ctrl-C."""
+    # a job that is stopped closes its runs just as one that is interrupted
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         commands.main(standalone_mode=False)
     except click.ClickException as error:

@@ -152,6 +152,8 @@ def open_session(
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
+            command = {"student": "train"}.get(kind, kind)
+            console.print(f"stopped; go on with: raygkd {command} --resume {folder}", soft_wrap=True)
             raise
         finally:
             tracker.close(status)
@@ -271,16 +273,15 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     return teacher, folder / MODEL
 
 
-def show_levels(session: Session, teacher: ModelFile) -> dict[int, int]:
-    """Print the matched levels; return level -> the teacher's channels.
+def show_levels(session: Session, config: Config, teacher: ModelFile) -> dict[int, int]:
+    """Print the levels a configuration matches; return level -> the teacher's channels.
 
     Raises:
         ConfigError: unknown levels, or a spectral dimension too large for one.
     """
-    student = build_classifier(session.config.model.student, len(session.images.spec.class_names))
-    graph = build.build_graph_loss(
-        session.config, build_from_file(teacher), student, session.images.spec.image_size
-    )
+    spec = session.images.spec
+    student = build_classifier(config.model.student, len(spec.class_names))
+    graph = build.build_graph_loss(config, build_from_file(teacher), student, spec.image_size)
     session.console.print(levels_table(graph.describe()))
     return {level: shape[0] for level, shape in graph.teacher_shapes.items()}
 
@@ -329,7 +330,7 @@ def _single(config: Config, role: str, console: Console, resume: Path | None) ->
             teacher, _ = get_teacher(session)
             models["teacher"] = teacher
             if "graph" in config.method.method:
-                show_levels(session, teacher)
+                show_levels(session, config, teacher)
         wanted = config
         if role == "teacher":
             wanted = with_settings(
@@ -463,9 +464,11 @@ def _checked_space(
     config = session.config
     channels: dict[int, int] = {}
     if "graph" in config.method.method:
-        # the table of all levels; a trial matches a subset, with a dimension of its own
-        whole = with_settings(config, {"levels": None, "dim": 1})
-        channels = show_levels(Session(**{**vars(session), "config": whole}), teacher)
+        # all levels with as many pairs as there can be; a trial takes some of both
+        shapes = build.level_shapes(config, teacher, session.images.spec)
+        most = min(shape[0] for shape in shapes.values()) - 1
+        whole = with_settings(config, {"levels": None, "dim": most})
+        channels = show_levels(session, whole, teacher)
     space = space or default_space(config.method.method, channels)
     check_space(space, config, channels)
     return space

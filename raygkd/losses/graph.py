@@ -117,8 +117,7 @@ def spectral_loss(
         weights: "shifted" or "cosine", see ``normalised_factor``.
 
     Returns:
-        A scalar: relative to the teacher's eigenvalues for "residual" and "subspace", in units of
-        eigenvalues per entry of the embedding for "procrustes".
+        A scalar, relative to the teacher's eigenvalues in every mode.
 
     Raises:
         ConfigError: the shapes differ, dim is outside 1..C-1, or mode or weights are unknown.

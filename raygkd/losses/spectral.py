@@ -99,10 +99,12 @@ def procrustes_distance(
     teacher_values_Bd: Tensor,
     teacher_vectors_BCd: Tensor,
 ) -> Tensor:
-    """Return the mean squared difference of ``E = U Lambda^1/2`` after the best alignment.
+    """Return the squared difference of ``E = U Lambda^1/2`` after the best alignment.
 
-    ``min_Q |E_s - E_t Q|_F^2 / (C d)`` over orthogonal Q, equal to
-    ``(|E_s|^2 + |E_t|^2 - 2 |E_t^T E_s|_*) / (C d)``. The best Q is ``P V^T``, from the singular
+    ``min_Q |E_s - E_t Q|_F^2 / |E_t|_F^2`` over orthogonal Q, where the numerator is equal to
+    ``|E_s|^2 + |E_t|^2 - 2 |E_t^T E_s|_*``. It is the mean squared difference in units of the
+    teacher's mean square: without that it would shrink like 1 / (C d), and its weight would mean
+    something else at every width. The best Q is ``P V^T``, from the singular
     vectors of ``E_t^T E_s = P Sigma V^T``. By the envelope theorem it counts as constant in the
     gradient: exact where that is defined, finite where singular values repeat or vanish.
 
@@ -113,7 +115,7 @@ def procrustes_distance(
         teacher_vectors_BCd: the teacher's vectors (B, C, d).
 
     Returns:
-        (B,), in units of eigenvalues per entry of the embedding.
+        (B,), 0 for a sample whose teacher has no spectrum (a complete graph).
 
     Source: [ours].
     """
@@ -124,7 +126,8 @@ def procrustes_distance(
         # LAPACK raises on NaN; the difference below carries it to the loss instead.
         left_Bdd, _, right_Bdd = torch.linalg.svd(product_Bdd.nan_to_num(0.0, 0.0, 0.0))
         alignment_Bdd = left_Bdd @ right_Bdd
-    return (student_BCd - teacher_BCd @ alignment_Bdd).square().mean((1, 2))
+    error_B = (student_BCd - teacher_BCd @ alignment_Bdd).square().sum((1, 2))
+    return relative_to_teacher(error_B, teacher_BCd.square().sum((1, 2)))
 
 
 def _scaled(values_Bd: Tensor, vectors_BCd: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_cifar_files_are_read(tmp_path, monkeypatch):
 
 
 def test_image_folder_without_splits_is_all_for_training(make_tree):
-    root = make_tree({"dog": 2, "cat/old": 1, "cat": 1, ".hidden": 1})
+    root = make_tree({"dog": 2, "cat/old": 1, "cat/.cache": 1, "cat": 1, ".hidden": 1})
     (root / "cat" / "notes.txt").write_text("not an image")
     (root / "cat" / ".thumb.png").write_text("hidden")
     source = open_source("imagefolder", root)

@@ -1,0 +1,183 @@
+"""Small training runs on the CPU, which the tests of the engine share.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raygkd.build import ImageSpec, build_training
+from raygkd.config import Config, with_settings
+from raygkd.data import PlainStream, build_transform, open_source, split_rows
+from raygkd.data.parquet import ImageTable, open_table
+from raygkd.data.prepare import prepare
+from raygkd.engine import Training
+from raygkd.engine.loop import Stream
+from raygkd.models import ModelFile, build_classifier
+from raygkd.models.classifiers import CLASSIFIERS
+from raygkd.models.staged import StagedClassifier
+
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+CLASSES = 10
+SPEC = ImageSpec(
+    class_names=tuple("0123456789"), image_size=(8, 8), mean=(0.3,) * 3, std=(0.37,) * 3
+)
+BATCH = 64
+TIMES = ("epoch_seconds", "images_per_second")
+
+
+def _layer(in_channels: int, channels: int, *after: nn.Module) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(), *after)
+
+
+def tiny(dropout: float, num_classes: int) -> StagedClassifier:
+    """Return two stages of one convolution each, the second with dropout."""
+    stages = [_layer(3, 8), _layer(8, 12, nn.Dropout(dropout))]
+    return StagedClassifier(nn.Identity(), stages, 12, num_classes)
+
+
+CLASSIFIERS.register("tiny")(partial(tiny, 0.0))
+CLASSIFIERS.register("tiny-dropout")(partial(tiny, 0.3))
+
+
+def prepare_digits(folder: Path) -> ImageTable:
+    """Write the digits as shards and open them."""
+    prepare(open_source("digits"), str(folder))
+    return open_table(str(folder))
+
+
+def digits_stream(
+    table: ImageTable, config: Config, rank: int = 0, world_size: int = 1
+) -> PlainStream:
+    """Return 256 digits to train on and 129 to validate, as batches of one rank."""
+    splits = split_rows(
+        table.labels, table.splits, val_fraction=0.09, test_fraction=0.1, limit_train=256, seed=0
+    )
+    return PlainStream(
+        table,
+        splits,
+        build_transform("crop", 8, train=True),
+        build_transform("crop", 8, train=False),
+        batch_size=config.optim.batch_size // world_size,
+        seed=config.optim.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+@dataclass
+class TensorStream:
+    """The same batches in every epoch and split."""
+
+    batches: Sequence[Mapping[str, Tensor]]
+    bad_images: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of the batches."""
+        return len(self.batches)
+
+    def train_batches(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
+        """Yield the batches."""
+        return iter(self.batches)
+
+    def eval_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
+        """Yield the batches."""
+        return iter(self.batches)
+
+    def close(self) -> None:
+        """Nothing reads ahead."""
+
+
+def random_batch(seed: int = 0, rows: int = BATCH) -> dict[str, Tensor]:
+    """Return noise "image" uint8 (B, 3, 8, 8) and "label" (B,)."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randint(
+            0, 256, (rows, 3, 8, 8), dtype=torch.uint8, generator=generator
+        ),
+        "label": torch.randint(0, CLASSES, (rows,), generator=generator),
+    }
+
+
+def random_stream(batches: int = 4) -> TensorStream:
+    """Return batches of noise."""
+    return TensorStream([random_batch(seed) for seed in range(batches)])
+
+
+def random_teacher(name: str = "resnet8", seed: int = 100) -> ModelFile:
+    """Return a model file of random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_classifier(name, CLASSES)
+    return ModelFile(
+        name=name,
+        class_names=SPEC.class_names,
+        image_size=SPEC.image_size,
+        mean=SPEC.mean,
+        std=SPEC.std,
+        state_dict=model.state_dict(),
+        scores={},
+        config="",
+    )
+
+
+def make_config(**settings: Any) -> Config:
+    """Return the settings of a run of two epochs, changed as told."""
+    return with_settings(Config(), {"method": "graph+kd", "epochs": 2, **settings})
+
+
+def make_training(
+    stream: Stream | ImageTable,
+    *,
+    teacher: ModelFile | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+    **settings: Any,
+) -> Training:
+    """Return a run of one rank on a stream, or on the digits of a table."""
+    config = make_config(**settings)
+    if isinstance(stream, ImageTable):
+        stream = digits_stream(stream, config, rank, world_size)
+    return build_training(
+        config,
+        spec=SPEC,
+        teacher_file=None if config.method.method == "none" else teacher or random_teacher(),
+        stream=stream,
+        device=CPU,
+        rank=rank,
+        parallel=parallel,
+    )
+
+
+def curve(training: Training) -> list[dict[str, float]]:
+    """Train the epochs that are left; return their metrics without the times."""
+    epochs = []
+    while training.epoch < training.epochs:
+        metrics = training.run_epoch()
+        epochs.append({name: metrics[name] for name in metrics if name not in TIMES})
+    return epochs
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a model's parameters and buffers."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Return whether two states are equal bit for bit."""
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )

@@ -1,0 +1,598 @@
+"""The step, the loop, evaluation, and the checkpoint, on real models and 8x8 images.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_runs import (
+    CPU,
+    SPEC,
+    TIMES,
+    TensorStream,
+    curve,
+    digits_stream,
+    make_config,
+    make_training,
+    random_batch,
+    random_stream,
+    random_teacher,
+    same,
+    weights,
+)
+from torch import Tensor
+
+from raygkd.build import DeployedClassifier, amp_dtype, build_training, student_file
+from raygkd.config import METHODS, OptimConfig, from_yaml
+from raygkd.data.parquet import ImageTable
+from raygkd.engine import (
+    Training,
+    check_terms,
+    fit,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+    training_step,
+)
+from raygkd.engine.loop import hash_seed
+from raygkd.engine.schedule import lr_factor
+from raygkd.errors import ConfigError, DataError, Diverged
+from raygkd.models import build_classifier, build_from_file, load_model_file, save_model_file
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+EXPECTED_WEIGHTS = {
+    "none": {"task": 1.0},
+    "kd": {"task": 0.25, "kd": 0.75},
+    "graph": {"task": 1.0, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
+    "graph+kd": {"task": 0.25, "kd": 0.75, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
+}
+
+
+# The teacher
+
+
+def test_teacher_is_bit_identical_after_training(digits: ImageTable):
+    training = make_training(digits)
+    assert training.teacher is not None
+    model = training.teacher.model
+    before = weights(model)
+    curve(training)
+    assert same(weights(model), before)
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_teacher_is_in_neither_objective_nor_optimizer():
+    training = make_training(random_stream())
+    assert training.teacher is not None
+    teacher = {id(tensor) for tensor in training.teacher.model.state_dict(keep_vars=True).values()}
+    objective = {id(tensor) for tensor in training.objective.state_dict(keep_vars=True).values()}
+    optimized = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+    assert not teacher & (objective | optimized)
+    assert optimized == {id(parameter) for parameter in training.objective.parameters()}
+
+
+# Training
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_all_parameters(digits: ImageTable, method: str):
+    training = make_training(
+        digits, method=method, epochs=4, alpha=0.5, beta=2.0, gamma=0.125, kd_weight=0.75
+    )
+    expected = EXPECTED_WEIGHTS[method]
+    epochs = curve(training)
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    assert training.objective.term_weights == expected
+    for name, parameter in training.objective.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    for metrics in epochs:
+        terms = {name[5:]: metrics[name] for name in metrics if name.startswith("loss_")}
+        assert terms.keys() == expected.keys()
+        total = sum(weight * terms[name] for name, weight in expected.items())
+        assert metrics["train_loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_epoch_reports_loss_terms_as_means_over_steps(digits: ImageTable):
+    """With a learning rate near zero every step sees the weights of the start."""
+    training = make_training(digits, method="none", lr=1e-30)
+    metrics = training.run_epoch()
+    batches = list(training.stream.train_batches(0))
+    assert len(batches) == training.stream.steps_per_epoch == 4
+    model = training.objective.student
+    images = [training.normalise(batch["image"] / 255) for batch in batches]
+    logits = [model(images_BCHW) for images_BCHW in images]
+    losses = [
+        F.cross_entropy(logits_BK, batch["label"]).item()
+        for logits_BK, batch in zip(logits, batches, strict=True)
+    ]
+    right = sum(
+        (logits_BK.argmax(1) == batch["label"]).sum().item()
+        for logits_BK, batch in zip(logits, batches, strict=True)
+    )
+    assert metrics["loss_task"] == pytest.approx(sum(losses) / 4, rel=1e-6)
+    assert metrics["train_accuracy"] == right / 256
+    assert metrics["epoch"] == 1
+    assert metrics["bad_images"] == 0
+    assert metrics["epoch_seconds"] > 0
+    assert metrics["images_per_second"] > 256 / metrics["epoch_seconds"]
+
+
+def test_student_learns_digits(digits: ImageTable):
+    scores = [metrics["val_score"] for metrics in curve(make_training(digits, epochs=6))]
+    assert scores[-1] > 0.5
+
+
+def test_fit_reports_every_epoch_that_is_left():
+    training = make_training(random_stream(), method="none", epochs=3)
+    training.run_epoch()
+    reported: list[tuple[float, Training]] = []
+    fit(training, lambda metrics, run: reported.append((metrics["epoch"], run)))
+    assert reported == [(2, training), (3, training)]
+
+
+def test_equal_seeds_give_equal_curves_and_other_seeds_others(digits: ImageTable):
+    def run(seed: int, elsewhere: int) -> list[dict[str, float]]:
+        torch.manual_seed(elsewhere)
+        return curve(
+            make_training(
+                digits,
+                student="tiny-dropout",
+                teacher=random_teacher("tiny"),
+                dim=4,
+                seed=seed,
+            )
+        )
+
+    first = run(seed=3, elsewhere=1)
+    assert run(seed=3, elsewhere=2) == first
+    other = run(seed=4, elsewhere=1)
+    assert all(a["train_loss"] != b["train_loss"] for a, b in zip(first, other, strict=True))
+
+
+def test_epoch_seed_differs_by_seed_epoch_and_rank():
+    seeds = {hash_seed(s, e, r) for s in range(5) for e in range(20) for r in range(4)}
+    assert len(seeds) == 5 * 20 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_all_methods_of_one_seed_start_from_one_student():
+    students = [make_training(random_stream(), method=method) for method in METHODS]
+    first = weights(students[0].objective.student)
+    assert all(same(weights(training.objective.student), first) for training in students)
+
+
+def test_golden_curve():
+    expected = json.loads((GOLDEN / "curve.json").read_text())
+    epochs = runpy.run_path(str(GOLDEN / "print_curve.py"))["golden_curve"]()
+    assert len(epochs) == len(expected) == 3
+    for epoch, values in zip(epochs, expected, strict=True):
+        assert epoch == pytest.approx(values, rel=1e-3)
+
+
+def test_clipping_limits_the_norm_of_the_gradient():
+    def norm(clip_norm: float | None) -> float:
+        training = make_training(random_stream(), clip_norm=clip_norm)
+        training_step(training, random_batch())
+        gradients = [p.grad for p in training.objective.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients).item()
+
+    assert norm(None) > 0.05
+    assert norm(0.01) == pytest.approx(0.01, rel=1e-3)
+
+
+# Divergence
+
+
+def test_divergence_names_term_and_epoch():
+    training = make_training(random_stream(), method="none", lr=1e30, clip_norm=None)
+    with pytest.raises(Diverged, match=r"^loss 'task' is not finite in epoch 1: lower --lr") as e:
+        training.run_epoch()
+    assert (e.value.term, e.value.epoch) == ("task", 1)
+
+
+def test_divergence_of_a_later_epoch_names_it():
+    training = make_training(random_stream())
+    training.run_epoch()
+    with torch.no_grad():
+        next(training.objective.student.parameters()).fill_(math.nan)
+    with pytest.raises(Diverged, match="in epoch 2"):
+        training.run_epoch()
+
+
+def test_divergence_survives_pickling():
+    error = pickle.loads(pickle.dumps(Diverged("edge", 7)))
+    assert (type(error), error.term, error.epoch) == (Diverged, "edge", 7)
+    assert str(error) == str(Diverged("edge", 7))
+
+
+# The check before the first step
+
+
+def copy_of_teacher(training: Training) -> None:
+    """Make the student of a run equal to its teacher, with fixed statistics."""
+    assert training.teacher is not None
+    training.objective.student.load_state_dict(training.teacher.model.state_dict())
+    training.objective.eval()
+
+
+def detach_last_stage(training: Training) -> None:
+    """Cut the student's gradient at its deepest level, before the tap reads it."""
+    stage = training.objective.student.get_submodule("stage3")
+    stage.register_forward_hook(lambda module, inputs, output: output.detach(), prepend=True)
+
+
+def break_statistics(training: Training) -> None:
+    """Make the student's first layer give NaN."""
+    with torch.no_grad():
+        next(training.objective.student.parameters()).fill_(math.nan)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (copy_of_teacher, {"method": "kd"}, "'kd' is 0 with"),
+        (copy_of_teacher, {"method": "graph"}, "'vertex' is 0 with"),
+        (copy_of_teacher, {"method": "graph", "alpha": 0.0, "beta": 0.0}, "'spectral' is "),
+        (detach_last_stage, {"method": "graph", "levels": [3]}, "'vertex' is .* of norm 0 in the"),
+        (break_statistics, {"method": "none"}, "'task' is nan with a gradient of norm nan"),
+    ],
+    ids=["equal logits", "equal maps", "equal graphs", "detached maps", "not finite"],
+)
+def test_a_term_that_cannot_teach_is_refused_by_name(
+    change: Callable[[Training], None], settings: dict[str, Any], message: str
+):
+    training = make_training(random_stream(), **settings)
+    change(training)
+    before = weights(training.objective)
+    with pytest.raises(ConfigError, match=f"^loss term {message}") as raised:
+        check_terms(training, random_batch())
+    assert "\n" not in str(raised.value)
+    assert all(p.grad is None for p in training.objective.parameters())
+    assert not any(tensor.isnan().any() for tensor in before.values()) or "nan" in message
+    after = weights(training.objective)
+    assert all(torch.equal(a, b) for a, b in zip(after.values(), before.values()) if not b.isnan().any())
+
+
+def test_check_of_terms_leaves_no_trace_and_tells_gradient_norms():
+    training = make_training(random_stream())
+    training.objective.train()
+    before = weights(training.objective)
+    batch = random_batch()
+    norms = check_terms(training, batch)
+    assert same(weights(training.objective), before)
+    assert all(p.grad is None for p in training.objective.parameters())
+    assert norms.keys() == EXPECTED_WEIGHTS["graph+kd"].keys()
+
+    images_BCHW, labels_B = training.to_device(batch)
+    logits_BK = training.objective.student(training.normalise(images_BCHW))
+    F.cross_entropy(logits_BK, labels_B).backward()
+    gradients = [p.grad for p in training.objective.student.parameters() if p.grad is not None]
+    assert norms["task"] == pytest.approx(torch.nn.utils.get_total_norm(gradients).item(), rel=1e-5)
+
+
+def test_first_epoch_checks_the_terms_and_later_ones_do_not():
+    training = make_training(random_stream(), method="graph", levels=[3])
+    detach_last_stage(training)
+    with pytest.raises(ConfigError, match="'vertex'"):
+        training.run_epoch()
+    training.epoch = 1
+    training.run_epoch()
+
+
+# Precision and compilation
+
+
+def test_bf16_keeps_graph_losses_and_weights_in_float32(digits: ImageTable):
+    training = make_training(digits, amp="bf16")
+    terms, logits_BK = training_step(training, random_batch())
+    assert logits_BK.dtype == torch.bfloat16
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    for parameter in training.objective.parameters():
+        assert parameter.grad is not None
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+    epochs = curve(training)
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+
+
+def test_bf16_losses_are_near_those_of_full_precision():
+    half, _ = training_step(make_training(random_stream(), amp="bf16"), random_batch())
+    full, _ = training_step(make_training(random_stream(), amp="none"), random_batch())
+    assert half["total"] != full["total"]
+    for name, term in full.items():
+        assert half[name].item() == pytest.approx(term.item(), rel=0.05), name
+
+
+@pytest.mark.parametrize(("amp", "enabled"), [("none", False), ("bf16", False), ("fp16", True)])
+def test_gradients_are_scaled_for_fp16_alone(amp: str, enabled: bool):
+    assert make_training(random_stream(), amp=amp).scaler.is_enabled() is enabled
+
+
+def test_automatic_precision_is_bf16_on_cuda_and_none_elsewhere():
+    assert amp_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert amp_dtype("auto", CPU) is None
+
+
+def test_compiled_models_train_as_eager_ones(digits: ImageTable):
+    def first_epoch(compiled: bool) -> dict[str, float]:
+        training = make_training(
+            digits, teacher=random_teacher("tiny"), student="tiny", dim=4, compile=compiled
+        )
+        return curve(training)[0]
+
+    compiled, eager = first_epoch(True), first_epoch(False)
+    losses = [name for name in eager if "loss" in name]
+    assert {name: compiled[name] for name in losses} == pytest.approx(
+        {name: eager[name] for name in losses}, rel=1e-4
+    )
+
+
+# The learning rate
+
+
+def optim(**settings: Any) -> OptimConfig:
+    return make_config(epochs=10, **settings).optim
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "constant"}, {0: 1.0, 99: 1.0}),
+        (
+            {"schedule": "constant", "warmup_epochs": 0.5},
+            {0: 0.2, 1: 0.4, 3: 0.8, 4: 1.0, 5: 1.0, 99: 1.0},
+        ),
+        ({"schedule": "cosine"}, {0: 1.0, 25: 0.5 + math.sqrt(0.125), 50: 0.5, 100: 0.0}),
+        (
+            {"schedule": "cosine", "warmup_epochs": 2.0},
+            {0: 0.05, 19: 1.0, 20: 1.0, 60: 0.5, 100: 0.0},
+        ),
+        (
+            {"schedule": "multistep", "milestones": [0.5, 0.75], "lr_decay": 0.2},
+            {0: 1.0, 49: 1.0, 50: 0.2, 74: 0.2, 75: 0.04, 100: 0.04},
+        ),
+        (
+            {"schedule": "multistep", "milestones": [0.5], "warmup_epochs": 1.0},
+            {0: 0.1, 9: 1.0, 10: 1.0, 49: 1.0, 50: 0.1},
+        ),
+    ],
+)
+def test_learning_rate_follows_its_schedule(
+    settings: dict[str, Any], expected: dict[int, float]
+):
+    factors = {step: lr_factor(step, 10, optim(**settings)) for step in expected}
+    assert factors == pytest.approx(expected, abs=1e-12)
+
+
+def test_every_step_has_its_learning_rate_and_the_last_ends_cosine_at_zero():
+    training = make_training(random_stream(3), method="none", lr=0.2, epochs=2)
+    rates = []
+    for epoch in range(2):
+        for batch in training.stream.train_batches(epoch):
+            rates.append(training.optimizer.param_groups[0]["lr"])
+            training_step(training, batch)
+    expected = [0.2 * 0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    assert rates == pytest.approx(expected)
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+# Evaluation
+
+
+def test_evaluation_scores_every_image_once_in_eval_mode(digits: ImageTable):
+    training = make_training(digits, student="tiny-dropout", method="none")
+    training.run_epoch()
+    modes: set[bool] = set()
+    student = training.objective.student
+    handle = student.register_forward_hook(lambda *_: modes.add(student.stage2[-1].training))
+    before = weights(student)
+    scores = training.evaluate("val")
+    handle.remove()
+    assert modes == {False}
+    assert student.training
+    assert same(weights(student), before)
+
+    stream = digits_stream(digits, make_config())
+    rows = stream.splits.val
+    batches = list(stream.eval_batches("val"))
+    images_BCHW = torch.cat([batch["image"] for batch in batches])
+    labels_B = torch.from_numpy(digits.labels[rows])
+    assert len(images_BCHW) == len(rows) == 129
+    student.eval()
+    with torch.no_grad():
+        logits_BK = student(training.normalise(images_BCHW / 255))
+    top5_B = (logits_BK.topk(5).indices == labels_B[:, None]).any(1)
+    assert scores == pytest.approx(
+        {
+            "score": (logits_BK.argmax(1) == labels_B).float().mean().item(),
+            "loss": F.cross_entropy(logits_BK.double(), labels_B).item(),
+            "top5": top5_B.float().mean().item(),
+        },
+        rel=1e-6,
+    )
+
+
+def test_test_split_is_scored_by_name(digits: ImageTable):
+    training = make_training(digits, method="none")
+    assert training.evaluate("test") != training.evaluate("val")
+
+
+# The checkpoint
+
+
+def test_checkpoint_holds_the_whole_run_and_no_teacher(digits: ImageTable, tmp_path: Path):
+    training = make_training(digits)
+    training.run_epoch()
+    save_checkpoint(tmp_path / "new" / "checkpoint.pt", training)
+    state = torch.load(tmp_path / "new" / "checkpoint.pt", weights_only=True)
+    assert state.keys() == {
+        "format", "student", "adapters", "optimizer", "schedule", "scaler", "epoch", "rng", "config"
+    }  # fmt: skip
+    assert same(state["student"], training.objective.student.state_dict())
+    assert state["adapters"].keys() == {f"adapters.{level}.weight" for level in (1, 2, 3)}
+    learned = list(training.objective.parameters())
+    assert len(state["optimizer"]["state"]) == len(learned)
+    assert all(entry["momentum_buffer"].any() for entry in state["optimizer"]["state"].values())
+    assert state["schedule"]["last_epoch"] == 4
+    assert state["epoch"] == 1
+    assert len(state["rng"]) == 1
+    assert torch.equal(state["rng"][0]["cpu"], torch.get_rng_state())
+    assert from_yaml(state["config"], where="checkpoint") == make_config()
+    assert os.listdir(tmp_path / "new") == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("student", "settings"),
+    [
+        ("resnet8", {"amp": "bf16", "clip_norm": 1.0}),
+        ("tiny-dropout", {"levels": [1], "schedule": "multistep", "warmup_epochs": 2.5}),
+        ("torchvision:mobilenet_v3_small", {"method": "kd", "lr": 0.01}),
+    ],
+)
+def test_resumed_run_equals_one_without_a_break(
+    digits: ImageTable, tmp_path: Path, student: str, settings: dict[str, Any]
+):
+    def run(elsewhere: int) -> Training:
+        torch.manual_seed(elsewhere)
+        return make_training(digits, **{"epochs": 4, "student": student, **settings})
+
+    whole = run(elsewhere=1)
+    expected = curve(whole)
+    broken_off = run(elsewhere=2)
+    first = [broken_off.run_epoch()["train_loss"] for _ in range(2)]
+    save_checkpoint(tmp_path / "checkpoint.pt", broken_off)
+    resumed = run(elsewhere=3)
+    restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
+    assert first == [metrics["train_loss"] for metrics in expected[:2]]
+    assert curve(resumed) == expected[2:]
+    assert same(weights(resumed.objective), weights(whole.objective))
+    momenta = [
+        [entry["momentum_buffer"] for entry in run.optimizer.state_dict()["state"].values()]
+        for run in (resumed, whole)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+    assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+
+
+def test_restoring_brings_back_the_random_state(tmp_path: Path):
+    training = make_training(random_stream(), method="none")
+    save_checkpoint(tmp_path / "checkpoint.pt", training)
+    expected = torch.rand(4)
+    torch.manual_seed(77)
+    restore(training, read_checkpoint(tmp_path / "checkpoint.pt"))
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    training = make_training(random_stream(), method="none")
+    save_checkpoint(path, training)
+    old = path.read_bytes()
+    training.epoch = 5
+    training.config = lambda: "cannot be pickled"  # type: ignore[assignment]
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        save_checkpoint(path, training)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def flip_a_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"no checkpoint",
+        flip_a_byte,
+    ],
+    ids=["cut off", "empty", "text", "one bit"],
+)
+def test_damaged_checkpoint_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, make_training(random_stream(), method="none"))
+    path.write_bytes(damage(path.read_bytes()))
+    check_refusal(path, "damaged")
+
+
+def test_file_of_another_kind_is_no_checkpoint(tmp_path: Path):
+    path = tmp_path / "model.pt"
+    save_model_file(path, random_teacher())
+    check_refusal(path, "no checkpoint of this version of raygkd")
+    torch.save([1, 2], path)
+    check_refusal(path, "no checkpoint of this version of raygkd")
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path):
+    check_refusal(tmp_path / "nowhere.pt", "No such file")
+    check_refusal(tmp_path, "Is a directory")
+
+
+def test_checkpoint_executes_nothing(tmp_path: Path):
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    torch.save({"format": "raygkd-checkpoint-1", "student": Harmful()}, tmp_path / "harm.pt")
+    check_refusal(tmp_path / "harm.pt", "damaged")
+    assert not (tmp_path / "made").exists()
+
+
+def check_refusal(path: Path, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        read_checkpoint(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+# The model for use
+
+
+def test_saved_model_is_the_student_alone(digits: ImageTable, tmp_path: Path):
+    training = make_training(digits, epochs=1)
+    curve(training)
+    save_checkpoint(tmp_path / "checkpoint.pt", training)
+    state = read_checkpoint(tmp_path / "checkpoint.pt")["student"]
+    saved = student_file(make_config(epochs=1), SPEC, state, {"val_score": 0.5, "x": math.nan})
+    save_model_file(tmp_path / "model.pt", saved)
+
+    loaded = load_model_file(tmp_path / "model.pt")
+    assert loaded.state_dict.keys() == build_classifier("resnet8", 10).state_dict().keys()
+    assert loaded.scores == {"val_score": 0.5}
+    student = training.objective.student.eval()
+    images_BCHW = torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        expected_BK = student(training.normalise(images_BCHW))
+        assert torch.equal(
+            build_from_file(loaded)(training.normalise(images_BCHW)), expected_BK
+        )
+        assert torch.allclose(DeployedClassifier(loaded).eval()(images_BCHW), expected_BK)
+
+
+def test_method_with_a_teacher_needs_one():
+    with pytest.raises(ValueError, match="method 'kd' needs a teacher"):
+        build_training(
+            make_config(method="kd"),
+            spec=SPEC,
+            teacher_file=None,
+            stream=TensorStream([random_batch()]),
+            device=CPU,
+        )
