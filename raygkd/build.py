@@ -135,13 +135,12 @@ def build_graph_loss(
 
 
 def level_shapes(
-    config: Config, teacher: ModelFile, spec: ImageSpec
+    config: Config, teacher: nn.Module, spec: ImageSpec
 ) -> dict[int, tuple[int, int, int]]:
     """Return level -> (C, H, W) of the teacher, of all levels that both models have."""
-    model = build_from_file(teacher)
     student = build_classifier(config.model.student, len(spec.class_names))
     every = with_settings(config, {"levels": None})
-    return feature_shapes(model, chosen_levels(every, model, student), spec.image_size)
+    return feature_shapes(teacher, chosen_levels(every, teacher, student), spec.image_size)
 
 
 def uses_teacher(config: Config) -> bool:

@@ -18,7 +18,7 @@ import click
 from raygkd import __version__
 from raygkd import config as configuration
 from raygkd.config import Config
-from raygkd.errors import ConfigError, Diverged, UserError, near
+from raygkd.errors import ConfigError, RunFailed, UserError, near
 
 # settings that a command has no use for
 _WITHOUT = {
@@ -64,8 +64,8 @@ def main() -> None:
         for line in str(error).splitlines():
             click.echo(f"error: {line}", err=True)
         sys.exit(2)
-    except Diverged as error:
-        click.echo(f"error: training diverged: {error}", err=True)
+    except RunFailed as error:
+        click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         click.echo("stopped", err=True)

@@ -26,7 +26,11 @@ class TrackingError(UserError):
     """The MLflow server cannot be reached or used."""
 
 
-class Diverged(Exception):
+class RunFailed(Exception):
+    """Training failed, and not by a mistake that could have been refused before; one line."""
+
+
+class Diverged(RunFailed):
     """Training went non-finite; raised on every rank of a run after the same epoch.
 
     Args:

@@ -269,7 +269,9 @@ class _Ahead:
         ]
         self._passes = passes
         self._turn = 0
-        self._blocks: Generator[Arrays, None, None] = self._execute(reference, rank_plan, passes, tasks)
+        self._blocks: Generator[Arrays, None, None] = self._execute(
+            reference, rank_plan, passes, tasks
+        )
         self._held: Arrays | None = next(self._blocks, None)
 
     @staticmethod

@@ -16,7 +16,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raygkd.config import ClusterConfig, Config, to_mapping
 from raygkd.engine import Training, read_checkpoint, restore, save_checkpoint
-from raygkd.errors import Diverged
+from raygkd.errors import Diverged, UserError
 from raygkd.rayrun.trainer import known_cause, torch_trainer
 from raygkd.rayrun.worker import CHECKPOINT, Job, make_training
 from raygkd.space import Dimension
@@ -46,6 +46,7 @@ class TrialResult:
         status: "finished", "stopped" (by ASHA), "diverged" or "failed".
         checkpoint: of the last epoch, or None.
         error: one line, where it failed.
+        is_mistake: it failed by a mistake of the user's.
     """
 
     trial_id: str
@@ -55,6 +56,7 @@ class TrialResult:
     status: str
     checkpoint: Path | None
     error: str | None = None
+    is_mistake: bool = False
 
 
 class SearchObserver:
@@ -293,4 +295,5 @@ def _trial_result(result: Any, epochs: int) -> TrialResult:
         status=status,
         checkpoint=Path(place) / CHECKPOINT if place else None,
         error=" ".join(str(cause).split())[:300] if cause is not None else None,
+        is_mistake=isinstance(cause, UserError),
     )

@@ -124,6 +124,11 @@ def train(
     return Path(outcome["result"].checkpoint.path) / CHECKPOINT
 
 
+def last_metrics(folder: Path) -> dict[str, float]:
+    """Return the metrics of a run's last epoch, from its journal."""
+    return json.loads((folder / JOURNAL).read_text().splitlines()[-1])
+
+
 def _pass_on(file: Any, on_epoch: Callable[[dict[str, float]], None]) -> None:
     while True:
         place = file.tell()

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-Advance = Callable[[int, int], None]
+
+class Advance(Protocol):
+    """Tells a progress bar how far its work is."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show ``done`` of ``total``, and a few words."""
 
 
 def stderr_console() -> Console:
@@ -45,9 +51,11 @@ def progress(console: Console, description: str) -> Iterator[Advance]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=None, note="")
-        yield lambda done, total, note="": bar.update(  # type: ignore[misc]
-            task, completed=done, total=total, note=note
-        )
+
+        def advance(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield advance
 
 
 def _lines(console: Console, description: str) -> Advance:

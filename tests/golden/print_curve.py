@@ -18,7 +18,7 @@ from raygkd.models import ModelFile, build_classifier
 
 IMAGES = 256
 METRICS = ("train_loss", "loss_task", "loss_kd", "loss_vertex", "loss_edge", "loss_spectral")
-SETTINGS = {"method": "graph+kd", "epochs": 3, "batch_size": 64, "lr": 0.05, "seed": 0}
+SETTINGS = {"method": "graph+kd", "epochs": 3, "batch_size": 64, "lr": 0.02, "seed": 0}
 
 
 def golden_curve() -> list[dict[str, float]]:

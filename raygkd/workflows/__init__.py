@@ -1,0 +1,6 @@
+"""What the commands do, from configuration to result."""
+
+from raygkd.workflows.search import tune
+from raygkd.workflows.single import distil, teach
+
+__all__ = ["distil", "teach", "tune"]

@@ -1,0 +1,238 @@
+"""Searching the method's settings: ``raygkd tune``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from raygkd import build
+from raygkd.config import Config, to_yaml, with_settings
+from raygkd.data.windows import load_window
+from raygkd.engine import read_checkpoint
+from raygkd.errors import RunFailed, UserError
+from raygkd.inputs import Images
+from raygkd.models import ModelFile, save_model_file
+from raygkd.rayrun.search import METRIC, SearchObserver, TrialResult, run_search
+from raygkd.rayrun.worker import make_job
+from raygkd.report.console import Advance, progress
+from raygkd.space import Dimension, check_space, default_space, read_space
+from raygkd.workflows.session import Session, open_session, require_room, run_tags, write_text
+from raygkd.workflows.single import (
+    MODEL,
+    RESULT,
+    check_names,
+    get_teacher,
+    model_rows,
+    places,
+    show_levels,
+    teacher_model,
+    test_scores,
+    train_one,
+)
+
+REGISTERED = "raygkd-{dataset}-{student}"
+_COMPARED = ("test_score", "parameters")
+
+
+def tune(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
+    """Search the method's settings (``raygkd tune``); return what ``--json`` prints.
+
+    The teacher is trained first where none is given, then the student alone as the control, then
+    the trials. Validation chooses; the test split is scored once, for the three models at the end.
+    """
+    started = time.monotonic()
+    check_names(config)
+    space: tuple[Dimension, ...] = ()
+
+    def check(images: Images) -> None:
+        nonlocal space
+        space = search_space(config, images, console)
+
+    with open_session(config, "search", console, resume, check) as session:
+        session.tracker.start(
+            "search",
+            f"search {config.model.teacher} -> {config.model.student}",
+            tags=run_tags(session, "search"),
+            texts={"config.yaml": to_yaml(config)},
+        )
+        teacher, teacher_path = get_teacher(session, "search")
+        alone = train_one(
+            session,
+            build.student_alone(config),
+            role="student-alone",
+            folder=session.folder / "student-alone",
+            teacher=None,
+            parent="search",
+        )
+        trials = _search(session, teacher, space, resume=resume is not None)
+        result = _conclude(session, trials, {"teacher": teacher, "student_alone": alone})
+    result["teacher"]["path"] = str(teacher_path)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    write_text(Path(result["run"]) / RESULT, json.dumps(result, indent=2))
+    return result
+
+
+def search_space(config: Config, images: Images, console: Console) -> tuple[Dimension, ...]:
+    """Return the search space, checked against the models; print the levels it draws from.
+
+    Raises:
+        ConfigError: a space file that is wrong, or settings that no trial could run with.
+    """
+    space = read_space(config.search.space) if config.search.space else None
+    teacher = teacher_model(config, images.spec)
+    channels: dict[int, int] = {}
+    if "graph" in config.method.method:
+        shapes = build.level_shapes(config, teacher, images.spec)
+        channels = {level: shape[0] for level, shape in shapes.items()}
+        # all levels with as many pairs as there can be; a trial takes some of both
+        whole = with_settings(config, {"levels": None, "dim": min(channels.values()) - 1})
+        show_levels(whole, images.spec, teacher, console)
+    space = space or default_space(config.method.method, channels)
+    check_space(space, config, channels)
+    return space
+
+
+class SearchProgress(SearchObserver):
+    """Records a search in MLflow and shows how far it is."""
+
+    def __init__(self, session: Session, advance: Advance):
+        self._session = session
+        self._advance = advance
+        self._trials = session.config.search.trials
+        self._epochs: dict[str, int] = {}
+        self._ended: set[str] = set()
+        self._best = 0.0
+
+    def started(self, trial_id: str, params: Mapping[str, Any]) -> None:
+        """Open the trial's MLflow run."""
+        self._session.tracker.start(
+            trial_id,
+            f"trial {trial_id.rpartition('_')[2]}",
+            parent="search",
+            params=params,
+            tags=run_tags(self._session, "trial"),
+            texts={"config.yaml": to_yaml(with_settings(self._session.config, params))},
+        )
+        self._show()
+
+    def reported(self, trial_id: str, metrics: Mapping[str, float]) -> None:
+        """Log an epoch."""
+        self._epochs[trial_id] = int(metrics["epoch"])
+        self._best = max(self._best, metrics[METRIC])
+        self._session.tracker.metrics(trial_id, metrics, step=self._epochs[trial_id])
+        self._show()
+
+    def ended(self, trial_id: str, failed: bool) -> None:
+        """Close the trial's MLflow run."""
+        self._ended.add(trial_id)
+        self._session.tracker.end(trial_id, "FAILED" if failed else "FINISHED")
+        self._show()
+
+    def _show(self) -> None:
+        running = len(self._epochs.keys() - self._ended)
+        epochs = sum(self._epochs.values())
+        note = f"{running} running, {epochs} epochs, best val {self._best:.4f}"
+        self._advance(len(self._ended), self._trials, note)
+
+
+def _search(
+    session: Session, teacher: ModelFile, space: tuple[Dimension, ...], *, resume: bool
+) -> list[TrialResult]:
+    config = session.config
+    cpus = config.cluster.cpus_per_worker or 1.0
+    fitting = require_room(config, session.nodes, session.data_cpus)
+    concurrent = min(fitting, config.search.trials, config.search.max_concurrent or fitting)
+    with progress(session.console, f"trials ({concurrent} at a time)") as advance:
+        advance(0, config.search.trials)
+        return run_search(
+            make_job(config, session.shared, teacher),
+            config,
+            space,
+            cpus=cpus,
+            concurrent=concurrent,
+            folder=session.folder,
+            observer=SearchProgress(session, advance),
+            resume=resume,
+        )
+
+
+def _conclude(
+    session: Session, trials: Sequence[TrialResult], others: dict[str, ModelFile]
+) -> dict[str, Any]:
+    """Score the winner beside teacher and student alone, record it, and return the result."""
+    winner, best = _winner(session, trials)
+    models = {**others, "best": best}
+    scores = test_scores(session, models)
+    save_model_file(session.folder / MODEL, best)
+    rows = model_rows(models, scores)
+    tracker = session.tracker
+    numbers = {f"{role}_{key}": row[key] for role, row in rows.items() for key in _COMPARED}
+    assert winner.val_score is not None
+    tracker.metrics("search", {METRIC: winner.val_score, **numbers}, step=0)
+    tracker.tags("search", {f"best.{name}": str(value) for name, value in winner.params.items()})
+    logged = tracker.model(
+        "search",
+        build.DeployedClassifier(best),
+        example_images(session.images),
+        register_as=REGISTERED.format(
+            dataset=session.config.data.dataset, student=best.name.replace(":", "-")
+        ),
+    )
+    chosen = {
+        "params": winner.params,
+        "val_score": winner.val_score,
+        "epochs": winner.epochs,
+        "model_uri": logged.uri if logged else None,
+        "registered": asdict(logged) if logged else None,
+    }
+    return {
+        "best": rows.pop("best") | chosen,
+        **rows,
+        "trials": [
+            {name: getattr(trial, name) for name in ("params", "epochs", "val_score", "status")}
+            | {"run_id": tracker.run_id(trial.trial_id), "error": trial.error}
+            for trial in trials
+        ],
+        **places(session, "search", "parent_run_id"),
+    }
+
+
+def _winner(session: Session, trials: Sequence[TrialResult]) -> tuple[TrialResult, ModelFile]:
+    """Return the best trial and its student.
+
+    Raises:
+        UserError: no trial came to a score, because of a mistake of the user's.
+        RunFailed: the same, for another reason.
+    """
+    scored = [trial for trial in trials if trial.status in ("finished", "stopped")]
+    if not scored:
+        reasons = "; ".join(sorted({trial.error or trial.status for trial in trials}))
+        mistake = all(trial.is_mistake for trial in trials)
+        raise (UserError if mistake else RunFailed)(f"no trial came to a score: {reasons}")
+    winner = scored[0]
+    assert winner.checkpoint is not None
+    state = read_checkpoint(winner.checkpoint)["student"]
+    config = with_settings(session.config, winner.params)
+    scores = {METRIC: winner.val_score or 0.0}
+    return winner, build.student_file(config, session.images.spec, state, scores)
+
+
+def example_images(images: Images) -> np.ndarray:
+    """Return two validation images as float32 (2, 3, S, S) in 0..1."""
+    window = load_window(
+        images.table,
+        images.rows["val"][:2],
+        images.transform("val"),
+        seed=0,
+        epoch=0,
+        skip_bad=True,
+        exact=False,
+    )
+    return window.arrays["image"].astype(np.float32) / 255.0

@@ -1,0 +1,204 @@
+"""An open run: its folder, images, cluster and MLflow, closed whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from raygkd import __version__, tracking
+from raygkd.config import Config, to_yaml
+from raygkd.errors import ResourceError
+from raygkd.inputs import Images, open_images
+from raygkd.rayrun import cluster, ingest
+from raygkd.report.console import progress
+
+# role of a run -> the command that makes it
+COMMANDS = {"teacher": "teacher", "student": "train", "search": "tune"}
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A run with everything it needs open.
+
+    Attributes:
+        config: the settings.
+        folder: of this run, absolute.
+        output: the output folder, absolute.
+        nodes: what the nodes of the cluster have.
+        images: the images; ``shared`` are they in the object store.
+        tracker: MLflow.
+        console: for progress.
+    """
+
+    config: Config
+    folder: Path
+    output: Path
+    nodes: list[cluster.Resources]
+    images: Images
+    shared: ingest.SharedImages
+    tracker: tracking.Tracker
+    console: Console
+
+    @property
+    def data_cpus(self) -> float:
+        """CPUs that the data stream needs besides the training."""
+        return ingest.DATA_CPUS if self.shared.decoded is None else 0.0
+
+    def cpus(self) -> float:
+        """Return the CPUs of each worker of a run that has the cluster for itself."""
+        return cluster.worker_cpus(self.config.cluster, self.nodes, data_cpus=self.data_cpus)
+
+
+def output_folder(output: str) -> Path:
+    """Return the absolute output folder, made if it is not there.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    folder = Path(output).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{secrets.token_hex(4)}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(
+            f"--output {output}: cannot be written ({error.strerror}); give another folder"
+        ) from error
+    return folder
+
+
+def new_run_folder(output: Path, kind: str) -> Path:
+    """Return a name for a run's folder that no other has; it is not made yet."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return output / "runs" / f"{kind}-{stamp}-{secrets.token_hex(2)}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def open_session(
+    config: Config,
+    role: str,
+    console: Console,
+    resume: Path | None,
+    check: Callable[[Images], None],
+) -> Iterator[Session]:
+    """Open tracking, images and cluster, the cheapest check first; close them whatever happens.
+
+    Runs that are open in MLflow when an error comes through end as FAILED, or KILLED on Ctrl-C.
+
+    Args:
+        config: the settings.
+        role: "teacher", "student" or "search".
+        console: for progress.
+        resume: folder of the run to go on with.
+        check: refuses images that do not go with the models, before anything is started.
+
+    Raises:
+        UserError: whatever cannot be had, before anything is started.
+    """
+    started = time.monotonic()
+    output = output_folder(config.output.output)
+    nodes = cluster.known_nodes(config.cluster.address)
+    if nodes is not None:
+        require_room(config, nodes, 0.0)
+    uri = config.output.tracking_uri or tracking.default_uri(output)
+    experiment = tracking.connect(uri, config.output.experiment, output)
+    with progress(console, "preparing images") as advance:
+        images = open_images(config.data, seed=config.optim.seed, output=output, progress=advance)
+    check(images)
+    streamed = not ingest.fits_in_memory(images, config.data.cache_mb)
+    data_cpus = ingest.DATA_CPUS if streamed else 0.0
+    if nodes is not None:
+        require_room(config, nodes, data_cpus)
+    with cluster.cluster(config.cluster.address) as nodes:
+        require_room(config, nodes, data_cpus)
+        with progress(console, "decoding images") as advance:
+            shared = ingest.share(images, config.data.cache_mb, advance)
+        folder = resume or new_run_folder(output, COMMANDS[role])
+        write_text(folder / "config.yaml", to_yaml(config))
+        session = Session(
+            config=config,
+            folder=folder,
+            output=output,
+            nodes=nodes,
+            images=images,
+            shared=shared,
+            tracker=tracking.Tracker(uri, experiment, folder / "tracking.jsonl"),
+            console=console,
+        )
+        with _closing(session, role):
+            yield session
+    console.print(f"took {time.monotonic() - started:.0f} s")
+
+
+@contextlib.contextmanager
+def _closing(session: Session, role: str) -> Iterator[None]:
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        command = f"raygkd {COMMANDS[role]} --resume {session.folder}"
+        session.console.print(f"stopped; go on with: {command}", soft_wrap=True)
+        raise
+    finally:
+        session.tracker.close(status)
+
+
+def require_room(config: Config, nodes: Sequence[cluster.Resources], data_cpus: float) -> int:
+    """Return how many runs fit at once.
+
+    Raises:
+        ResourceError: none does.
+    """
+    bundles = cluster.run_bundles(config.cluster, config.cluster.cpus_per_worker or 1.0)
+    return cluster.require_room(nodes, bundles, data_cpus=data_cpus)
+
+
+def run_tags(session: Session, role: str) -> dict[str, str]:
+    """Return the facts that every MLflow run carries."""
+    rows = session.images.rows
+    tags = {
+        "raygkd.role": role,
+        "raygkd.dataset": session.config.data.dataset,
+        "raygkd.images": session.images.identity,
+        "raygkd.split": ", ".join(f"{name} {len(rows[name])}" for name in ("train", "val", "test")),
+        "raygkd.folder": str(session.folder),
+        "python": platform.python_version(),
+    }
+    tags["version.raygkd"] = __version__
+    for package in ("torch", "torchvision", "ray", "mlflow"):
+        tags[f"version.{package}"] = version(package)
+    commit = _git_commit()
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the folder that raygkd runs in, if it is one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,224 @@
+"""Training one model: ``raygkd teacher``, ``raygkd train``, and the models a search needs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from raygkd import build
+from raygkd.build import ImageSpec
+from raygkd.config import Config, fingerprint, to_mapping, to_yaml, with_settings
+from raygkd.engine import read_checkpoint
+from raygkd.inputs import Images
+from raygkd.models import (
+    ModelFile,
+    build_classifier,
+    build_from_file,
+    count_parameters,
+    load_model_file,
+    save_model_file,
+)
+from raygkd.rayrun import trainer, worker
+from raygkd.report.console import progress
+from raygkd.report.tables import levels_table
+from raygkd.workflows.session import Session, open_session, run_tags, write_text
+
+MODEL = "model.pt"
+RESULT = "result.json"
+
+
+def teach(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
+    """Train a teacher (``raygkd teacher``); return what ``--json`` prints."""
+    alone = {"student": config.model.teacher, "method": "none", "levels": None}
+    return _train(with_settings(config, alone), "teacher", console, resume)
+
+
+def distil(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
+    """Train a student (``raygkd train``); return what ``--json`` prints."""
+    return _train(config, "student", console, resume)
+
+
+def _train(config: Config, role: str, console: Console, resume: Path | None) -> dict[str, Any]:
+    started = time.monotonic()
+    check_names(config)
+    with_teacher = config.method.method != "none"
+
+    def check(images: Images) -> None:
+        if with_teacher:
+            teacher = teacher_model(config, images.spec)
+            if "graph" in config.method.method:
+                show_levels(config, images.spec, teacher, console)
+
+    with open_session(config, role, console, resume, check) as session:
+        models = {"teacher": get_teacher(session)[0]} if with_teacher else {}
+        teacher = models.get("teacher")
+        models[role] = train_one(session, config, role=role, folder=session.folder, teacher=teacher)
+        scores = test_scores(session, models)
+        session.tracker.metrics(
+            role, {"test_score": scores[role]["score"]}, step=config.optim.epochs
+        )
+        result: dict[str, Any] = {
+            "models": model_rows(models, scores),
+            "val_score": models[role].scores["val_score"],
+            **places(session, role, "run_id"),
+        }
+    result["seconds"] = round(time.monotonic() - started, 1)
+    write_text(Path(result["run"]) / RESULT, json.dumps(result, indent=2))
+    return result
+
+
+def model_rows(
+    models: Mapping[str, ModelFile], scores: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, Any]]:
+    """Return role -> name, parameters and test score of each model."""
+    return {
+        role: {
+            "model": file.name,
+            "parameters": count_parameters(build_from_file(file)),
+            "test_score": scores[role]["score"],
+        }
+        for role, file in models.items()
+    }
+
+
+def places(session: Session, key: str, run_name: str) -> dict[str, Any]:
+    """Return where a result lies: on disk and in MLflow."""
+    return {
+        "mlflow": {
+            "tracking_uri": session.tracker.uri,
+            "experiment_id": session.tracker.experiment_id,
+            run_name: session.tracker.run_id(key),
+        },
+        "run": str(session.folder),
+        "model": str(session.folder / MODEL),
+    }
+
+
+def check_names(config: Config) -> None:
+    """Refuse unknown models before anything starts.
+
+    Raises:
+        ConfigError: an unknown model name.
+        DataError: a teacher file that is missing or damaged.
+    """
+    build_classifier(config.model.student, 2)
+    if build.is_model_file(config.model.teacher):
+        load_model_file(config.model.teacher)
+    else:
+        build_classifier(config.model.teacher, 2)
+
+
+def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
+    """Return the teacher of a run as far as it is known: the given one, or an untrained one.
+
+    Raises:
+        ConfigError: the given one tells other classes apart.
+    """
+    if not build.is_model_file(config.model.teacher):
+        return build_classifier(config.model.teacher, len(spec.class_names))
+    teacher = load_model_file(config.model.teacher)
+    build.check_teacher(teacher, spec, config.model.teacher)
+    return build_from_file(teacher)
+
+
+def show_levels(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:
+    """Print the levels that a configuration matches.
+
+    Raises:
+        ConfigError: unknown levels, or a spectral dimension too large for one.
+    """
+    student = build_classifier(config.model.student, len(spec.class_names))
+    graph = build.build_graph_loss(config, teacher, student, spec.image_size)
+    console.print(levels_table(graph.describe()))
+
+
+def train_one(
+    session: Session,
+    config: Config,
+    *,
+    role: str,
+    folder: Path,
+    teacher: ModelFile | None,
+    parent: str | None = None,
+) -> ModelFile:
+    """Train one model over the cluster, record it, and write it for use.
+
+    A folder that holds a finished model gives that; one that was broken off goes on.
+
+    Args:
+        session: the open run.
+        config: what to train.
+        role: "teacher", "student-alone" or "student": its MLflow run's name and tag.
+        folder: gets checkpoints, the metrics' journal and the model file.
+        teacher: where the method needs one.
+        parent: key of the MLflow parent run.
+    """
+    if (folder / MODEL).exists():
+        return load_model_file(folder / MODEL)
+    job = worker.make_job(config, session.shared, teacher)
+    session.tracker.start(
+        role,
+        f"{role} {config.model.student}",
+        parent=parent,
+        params={"student": config.model.student, "method": config.method.method},
+        tags=run_tags(session, role),
+        texts={"config.yaml": to_yaml(config)},
+    )
+    with progress(session.console, f"training {role} {config.model.student}") as advance:
+
+        def on_epoch(metrics: dict[str, float]) -> None:
+            epoch = int(metrics["epoch"])
+            session.tracker.metrics(role, metrics, step=epoch)
+            advance(epoch, config.optim.epochs, f"val {metrics['val_score']:.4f}")
+
+        advance(0, config.optim.epochs)
+        checkpoint = trainer.train(
+            job, config.cluster, cpus=session.cpus(), folder=folder, on_epoch=on_epoch
+        )
+    last = trainer.last_metrics(folder)
+    scores = {name: value for name, value in last.items() if name.startswith("val_")}
+    model_file = build.student_file(
+        config, session.images.spec, read_checkpoint(checkpoint)["student"], scores
+    )
+    save_model_file(folder / MODEL, model_file)
+    session.tracker.end(role)
+    return model_file
+
+
+def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile, Path]:
+    """Return the teacher and its file: the one that is given, or one trained for these images.
+
+    A trained teacher is kept by the hash of its configuration and images, so that the next run
+    that asks for the same one has it.
+    """
+    config = session.config
+    if build.is_model_file(config.model.teacher):
+        path = Path(config.model.teacher)
+        return load_model_file(path), path
+    wanted = build.teacher_training(config)
+    tree = to_mapping(wanted)
+    key = fingerprint(
+        [tree["model"]["student"], tree["optim"], session.images.augment, session.images.identity]
+    )
+    folder = session.output / "teachers" / f"{config.model.teacher.replace(':', '-')}-{key}"
+    if (folder / MODEL).exists():
+        session.console.print(f"teacher {config.model.teacher}: kept from an earlier run")
+    teacher = train_one(session, wanted, role="teacher", folder=folder, teacher=None, parent=parent)
+    return teacher, folder / MODEL
+
+
+def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, float]]:
+    """Return each model's scores on the test split."""
+    return worker.score_models(
+        models,
+        session.shared,
+        "test",
+        batch_size=session.config.optim.batch_size,
+        gpus=min(1.0, session.config.cluster.gpus_per_worker),
+    )
