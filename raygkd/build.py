@@ -73,6 +73,8 @@ def teacher_training(config: Config) -> Config:
             "method": "none",
             "levels": None,
             "epochs": config.model.teacher_epochs,
+            # of the search, which may be longer than the teacher's training
+            "grace_period": 1,
         },
     )
 
@@ -89,11 +91,13 @@ def check_teacher(teacher: ModelFile, spec: ImageSpec, where: str) -> None:
         ConfigError: its classes are not the data's, in the same order.
     """
     if teacher.class_names != spec.class_names:
-        shown = [", ".join(names[:4]) for names in (teacher.class_names, spec.class_names)]
+        known, wanted = (
+            f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+            for names in (teacher.class_names, spec.class_names)
+        )
         raise ConfigError(
-            f"teacher {where} tells {len(teacher.class_names)} classes apart ({shown[0]}, ...) but "
-            f"the data has {len(spec.class_names)} ({shown[1]}, ...): train a teacher on this data "
-            "with 'raygkd teacher'"
+            f"--teacher {where}: it knows {known} but the data has {wanted}: train a teacher on "
+            "this data with 'raygkd teacher'"
         )
 
 
@@ -234,11 +238,13 @@ def _build_models(
         kd_weight=config.method.kd_weight if "kd" in method else 0.0,
         kd_temperature=config.method.kd_temperature,
     ).to(device)
+    teacher = Teacher(teacher_model, levels) if teacher_model is not None else None
+    # only now, when both models have their taps
     if config.optim.compile:
         student.compile()
-        if teacher_model is not None:
-            teacher_model.compile()
-    return objective, Teacher(teacher_model, levels) if teacher_model is not None else None
+        if teacher is not None:
+            teacher.model.compile()
+    return objective, teacher
 
 
 def student_file(

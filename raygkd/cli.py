@@ -20,16 +20,15 @@ from raygkd import config as configuration
 from raygkd.config import Config
 from raygkd.errors import ConfigError, RunFailed, UserError, near
 
-# settings that a command has no use for
-_WITHOUT = {
-    "teacher": {"search", "method", "student", "teacher_epochs"},
-    "train": {"search"},
-    "tune": set(),
-}
+# sections and settings that a command has no options for; all others are options of every command
+_WITHOUT = {"teacher": {"search", "teacher_epochs"}, "train": {"search"}, "tune": set()}
 
 
 class _Commands(click.Group):
-    """A group that answers a misspelled command with the near ones."""
+    """A group that answers a misspelled command with the near ones, and none at all with help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
@@ -40,7 +39,26 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+class _RunCommand(click.Command):
+    """A command whose help lists the settings by section, as a YAML file has them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        known = configuration.settings()
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            section = known[param.name][0] if param.name in known else "Options"
+            if record is not None:
+                groups.setdefault(section.capitalize(), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="raygkd")
 def commands() -> None:
     """Distil large vision models into small ones by matching graphs of their channels.
@@ -54,9 +72,9 @@ def main() -> None:
     # a job that is stopped closes its runs just as one that is interrupted
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
-        commands.main(standalone_mode=False)
+        commands.main(prog_name="raygkd", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {_in_one_line(error)}", err=True)
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
@@ -72,26 +90,41 @@ def main() -> None:
         sys.exit(130)
 
 
-class _Levels(click.ParamType):
-    """Whole numbers with commas between them."""
+def _in_one_line(error: click.ClickException) -> str:
+    """Return what is wrong with the command line, and where its help is."""
+    context = getattr(error, "ctx", None)
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        known = [flag for param in context.command.params for flag in param.opts]
+        text = f"no option {error.option_name}{near(error.option_name, known)}"
+    text = text[:1].lower() + text[1:]
+    return f"{text} (try '{context.command_path} --help')" if context is not None else text
 
-    name = "1,2,3"
+
+class _Numbers(click.ParamType):
+    """Numbers of one kind with commas between them.
+
+    Args:
+        kind: int or float.
+    """
+
+    name = "N,N,..."
+
+    def __init__(self, kind: type):
+        self._kind = kind
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if isinstance(value, tuple):
-            return value
         try:
-            kind = float if param is not None and param.name == "milestones" else int
-            return tuple(kind(part) for part in value.split(","))
+            return tuple(self._kind(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} must be numbers with commas between them", param, ctx)
+            whole = "whole numbers" if self._kind is int else "numbers"
+            self.fail(f"{value!r} must be {whole} with commas between them", param, ctx)
 
 
 def _option_type(kind: Any, choices: tuple[str, ...] | None) -> Any:
-    kinds = [part for part in typing.get_args(kind) if part is not type(None)] or [kind]
-    base = kinds[0] if typing.get_origin(kind) is not tuple else kind
+    base = configuration.base_type(kind)
     if typing.get_origin(base) is tuple:
-        return _Levels()
+        return _Numbers(typing.get_args(base)[0])
     return click.Choice(choices) if choices else base
 
 
@@ -103,7 +136,7 @@ def _setting_options(command: str) -> Callable[[Any], Any]:
             if {section, name} & _WITHOUT[command]:
                 continue
             text = leaf.metadata["help"]
-            if leaf.default not in (None, False) and "[default" not in text:
+            if leaf.default is not None and leaf.default is not False and "[default" not in text:
                 text += f" [default: {_shown(leaf.default)}]"
             if kind is bool:
                 flags = f"{configuration.flag(name)}/--no-{name.replace('_', '-')}"
@@ -127,10 +160,10 @@ def _shown(value: Any) -> str:
 
 
 _CONFIG = click.option(
-    "--config", "config_file", type=click.Path(), help="YAML file of settings; options override it"
+    "--config", "config_file", metavar="FILE", help="YAML file of settings; options override it"
 )
 _RESUME = click.option(
-    "--resume", type=click.Path(), help="folder of a run that was broken off: go on there"
+    "--resume", metavar="FOLDER", help="go on with the run in this folder, by its own settings"
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
 
@@ -138,7 +171,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="print the result a
 def _run_command(name: str) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         function = _JSON(_RESUME(_CONFIG(_setting_options(name)(function))))
-        return commands.command(name)(function)
+        return commands.command(name, cls=_RunCommand)(function)
 
     return decorate
 
@@ -162,14 +195,19 @@ def resolve(
             extra = "--config" if config_file else configuration.flag(next(iter(given)))
             raise ConfigError(f"--resume takes the run's own settings: leave out {extra}")
         if not path.is_file():
-            raise ConfigError(f"--resume {resume}: holds no run of raygkd (no config.yaml)")
+            raise ConfigError(
+                f"--resume {resume}: holds no config.yaml; give the folder of a run, which is in "
+                "OUTPUT/runs"
+            )
         return configuration.from_yaml(path.read_text(), where=str(path)), folder
     tree: dict[str, Any] = {}
     if config_file is not None:
         try:
-            text = Path(config_file).read_text()
+            text = Path(config_file).read_bytes()
         except OSError as error:
-            raise ConfigError(f"--config {config_file}: {error.strerror}") from error
+            raise ConfigError(
+                f"--config {config_file}: cannot be read: {error.strerror}"
+            ) from error
         tree = configuration.yaml_mapping(text, where=config_file)
         configuration.check_keys(tree, where=config_file)
     known = configuration.settings()
@@ -203,37 +241,44 @@ def _execute(
 ) -> None:
     config, folder = resolve(config_file, options, resume)
     with _only_results_on_stdout() as out:
-        from rich.console import Console
-
         from raygkd import workflows
-        from raygkd.report.console import WarningsToConsole, stderr_console
+        from raygkd.report.console import WarningsToConsole, console_of, stderr_console
 
-        logging.getLogger("raygkd").addHandler(WarningsToConsole())
+        logging.getLogger("raygkd").handlers = [WarningsToConsole()]
         result = getattr(workflows, workflow)(config, console=stderr_console(), resume=folder)
         if as_json:
             out.write(json.dumps(result) + "\n")
         else:
-            show(Console(file=out, highlight=False, width=None if out.isatty() else 160), result)
+            show(console_of(out), result)
 
 
 @_run_command("tune")
 def tune(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
-    """Search the method's settings with ASHA; end with a tuned student and its comparison.
+    """Search the method's settings; end with a tuned, compared student.
 
-    The teacher is trained first unless --teacher is a model file, and kept for the next run.
+    ASHA draws the settings from the search space, or from --space, and stops the trials that fall
+    behind. The teacher is trained first unless --teacher is a model file, and kept for the next
+    run.
     """
     _execute("tune", config_file, resume, as_json, options, _show_search)
 
 
 @_run_command("train")
 def train(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
-    """Distil one student with the settings given."""
+    """Distil one student with the settings given.
+
+    The teacher is trained first unless --teacher is a model file, and kept for the next run.
+    """
     _execute("distil", config_file, resume, as_json, options, _show_single)
 
 
 @_run_command("teacher")
 def teacher(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
-    """Train a teacher alone; the model file it writes is for --teacher."""
+    """Train a teacher alone; the model file it writes is for --teacher.
+
+    --teacher is the name of the model and --epochs how long it trains. Settings of the student and
+    of the method are not used; they are here so that all commands take the same ones.
+    """
     _execute("teach", config_file, resume, as_json, options, _show_single)
 
 
@@ -275,7 +320,7 @@ def _show_next(out: Any, result: dict[str, Any]) -> None:
         out.print(f"compare     {uri}", soft_wrap=True)
 
 
-@commands.group()
+@commands.group(cls=_Commands)
 def data() -> None:
     """Prepare images as Parquet shards, and look at them."""
 
@@ -318,13 +363,15 @@ def data_prepare(
 @click.option("--sheet", default="sheet.png", show_default=True, help="PNG of sample images")
 @_JSON
 def data_info(path: str, sheet: str, as_json: bool) -> None:
-    """Show counts, classes and sizes of shards, and write a sheet of samples."""
-    with _only_results_on_stdout() as out:
-        from rich.console import Console
+    """Show counts, classes and sizes of shards; write a sample sheet.
 
+    PATH is a .parquet file or a folder of shards (s3:// and gs:// work).
+    """
+    with _only_results_on_stdout() as out:
         from raygkd.data.inspect import sample_sheet, table_info
         from raygkd.data.parquet import open_table
-        from raygkd.report.tables import info_table
+        from raygkd.report.console import console_of
+        from raygkd.report.tables import classes_table, info_table
 
         table = open_table(path)
         info = table_info(table)
@@ -332,18 +379,22 @@ def data_info(path: str, sheet: str, as_json: bool) -> None:
         if as_json:
             out.write(json.dumps({**info, "sheet": sheet}) + "\n")
             return
-        console = Console(file=out, highlight=False)
+        console = console_of(out)
         console.print(info_table(info))
+        console.print(classes_table(info["classes"]))
         console.print(f"sample sheet: {sheet}", soft_wrap=True)
 
 
 @commands.command()
 @click.option("--output", default="raygkd-output", show_default=True, help="output folder of runs")
 @click.option(
-    "--port", default=5000, show_default=True, type=click.IntRange(0, 65535), help="TCP port"
+    "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="TCP port"
 )
 def ui(output: str, port: int) -> None:
-    """Open the MLflow UI on 127.0.0.1 over an output folder; Ctrl-C ends it."""
+    """Open the MLflow UI over an output folder, on 127.0.0.1.
+
+    Ctrl-C ends it.
+    """
     from raygkd.ui import serve
 
     serve(Path(output), port)

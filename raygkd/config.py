@@ -51,7 +51,9 @@ class DataConfig:
     test_fraction: float = option(
         0.1, "share cut off for the test where the data has no test split", above=0.0, below=1.0
     )
-    limit_train: int | None = option(None, "train on this many images only", minimum=1)
+    limit_train: int | None = option(
+        None, "train on this many images only [default: all]", minimum=1
+    )
     image_size: int | None = option(
         None,
         "side of the square model input in pixels [default: the data's own, else 224]",
@@ -130,14 +132,18 @@ class OptimConfig:
         (0.625, 0.75, 0.875), "multistep: shares of all epochs after which the rate falls"
     )
     lr_decay: float = option(0.1, "multistep: factor of each fall", above=0.0, below=1.0)
-    clip_norm: float | None = option(None, "clip the gradient's norm at this value", above=0.0)
+    clip_norm: float | None = option(
+        None, "clip the gradient's norm at this value [default: no clipping]", above=0.0
+    )
     amp: str = option(
         "auto",
         "mixed precision; auto is bf16 on CUDA and none on a CPU",
         choices=("auto", "none", "bf16", "fp16"),
     )
     compile: bool = option(False, "compile the models with torch.compile")
-    seed: int = option(0, "seed of initial weights, data order and augmentation", minimum=0)
+    seed: int = option(
+        0, "seed of initial weights, data order and augmentation", minimum=0, maximum=2**32 - 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +181,10 @@ class SearchConfig:
     )
     grace_period: int = option(1, "epochs every trial trains before it can be stopped", minimum=1)
     reduction_factor: int = option(3, "one in this many trials goes on beyond each rung", minimum=2)
-    space: str | None = option(None, "YAML file that replaces the search space")
+    space: str | None = option(
+        None,
+        "YAML file that replaces the search space, an entry is 'lr: {loguniform: [0.02, 0.2]}'",
+    )
 
 
 SECTIONS: dict[str, type] = {
@@ -249,7 +258,7 @@ def _check(leaf: dataclasses.Field, value: Any) -> list[str]:
     }
     limits = {kind: bound for kind, bound in leaf.metadata["limits"].items() if bound is not None}
     if any(broken[kind](value, bound) for kind, bound in limits.items()):
-        allowed = " and ".join(f"{words[kind]} {bound:g}" for kind, bound in limits.items())
+        allowed = " and ".join(f"{words[kind]} {bound:.10g}" for kind, bound in limits.items())
         return [f"{flag(leaf.name)} {value}: must be {allowed}"]
     return []
 
@@ -267,16 +276,16 @@ def _check_together(config: Config) -> list[str]:
             f"--method {method.method} with --alpha, --beta and --gamma all 0 distils no graph: "
             "raise one of them, or use --method none"
         )
-    if optim.batch_size % cluster.workers:
+    if cluster.workers > 0 and optim.batch_size % cluster.workers:
         problems.append(
             f"--batch-size {optim.batch_size} cannot be split evenly over --workers "
             f"{cluster.workers}: use a multiple"
         )
-    if config.search.grace_period > optim.epochs:
+    if 0 < optim.epochs < config.search.grace_period:
         problems.append(
             f"--grace-period {config.search.grace_period}: must be at most --epochs {optim.epochs}"
         )
-    if optim.warmup_epochs >= optim.epochs:
+    if 0 < optim.epochs <= optim.warmup_epochs:
         problems.append(
             f"--warmup-epochs {optim.warmup_epochs}: must be below --epochs {optim.epochs}"
         )
@@ -285,14 +294,19 @@ def _check_together(config: Config) -> list[str]:
     return problems
 
 
-def _coerce(name: str, kind: Any, value: Any) -> Any:
-    """Return ``value`` as the type of setting ``name``; ConfigError where it is of another one."""
+def base_type(kind: Any) -> Any:
+    """Return the type of a setting without its None."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and type(None) in options:
+    return next(option for option in options if option is not type(None))
+
+
+def coerce(name: str, kind: Any, value: Any) -> Any:
+    """Return ``value`` as the type of setting ``name``; ConfigError where it is of another one."""
+    if value is None and base_type(kind) is not kind:
         return None
-    kind = next(o for o in options if o is not type(None))
+    kind = base_type(kind)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_coerce(name, typing.get_args(kind)[0], item) for item in value)
+        return tuple(coerce(name, typing.get_args(kind)[0], item) for item in value)
     if kind is float and isinstance(value, str):
         # YAML 1.1 reads 5e-4 as text
         with contextlib.suppress(ValueError):
@@ -318,6 +332,12 @@ def check_keys(tree: Mapping[str, Any], *, where: str) -> None:
         tree: section -> setting -> value.
         where: the file, named in errors.
     """
+    problems = _key_problems(tree, where)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _key_problems(tree: Mapping[str, Any], where: str) -> list[str]:
     problems: list[str] = []
     known = settings()
     for section, leaves in tree.items():
@@ -335,8 +355,7 @@ def check_keys(tree: Mapping[str, Any], *, where: str) -> None:
                 for name in leaves
                 if name not in known or known[name][0] != section
             ]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    return problems
 
 
 def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Config:
@@ -350,18 +369,22 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
         ConfigError: an unknown section or setting (with the near ones) or a value that is not
             allowed; all problems in one error, a line each.
     """
-    check_keys(tree, where=where)
-    problems: list[str] = []
-    known = settings()
-    parts: dict[str, dict[str, Any]] = {section: {} for section in tree}
-    for section, leaves in tree.items():
-        for name, value in leaves.items():
-            try:
-                parts[section][name] = _coerce(name, known[name][2], value)
-            except ConfigError as error:
-                problems.append(f"{where}: {error}")
+    problems = _key_problems(tree, where)
+    beyond_limits: list[str] = []
+    parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for name, (section, leaf, kind) in settings().items():
+        leaves = tree.get(section)
+        if not isinstance(leaves, Mapping) or name not in leaves:
+            continue
+        try:
+            parts[section][name] = coerce(name, kind, leaves[name])
+        except ConfigError as error:
+            problems.append(f"{where}: {error}")
+        else:
+            beyond_limits += _check(leaf, parts[section][name])
     if problems:
-        raise ConfigError("\n".join(problems))
+        # no checks between settings: they would speak of defaults in the place of what is wrong
+        raise ConfigError("\n".join(problems + beyond_limits))
     return Config(**{section: SECTIONS[section](**leaves) for section, leaves in parts.items()})
 
 
@@ -399,14 +422,18 @@ def from_yaml(text: str, *, where: str) -> Config:
     return from_mapping(yaml_mapping(text, where=where), where=where)
 
 
-def yaml_mapping(text: str, *, where: str) -> dict[str, Any]:
+def yaml_mapping(text: str | bytes, *, where: str) -> dict[str, Any]:
     """Return the mapping a YAML text holds; ConfigError if it is no YAML or no mapping."""
     import yaml
 
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+        raise ConfigError(f"{where}: not valid YAML: {reason}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raygkd.config import Config, settings, with_settings, yaml_mapping
+from raygkd.config import Config, base_type, coerce, settings, with_settings, yaml_mapping
 from raygkd.errors import ConfigError, near
 
 KINDS = {
@@ -17,6 +17,7 @@ KINDS = {
     "loguniform": "[low, high], both above 0",
     "randint": "[low, high], high excluded",
 }
+_KINDS_OF_TYPE = {int: ("choice", "randint"), float: ("choice", "uniform", "loguniform")}
 # epochs are ASHA's to spend, and the others change what a run costs, not what it learns
 _FIXED = {"epochs", "seed", "amp", "compile"}
 
@@ -87,18 +88,16 @@ def read_space(path: str) -> tuple[Dimension, ...]:
         ConfigError: no such file, or what is wrong in it, all problems at once.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"--space {path}: cannot be read: {error.strerror}") from error
     problems: list[str] = []
     space = []
     for name, entry in yaml_mapping(text, where=path).items():
-        problem = _problem(name, entry)
-        if problem:
-            problems.append(f"{path}: {problem}")
-        else:
-            ((kind, values),) = entry.items()
-            space.append(Dimension(name, kind, tuple(values)))
+        try:
+            space.append(_dimension(name, entry))
+        except ConfigError as error:
+            problems.append(f"{path}: {error}")
     if not space and not problems:
         problems.append(f"{path}: holds no setting (allowed: {', '.join(searchable())})")
     if problems:
@@ -106,25 +105,26 @@ def read_space(path: str) -> tuple[Dimension, ...]:
     return tuple(space)
 
 
-def _problem(name: Any, entry: Any) -> str | None:
+def _dimension(name: Any, entry: Any) -> Dimension:
+    """Return one entry of a space file; ConfigError tells what is wrong with it."""
     known = searchable()
     if name not in known:
         hint = near(str(name), known)
-        return f"{name!r} cannot be searched{hint} (allowed: {', '.join(known)})"
-    forms = "; ".join(f"{kind}: {form}" for kind, form in KINDS.items())
-    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in KINDS:
-        return f"{name}: must be one of {{{forms}}}, not {entry!r}"
-    ((kind, values),) = entry.items()
-    if not isinstance(values, list) or not values:
-        return f"{name}: {kind} takes {KINDS[kind]}, not {values!r}"
-    if kind == "choice":
-        return None
-    numbers = [value for value in values if isinstance(value, int | float)]
-    if len(values) != 2 or len(numbers) != 2 or not values[0] < values[1]:
-        return f"{name}: {kind} takes {KINDS[kind]} with low below high, not {values!r}"
+        raise ConfigError(f"{name!r} cannot be searched{hint} (allowed: {', '.join(known)})")
+    setting = settings()[name][2]
+    kinds = _KINDS_OF_TYPE.get(base_type(setting), ("choice",))
+    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in kinds:
+        forms = "; ".join(f"{kind}: {KINDS[kind]}" for kind in kinds)
+        raise ConfigError(f"{name}: must be one of {{{forms}}}, not {entry!r}")
+    ((kind, given),) = entry.items()
+    if not isinstance(given, list) or not given:
+        raise ConfigError(f"{name}: {kind} takes {KINDS[kind]}, not {given!r}")
+    values = tuple(coerce(name, setting, value) for value in given)
+    if kind != "choice" and (len(values) != 2 or None in values or not values[0] < values[1]):
+        raise ConfigError(f"{name}: {kind} takes {KINDS[kind]} with low below high, not {given!r}")
     if kind == "loguniform" and values[0] <= 0:
-        return f"{name}: loguniform takes {KINDS[kind]}, not {values!r}"
-    return None
+        raise ConfigError(f"{name}: loguniform takes {KINDS[kind]}, not {given!r}")
+    return Dimension(name, kind, tuple(list(v) if isinstance(v, tuple) else v for v in values))
 
 
 def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[int, int]) -> None:
@@ -139,20 +139,30 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
         ConfigError: a value that is not allowed, a level that is not there, or a spectral dimension
             that is too large for a level.
     """
-    problems = []
-    for dimension in space:
-        ends = dimension.values
-        if dimension.kind == "randint":
-            ends = (ends[0], ends[1] - 1)
-        for value in ends:
-            try:
-                with_settings(config, {dimension.name: value})
-            except ConfigError as error:
-                problems.append(f"search space: {error}")
     by_name = {dimension.name: dimension for dimension in space}
-    problems += _level_problems(by_name, config, channels) if channels else []
+    drawn = [{dimension.name: value} for dimension in space for value in _extremes(dimension)]
+    # the one mistake that only several searched settings make together
+    weights = [by_name[name] for name in ("alpha", "beta", "gamma") if name in by_name]
+    drawn += [{d.name: 0.0 for d in weights if d.kind == "choice" and 0.0 in d.values}]
+    problems: list[str] = []
+    wrong: set[str] = set()
+    for values in drawn:
+        try:
+            with_settings(config, values)
+        except ConfigError as error:
+            problems.append(f"search space: {error}")
+            wrong |= values.keys()
+    if channels and not wrong & {"levels", "dim"}:
+        problems += _level_problems(by_name, config, channels)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _extremes(dimension: Dimension) -> tuple[Any, ...]:
+    """Return the choices, or the least and the largest value that can be drawn."""
+    if dimension.kind == "randint":
+        return dimension.values[0], dimension.values[1] - 1
+    return dimension.values
 
 
 def _level_problems(
@@ -169,7 +179,7 @@ def _level_problems(
         allowed = ", ".join(map(str, sorted(channels)))
         return [f"search space: level {unknown[0]} is not there (allowed: {allowed})"]
     dims = space["dim"] if "dim" in space else Dimension("dim", "choice", (config.method.dim,))
-    largest = dims.values[1] - 1 if dims.kind == "randint" else max(dims.values)
+    largest = max(_extremes(dims))
     narrow = min(levels, key=lambda level: channels[level])
     if largest >= channels[narrow]:
         return [

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import queue
+import sqlite3
 import threading
 import time
 import warnings
@@ -36,6 +37,7 @@ from mlflow.exceptions import MlflowException
 
 PARENT_TAG = "mlflow.parentRunId"
 _TAG_LIMIT = 5000
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
@@ -56,11 +58,14 @@ def connect(uri: str, experiment: str, output: Path) -> str:
     Raises:
         TrackingError: the server does not answer, or the store cannot be used.
     """
-    if "://" not in uri:
+    scheme, separator, _ = uri.partition("://")
+    if not separator or scheme.partition("+")[0] not in _SCHEMES:
         raise TrackingError(
-            f"--tracking-uri {uri}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow has no "
-            "file stores any more)"
+            f"--tracking-uri {_shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
+            "has no file stores any more)"
         )
+    if uri.startswith("sqlite:///"):
+        _check_sqlite(uri.removeprefix("sqlite:///"))
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         found = client.get_experiment_by_name(experiment)
@@ -76,17 +81,31 @@ def connect(uri: str, experiment: str, output: Path) -> str:
         )
         return client.create_experiment(experiment, artifact_location=artifacts)
     except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        # what requests raises is an OSError too
+        silent = isinstance(error.__context__, OSError)
+        reason = "no answer" if silent else " ".join(str(error).split())[:200]
         raise TrackingError(
             f"MLflow at {_shown(uri)} cannot be used: {reason}; start it, or leave out "
             "--tracking-uri to record in --output"
         ) from error
 
 
+def _check_sqlite(path: str) -> None:
+    """Raise a TrackingError for a file that MLflow would try to open again and again."""
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as store:
+            store.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"MLflow's store {path} cannot be used: {error}; give another --output, or another "
+            "--tracking-uri"
+        ) from error
+
+
 def _shown(uri: str) -> str:
     """Return a URI without the user name and password it may hold."""
-    scheme, _, rest = uri.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    scheme, separator, rest = uri.partition("://")
+    return scheme + separator + rest.rpartition("@")[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,11 @@ def _writing(destination: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot write to '{destination}': {error}") from error
+        # what pyarrow calls the reason spans several sentences
+        reason = os.strerror(error.errno) if error.errno else error
+        raise DataError(
+            f"cannot write to '{destination}': {reason}; give another folder"
+        ) from error
 
 
 def _refuse_existing(filesystem: pyarrow.fs.FileSystem, target: str, destination: str) -> None:

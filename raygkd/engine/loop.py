@@ -26,7 +26,9 @@ Normalise = Callable[[Tensor], Tensor]
 class Stream(Protocol):
     """One rank's images; every rank gets the same number of training batches."""
 
-    steps_per_epoch: int
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many training batches every rank gets in an epoch."""
 
     @property
     def bad_images(self) -> int:
@@ -89,12 +91,14 @@ class Training:
     def run_epoch(self) -> dict[str, float]:
         """Train one epoch and score the validation split; return the epoch's metrics.
 
-        The metrics are equal on every rank: "epoch" (from 1), "train_loss" (the weighted sum),
-        "loss_NAME" for every unweighted term, "train_accuracy", "val_score" and "val_loss", "lr",
+        The metrics are "epoch" (from 1), "train_loss" (the weighted sum), "loss_NAME" for every
+        unweighted term, "train_accuracy", "val_score" and "val_loss", "lr" (of the next step),
         "epoch_seconds", "images_per_second" (training only, all ranks together), "bad_images".
+        They are equal on every rank, but for the times, which each rank measures.
 
         Raises:
             Diverged: the loss of this epoch is not finite; on all ranks alike.
+            ConfigError: see ``check_terms``; in the first epoch, on all ranks alike.
         """
         started = time.perf_counter()
         metrics = self._train_epoch()

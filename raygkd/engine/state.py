@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,11 @@ def save_checkpoint(path: Path, training: Training) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -57,9 +61,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         DataError: the file is missing, damaged or no checkpoint of raygkd.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.load does not compare checksums
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise DataError(f"no checkpoint at {path}") from error
+    except OSError as error:
+        raise DataError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:
         raise DataError(f"{path} cannot be read as a checkpoint: it is damaged") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -1,10 +1,11 @@
 """One optimiser step, and the check before the first that every loss term reaches the student.
 
-Shapes: B batch, C channels, H height, W width, K classes.
+Shapes: B batch, C channels, H height, W width, K classes, T loss terms.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from raygkd.engine.distributed import all_sum
 from raygkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,30 +62,38 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
     """Return the norm of each term's gradient in the student's parameters, on one batch.
 
     A term that is zero, not finite, or does not move the student is a mistake in the set-up that
-    would otherwise pass in silence.
+    would otherwise pass in silence. Several ranks average what they find, each on its own batch,
+    so that all of them stop or none. Parameters, gradients and buffers stay as they were.
 
     Raises:
         ConfigError: such a term, by name.
     """
     objective = training.objective
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    terms, _ = _forward(training, objective, batch)
+    try:
+        terms, _ = _forward(training, objective, batch)
+        found = [[float(t.detach()), _gradient_norm(t, objective.student)] for t in terms.values()]
+    finally:
+        with torch.no_grad():
+            for name, buffer in objective.named_buffers():
+                buffer.copy_(buffers[name])
+    found_T2 = torch.tensor(found, dtype=torch.float64, device=training.device)
+    means_T2 = all_sum(found_T2) / all_sum(torch.ones_like(found_T2))
     norms = {}
-    parameters = [p for p in objective.student.parameters() if p.requires_grad]
-    for name, term in terms.items():
-        gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        squares = [
-            gradient.float().square().sum() for gradient in gradients if gradient is not None
-        ]
-        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-        value = float(term.detach())
-        if value == 0.0 or not norms[name] > 0.0 or not norms[name] < float("inf"):
+    for name, (value, norm) in zip(terms, means_T2.tolist(), strict=True):
+        if not (math.isfinite(value) and value != 0.0 and math.isfinite(norm) and norm > 0.0):
             raise ConfigError(
-                f"loss term '{name}' is {value:g} with a gradient of norm {norms[name]:g} in the "
+                f"loss term '{name}' is {value:g} with a gradient of norm {norm:g} in the "
                 "student at the first step, so it cannot teach it: check --levels, --dim and that "
                 "the images differ, or set the term's weight to 0"
             )
-    with torch.no_grad():
-        for name, buffer in objective.named_buffers():
-            buffer.copy_(buffers[name])
+        norms[name] = norm
     return norms
+
+
+def _gradient_norm(term: Tensor, student: nn.Module) -> float:
+    """Return the norm of a scalar's gradient in all trainable parameters of the student."""
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

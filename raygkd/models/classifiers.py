@@ -72,7 +72,7 @@ def _torchvision_names() -> list[str]:
 def _torchvision_classifier(name: str, num_classes: int) -> nn.Module:
     known = _torchvision_names()
     if name not in known:
-        hint = f"{near(name, known)} (known: {', '.join(known)})"
+        hint = near(name, known) or f" (known: {', '.join(known)})"
         raise ConfigError(f"unknown torchvision classifier {name!r}{hint}")
     # the auxiliary heads would get no gradient; init_weights=None makes these two models warn
     options = {"aux_logits": False, "init_weights": True}

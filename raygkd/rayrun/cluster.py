@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 
 from raygkd.config import ClusterConfig
@@ -27,6 +28,7 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+PROBE_SECONDS = 10.0
 Resources = dict[str, float]
 
 
@@ -62,10 +64,14 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
             # the dashboard's state API is what frees the placement groups of stopped trials
             ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **options)
         else:
+            _probe(address)
             ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ResourceError(f"no Ray cluster at {address or 'this machine'}: {reason}") from error
+        raise ResourceError(
+            f"no Ray cluster at {address or 'this machine'}: {reason}; start one with "
+            "'ray start --head', or leave out --address"
+        ) from error
     for name in ("ray.data", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -76,6 +82,13 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
         ]
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Raise what connecting to "host:port" raises; Ray itself would try for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
 
 
 def known_nodes(address: str | None) -> list[Resources] | None:

@@ -213,9 +213,11 @@ def run_search(
     trainable = _trainable(job, config.cluster, cpus, folder)
     _Relay.observer = observer
     domains = {dimension.name: tune_domain(dimension) for dimension in space}
-    if resume:
+    state = str(folder / "search")
+    # a run may have been broken off before its search began
+    if resume and tune.Tuner.can_restore(state):
         tuner = tune.Tuner.restore(
-            str(folder / "search"),
+            state,
             trainable=trainable,
             param_space=domains,
             resume_unfinished=True,

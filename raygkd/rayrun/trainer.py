@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayTaskError
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
@@ -148,7 +149,8 @@ def known_cause(error: BaseException) -> UserError | Diverged | None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError | Diverged):
+        # Ray's form of an error is one of its class too, with a traceback for its text
+        if isinstance(current, UserError | Diverged) and not isinstance(current, RayTaskError):
             return current
         queue += [current.__cause__, current.__context__]
         queue += [getattr(current, "cause", None)]

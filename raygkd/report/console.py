@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+# characters of a line where nothing wraps it
+LOG_WIDTH = 160
 
 
 class Advance(Protocol):
@@ -18,11 +22,17 @@ class Advance(Protocol):
         """Show ``done`` of ``total``, and a few words."""
 
 
+def console_of(file: IO[str]) -> Console:
+    """Return the console that writes to a terminal, or to a file in lines of ``LOG_WIDTH``."""
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
+
+
 def stderr_console() -> Console:
     """Return the console for everything that is not a result."""
-    console = Console(stderr=True, highlight=False)
-    # a log has no edge to wrap at
-    return console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
+    return console_of(sys.stderr)
 
 
 class WarningsToConsole(logging.Handler):
@@ -30,7 +40,7 @@ class WarningsToConsole(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one."""
-        stderr_console().print(f"{record.levelname.lower()}: {record.getMessage()}", markup=False)
+        stderr_console().print(f"{record.levelname.lower()}: {record.getMessage()}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -43,11 +53,11 @@ def progress(console: Console, description: str) -> Iterator[Advance]:
         yield _lines(console, description)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=None, note="")
@@ -66,6 +76,6 @@ def _lines(console: Console, description: str) -> Advance:
         tenth = 10 * done // max(1, total)
         if tenth != shown:
             shown = tenth
-            console.print(f"{description}: {done}/{total} {note}".rstrip(), markup=False)
+            console.print(f"{description}: {done}/{total} {note}".rstrip(), soft_wrap=True)
 
     return advance

@@ -1,37 +1,50 @@
-"""Results as tables for people."""
+"""Results as tables for people; each is readable in a terminal of 80 columns."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
+
+# rows of a table of classes
+MAX_CLASSES = 40
 
 
 def show(value: Any) -> str:
-    """Return a setting or score as short text."""
+    """Return a setting as short text, a number with three significant digits."""
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.3g}"
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value)
 
 
 def trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the trials of a search, best first."""
-    names = list(trials[0]["params"]) if trials else []
-    table = Table(title="Trials by validation score", title_justify="left")
-    table.add_column("#", justify="right")
-    for name in names:
+    """Return the trials of a search, best first.
+
+    All settings of a trial share a column. Each takes as many characters in every row, so that
+    equal settings stand below each other, also where the column folds.
+
+    Args:
+        trials: "params", "epochs", "val_score" (None where there is none) and "status" of each.
+    """
+    table = _table("Trials by validation score")
+    for name in ("#", "val score", "epochs", "status"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("epochs", "val score", "status"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for rank, trial in enumerate(trials, start=1):
-        settings = [show(trial["params"].get(name)) for name in names]
+    table.add_column("settings")
+    settings = [
+        [f"{name}={show(value)}" for name, value in trial["params"].items()] for trial in trials
+    ]
+    widths = [max(map(len, column)) for column in zip(*settings, strict=True)]
+    for rank, (trial, row) in enumerate(zip(trials, settings, strict=True), start=1):
         score = "-" if trial["val_score"] is None else f"{trial['val_score']:.4f}"
-        table.add_row(str(rank), *settings, str(trial["epochs"]), score, trial["status"])
+        padded = " ".join(map(str.ljust, row, widths))
+        table.add_row(str(rank), score, str(trial["epochs"]), trial["status"], padded)
     return table
 
 
@@ -41,9 +54,9 @@ def models_table(rows: Sequence[tuple[str, str, int, float]]) -> Table:
     Args:
         rows: (role, model, parameters, score on the test split).
     """
-    table = Table(title="Models on the test split", title_justify="left")
+    table = _table("Models on the test split")
     table.add_column("")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for name in ("parameters", "size", "test score"):
         table.add_column(name, justify="right", no_wrap=True)
     largest = max(parameters for _, _, parameters, _ in rows)
@@ -55,24 +68,61 @@ def models_table(rows: Sequence[tuple[str, str, int, float]]) -> Table:
 
 def levels_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the matched levels, as ``GraphDistillationLoss.describe`` gives them."""
-    table = Table(title="Matched levels", title_justify="left")
-    for name in ("level", "teacher C x H x W", "student C x H x W", "grid", "adapter", "pairs"):
+    table = _table("Matched levels")
+    for name in ("level", "teacher CxHxW", "student CxHxW", "grid", "adapter", "pairs"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        shapes = [" x ".join(map(str, row[key])) for key in ("teacher_shape", "student_shape")]
+        shapes = [
+            "x".join(map(str, row[key])) for key in ("teacher_shape", "student_shape", "grid")
+        ]
         pairs = f"{row['spectral_pairs']} of {row['spectral_dim']}"
-        grid = " x ".join(map(str, row["grid"]))
-        table.add_row(str(row["level"]), *shapes, grid, row["adapter"], pairs)
+        table.add_row(str(row["level"]), *shapes, row["adapter"], pairs)
     return table
 
 
 def info_table(info: Mapping[str, Any]) -> Table:
-    """Return what ``table_info`` found, a line a fact."""
-    table = Table(show_header=False)
+    """Return what ``raygkd.data.inspect.table_info`` found, a line a fact, without the classes."""
+    table = _table("Images", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for name, value in info.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {show(part)}" for key, part in value.items())
-        table.add_row(name.replace("_", " "), show(value))
+    table.add_row("path", info["path"])
+    table.add_row("data set", info["dataset"] or "- (not prepared by raygkd)")
+    table.add_row("images", f"{info['images']:,} ({_counts(info['splits'])})")
+    table.add_row("files", f"{info['files']:,} with {info['bytes']:,} bytes")
+    table.add_row("looked at", f"{info['sampled']:,} images ({_counts(info['formats'])})")
+    table.add_row("unreadable", f"{info['bad']:,} of those")
+    for name in ("width", "height"):
+        spread = ", ".join(f"{key} {value:g}" for key, value in info[name].items())
+        table.add_row(name, f"{spread} pixels" if spread else "-")
     return table
+
+
+def classes_table(classes: Mapping[str, Mapping[str, int]]) -> Table:
+    """Return how many images each class has; beyond ``MAX_CLASSES`` the others are counted.
+
+    Args:
+        classes: class name -> split -> images.
+    """
+    table = _table(f"{len(classes):,} classes")
+    table.add_column("class", overflow="fold")
+    for split in next(iter(classes.values())):
+        table.add_column(split, justify="right", no_wrap=True)
+    for name, counts in itertools.islice(classes.items(), MAX_CLASSES):
+        table.add_row(name, *(f"{count:,}" for count in counts.values()))
+    if len(classes) > MAX_CLASSES:
+        table.add_row(f"and {len(classes) - MAX_CLASSES:,} more (--json has all)")
+    return table
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _table(title: str, *, show_header: bool = True) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        show_header=show_header,
+    )

@@ -28,6 +28,7 @@ from raygkd.workflows.single import (
     MODEL,
     RESULT,
     check_names,
+    check_student,
     get_teacher,
     model_rows,
     places,
@@ -86,16 +87,18 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
         ConfigError: a space file that is wrong, or settings that no trial could run with.
     """
     space = read_space(config.search.space) if config.search.space else None
+    check_student(config, images)
     teacher = teacher_model(config, images.spec)
     channels: dict[int, int] = {}
     if "graph" in config.method.method:
         shapes = build.level_shapes(config, teacher, images.spec)
         channels = {level: shape[0] for level, shape in shapes.items()}
+    space = space or default_space(config.method.method, channels)
+    check_space(space, config, channels)
+    if channels:
         # all levels with as many pairs as there can be; a trial takes some of both
         whole = with_settings(config, {"levels": None, "dim": min(channels.values()) - 1})
         show_levels(whole, images.spec, teacher, console)
-    space = space or default_space(config.method.method, channels)
-    check_space(space, config, channels)
     return space
 
 

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from raygkd import __version__, tracking
 from raygkd.config import Config, to_yaml
-from raygkd.errors import ResourceError
+from raygkd.errors import ConfigError, ResourceError, UserError
 from raygkd.inputs import Images, open_images
-from raygkd.rayrun import cluster, ingest
+from raygkd.rayrun import cluster, ingest, trainer
 from raygkd.report.console import progress
 
 # role of a run -> the command that makes it
@@ -116,6 +116,8 @@ def open_session(
         UserError: whatever cannot be had, before anything is started.
     """
     started = time.monotonic()
+    if resume is not None:
+        _require_run_of(COMMANDS[role], resume)
     output = output_folder(config.output.output)
     nodes = cluster.known_nodes(config.cluster.address)
     if nodes is not None:
@@ -129,7 +131,7 @@ def open_session(
     data_cpus = ingest.DATA_CPUS if streamed else 0.0
     if nodes is not None:
         require_room(config, nodes, data_cpus)
-    with cluster.cluster(config.cluster.address) as nodes:
+    with cluster.cluster(config.cluster.address) as nodes, _mistakes_themselves():
         require_room(config, nodes, data_cpus)
         with progress(console, "decoding images") as advance:
             shared = ingest.share(images, config.data.cache_mb, advance)
@@ -148,6 +150,24 @@ def open_session(
         with _closing(session, role):
             yield session
     console.print(f"took {time.monotonic() - started:.0f} s")
+
+
+@contextlib.contextmanager
+def _mistakes_themselves() -> Iterator[None]:
+    """Raise a user's mistake that shows in a Ray task as itself, without Ray's traceback."""
+    try:
+        yield
+    except UserError as error:
+        trainer.raise_cause(error)
+
+
+def _require_run_of(command: str, folder: Path) -> None:
+    """Raise a ConfigError for a run that another command made; runs are named after theirs."""
+    if not folder.name.startswith(f"{command}-"):
+        raise ConfigError(
+            f"--resume {folder}: is no run of 'raygkd {command}' (their names start with "
+            f"{command}-): use the command that made it"
+        )
 
 
 @contextlib.contextmanager

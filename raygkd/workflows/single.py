@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import nn
 from raygkd import build
 from raygkd.build import ImageSpec
 from raygkd.config import Config, fingerprint, to_mapping, to_yaml, with_settings
+from raygkd.data.plan import steps_per_epoch
 from raygkd.engine import read_checkpoint
+from raygkd.errors import ConfigError, UserError
 from raygkd.inputs import Images
 from raygkd.models import (
     ModelFile,
     build_classifier,
     build_from_file,
     count_parameters,
+    feature_shapes,
     load_model_file,
     save_model_file,
 )
@@ -35,6 +39,11 @@ RESULT = "result.json"
 
 def teach(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
     """Train a teacher (``raygkd teacher``); return what ``--json`` prints."""
+    if build.is_model_file(config.model.teacher):
+        raise ConfigError(
+            f"--teacher {config.model.teacher}: is a file, and 'raygkd teacher' trains a new "
+            "model: give the name of one, such as resnet20"
+        )
     alone = {"student": config.model.teacher, "method": "none", "levels": None}
     return _train(with_settings(config, alone), "teacher", console, resume)
 
@@ -50,6 +59,7 @@ def _train(config: Config, role: str, console: Console, resume: Path | None) -> 
     with_teacher = config.method.method != "none"
 
     def check(images: Images) -> None:
+        check_student(config, images)
         if with_teacher:
             teacher = teacher_model(config, images.spec)
             if "graph" in config.method.method:
@@ -107,24 +117,55 @@ def check_names(config: Config) -> None:
         ConfigError: an unknown model name.
         DataError: a teacher file that is missing or damaged.
     """
-    build_classifier(config.model.student, 2)
-    if build.is_model_file(config.model.teacher):
-        load_model_file(config.model.teacher)
-    else:
-        build_classifier(config.model.teacher, 2)
+    with _naming("--teacher"):
+        if build.is_model_file(config.model.teacher):
+            load_model_file(config.model.teacher)
+        else:
+            build_classifier(config.model.teacher, 2)
+    with _naming("--student"):
+        build_classifier(config.model.student, 2)
+
+
+@contextlib.contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Put an option before what is wrong with its value."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{option}: {error}") from error
+
+
+def check_student(config: Config, images: Images) -> None:
+    """Refuse images that the student cannot train on.
+
+    Raises:
+        ConfigError: they are fewer than a batch, or too small for the student.
+    """
+    workers = config.cluster.workers
+    steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
+    with _naming("--student"):
+        student = build_classifier(config.model.student, len(images.spec.class_names))
+        feature_shapes(student, (), images.spec.image_size)
 
 
 def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     """Return the teacher of a run as far as it is known: the given one, or an untrained one.
 
     Raises:
-        ConfigError: the given one tells other classes apart.
+        ConfigError: it tells other classes apart, or the images are too small for it.
+        DataError: its weights are not those of the model it names.
     """
-    if not build.is_model_file(config.model.teacher):
-        return build_classifier(config.model.teacher, len(spec.class_names))
-    teacher = load_model_file(config.model.teacher)
-    build.check_teacher(teacher, spec, config.model.teacher)
-    return build_from_file(teacher)
+    name = config.model.teacher
+    if not build.is_model_file(name):
+        teacher = build_classifier(name, len(spec.class_names))
+    else:
+        file = load_model_file(name)
+        build.check_teacher(file, spec, name)
+        with _naming(f"--teacher {name}"):
+            teacher = build_from_file(file)
+    with _naming("--teacher"):
+        feature_shapes(teacher, (), spec.image_size)
+    return teacher
 
 
 def show_levels(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:
@@ -134,7 +175,10 @@ def show_levels(config: Config, spec: ImageSpec, teacher: nn.Module, console: Co
         ConfigError: unknown levels, or a spectral dimension too large for one.
     """
     student = build_classifier(config.model.student, len(spec.class_names))
-    graph = build.build_graph_loss(config, teacher, student, spec.image_size)
+    with _naming("--levels"):
+        build.chosen_levels(config, teacher, student)
+    with _naming("--dim"):
+        graph = build.build_graph_loss(config, teacher, student, spec.image_size)
     console.print(levels_table(graph.describe()))
 
 

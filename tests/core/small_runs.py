@@ -104,9 +104,7 @@ def random_batch(seed: int = 0, rows: int = BATCH) -> dict[str, Tensor]:
     """Return noise "image" uint8 (B, 3, 8, 8) and "label" (B,)."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        "image": torch.randint(
-            0, 256, (rows, 3, 8, 8), dtype=torch.uint8, generator=generator
-        ),
+        "image": torch.randint(0, 256, (rows, 3, 8, 8), dtype=torch.uint8, generator=generator),
         "label": torch.randint(0, CLASSES, (rows,), generator=generator),
     }
 
@@ -139,7 +137,7 @@ def make_config(**settings: Any) -> Config:
 
 
 def make_training(
-    stream: Stream | ImageTable,
+    images: Stream | ImageTable,
     *,
     teacher: ModelFile | None = None,
     rank: int = 0,
@@ -149,8 +147,11 @@ def make_training(
 ) -> Training:
     """Return a run of one rank on a stream, or on the digits of a table."""
     config = make_config(**settings)
-    if isinstance(stream, ImageTable):
-        stream = digits_stream(stream, config, rank, world_size)
+    stream = (
+        digits_stream(images, config, rank, world_size)
+        if isinstance(images, ImageTable)
+        else images
+    )
     return build_training(
         config,
         spec=SPEC,

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,6 @@ import torch.nn.functional as F
 from small_runs import (
     CPU,
     SPEC,
-    TIMES,
     TensorStream,
     curve,
     digits_stream,
@@ -32,12 +32,12 @@ from small_runs import (
     same,
     weights,
 )
-from torch import Tensor
 
 from raygkd.build import DeployedClassifier, amp_dtype, build_training, student_file
 from raygkd.config import METHODS, OptimConfig, from_yaml
 from raygkd.data.parquet import ImageTable
 from raygkd.engine import (
+    Teacher,
     Training,
     check_terms,
     fit,
@@ -73,6 +73,35 @@ def test_teacher_is_bit_identical_after_training(digits: ImageTable):
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_teacher_freezes_a_model_that_was_training():
+    teacher = Teacher(build_classifier("resnet8", 10).train(), levels=[1, 3])
+    before = weights(teacher.model)
+    output = teacher(torch.rand(4, 3, 8, 8))
+    assert same(weights(teacher.model), before)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert {level: f.shape for level, f in output.features.items()} == {
+        1: (4, 16, 8, 8),
+        3: (4, 64, 2, 2),
+    }
+    assert output.logits_BK.shape == (4, 10)
+    assert not any(t.requires_grad for t in (output.logits_BK, *output.features.values()))
+
+
+def test_each_model_sees_images_as_it_was_trained_on_them():
+    teacher = dataclasses.replace(random_teacher(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    training = make_training(random_stream(), method="kd", teacher=teacher)
+    seen: list[torch.Tensor] = []
+    assert training.teacher is not None
+    for model in (training.teacher.model, training.objective.student):
+        model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0]))
+    batch = random_batch()
+    training_step(training, batch)
+    sides = [(teacher.mean, teacher.std), (SPEC.mean, SPEC.std)]
+    for images_BCHW, statistics in zip(seen, sides, strict=True):
+        mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+        assert torch.allclose(images_BCHW, (batch["image"] / 255 - mean) / std, atol=1e-6)
 
 
 def test_teacher_is_in_neither_objective_nor_optimizer():
@@ -134,8 +163,8 @@ def test_epoch_reports_loss_terms_as_means_over_steps(digits: ImageTable):
 
 
 def test_student_learns_digits(digits: ImageTable):
-    scores = [metrics["val_score"] for metrics in curve(make_training(digits, epochs=6))]
-    assert scores[-1] > 0.5
+    training = make_training(digits, method="none", epochs=8, batch_size=32, lr=0.1)
+    assert curve(training)[-1]["val_score"] > 0.7
 
 
 def test_fit_reports_every_epoch_that_is_left():
@@ -165,6 +194,21 @@ def test_equal_seeds_give_equal_curves_and_other_seeds_others(digits: ImageTable
     assert all(a["train_loss"] != b["train_loss"] for a, b in zip(first, other, strict=True))
 
 
+def test_epoch_depends_on_its_seed_and_number_and_not_on_what_ran_before():
+    def run(between: Callable[[Training], object]) -> list[float]:
+        training = make_training(random_stream(), student="tiny-dropout", method="none", epochs=3)
+        losses = []
+        while training.epoch < training.epochs:
+            between(training)
+            losses.append(training.run_epoch()["train_loss"])
+        return losses
+
+    expected = run(lambda training: None)
+    assert run(lambda training: torch.rand(1)) == expected
+    assert run(lambda training: training.objective.eval()) == expected
+    assert len(set(expected)) == 3
+
+
 def test_epoch_seed_differs_by_seed_epoch_and_rank():
     seeds = {hash_seed(s, e, r) for s in range(5) for e in range(20) for r in range(4)}
     assert len(seeds) == 5 * 20 * 4
@@ -182,7 +226,7 @@ def test_golden_curve():
     epochs = runpy.run_path(str(GOLDEN / "print_curve.py"))["golden_curve"]()
     assert len(epochs) == len(expected) == 3
     for epoch, values in zip(epochs, expected, strict=True):
-        assert epoch == pytest.approx(values, rel=1e-3)
+        assert epoch == pytest.approx(values, rel=1e-4)
 
 
 def test_clipping_limits_the_norm_of_the_gradient():
@@ -237,7 +281,13 @@ def detach_last_stage(training: Training) -> None:
     stage.register_forward_hook(lambda module, inputs, output: output.detach(), prepend=True)
 
 
-def break_statistics(training: Training) -> None:
+def break_gradient(training: Training) -> None:
+    """Make the gradient of the first two levels too large for float32."""
+    stage = training.objective.student.get_submodule("stage3")
+    stage.register_full_backward_hook(lambda *_: (torch.full((64, 32, 4, 4), 1e30),))
+
+
+def break_weights(training: Training) -> None:
     """Make the student's first layer give NaN."""
     with torch.no_grad():
         next(training.objective.student.parameters()).fill_(math.nan)
@@ -248,25 +298,23 @@ def break_statistics(training: Training) -> None:
     [
         (copy_of_teacher, {"method": "kd"}, "'kd' is 0 with"),
         (copy_of_teacher, {"method": "graph"}, "'vertex' is 0 with"),
-        (copy_of_teacher, {"method": "graph", "alpha": 0.0, "beta": 0.0}, "'spectral' is "),
         (detach_last_stage, {"method": "graph", "levels": [3]}, "'vertex' is .* of norm 0 in the"),
-        (break_statistics, {"method": "none"}, "'task' is nan with a gradient of norm nan"),
+        (break_gradient, {"method": "none"}, "'task' is 2.* with a gradient of norm inf in"),
+        (break_weights, {"method": "none"}, "'task' is nan with a gradient of norm nan"),
     ],
-    ids=["equal logits", "equal maps", "equal graphs", "detached maps", "not finite"],
+    ids=["equal logits", "equal maps", "detached maps", "infinite gradient", "not finite"],
 )
 def test_a_term_that_cannot_teach_is_refused_by_name(
     change: Callable[[Training], None], settings: dict[str, Any], message: str
 ):
     training = make_training(random_stream(), **settings)
     change(training)
-    before = weights(training.objective)
+    before = {name: buffer.clone() for name, buffer in training.objective.named_buffers()}
     with pytest.raises(ConfigError, match=f"^loss term {message}") as raised:
         check_terms(training, random_batch())
     assert "\n" not in str(raised.value)
+    assert same(dict(training.objective.named_buffers()), before)
     assert all(p.grad is None for p in training.objective.parameters())
-    assert not any(tensor.isnan().any() for tensor in before.values()) or "nan" in message
-    after = weights(training.objective)
-    assert all(torch.equal(a, b) for a, b in zip(after.values(), before.values()) if not b.isnan().any())
 
 
 def test_check_of_terms_leaves_no_trace_and_tells_gradient_norms():
@@ -333,6 +381,9 @@ def test_compiled_models_train_as_eager_ones(digits: ImageTable):
         training = make_training(
             digits, teacher=random_teacher("tiny"), student="tiny", dim=4, compile=compiled
         )
+        assert training.teacher is not None
+        for model in (training.objective.student, training.teacher.model):
+            assert (model._compiled_call_impl is not None) is compiled
         return curve(training)[0]
 
     compiled, eager = first_epoch(True), first_epoch(False)
@@ -372,9 +423,7 @@ def optim(**settings: Any) -> OptimConfig:
         ),
     ],
 )
-def test_learning_rate_follows_its_schedule(
-    settings: dict[str, Any], expected: dict[int, float]
-):
+def test_learning_rate_follows_its_schedule(settings: dict[str, Any], expected: dict[int, float]):
     factors = {step: lr_factor(step, 10, optim(**settings)) for step in expected}
     assert factors == pytest.approx(expected, abs=1e-12)
 
@@ -399,7 +448,9 @@ def test_evaluation_scores_every_image_once_in_eval_mode(digits: ImageTable):
     training.run_epoch()
     modes: set[bool] = set()
     student = training.objective.student
-    handle = student.register_forward_hook(lambda *_: modes.add(student.stage2[-1].training))
+    handle = student.register_forward_hook(
+        lambda *_: modes.add(student.get_submodule("stage2.3").training)
+    )
     before = weights(student)
     scores = training.evaluate("val")
     handle.remove()
@@ -581,9 +632,7 @@ def test_saved_model_is_the_student_alone(digits: ImageTable, tmp_path: Path):
     images_BCHW = torch.rand(5, 3, 8, 8)
     with torch.no_grad():
         expected_BK = student(training.normalise(images_BCHW))
-        assert torch.equal(
-            build_from_file(loaded)(training.normalise(images_BCHW)), expected_BK
-        )
+        assert torch.equal(build_from_file(loaded)(training.normalise(images_BCHW)), expected_BK)
         assert torch.allclose(DeployedClassifier(loaded).eval()(images_BCHW), expected_BK)
 
 

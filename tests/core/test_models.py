@@ -114,7 +114,8 @@ def assert_same_state(model, state):
 
 
 def test_names_are_those_of_the_literature():
-    assert classifier_names() == NAMES
+    # other tests register small models of their own, after these
+    assert classifier_names()[: len(NAMES)] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -66,9 +66,7 @@ def test_batches_of_every_epoch_equal_the_plain_stream(
     images = dataclasses.replace(digits, window_rows=50)
     stream, plain = ray_stream(images, cache_mb, rank, 2), plain_stream(images, rank, 2)
     for epoch in range(2):
-        assert_equal_batches(
-            list(stream.train_batches(epoch)), list(plain.train_batches(epoch))
-        )
+        assert_equal_batches(list(stream.train_batches(epoch)), list(plain.train_batches(epoch)))
         assert_equal_batches(list(stream.eval_batches("val")), list(plain.eval_batches("val")))
     assert_equal_batches(list(stream.eval_batches("test")), list(plain.eval_batches("test")))
     stream.close()
@@ -86,9 +84,7 @@ def test_a_run_has_one_execution_for_all_its_epochs(digits: Images) -> None:
 
 def test_a_resumed_run_streams_the_epoch_it_is_at(digits: Images) -> None:
     shared = share(digits, STREAMED)
-    resumed = RayStream(
-        shared, batch_size=BATCH, seed=3, epochs=range(1, 2), rank=0, world_size=1
-    )
+    resumed = RayStream(shared, batch_size=BATCH, seed=3, epochs=range(1, 2), rank=0, world_size=1)
     assert_equal_batches(
         list(resumed.train_batches(1)), list(plain_stream(digits).train_batches(1))
     )

@@ -1,0 +1,118 @@
+"""`raygkd data`: shards from real images, and what is told about them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from outcomes import PROGRESS, Ran
+from PIL import Image
+
+from raygkd import cli
+from raygkd.data.parquet import open_table
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("digits") / "shards"
+
+
+@pytest.fixture
+def prepared(digits: Path, raygkd: Callable[..., Ran]) -> Path:
+    """The digits' shards, prepared once."""
+    if not digits.exists():
+        assert raygkd("data", "prepare", "--dataset", "digits", "--output", digits).code == 0
+    return digits
+
+
+def test_preparing_digits_ends_with_what_to_do_next(
+    raygkd: Callable[..., Ran], tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    ran = raygkd("data", "prepare", "--dataset", "digits", "--output", shards)
+    assert ran.code == 0
+    first, last = ran.out.splitlines()
+    assert first.startswith("1797 images of 10 classes (train 1438, val 0, test 359) in 1 shard")
+    assert last == f"next: raygkd tune --dataset parquet --data-dir {shards}"
+    assert all(line.startswith(PROGRESS) for line in ran.err.splitlines())
+    assert ran.err.splitlines()[-1] == "preparing images: 1797/1797"
+    assert len(open_table(str(shards))) == 1797
+
+
+def test_skipped_images_are_counted_and_named(
+    raygkd: Callable[..., Ran], tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tree(cat=4, dog=4)
+    (root / "dog" / "2.png").write_bytes(b"no image")
+    command = ("data", "prepare", "--dataset", "imagefolder", "--data-dir", root, "--skip-bad")
+    ran = raygkd(*command, "--output", tmp_path / "one")
+    assert ran.code == 0
+    assert ran.out.startswith("7 images of 2 classes (train 7, val 0, test 0) in 1 shard(s)")
+    assert f"left out 1 unreadable images: {root}/dog/2.png: not a whole image" in ran.out
+    result = json.loads(raygkd(*command, "--output", tmp_path / "two", "--json").out)
+    assert (result["images"], result["bad"], result["path"]) == (7, 1, str(tmp_path / "two"))
+    assert result["bad_examples"][0].startswith(f"{root}/dog/2.png: not a whole image")
+
+
+def test_info_shows_counts_and_classes_and_writes_a_sheet(
+    raygkd: Callable[..., Ran], prepared: Path, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "samples.png"
+    ran = raygkd("data", "info", prepared, "--sheet", sheet)
+    assert (ran.code, ran.err) == (0, "")
+    lines = [line.strip() for line in ran.out.splitlines()]
+    assert "images      1,797 (train 1,438, val 0, test 359)" in lines
+    assert "width       min 8, median 8, max 8 pixels" in lines
+    assert "9        144    0    36" in lines
+    assert lines[-1] == f"sample sheet: {sheet}"
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 500
+
+
+def test_info_as_json_is_all_there_is_on_stdout(
+    raygkd: Callable[..., Ran], prepared: Path, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "samples.png"
+    ran = raygkd("data", "info", prepared, "--sheet", sheet, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    info = json.loads(ran.out)
+    assert (info["images"], info["dataset"], info["sheet"]) == (1797, "digits", str(sheet))
+    assert info["classes"]["9"] == {"train": 144, "val": 0, "test": 36}
+    assert sheet.is_file()
+
+
+def test_noise_of_libraries_is_kept_off_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    with cli._only_results_on_stdout() as out:
+        os.write(1, b"noise")
+        out.write("result")
+    os.write(1, b" and more")
+    assert capfd.readouterr() == ("result and more", "noise")
+
+
+def test_info_about_a_foreign_file(
+    raygkd: Callable[..., Ran], parquet: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = parquet(cut_off=[3])
+    ran = raygkd("data", "info", path, "--sheet", tmp_path / "samples.png")
+    assert ran.code == 0
+    assert "(not prepared by raygkd)" in ran.out
+    assert "3 classes" in ran.out
+    assert "class-2" in ran.out
+
+
+def test_sheet_that_cannot_be_written(
+    refused: Callable[..., str], prepared: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    sheet = tmp_path / "file" / "samples.png"
+    error = refused("data", "info", prepared, "--sheet", sheet)
+    assert f"error: cannot write '{sheet}': Not a directory" in error
+
+
+def test_info_about_nothing(refused: Callable[..., str], tmp_path: Path) -> None:
+    error = refused("data", "info", tmp_path / "gone")
+    assert f"no file or folder '{tmp_path}/gone': give a .parquet file or a folder" in error

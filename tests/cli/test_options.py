@@ -1,0 +1,142 @@
+"""Options and YAML files: the same names everywhere, merged one over the other, and given back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from outcomes import Ran
+
+from raygkd import cli
+from raygkd.config import SECTIONS, Config, OptimConfig, settings, to_yaml, with_settings
+
+COMMANDS = {"teacher": cli.teacher, "train": cli.train, "tune": cli.tune}
+EVERYWHERE = """
+    --dataset --data-dir --teacher --student --method --epochs --batch-size --workers
+    --gpus-per-worker --output --tracking-uri --experiment --seed --config --resume --json
+"""
+HEAVY = ("torch", "ray", "mlflow", "numpy", "pyarrow", "rich")
+
+
+def resolved(command: str, *arguments: str | Path) -> Config:
+    """Return the configuration that a command line amounts to."""
+    options = COMMANDS[command].make_context(command, list(map(str, arguments))).params
+    config_file, resume = options.pop("config_file"), options.pop("resume")
+    options.pop("as_json")
+    config, _ = cli.resolve(config_file, options, resume)
+    return config
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_the_options_by_the_same_names(command: str) -> None:
+    flags = {flag for param in COMMANDS[command].params for flag in param.opts}
+    assert set(EVERYWHERE.split()) <= flags
+
+
+def test_what_only_one_command_uses_is_an_option_of_that_command() -> None:
+    names = {
+        command: {param.name for param in COMMANDS[command].params} & set(settings())
+        for command in COMMANDS
+    }
+    search = {name for name, (section, _, _) in settings().items() if section == "search"}
+    assert names["tune"] == set(settings())
+    assert names["train"] == set(settings()) - search
+    assert names["teacher"] == set(settings()) - search - {"teacher_epochs"}
+
+
+def test_an_option_means_the_same_in_every_command() -> None:
+    options = ("--student", "resnet14", "--method", "kd", "--epochs", "3", "--seed", "7")
+    assert len({to_yaml(resolved(command, *options)) for command in COMMANDS}) == 1
+
+
+def test_one_file_serves_every_command(yaml_file: Callable[[str], Path]) -> None:
+    path = yaml_file("search: {trials: 3}\nmodel: {teacher_epochs: 5}\noptim: {lr: 1e-2}")
+    for command in COMMANDS:
+        config = resolved(command, "--config", path)
+        assert (config.search.trials, config.model.teacher_epochs, config.optim.lr) == (3, 5, 0.01)
+
+
+def test_a_teacher_needs_no_student(raygkd: Callable[..., Ran]) -> None:
+    ran = raygkd("teacher", "--student", "nonsense", "--dataset", "nonsense")
+    assert ran.err.startswith("error: --dataset 'nonsense'")
+
+
+def test_options_override_the_file_and_the_file_the_defaults(
+    yaml_file: Callable[[str], Path],
+) -> None:
+    path = yaml_file("optim: {epochs: 3, lr: 0.2}")
+    config = resolved("train", "--config", path, "--epochs", "4")
+    assert config == Config(optim=OptimConfig(epochs=4, lr=0.2))
+
+
+@pytest.mark.parametrize("name", ["download", "skip_bad", "compile"])
+def test_a_flag_can_be_taken_back(yaml_file: Callable[[str], Path], name: str) -> None:
+    section, dashed = settings()[name][0], name.replace("_", "-")
+    path = yaml_file(f"{section}: {{{name}: true}}")
+    assert getattr(getattr(resolved("train", "--config", path), section), name) is True
+    assert resolved("train", "--config", path, f"--no-{dashed}") == Config()
+    assert resolved("train", f"--{dashed}") == resolved("train", "--config", path)
+
+
+def test_options_of_several_numbers() -> None:
+    config = resolved("train", "--levels", "2,3", "--milestones", "0.5,0.75")
+    assert config.method.levels == (2, 3)
+    assert config.optim.milestones == (0.5, 0.75)
+    assert resolved("train", "--levels", "2").method.levels == (2,)
+    for option, value in (("--levels", "2.5"), ("--levels", "2;3"), ("--milestones", "half")):
+        with pytest.raises(click.BadParameter, match="numbers with commas between them"):
+            resolved("train", option, value)
+
+
+def test_the_stored_configuration_is_given_back(tmp_path: Path) -> None:
+    changes = {"levels": (1, 3), "limit_train": 200, "lr": 1e-3, "milestones": (0.5,), "space": "s"}
+    config = with_settings(Config(), changes)
+    run = tmp_path / "tune-1"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(config))
+    assert resolved("tune", "--config", run / "config.yaml") == config
+    assert cli.resolve(None, {"epochs": None}, str(run)) == (config, run)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tune", "--help"], ["data", "info", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from raygkd.cli import main
+sys.argv = ["raygkd", *{arguments}]
+main()
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert done.stdout.startswith("Usage: raygkd ")
+
+
+@pytest.mark.parametrize("arguments", [(), ("data",)])
+def test_no_command_is_answered_with_help(
+    raygkd: Callable[..., Ran], arguments: tuple[str, ...]
+) -> None:
+    assert raygkd(*arguments) == raygkd(*arguments, "--help")
+    assert raygkd(*arguments).code == 0
+
+
+def test_help_has_a_part_for_each_section_of_a_file(raygkd: Callable[..., Ran]) -> None:
+    parts = raygkd("tune", "--help").out.split("\n\n")[-1 - len(SECTIONS) :]
+    titles = [part.partition(":\n")[0] for part in parts]
+    assert titles == ["Options", *(section.capitalize() for section in SECTIONS)]
+    for section, part in zip(SECTIONS, parts[1:], strict=True):
+        listed = {line.split()[0] for line in part.splitlines() if line.startswith("  --")}
+        known = {f"--{n.replace('_', '-')}" for n, (s, _, _) in settings().items() if s == section}
+        assert listed == known
+
+
+def test_help_shows_defaults(raygkd: Callable[..., Ran]) -> None:
+    text = " ".join(raygkd("tune", "--help").out.split())
+    for default in ("[default: digits]", "[default: 0.05]", "[default: 0]", "[default: 0.0]"):
+        assert default in text
+    assert "[default: 0.625,0.75,0.875]" in text
+    assert "None" not in text

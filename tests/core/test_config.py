@@ -1,0 +1,386 @@
+"""The configuration: YAML in and out, types, limits, and errors; and the registry of names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from raygkd.build import student_alone, teacher_training
+from raygkd.config import (
+    SECTIONS,
+    Config,
+    check_keys,
+    fingerprint,
+    flag,
+    from_mapping,
+    from_yaml,
+    settings,
+    to_mapping,
+    to_yaml,
+    with_settings,
+)
+from raygkd.errors import ConfigError
+from raygkd.registry import Registry
+
+
+def problems(tree: dict[str, Any]) -> list[str]:
+    """Return the lines of the error that a tree of settings gives."""
+    with pytest.raises(ConfigError) as raised:
+        from_mapping(tree, where="run.yaml")
+    return str(raised.value).splitlines()
+
+
+# In and out
+
+
+def test_yaml_round_trip_gives_an_equal_configuration():
+    changed = with_settings(
+        Config(),
+        {
+            "dataset": "imagefolder",
+            "data_dir": "/data/größe: 'x'",
+            "download": True,
+            "limit_train": 100,
+            "levels": [1, 3],
+            "lr": 5e-4,
+            "weight_decay": 1e-12,
+            "milestones": [0.25, 0.5],
+            "clip_norm": 1.0,
+            "seed": 2**32 - 1,
+            "experiment": "no",
+        },
+    )
+    for config in (Config(), changed):
+        assert from_yaml(to_yaml(config), where="run.yaml") == config
+        assert from_mapping(to_mapping(config)) == config
+    assert changed.method.levels == (1, 3)
+    assert changed.optim.milestones == (0.25, 0.5)
+
+
+def test_what_is_left_out_has_its_default():
+    assert from_yaml("", where="run.yaml") == Config()
+    config = from_yaml("optim: {lr: 0.3}", where="run.yaml")
+    assert config == with_settings(Config(), {"lr": 0.3})
+
+
+def test_every_setting_has_a_name_of_its_own():
+    names = [leaf.name for cls in SECTIONS.values() for leaf in dataclasses.fields(cls)]
+    assert len(names) == len(set(names)) == len(settings())
+    assert list(SECTIONS) == [leaf.name for leaf in dataclasses.fields(Config)]
+
+
+def test_configuration_and_its_sections_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().optim = None  # type: ignore[misc]
+    for cls in SECTIONS.values():
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(cls(), dataclasses.fields(cls)[0].name, None)
+
+
+def test_fingerprint_depends_on_values_and_not_on_their_order():
+    tree = to_mapping(Config())
+    digits = fingerprint(tree)
+    assert len(digits) == 16
+    assert fingerprint(dict(reversed(tree.items()))) == digits
+    tree["optim"]["lr"] = 0.051
+    assert fingerprint(tree) != digits
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"optim": {"lrr": 8}}, "run.yaml: unknown key 'optim.lrr'; did you mean 'lr'"),
+        ({"optmi": {"lr": 0.1}}, "run.yaml: unknown key 'optmi'; did you mean 'optim'"),
+        ({"lr": 0.1}, "run.yaml: unknown key 'lr' (it belongs under 'optim:')"),
+        ({"data": {"lr": 0.1}}, "run.yaml: unknown key 'data.lr'; did you mean 'lr'"),
+        ({"optim": None}, "run.yaml: 'optim' must hold settings, not None"),
+        ({1: {}}, "run.yaml: unknown key 1"),
+    ],
+)  # fmt: skip
+def test_wrong_keys_name_the_near_ones(tree: dict[Any, Any], message: str):
+    (line,) = problems(tree)
+    assert line.startswith(message)
+    with pytest.raises(ConfigError) as raised:
+        check_keys(tree, where="run.yaml")
+    assert str(raised.value) == line
+
+
+def test_all_problems_come_in_one_error_a_line_each():
+    lines = problems(
+        {
+            "optim": {"lrr": 1, "epochs": "ten", "momentum": 1.5, "amp": "bf61"},
+            "method": {"levels": 3},
+            "clutser": {},
+        }
+    )
+    assert len(lines) == 6
+    assert [line.partition(" ")[0] for line in lines].count("run.yaml:") == 4
+    for part in ("'optim.lrr'", "'clutser'", "--epochs", "--levels", "--momentum 1.5", "--amp"):
+        assert any(part in line for line in lines), part
+
+
+def test_values_and_what_they_make_together_are_told_at_once():
+    lines = problems(
+        {"optim": {"lr": -1, "batch_size": 9}, "cluster": {"workers": 2}, "data": {"cache_mb": -1}}
+    )
+    assert lines == [
+        "--cache-mb -1: must be at least 0",
+        "--lr -1.0: must be above 0",
+        "--batch-size 9 cannot be split evenly over --workers 2: use a multiple",
+    ]
+
+
+def test_a_refused_value_brings_no_problem_with_a_default():
+    """The default of 10 epochs must not be held against the grace period."""
+    lines = problems({"optim": {"epochs": "fifty"}, "search": {"grace_period": 20}})
+    assert lines == ["run.yaml: --epochs 'fifty': must be a whole number"]
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("lr", "5e-4", 5e-4),
+        ("lr", 1, 1.0),
+        ("clip_norm", None, None),
+        ("clip_norm", "1e1", 10.0),
+        ("levels", [1, 2], (1, 2)),
+        ("levels", (2,), (2,)),
+        ("levels", None, None),
+        ("milestones", ["5e-1", 0.75], (0.5, 0.75)),
+        ("compile", True, True),
+        ("epochs", 3, 3),
+    ],
+)
+def test_values_take_the_type_of_their_setting(name: str, given: Any, value: Any):
+    config = with_settings(Config(), {name: given})
+    found = getattr(getattr(config, settings()[name][0]), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("epochs", True, "a whole number"),
+        ("epochs", 3.0, "a whole number"),
+        ("epochs", "3", "a whole number"),
+        ("epochs", None, "a whole number"),
+        ("lr", True, "a number"),
+        ("lr", "fast", "a number"),
+        ("lr", [0.1], "a number"),
+        ("compile", 1, "true or false"),
+        ("compile", "yes", "true or false"),
+        ("dataset", 5, "a text"),
+        ("dataset", None, "a text"),
+        ("levels", 3, "a list of whole numbers"),
+        ("levels", "1,2", "a list of whole numbers"),
+        ("levels", [1, "a"], "a whole number"),
+        ("levels", [True], "a whole number"),
+        ("milestones", 0.5, "a list of numbers"),
+    ],
+)
+def test_value_of_another_type_is_refused(name: str, value: Any, wanted: str):
+    with pytest.raises(ConfigError) as raised:
+        with_settings(Config(), {name: value})
+    assert str(raised.value).endswith(f"must be {wanted}")
+    assert flag(name) in str(raised.value)
+
+
+# Limits
+
+
+def limits() -> Iterator[tuple[str, float, str]]:
+    """Yield name, a value just beyond a limit, and how the error calls the limit."""
+    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+    for name, (_, leaf, kind) in settings().items():
+        whole = kind is int or int in getattr(kind, "__args__", ())
+        for limit, bound in leaf.metadata["limits"].items():
+            if bound is not None:
+                step = 0 if limit in ("above", "below") else 1 if whole else 1e-9
+                beyond = bound - step if limit in ("minimum", "above") else bound + step
+                yield name, beyond, f"{words[limit]} {bound:.10g}"
+
+
+def test_every_number_is_limited_from_below():
+    """But for lists, which have checks of their own."""
+    free = [
+        name
+        for name, (_, leaf, kind) in settings().items()
+        if kind in (int, float, int | None, float | None)
+        and leaf.metadata["limits"]["minimum"] is leaf.metadata["limits"]["above"] is None
+    ]
+    assert free == []
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), list(limits()))
+def test_value_beyond_a_limit_is_refused(name: str, value: float, allowed: str):
+    with pytest.raises(ConfigError) as raised:
+        with_settings(Config(), {name: value})
+    first = str(raised.value).splitlines()[0]
+    assert first.startswith(f"{flag(name)} {value}: must be ")
+    assert allowed in first
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kd_weight", 1.0), ("momentum", 0.0), ("alpha", 0.0), ("image_size", 4), ("cache_mb", 0)],
+)
+def test_value_on_an_inclusive_limit_is_allowed(name: str, value: float):
+    with_settings(Config(), {name: value})
+
+
+def test_limits_on_both_sides_are_told_together():
+    with pytest.raises(ConfigError, match=r"^--momentum 1.0: must be at least 0 and below 1$"):
+        with_settings(Config(), {"momentum": 1.0})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan"])
+def test_number_that_is_not_finite_is_refused(value: float | str):
+    with pytest.raises(ConfigError, match=r"^--lr .*: must be a finite number$"):
+        with_settings(Config(), {"lr": value})
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (_, leaf, _) in settings().items() if leaf.metadata["choices"]]
+)
+def test_choice_that_is_not_offered_is_refused_with_the_offered_ones(name: str):
+    choices = settings()[name][1].metadata["choices"]
+    with pytest.raises(ConfigError) as raised:
+        with_settings(Config(), {name: choices[-1] + "x"})
+    message = str(raised.value)
+    assert message.startswith(f"{flag(name)} '{choices[-1]}x': must be one of {', '.join(choices)}")
+    assert f"did you mean '{choices[-1]}'" in message
+    for choice in choices:
+        with_settings(Config(), {name: choice})
+
+
+def test_every_default_and_every_setting_is_described():
+    for leaf in (leaf for _, leaf, _ in settings().values()):
+        assert leaf.metadata["help"], leaf.name
+
+
+# Between settings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"levels": []}, "--levels (): must be different whole numbers from 1"),
+        ({"levels": [1, 1]}, "--levels (1, 1): must be different whole numbers from 1"),
+        ({"levels": [0, 1]}, "--levels (0, 1): must be different whole numbers from 1"),
+        (
+            {"batch_size": 64, "workers": 3},
+            "--batch-size 64 cannot be split evenly over --workers 3: use a multiple",
+        ),
+        ({"workers": 0}, "--workers 0: must be at least 1"),
+        ({"warmup_epochs": 10.0}, "--warmup-epochs 10.0: must be below --epochs 10"),
+        ({"grace_period": 11}, "--grace-period 11: must be at most --epochs 10"),
+        ({"milestones": [0.5, 1.0]}, "--milestones (0.5, 1.0): must lie between 0 and 1"),
+        (
+            {"alpha": 0, "beta": 0, "gamma": 0, "method": "graph+kd"},
+            "--method graph+kd with --alpha, --beta and --gamma all 0 distils no graph: "
+            "raise one of them, or use --method none",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(values: dict[str, Any], message: str):
+    with pytest.raises(ConfigError) as raised:
+        with_settings(Config(), values)
+    assert str(raised.value) == message
+
+
+def test_weights_may_all_be_zero_where_no_graph_is_distilled():
+    with_settings(Config(), {"alpha": 0, "beta": 0, "gamma": 0, "method": "kd"})
+
+
+# Changing settings
+
+
+def test_with_settings_replaces_the_named_and_leaves_the_rest():
+    config = Config()
+    changed = with_settings(config, {"lr": 0.2, "student": "wrn_16_2"})
+    expected = to_mapping(config)
+    expected["optim"]["lr"] = 0.2
+    expected["model"]["student"] = "wrn_16_2"
+    assert to_mapping(changed) == expected
+    assert config == Config()
+
+
+def test_with_settings_names_unknown_settings():
+    with pytest.raises(ConfigError) as raised:
+        with_settings(Config(), {"temprature": 1.0, "gama": 1.0})
+    first, second = str(raised.value).splitlines()
+    assert first.startswith("unknown setting 'temprature'; did you mean 'temperature'")
+    assert second.startswith("unknown setting 'gama'; did you mean 'gamma'")
+
+
+def test_teacher_is_trained_as_a_student_of_the_labels_alone():
+    config = with_settings(
+        Config(), {"epochs": 30, "grace_period": 25, "levels": [1], "teacher_epochs": 5}
+    )
+    teacher = teacher_training(config)
+    assert teacher.model.student == config.model.teacher
+    assert (teacher.method.method, teacher.optim.epochs) == ("none", 5)
+
+
+def test_student_alone_differs_in_the_method_only():
+    config = with_settings(Config(), {"epochs": 30, "method": "graph+kd"})
+    alone = student_alone(config)
+    assert alone == with_settings(config, {"method": "none"})
+
+
+# YAML files
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lr: 0.1", "broken.yaml: not valid YAML: .*line 1"),
+        ("a: b: c", "broken.yaml: not valid YAML: .*line 1"),
+        ("- lr", "broken.yaml: must hold keys and values, not list"),
+        ("lr", "broken.yaml: must hold keys and values, not str"),
+        ("x: !!python/object/apply:os.getcwd []", "broken.yaml: not valid YAML"),
+    ],
+)
+def test_broken_yaml_names_the_file(text: str, message: str):
+    with pytest.raises(ConfigError, match=f"^{message}") as raised:
+        from_yaml(text, where="broken.yaml")
+    assert "\n" not in str(raised.value)
+
+
+# The registry
+
+
+def test_registry_gives_what_was_entered():
+    table: Registry[type] = Registry("thing")
+    assert table.register("list")(list) is list
+    table.register("dict")(dict)
+    assert table.get("list") is list
+    assert table.names() == ["list", "dict"]
+
+
+def test_registry_refuses_a_name_that_is_taken():
+    table: Registry[type] = Registry("thing")
+    table.register("list")(list)
+    with pytest.raises(ValueError, match="thing 'list' is registered already"):
+        table.register("list")(dict)
+    assert table.get("list") is list
+
+
+def test_registry_lists_the_known_names():
+    table: Registry[type] = Registry("thing")
+    table.register("list")(list)
+    table.register("dict")(dict)
+    with pytest.raises(ConfigError) as raised:
+        table.get("lisst")
+    assert str(raised.value) == "unknown thing 'lisst'; did you mean 'list'? (known: list, dict)"
