@@ -65,7 +65,16 @@ def is_model_file(teacher: str) -> bool:
 
 
 def teacher_training(config: Config) -> Config:
-    """Return the configuration that trains the teacher of a run by itself."""
+    """Return the configuration that trains the teacher of a run by itself.
+
+    Raises:
+        ConfigError: the warm-up is too long for it.
+    """
+    if config.optim.warmup_epochs >= config.model.teacher_epochs:
+        raise ConfigError(
+            f"--warmup-epochs {config.optim.warmup_epochs}: the teacher is trained with it too, so "
+            f"it must be below --teacher-epochs {config.model.teacher_epochs}"
+        )
     return with_settings(
         config,
         {

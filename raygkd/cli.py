@@ -341,6 +341,11 @@ def data_prepare(
         from raygkd.data.sources import open_source
         from raygkd.report.console import progress, stderr_console
 
+        if dataset == "parquet":
+            raise ConfigError(
+                "--dataset parquet: is prepared already, train on it with --data-dir "
+                f"{data_dir or 'PATH'}"
+            )
         source = open_source(dataset, data_dir, download)
         with progress(stderr_console(), "preparing images") as advance:
             summary = prepare(source, output, skip_bad=skip_bad, progress=advance)

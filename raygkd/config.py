@@ -270,7 +270,8 @@ def _check_together(config: Config) -> list[str]:
     if method.levels is not None and (
         not method.levels or len(set(method.levels)) < len(method.levels) or min(method.levels) < 1
     ):
-        problems.append(f"--levels {method.levels}: must be different whole numbers from 1")
+        shown = ",".join(map(str, method.levels))
+        problems.append(f"--levels {shown!r}: must be different whole numbers from 1")
     if "graph" in method.method and method.alpha == method.beta == method.gamma == 0:
         problems.append(
             f"--method {method.method} with --alpha, --beta and --gamma all 0 distils no graph: "
@@ -290,7 +291,8 @@ def _check_together(config: Config) -> list[str]:
             f"--warmup-epochs {optim.warmup_epochs}: must be below --epochs {optim.epochs}"
         )
     if not all(0 < m < 1 for m in optim.milestones):
-        problems.append(f"--milestones {optim.milestones}: must lie between 0 and 1")
+        shown = ",".join(map(str, optim.milestones))
+        problems.append(f"--milestones {shown}: must lie between 0 and 1")
     return problems
 
 

@@ -18,8 +18,9 @@ KINDS = {
     "randint": "[low, high], high excluded",
 }
 _KINDS_OF_TYPE = {int: ("choice", "randint"), float: ("choice", "uniform", "loguniform")}
-# epochs are ASHA's to spend, and the others change what a run costs, not what it learns
-_FIXED = {"epochs", "seed", "amp", "compile"}
+# one search is of one method, epochs are ASHA's to spend, and the others change what a run costs
+# and not what it learns
+_FIXED = {"method", "epochs", "seed", "amp", "compile"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
             that is too large for a level.
     """
     by_name = {dimension.name: dimension for dimension in space}
-    drawn = [{dimension.name: value} for dimension in space for value in _extremes(dimension)]
+    drawn = [{dimension.name: value} for dimension in space for value in extremes(dimension)]
     # the one mistake that only several searched settings make together
     weights = [by_name[name] for name in ("alpha", "beta", "gamma") if name in by_name]
     drawn += [{d.name: 0.0 for d in weights if d.kind == "choice" and 0.0 in d.values}]
@@ -158,7 +159,7 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
-def _extremes(dimension: Dimension) -> tuple[Any, ...]:
+def extremes(dimension: Dimension) -> tuple[Any, ...]:
     """Return the choices, or the least and the largest value that can be drawn."""
     if dimension.kind == "randint":
         return dimension.values[0], dimension.values[1] - 1
@@ -179,7 +180,7 @@ def _level_problems(
         allowed = ", ".join(map(str, sorted(channels)))
         return [f"search space: level {unknown[0]} is not there (allowed: {allowed})"]
     dims = space["dim"] if "dim" in space else Dimension("dim", "choice", (config.method.dim,))
-    largest = max(_extremes(dims))
+    largest = max(extremes(dims))
     narrow = min(levels, key=lambda level: channels[level])
     if largest >= channels[narrow]:
         return [

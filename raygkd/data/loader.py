@@ -128,6 +128,9 @@ class PlainStream:
         windows = plan.cut_windows(rows, self.window_rows)
         return self._batches(windows, self.eval_transform, epoch=0, exact=False)
 
+    def close(self) -> None:
+        """Do nothing: what is read ahead lies in the iterators alone."""
+
     def _batches(
         self, windows: list[Rows], transform: Transform, *, epoch: int, exact: bool
     ) -> Iterator[dict[str, Tensor]]:

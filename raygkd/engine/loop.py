@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -77,7 +77,6 @@ class Training:
     amp: torch.dtype | None = None
     config: str = ""
     epoch: int = 0
-    gradient_norms: dict[str, float] = field(default_factory=dict)
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return images as float (B, C, H, W) in 0..1 and labels (B,) on the device."""
@@ -93,8 +92,9 @@ class Training:
 
         The metrics are "epoch" (from 1), "train_loss" (the weighted sum), "loss_NAME" for every
         unweighted term, "train_accuracy", "val_score" and "val_loss", "lr" (of the next step),
-        "epoch_seconds", "images_per_second" (training only, all ranks together), "bad_images".
-        They are equal on every rank, but for the times, which each rank measures.
+        "epoch_seconds", "images_per_second" (training only, all ranks together), "bad_images"; the
+        first epoch has "gradient_NAME" too, what ``check_terms`` returns. They are equal on every
+        rank, but for the times, which each rank measures.
 
         Raises:
             Diverged: the loss of this epoch is not finite; on all ranks alike.
@@ -118,10 +118,11 @@ class Training:
         torch.manual_seed(hash_seed(self.seed, self.epoch, self.rank))
         meter = ClassificationMeter(self.num_classes, device=self.device)
         sums: dict[str, Tensor] = {}
+        gradient_norms: dict[str, float] = {}
         self.objective.train()
         for batch in self.stream.train_batches(self.epoch):
             if self.epoch == 0 and not sums:
-                self.gradient_norms = check_terms(self, batch)
+                gradient_norms = check_terms(self, batch)
             terms, logits_BK = training_step(self, batch)
             meter.update(logits_BK, batch["label"].to(self.device))
             for name, value in terms.items():
@@ -139,6 +140,7 @@ class Training:
         return {
             "train_loss": means.pop("total"),
             **{f"loss_{name}": mean for name, mean in means.items()},
+            **{f"gradient_{name}": norm for name, norm in gradient_norms.items()},
             "train_accuracy": scores["accuracy"],
             "images": scores["count"],
             "bad_images": bad_images,

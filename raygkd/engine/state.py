@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from raygkd.engine.distributed import gather
 from raygkd.engine.loop import Training
 from raygkd.errors import DataError
+from raygkd.models.files import read_tensors
 
 FORMAT = "raygkd-checkpoint-1"
 
@@ -61,11 +61,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         DataError: the file is missing, damaged or no checkpoint of raygkd.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            # torch.load does not compare checksums
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile("wrong checksum")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
     except OSError as error:
         raise DataError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:

@@ -72,7 +72,7 @@ def load_model_file(path: str | os.PathLike[str]) -> ModelFile:
     """
     advice = "give a file that 'raygkd teacher', 'raygkd train' or 'raygkd tune' wrote"
     try:
-        contents = _read(path)
+        contents = read_tensors(path)
     except OSError as error:
         raise DataError(f"cannot read model file {path}: {error.strerror}; {advice}") from error
     except Exception as error:  # what the unpickler raises on foreign bytes has no common type
@@ -86,7 +86,13 @@ def load_model_file(path: str | os.PathLike[str]) -> ModelFile:
     return ModelFile(**{name: contents[name] for name in names})
 
 
-def _read(path: str | os.PathLike[str]) -> Any:
+def read_tensors(path: str | os.PathLike[str]) -> Any:
+    """Return what ``torch.save`` wrote, on the CPU; nothing in it is executed.
+
+    Raises:
+        OSError: the file cannot be read.
+        Exception: it is damaged or holds more than tensors and plain values; of many types.
+    """
     with open(path, "rb") as file:
         if zipfile.ZipFile(file).testzip() is not None:  # torch.load does not compare checksums
             raise zipfile.BadZipFile("wrong checksum")

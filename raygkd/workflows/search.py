@@ -22,7 +22,7 @@ from raygkd.models import ModelFile, save_model_file
 from raygkd.rayrun.search import METRIC, SearchObserver, TrialResult, run_search
 from raygkd.rayrun.worker import make_job
 from raygkd.report.console import Advance, progress
-from raygkd.space import Dimension, check_space, default_space, read_space
+from raygkd.space import Dimension, check_space, default_space, extremes, read_space
 from raygkd.workflows.session import Session, open_session, require_room, run_tags, write_text
 from raygkd.workflows.single import (
     MODEL,
@@ -61,12 +61,12 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
             "search",
             f"search {config.model.teacher} -> {config.model.student}",
             tags=run_tags(session, "search"),
-            texts={"config.yaml": to_yaml(config)},
+            texts={"config.yaml": to_yaml(session.config)},
         )
         teacher, teacher_path = get_teacher(session, "search")
         alone = train_one(
             session,
-            build.student_alone(config),
+            build.student_alone(session.config),
             role="student-alone",
             folder=session.folder / "student-alone",
             teacher=None,
@@ -95,6 +95,10 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
         channels = {level: shape[0] for level, shape in shapes.items()}
     space = space or default_space(config.method.method, channels)
     check_space(space, config, channels)
+    for dimension in space:
+        if dimension.name == "batch_size":
+            largest = max(extremes(dimension))
+            check_student(with_settings(config, {"batch_size": largest}), images)
     if channels:
         # all levels with as many pairs as there can be; a trial takes some of both
         whole = with_settings(config, {"levels": None, "dim": min(channels.values()) - 1})

@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from raygkd import __version__, tracking
-from raygkd.config import Config, to_yaml
+from raygkd.build import is_model_file
+from raygkd.config import Config, to_yaml, with_settings
 from raygkd.errors import ConfigError, ResourceError, UserError
 from raygkd.inputs import Images, open_images
 from raygkd.rayrun import cluster, ingest, trainer
@@ -53,11 +54,15 @@ class Session:
     @property
     def data_cpus(self) -> float:
         """CPUs that the data stream needs besides the training."""
-        return ingest.DATA_CPUS if self.shared.decoded is None else 0.0
+        return _data_cpus(self.shared.decoded is None)
 
     def cpus(self) -> float:
         """Return the CPUs of each worker of a run that has the cluster for itself."""
         return cluster.worker_cpus(self.config.cluster, self.nodes, data_cpus=self.data_cpus)
+
+
+def _data_cpus(streamed: bool) -> float:
+    return ingest.DATA_CPUS if streamed else 0.0
 
 
 def output_folder(output: str) -> Path:
@@ -77,6 +82,20 @@ def output_folder(output: str) -> Path:
             f"--output {output}: cannot be written ({error.strerror}); give another folder"
         ) from error
     return folder
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the configuration as it can be given back from another folder."""
+    paths = {
+        "data_dir": config.data.data_dir,
+        "output": config.output.output,
+        "space": config.search.space,
+        "teacher": config.model.teacher if is_model_file(config.model.teacher) else None,
+    }
+    local = {name: path for name, path in paths.items() if path and "://" not in path}
+    return with_settings(
+        config, {name: os.path.abspath(os.path.expanduser(path)) for name, path in local.items()}
+    )
 
 
 def new_run_folder(output: Path, kind: str) -> Path:
@@ -119,23 +138,23 @@ def open_session(
     if resume is not None:
         _require_run_of(COMMANDS[role], resume)
     output = output_folder(config.output.output)
-    nodes = cluster.known_nodes(config.cluster.address)
-    if nodes is not None:
-        require_room(config, nodes, 0.0)
+    known = cluster.known_nodes(config.cluster.address)
+    if known is not None:
+        require_room(config, known, 0.0)
     uri = config.output.tracking_uri or tracking.default_uri(output)
     experiment = tracking.connect(uri, config.output.experiment, output)
     with progress(console, "preparing images") as advance:
         images = open_images(config.data, seed=config.optim.seed, output=output, progress=advance)
     check(images)
-    streamed = not ingest.fits_in_memory(images, config.data.cache_mb)
-    data_cpus = ingest.DATA_CPUS if streamed else 0.0
-    if nodes is not None:
-        require_room(config, nodes, data_cpus)
+    data_cpus = _data_cpus(not ingest.fits_in_memory(images, config.data.cache_mb))
+    if known is not None:
+        require_room(config, known, data_cpus)
+    config = with_absolute_paths(config)
+    folder = resume or new_run_folder(output, COMMANDS[role])
     with cluster.cluster(config.cluster.address) as nodes, _mistakes_themselves():
         require_room(config, nodes, data_cpus)
         with progress(console, "decoding images") as advance:
             shared = ingest.share(images, config.data.cache_mb, advance)
-        folder = resume or new_run_folder(output, COMMANDS[role])
         write_text(folder / "config.yaml", to_yaml(config))
         session = Session(
             config=config,

@@ -68,7 +68,9 @@ def _train(config: Config, role: str, console: Console, resume: Path | None) -> 
     with open_session(config, role, console, resume, check) as session:
         models = {"teacher": get_teacher(session)[0]} if with_teacher else {}
         teacher = models.get("teacher")
-        models[role] = train_one(session, config, role=role, folder=session.folder, teacher=teacher)
+        models[role] = train_one(
+            session, session.config, role=role, folder=session.folder, teacher=teacher
+        )
         scores = test_scores(session, models)
         session.tracker.metrics(
             role, {"test_score": scores[role]["score"]}, step=config.optim.epochs
@@ -152,11 +154,13 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     """Return the teacher of a run as far as it is known: the given one, or an untrained one.
 
     Raises:
-        ConfigError: it tells other classes apart, or the images are too small for it.
+        ConfigError: it tells other classes apart, the images are too small for it, or it cannot be
+            trained with these settings.
         DataError: its weights are not those of the model it names.
     """
     name = config.model.teacher
     if not build.is_model_file(name):
+        build.teacher_training(config)
         teacher = build_classifier(name, len(spec.class_names))
     else:
         file = load_model_file(name)

@@ -158,6 +158,13 @@ def test_cifar_that_is_not_there(
     assert "--data-dir, or fetch it with --download" in error
 
 
+def test_preparing_what_is_prepared(refused: Refused, tmp_path: Path) -> None:
+    command = ("data", "prepare", "--dataset", "parquet", "--data-dir", "x.parquet")
+    assert "train on it with --data-dir x.parquet" in refused(
+        *command, "--output", tmp_path / "shards"
+    )
+
+
 def test_preparing_into_a_folder_that_is_not_empty(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     error = refused("data", "prepare", "--dataset", "digits", "--output", tmp_path)
@@ -241,6 +248,13 @@ def test_models_that_cannot_be_used(
     assert message in refused(*options, *good)
 
 
+def test_warm_up_longer_than_the_training_of_the_teacher(
+    refused: Refused, good: tuple[str, ...]
+) -> None:
+    error = refused("train", *good, "--warmup-epochs", "4", "--teacher-epochs", "3")
+    assert "--warmup-epochs 4.0: the teacher is trained with it too, so it must be below" in error
+
+
 def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "teacher.pt"
     error = refused("teacher", "--teacher", path)
@@ -252,7 +266,7 @@ def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) 
     [
         (("--dim", "16"), "must be from 1 to C - 1 = 15 for a map of C = 16 channels; got 16"),
         (("--levels", "1,7"), "--levels: teacher resnet20 has no level 7 (allowed: 1, 2, 3)"),
-        (("--levels", "2,2"), "--levels (2, 2): must be different whole numbers from 1"),
+        (("--levels", "2,2"), "--levels '2,2': must be different whole numbers from 1"),
         (("--levels", "one"), "'--levels': 'one' must be whole numbers with commas between them"),
     ],
 )
@@ -344,7 +358,7 @@ def test_configuration_files_that_cannot_be_read(refused: Refused, tmp_path: Pat
         ("lr: {unifrm: [0.1, 0.2]}", "lr: must be one of {choice: a list of values; uniform: [low"),
         ("lr: {uniform: [0.2, 0.1]}", "lr: uniform takes [low, high] with low below high, not [0."),
         ("lr: {choice: [fast]}", "--lr 'fast': must be a number"),
-        ("", "holds no setting (allowed: method, levels, temperature, dim"),
+        ("", "holds no setting (allowed: levels, temperature, dim"),
     ],
 )
 def test_search_spaces_that_are_wrong(
@@ -367,6 +381,10 @@ def test_search_spaces_that_are_wrong(
         ),
         ("levels: {choice: [[1], [9]]}", "search space: level 9 is not there (allowed: 1, 2, 3)"),
         ("temperature: {uniform: [-1, 1]}", "search space: --temperature -1.0: must be above 0"),
+        (
+            "batch_size: {choice: [8, 4096]}",
+            "48 training images are too few for one step of 1 x 4096",
+        ),
     ],
 )
 def test_search_spaces_that_do_not_go_with_the_models(

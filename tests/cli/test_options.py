@@ -13,6 +13,7 @@ from outcomes import Ran
 
 from raygkd import cli
 from raygkd.config import SECTIONS, Config, OptimConfig, settings, to_yaml, with_settings
+from raygkd.workflows.session import with_absolute_paths
 
 COMMANDS = {"teacher": cli.teacher, "train": cli.train, "tune": cli.tune}
 EVERYWHERE = """
@@ -140,3 +141,14 @@ def test_help_shows_defaults(raygkd: Callable[..., Ran]) -> None:
         assert default in text
     assert "[default: 0.625,0.75,0.875]" in text
     assert "None" not in text
+
+
+def test_stored_paths_hold_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"data_dir": "s3://bucket/photos", "output": "~/out", "space": "space.yaml"}
+    stored = with_absolute_paths(with_settings(Config(), given | {"teacher": "run/model.pt"}))
+    assert stored.data.data_dir == "s3://bucket/photos"
+    assert stored.output.output == str(Path("~/out").expanduser())
+    assert stored.search.space == str(tmp_path / "space.yaml")
+    assert stored.model.teacher == str(tmp_path / "run/model.pt")
+    assert with_absolute_paths(Config()).model.teacher == Config().model.teacher

@@ -275,9 +275,9 @@ def test_every_default_and_every_setting_is_described():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"levels": []}, "--levels (): must be different whole numbers from 1"),
-        ({"levels": [1, 1]}, "--levels (1, 1): must be different whole numbers from 1"),
-        ({"levels": [0, 1]}, "--levels (0, 1): must be different whole numbers from 1"),
+        ({"levels": []}, "--levels '': must be different whole numbers from 1"),
+        ({"levels": [1, 1]}, "--levels '1,1': must be different whole numbers from 1"),
+        ({"levels": [0, 1]}, "--levels '0,1': must be different whole numbers from 1"),
         (
             {"batch_size": 64, "workers": 3},
             "--batch-size 64 cannot be split evenly over --workers 3: use a multiple",
@@ -285,7 +285,7 @@ def test_every_default_and_every_setting_is_described():
         ({"workers": 0}, "--workers 0: must be at least 1"),
         ({"warmup_epochs": 10.0}, "--warmup-epochs 10.0: must be below --epochs 10"),
         ({"grace_period": 11}, "--grace-period 11: must be at most --epochs 10"),
-        ({"milestones": [0.5, 1.0]}, "--milestones (0.5, 1.0): must lie between 0 and 1"),
+        ({"milestones": [0.5, 1.0]}, "--milestones 0.5,1.0: must lie between 0 and 1"),
         (
             {"alpha": 0, "beta": 0, "gamma": 0, "method": "graph+kd"},
             "--method graph+kd with --alpha, --beta and --gamma all 0 distils no graph: "

