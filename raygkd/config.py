@@ -105,7 +105,7 @@ class MethodConfig:
         "shifted", "edge weights of the spectral graph: (1+A)/2 or A", choices=("shifted", "cosine")
     )
     alpha: float = option(1.0, "weight of the vertex loss", minimum=0.0)
-    beta: float = option(1.0, "weight of the edge loss", minimum=0.0)
+    beta: float = option(10.0, "weight of the edge loss", minimum=0.0)
     gamma: float = option(1.0, "weight of the spectral loss", minimum=0.0)
     kd_temperature: float = option(
         4.0, "temperature of the logits in knowledge distillation", above=0.0

@@ -68,9 +68,12 @@ def default_space(method: str, channels: Mapping[int, int]) -> tuple[Dimension, 
             Dimension("levels", "choice", tuple(list(subset) for subset in subsets)),
             Dimension("temperature", "loguniform", (0.1, 2.0)),
             Dimension("dim", "choice", tuple(dims)),
+            # around weights whose terms move the student as much as the task does: at the first
+            # step of resnet20 -> resnet8 on CIFAR-10 the gradients' norms are task 1.0, vertex 1.3,
+            # edge 0.07, spectral 0.7
             Dimension("alpha", "loguniform", (0.03, 3.0)),
-            Dimension("beta", "loguniform", (0.1, 10.0)),
-            Dimension("gamma", "loguniform", (0.03, 3.0)),
+            Dimension("beta", "loguniform", (1.0, 100.0)),
+            Dimension("gamma", "loguniform", (0.1, 10.0)),
         ]
     if "kd" in method:
         space += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from typing import IO, Protocol
 
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # characters of a line where nothing wraps it
 LOG_WIDTH = 160
+# longest silence of work that goes on
+QUIET_SECONDS = 30.0
 
 
 class Advance(Protocol):
@@ -47,7 +50,8 @@ class WarningsToConsole(logging.Handler):
 def progress(console: Console, description: str) -> Iterator[Advance]:
     """Show a bar for one piece of work; yields a function of (done, total).
 
-    Where standard error is no terminal, the start and every tenth of the work are lines.
+    Where standard error is no terminal, the start and every tenth of the work are lines, and so is
+    a change after ``QUIET_SECONDS``.
     """
     if not console.is_terminal:
         yield _lines(console, description)
@@ -69,13 +73,13 @@ def progress(console: Console, description: str) -> Iterator[Advance]:
 
 
 def _lines(console: Console, description: str) -> Advance:
-    shown = -1
+    shown, shown_at = -1, 0.0
 
     def advance(done: int, total: int, note: str = "") -> None:
-        nonlocal shown
+        nonlocal shown, shown_at
         tenth = 10 * done // max(1, total)
-        if tenth != shown:
-            shown = tenth
+        if tenth != shown or time.monotonic() - shown_at >= QUIET_SECONDS:
+            shown, shown_at = tenth, time.monotonic()
             console.print(f"{description}: {done}/{total} {note}".rstrip(), soft_wrap=True)
 
     return advance

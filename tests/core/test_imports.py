@@ -92,13 +92,3 @@ def test_core_works_without_the_other_packages():
     code = f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); import {modules}"
     result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
-
-
-def test_help_loads_nothing_heavy():
-    result = run_python("-X", "importtime", "-m", "raygkd", "--help")
-    assert result.returncode == 0
-    assert "tune" in result.stdout
-    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
-    loaded = {line.split("|")[2].strip().split(".")[0] for line in lines}
-    assert "click" in loaded
-    assert not loaded & {"torch", "torchvision", "numpy", "ray", "mlflow", "pyarrow", "rich"}
