@@ -293,6 +293,7 @@ def _show_search(out: Any, result: dict[str, Any]) -> None:
     ]
     out.print(trials_table(result["trials"]))
     out.print(models_table(rows))
+    out.print(f"curves      {Path(result['run']) / 'search.png'}", soft_wrap=True)
     _show_next(out, result)
 
 

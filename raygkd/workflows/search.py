@@ -22,7 +22,9 @@ from raygkd.models import ModelFile, save_model_file
 from raygkd.rayrun.search import METRIC, SearchObserver, TrialResult, run_search
 from raygkd.rayrun.worker import make_job
 from raygkd.report.console import Advance, progress
+from raygkd.report.figures import Curve, draw_search
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
+from raygkd.tracking import read_journal
 from raygkd.workflows.session import Session, open_session, require_room, run_tags, write_text
 from raygkd.workflows.single import (
     MODEL,
@@ -183,6 +185,7 @@ def _conclude(
     numbers = {f"{role}_{key}": row[key] for role, row in rows.items() for key in _COMPARED}
     assert winner.val_score is not None
     tracker.metrics("search", {METRIC: winner.val_score, **numbers}, step=0)
+    _draw(session, trials, {"teacher": others["teacher"], "student alone": others["student_alone"]})
     tracker.tags("search", {f"best.{name}": str(value) for name, value in winner.params.items()})
     logged = tracker.model(
         "search",
@@ -209,6 +212,18 @@ def _conclude(
         ],
         **places(session, "search", "parent_run_id"),
     }
+
+
+def _draw(session: Session, trials: Sequence[TrialResult], others: Mapping[str, ModelFile]) -> None:
+    """Draw all trials' scores, for the run's folder and MLflow."""
+    scores: dict[str, dict[int, float]] = {trial.trial_id: {} for trial in trials}
+    for entry in read_journal(session.tracker.journal):
+        if entry.get("op") == "metrics" and entry["key"] in scores:
+            scores[entry["key"]][entry["step"]] = entry["values"][METRIC]
+    curves = [Curve(status=trial.status, scores=scores[trial.trial_id]) for trial in trials]
+    path = session.folder / "search.png"
+    draw_search(path, curves, {name: file.scores[METRIC] for name, file in others.items()})
+    session.tracker.figure("search", path)
 
 
 def _winner(session: Session, trials: Sequence[TrialResult]) -> tuple[TrialResult, ModelFile]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from raygkd.report.console import WarningsToConsole, console_of, progress
+from raygkd.report.figures import Curve, draw_search
 from raygkd.report.tables import (
     classes_table,
     info_table,
@@ -166,3 +169,28 @@ def test_info_without_a_readable_image() -> None:
     shown = rows_of(info_table(info | {"width": {}, "height": {}}))
     assert "unreadable 2 of those" in shown
     assert "width -" in shown
+
+
+# figures
+
+
+def colours_of(path: Path) -> set[str]:
+    """Return which of the figure's colours a picture holds."""
+    known = {"tab:orange": (255, 127, 14), "tab:blue": (31, 119, 180), "tab:red": (214, 39, 40)}
+    with Image.open(path) as picture:
+        held = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}
+    return {name for name, colour in known.items() if colour in held}
+
+
+def test_a_search_is_drawn_with_its_best_trial_and_how_the_others_ended(tmp_path: Path) -> None:
+    curves = [
+        Curve(status="finished", scores={1: 0.4, 2: 0.7}),
+        Curve(status="finished", scores={1: 0.3, 2: 0.5}),
+        Curve(status="diverged", scores={1: 0.0}),
+        Curve(status="failed", scores={}),
+    ]
+    draw_search(tmp_path / "all.png", curves, {"teacher": 0.9, "student alone": 0.45})
+    assert colours_of(tmp_path / "all.png") == {"tab:orange", "tab:blue", "tab:red"}
+    draw_search(tmp_path / "one.png", curves[:1], {})
+    assert "tab:red" not in colours_of(tmp_path / "one.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"all.png", "one.png"}
