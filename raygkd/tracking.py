@@ -1,22 +1,28 @@
 """MLflow: runs, curves and models. The only module that imports mlflow.
 
 Whatever is logged goes to a journal on disk first and is sent from there by a thread, so that a
-server that answers slowly, or not for a while, never holds up training and loses nothing.
+server that answers slowly, or not for a while, never holds up training and loses nothing. Sending
+the same operation again changes nothing in MLflow, so that nothing is recorded twice either.
+
+Shapes: B batch, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
 import os
 import queue
+import re
 import sqlite3
+import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,21 +31,28 @@ import numpy as np
 
 from raygkd.errors import TrackingError
 
-# a server that is down must be noticed in seconds, and the thread here retries by itself
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# a server that is down must be noticed in seconds, and a request that MLflow repeats on its own
+# could make a run twice: the thread here tries again by itself, and looks first
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow prints the URL of each run that ends, with the password that is in it
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Experiment, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 PARENT_TAG = "mlflow.parentRunId"
+# finds the run that a start has made although its answer was lost
+START_TAG = "raygkd.start"
+ALIAS = "champion"
 _TAG_LIMIT = 5000
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow").setLevel(logging.WARNING)
+_log = logging.getLogger(__name__)
+# what goes wrong is told here in one line; MLflow would add tracebacks and hints
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+logging.getLogger("alembic").setLevel(logging.CRITICAL)
 
 
 def default_uri(output: Path) -> str:
@@ -58,40 +71,61 @@ def connect(uri: str, experiment: str, output: Path) -> str:
     Raises:
         TrackingError: the server does not answer, or the store cannot be used.
     """
-    scheme, separator, _ = uri.partition("://")
-    if not separator or scheme.partition("+")[0] not in _SCHEMES:
+    scheme, separator, rest = uri.partition("://")
+    scheme = scheme.partition("+")[0]
+    if not separator or scheme not in _SCHEMES:
         raise TrackingError(
             f"--tracking-uri {_shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
             "has no file stores any more)"
         )
-    if uri.startswith("sqlite:///"):
-        _check_sqlite(uri.removeprefix("sqlite:///"))
+    local = scheme == "sqlite"
     try:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            raise TrackingError(
-                f"--experiment {experiment}: was deleted in {_shown(uri)}; restore it, or use "
-                "another name"
-            )
-        if found is not None:
-            return found.experiment_id
-        artifacts = (
-            (output / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
-        )
-        return client.create_experiment(experiment, artifact_location=artifacts)
-    except (MlflowException, OSError) as error:
-        # what requests raises is an OSError too
+        if local:
+            _make_store(Path(rest.removeprefix("/").partition("?")[0]))
+        artifacts = (output / "mlartifacts").resolve().as_uri() if local else None
+        found = _experiment(uri, experiment, artifacts)
+    except TrackingError:
+        raise
+    except Exception as error:
+        # what requests raises is an OSError, and MLflow wraps it
         silent = isinstance(error.__context__, OSError)
-        reason = "no answer" if silent else " ".join(str(error).split())[:200]
+        reason = "no answer" if silent else _reason(error, uri)
         raise TrackingError(
             f"MLflow at {_shown(uri)} cannot be used: {reason}; start it, or leave out "
             "--tracking-uri to record in --output"
         ) from error
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"--experiment {experiment}: was deleted in {_shown(uri)}; restore it, or use another "
+            "name"
+        )
+    return found.experiment_id
 
 
-def _check_sqlite(path: str) -> None:
-    """Raise a TrackingError for a file that MLflow would try to open again and again."""
+def _experiment(uri: str, name: str, artifacts: str | None) -> Experiment:
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException as error:
+            # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = client.get_experiment_by_name(name)
+    assert found is not None
+    return found
+
+
+def _make_store(path: Path) -> None:
+    """Make a SQLite store where there is none yet.
+
+    MLflow's migrations break a file on which two processes run them at once, or one that is
+    killed: so one process makes the store, under another name, and the others wait for it.
+
+    Raises:
+        TrackingError: the file is no SQLite store, or cannot be written.
+    """
     try:
         with contextlib.closing(sqlite3.connect(path)) as store:
             store.execute("PRAGMA schema_version")
@@ -100,12 +134,67 @@ def _check_sqlite(path: str) -> None:
             f"MLflow's store {path} cannot be used: {error}; give another --output, or another "
             "--tracking-uri"
         ) from error
+    if path.stat().st_size:
+        return
+    lock, new = path.with_name(path.name + ".lock"), path.with_name(path.name + ".new")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not path.stat().st_size:
+            new.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+            os.replace(new, path)
+        # whoever still waits for it finds the store made
+        lock.unlink(missing_ok=True)
+
+
+def _user_info(uri: str) -> str:
+    """Return the "user:password@" of a URI, or nothing."""
+    scheme, _, rest = uri.partition("://")
+    user, at, _ = rest.rpartition("@")
+    return "" if scheme.startswith("sqlite") else user + at
 
 
 def _shown(uri: str) -> str:
     """Return a URI without the user name and password it may hold."""
-    scheme, separator, rest = uri.partition("://")
-    return scheme + separator + rest.rpartition("@")[2]
+    user_info = _user_info(uri)
+    return uri.replace(user_info, "", 1).partition("?")[0] if user_info else uri
+
+
+def _without_secrets(text: str, uri: str) -> str:
+    """Return a text without the user names and passwords of the URIs in it."""
+    user_info = _user_info(uri)
+    text = text.replace(user_info, "") if user_info else text
+    return re.sub(r"(?<=://)[^/\s@]*@", "", text)
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """Return an error as a short line without secrets."""
+    text = _without_secrets(" ".join(str(error).split()), uri)[:200]
+    return text if isinstance(error, MlflowException) else f"{type(error).__name__}: {text}"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether the same request may succeed later: no answer, or the server's own fault."""
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    elif (response := getattr(error, "response", None)) is not None:
+        status = response.status_code
+    else:
+        # requests' errors are OSErrors without the number that the system's have
+        silent = isinstance(error, OSError) and error.errno is None
+        return silent or isinstance(error, ConnectionError | TimeoutError)
+    return status >= 500 or status in (408, 429, 499)
+
+
+@contextlib.contextmanager
+def _store_of_artifacts() -> Iterator[None]:
+    """Raise what a broken artifact store answers as a refusal: it must not hold up the numbers."""
+    try:
+        yield
+    except OSError as error:
+        if getattr(error, "response", None) is not None:
+            raise TrackingError(str(error)) from error
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,42 +211,40 @@ class Tracker:
 
     Runs are named by keys of the caller's; the MLflow run id is made when the server answers.
     A journal that exists already is taken up again: known keys go on in their old runs, and what
-    had not been sent is sent.
+    had not been sent is sent. What the server refuses is a warning, and stays in the journal.
 
     Args:
         uri: of the MLflow store or server; ``connect`` has found it usable.
         experiment_id: from ``connect``.
         journal: file of all that was logged, a JSON object a line.
+
+    Attributes:
+        uri: without the user name and password it may hold.
+        experiment_id, journal: as given.
     """
 
     def __init__(self, uri: str, experiment_id: str, journal: Path):
-        self.uri = uri
+        self.uri = _shown(uri)
         self.experiment_id = experiment_id
         self.journal = journal
+        self._secret_uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._run_ids: dict[str, str] = {}
         self._open: set[str] = set()
+        self._starting: set[str] = set()
+        self._logged: set[tuple[str, str, int]] = set()
+        self._told: set[tuple[str, str]] = set()
+        self._sequence = 0
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._lock = threading.Lock()
-        self._failing_since: float | None = None
+        self._failing = False
+        self._all_sent = False
         self._closing = threading.Event()
+        self._deadline = math.inf
         journal.parent.mkdir(parents=True, exist_ok=True)
-        self._sequence = self._take_up()
+        self._take_up()
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         self._thread.start()
-
-    def _take_up(self) -> int:
-        """Read an earlier journal; return the next sequence number."""
-        if not self.journal.exists():
-            return 0
-        entries = read_journal(self.journal)
-        sent = {entry["sent"] for entry in entries if "sent" in entry}
-        self._run_ids = {entry["key"]: entry["run_id"] for entry in entries if "run_id" in entry}
-        operations = [entry for entry in entries if "op" in entry]
-        for operation in operations:
-            if operation["sequence"] not in sent:
-                self._queue.put(operation)
-        return len(operations)
 
     def start(
         self,
@@ -179,41 +266,83 @@ class Tracker:
             tags: facts about it.
             texts: artifact file name -> its text.
         """
-        self._open.add(key)
         self._append(
-            {
-                "op": "start",
-                "key": key,
-                "name": name,
-                "parent": parent,
-                "params": {name: str(value) for name, value in (params or {}).items()},
-                "tags": dict(tags or {}),
-                "texts": dict(texts or {}),
-            }
+            "start",
+            key,
+            name=name,
+            parent=parent,
+            token=uuid.uuid4().hex,
+            params=self._strings(params or {}),
+            tags=self._strings(tags or {}),
         )
+        for file, text in self._strings(texts or {}).items():
+            self._append("text", key, file=file, text=text)
 
     def metrics(self, key: str, values: Mapping[str, float], *, step: int) -> None:
-        """Log numbers of one step (an epoch); what is not finite is left out."""
-        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        self._append({"op": "metrics", "key": key, "step": step, "values": finite})
+        """Log numbers of one step (an epoch).
+
+        What is not finite is left out, and so is what a resumed run reports a second time.
+        """
+        new = {
+            name: float(value)
+            for name, value in values.items()
+            if math.isfinite(value) and (key, name, step) not in self._logged
+        }
+        if new:
+            self._append("metrics", key, step=step, values=new)
 
     def tags(self, key: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
-        self._append({"op": "tags", "key": key, "tags": dict(tags)})
+        self._append("tags", key, tags=self._strings(tags))
+
+    def figure(self, key: str, path: Path) -> None:
+        """Upload a picture to a run."""
+        self._append("figure", key, path=str(path))
 
     def end(self, key: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
-        self._open.discard(key)
-        self._append({"op": "end", "key": key, "status": status})
+        self._append("end", key, status=status)
 
     def run_id(self, key: str, timeout: float = 20.0) -> str | None:
-        """Return the MLflow id of a run, waiting for the server; None if it did not answer."""
+        """Return the MLflow id of a run, waiting for the server; None if it does not answer."""
         deadline = time.monotonic() + timeout
-        while key not in self._run_ids and time.monotonic() < deadline and self._thread.is_alive():
+        while (
+            key in self._starting
+            and key not in self._run_ids
+            and not self._failing
+            and self._thread.is_alive()
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         return self._run_ids.get(key)
 
-    def close(self, status: str = "FINISHED", timeout: float = 30.0) -> None:
+    def model(
+        self, key: str, model: Any, example_BCHW: np.ndarray, *, register_as: str
+    ) -> LoggedModel | None:
+        """Log a torch model, register a version and point the alias "champion" at it.
+
+        Returns None, with a warning, if that fails.
+
+        Args:
+            key: the run.
+            model: a module of images (B, C, H, W) to logits (B, K), on the CPU.
+            example_BCHW: float32 images that the signature and a served model's schema come from.
+            register_as: name of the registered model.
+        """
+        run_id = self.run_id(key)
+        try:
+            if run_id is None:
+                raise TrackingError("the run could not be made")
+            return _log_model(
+                self._client, self.experiment_id, run_id, model, example_BCHW, register_as
+            )
+        except Exception as error:
+            # whatever it is, it must not cost the training that came before
+            reason = _reason(error, self._secret_uri)
+            _log.warning("MLflow at %s has no model of run '%s': %s", self.uri, key, reason)
+            return None
+
+    def close(self, status: str = "FINISHED", timeout: float = 10.0) -> None:
         """End all open runs, then wait until everything is sent.
 
         Warns when the server does not take it in ``timeout`` seconds: the journal keeps it, and a
@@ -221,77 +350,160 @@ class Tracker:
         """
         for key in sorted(self._open):
             self.end(key, status)
+        self._deadline = time.monotonic() + timeout
         self._closing.set()
         self._queue.put(None)
         self._thread.join(timeout)
-        if self._thread.is_alive():
-            warnings.warn(
-                f"MLflow at {_shown(self.uri)} has not taken everything; it is kept in "
-                f"{self.journal} and is sent when this run is resumed",
-                stacklevel=2,
+        if not self._all_sent:
+            _log.warning(
+                "MLflow at %s has not taken everything; it is kept in %s and is sent when this "
+                "run is resumed",
+                self.uri,
+                self.journal,
             )
 
-    def _append(self, operation: dict[str, Any]) -> None:
+    # the journal
+
+    def _take_up(self) -> None:
+        """Go on from the journal of an earlier process, if there is one."""
+        entries = read_journal(self.journal)
+        sent = {entry["sent"] for entry in entries if "sent" in entry}
+        for entry in entries:
+            if "run_id" in entry:
+                self._run_ids[entry["key"]] = entry["run_id"]
+            elif "op" in entry:
+                self._note(entry)
+                if entry["sequence"] not in sent:
+                    self._queue.put(entry)
+
+    def _append(self, op: str, key: str, **fields: Any) -> None:
+        """Write an operation to the journal and queue it."""
         with self._lock:
-            operation |= {"sequence": self._sequence, "time": int(time.time() * 1000)}
-            self._sequence += 1
+            operation = {"op": op, "key": key, "sequence": self._sequence, **fields}
+            operation["time"] = int(time.time() * 1000)
+            self._note(operation)
             self._write(operation)
-        self._queue.put(operation)
+            self._queue.put(operation)
+
+    def _note(self, operation: dict[str, Any]) -> None:
+        """Keep in mind what an operation in the journal means for later ones."""
+        key = operation["key"]
+        self._sequence = operation["sequence"] + 1
+        if operation["op"] == "start":
+            self._open.add(key)
+            self._starting.add(key)
+        elif operation["op"] == "end":
+            self._open.discard(key)
+        elif operation["op"] == "metrics":
+            self._logged |= {(key, name, operation["step"]) for name in operation["values"]}
 
     def _write(self, entry: dict[str, Any]) -> None:
         with self.journal.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def _strings(self, values: Mapping[str, Any]) -> dict[str, str]:
+        return {
+            name: _without_secrets(str(value), self._secret_uri) for name, value in values.items()
+        }
+
+    # the thread
+
     def _send_all(self) -> None:
         while (operation := self._queue.get()) is not None:
-            self._send(operation)
-            with self._lock:
-                self._write({"sent": operation["sequence"]})
-
-    def _send(self, operation: dict[str, Any]) -> None:
-        """Send one operation; try again until the server takes it."""
-        wait = 0.2
-        while True:
-            try:
-                getattr(self, "_send_" + operation["op"])(operation)
-            except (MlflowException, OSError) as error:
-                if self._failing_since is None:
-                    self._failing_since = time.monotonic()
-                    reason = " ".join(str(error).split())[:200]
-                    warnings.warn(
-                        f"MLflow at {_shown(self.uri)} does not answer ({reason}); training goes "
-                        f"on and everything is kept in {self.journal}",
-                        stacklevel=2,
-                    )
-                time.sleep(wait)
-                wait = min(2 * wait, 5.0)
-            else:
-                self._failing_since = None
+            if not self._send(operation):
                 return
+        self._all_sent = True
+
+    def _send(self, operation: dict[str, Any]) -> bool:
+        """Send one operation until the server takes or refuses it; False if closed before."""
+        op, key = operation["op"], operation["key"]
+        wait = 0.1
+        while op == "start" or key in self._run_ids:
+            try:
+                getattr(self, "_send_" + op)(operation)
+            except Exception as error:
+                if not _may_pass(error):
+                    self._tell_refusal(operation, error)
+                    break
+                self._tell_outage(error)
+            else:
+                self._failing = False
+                with self._lock:
+                    self._write({"sent": operation["sequence"]})
+                break
+            if self._closing.wait(wait):
+                if time.monotonic() > self._deadline:
+                    return False
+                time.sleep(0.1)
+            wait = min(2 * wait, 5.0)
+        if op == "start":
+            self._starting.discard(key)
+        return True
+
+    def _tell_outage(self, error: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            _log.warning(
+                "MLflow at %s does not answer (%s); training goes on and everything is kept in %s",
+                self.uri,
+                _reason(error, self._secret_uri),
+                self.journal,
+            )
+
+    def _tell_refusal(self, operation: dict[str, Any], error: Exception) -> None:
+        """Warn once for each run and kind of operation, not for each epoch."""
+        self._failing = False
+        subject = operation["key"], operation["op"]
+        if subject not in self._told:
+            self._told.add(subject)
+            _log.warning(
+                "MLflow at %s refuses '%s' of run '%s' (%s); it is kept in %s",
+                self.uri,
+                operation["op"],
+                operation["key"],
+                _reason(error, self._secret_uri),
+                self.journal,
+            )
 
     def _send_start(self, operation: dict[str, Any]) -> None:
-        key, run_id = operation["key"], self._run_ids.get(operation["key"])
-        if run_id is not None:
-            self._client.update_run(run_id, status="RUNNING")
-            return
-        tags = dict(operation["tags"])
-        if operation["parent"] is not None:
+        key = operation["key"]
+        if key in self._run_ids:
+            self._client.update_run(self._run_ids[key], status="RUNNING")
+        else:
+            run_id = self._find_run(operation["token"]) or self._create_run(operation)
+            with self._lock:
+                self._write({"key": key, "run_id": run_id})
+            self._run_ids[key] = run_id
+        params = [Param(name, value) for name, value in operation["params"].items()]
+        self._client.log_batch(self._run_ids[key], params=params, tags=_tags(operation))
+
+    def _find_run(self, token: str) -> str | None:
+        found = self._client.search_runs(
+            [self.experiment_id], filter_string=f"tags.`{START_TAG}` = '{token}'", max_results=1
+        )
+        return found[0].info.run_id if found else None
+
+    def _create_run(self, operation: dict[str, Any]) -> str:
+        tags = {START_TAG: operation["token"]}
+        # a parent that was refused does not cost the child
+        if operation["parent"] in self._run_ids:
             tags[PARENT_TAG] = self._run_ids[operation["parent"]]
-        tags = {name: str(value)[:_TAG_LIMIT] for name, value in tags.items()}
         run = self._client.create_run(
             self.experiment_id,
             run_name=operation["name"],
             tags=tags,
             start_time=operation["time"],
         )
-        run_id = run.info.run_id
-        params = [Param(name, value) for name, value in operation["params"].items()]
-        self._client.log_batch(run_id, params=params)
-        for file_name, text in operation["texts"].items():
-            self._client.log_text(run_id, text, file_name)
-        with self._lock:
-            self._write({"key": key, "run_id": run_id})
-        self._run_ids[key] = run_id
+        return run.info.run_id
+
+    def _send_text(self, operation: dict[str, Any]) -> None:
+        run_id = self._run_ids[operation["key"]]
+        with _store_of_artifacts():
+            self._client.log_text(run_id, operation["text"], operation["file"])
+
+    def _send_figure(self, operation: dict[str, Any]) -> None:
+        with _store_of_artifacts():
+            self._client.log_artifact(self._run_ids[operation["key"]], operation["path"])
 
     def _send_metrics(self, operation: dict[str, Any]) -> None:
         entries = [
@@ -301,99 +513,112 @@ class Tracker:
         self._client.log_batch(self._run_ids[operation["key"]], metrics=entries)
 
     def _send_tags(self, operation: dict[str, Any]) -> None:
-        tags = [RunTag(name, str(value)[:_TAG_LIMIT]) for name, value in operation["tags"].items()]
-        self._client.log_batch(self._run_ids[operation["key"]], tags=tags)
+        self._client.log_batch(self._run_ids[operation["key"]], tags=_tags(operation))
 
     def _send_end(self, operation: dict[str, Any]) -> None:
         self._client.set_terminated(
             self._run_ids[operation["key"]], operation["status"], end_time=operation["time"]
         )
 
-    def figure(self, key: str, path: Path) -> None:
-        """Upload a picture to a run; a failure is a warning."""
-        self._guarded(
-            f"picture {path.name}", lambda run_id: self._client.log_artifact(run_id, str(path)), key
-        )
 
-    def model(
-        self, key: str, model: Any, example_BCHW: np.ndarray, *, register_as: str
-    ) -> LoggedModel | None:
-        """Log a torch model, register a version and point the alias "champion" at it.
-
-        The run ends with this. Returns None, with a warning, if the server refuses.
-
-        Args:
-            key: the run.
-            model: a module of images (B, 3, H, W) in 0..1 to logits (B, K), on the CPU.
-            example_BCHW: input that the signature and a served model's schema come from.
-            register_as: name of the registered model.
-        """
-
-        def log(run_id: str) -> LoggedModel:
-            with self._fluent():
-                return _log_model(self._client, run_id, model, example_BCHW, register_as)
-
-        return self._guarded("model", log, key)
-
-    def _guarded(self, what: str, action: Callable[[str], Any], key: str) -> Any:
-        run_id = self.run_id(key)
-        try:
-            if run_id is None:
-                raise TrackingError("the run could not be created")
-            return action(run_id)
-        except (MlflowException, OSError, TrackingError) as error:
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"MLflow did not take the {what}: {reason}", stacklevel=3)
-            return None
-
-    @contextlib.contextmanager
-    def _fluent(self) -> Iterator[None]:
-        """Point mlflow's module-level functions at this store, for what the client cannot do."""
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        try:
-            yield
-        finally:
-            mlflow.set_tracking_uri(before[0])
-            mlflow.set_registry_uri(before[1])
-
-
-def _log_model(
-    client: MlflowClient, run_id: str, model: Any, example_BCHW: np.ndarray, register_as: str
-) -> LoggedModel:
-    import torch
-    from mlflow.models import infer_signature
-
-    with torch.no_grad():
-        logits_BK = model.eval()(torch.from_numpy(example_BCHW)).numpy()
-    with mlflow.start_run(run_id=run_id):
-        info = mlflow.pytorch.log_model(
-            model,
-            name="student",
-            input_example=example_BCHW,
-            signature=infer_signature(example_BCHW, logits_BK),
-            registered_model_name=register_as,
-            pip_requirements=[
-                f"torch=={torch.__version__.split('+')[0]}",
-                f"numpy=={np.__version__}",
-            ],
-        )
-    version = str(info.registered_model_version)
-    client.set_registered_model_alias(register_as, "champion", version)
-    return LoggedModel(uri=info.model_uri, name=register_as, version=version)
+def _tags(operation: dict[str, Any]) -> list[RunTag]:
+    return [RunTag(name, value[:_TAG_LIMIT]) for name, value in operation["tags"].items()]
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a journal; a last line that was cut off by a crash is left out."""
+    """Return the entries of a journal; none if there is no file.
+
+    A last line that a crash has cut off is removed from the file.
+
+    Raises:
+        TrackingError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        os.truncate(path, len(whole))
     entries = []
-    lines = path.read_text().split("\n")
-    for number, line in enumerate(lines):
+    for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            entries += [json.loads(line)] if line else []
-        except json.JSONDecodeError:
-            if number < len(lines) - 1:
-                raise TrackingError(
-                    f"{path} line {number + 1} is damaged: delete the line"
-                ) from None
+            entries.append(json.loads(line))
+        except ValueError:
+            raise TrackingError(f"{path} line {number} is damaged: delete the line") from None
     return entries
+
+
+def _log_model(
+    client: MlflowClient,
+    experiment_id: str,
+    run_id: str,
+    model: Any,
+    example_BCHW: np.ndarray,
+    register_as: str,
+) -> LoggedModel:
+    """Log and register a model, through the client alone.
+
+    ``mlflow.pytorch.log_model`` goes by global state, prints, and loads the model to try it.
+    """
+    logged = client.create_logged_model(experiment_id, "student", source_run_id=run_id)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            _save_model(path, model, example_BCHW, logged)
+            client.log_model_artifacts(logged.model_id, str(path))
+    except BaseException:
+        # the first error is the one to tell
+        with contextlib.suppress(MlflowException):
+            client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    version = _register(client, register_as, logged)
+    return LoggedModel(uri=logged.model_uri, name=register_as, version=version)
+
+
+def _save_model(path: Path, model: Any, example_BCHW: np.ndarray, logged: Any) -> None:
+    """Write a folder in MLflow's format for the model that ``logged`` announces."""
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import Model, infer_signature
+
+    # the export takes the number of images for free only where it sees more than one
+    example_BCHW = np.resize(example_BCHW, (max(2, len(example_BCHW)), *example_BCHW.shape[1:]))
+    with torch.no_grad():
+        logits_BK = model.eval()(torch.from_numpy(example_BCHW)).numpy()
+    mlflow.pytorch.save_model(
+        model,
+        path,
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location,
+            run_id=logged.source_run_id,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+        ),
+        input_example=example_BCHW,
+        signature=infer_signature(example_BCHW, logits_BK),
+        # torch.export's graph needs neither pickle nor raygkd where the model is loaded
+        serialization_format="pt2",
+        pip_requirements=[
+            f"torch=={torch.__version__.split('+')[0]}",
+            f"numpy=={np.__version__}",
+        ],
+    )
+
+
+def _register(client: MlflowClient, name: str, logged: Any) -> str:
+    """Make a version of a registered model and point the alias at it; return its number."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # its place, and not its models:/ URI, which a store would look up at the global tracking URI
+    version = client.create_model_version(
+        name, logged.artifact_location, run_id=logged.source_run_id, model_id=logged.model_id
+    ).version
+    client.set_registered_model_alias(name, ALIAS, str(version))
+    link = json.dumps([{"name": name, "version": str(version)}])
+    client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
+    return str(version)

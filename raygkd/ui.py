@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
-from raygkd.errors import ConfigError, ResourceError
+from raygkd.errors import ConfigError, ResourceError, RunFailed
 
 HOST = "127.0.0.1"
+# seconds that the server has to end requests that are under way
+_GRACE = 5.0
 
 
 def serve(output: Path, port: int) -> None:
-    """Become the MLflow server of an output folder (the process is replaced).
+    """Run the MLflow server of an output folder until Ctrl-C or SIGTERM.
 
     Args:
         output: folder that holds mlflow.db.
@@ -22,6 +27,7 @@ def serve(output: Path, port: int) -> None:
     Raises:
         ConfigError: the folder holds no store.
         ResourceError: the port is taken.
+        RunFailed: the server ended by itself.
     """
     store = output.expanduser().resolve() / "mlflow.db"
     if not store.is_file():
@@ -31,10 +37,48 @@ def serve(output: Path, port: int) -> None:
         )
     check_port(port)
     print(f"MLflow UI on http://{HOST}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    # a process in the background of a shell may ignore SIGINT, so SIGTERM does not go by way of it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # MLflow's command starts processes of its own and passes signals on to them; in a group apart
+    # from the terminal's they get Ctrl-C once, from here, and none is left over
+    server = subprocess.Popen(_command(store, port), env=_environment(), process_group=0)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        code = 0
+        _signal_group(server, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(_GRACE)
+    finally:
+        _signal_group(server, signal.SIGKILL)
+        server.wait()
+    if code:
+        raise RunFailed(f"MLflow's server ended with exit code {code}; what it wrote is above")
+
+
+def _command(store: Path, port: int) -> list[str]:
+    uri = f"sqlite:///{store}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{store}", "--workers", "1"]
+    command += ["--backend-store-uri", uri, "--registry-store-uri", uri, "--workers", "1"]
     command += ["--default-artifact-root", (store.parent / "mlartifacts").as_uri()]
-    os.execve(sys.executable, command, {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    # a line for each request is of no use here
+    return [*command, "--uvicorn-opts", "--log-level warning"]
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # eight more processes, for scoring of language models
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # deprecations between MLflow and its web framework
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def _signal_group(leader: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, number)
 
 
 def check_port(port: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator, Sequence
 
@@ -59,6 +60,7 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
     address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():
         raise RuntimeError("a Ray session is open in this process already")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             # the dashboard's state API is what frees the placement groups of stopped trials
@@ -72,6 +74,8 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
             f"no Ray cluster at {address or 'this machine'}: {reason}; start one with "
             "'ray start --head', or leave out --address"
         ) from error
+    # Ray has put its own in the place, which exits without a word
+    signal.signal(signal.SIGTERM, on_sigterm)
     for name in ("ray.data", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -118,12 +122,24 @@ def worker_cpus(config: ClusterConfig, nodes: Sequence[Resources], *, data_cpus:
 def places(nodes: Sequence[Resources], bundles: Sequence[Resources], *, data_cpus: float) -> int:
     """Return how many runs fit at the same time, each with all its bundles.
 
-    Every bundle needs one node that has room for it; ``data_cpus`` of the cluster stay free for
-    the tasks that decode images.
+    Every bundle needs one node that has room for it; ``data_cpus`` of one node, the one where
+    that costs the fewest runs, stay free for the tasks that decode images.
     """
-    free = sorted((dict(node) for node in nodes), key=lambda node: -node["CPU"])
-    if free:
-        free[0]["CPU"] -= data_cpus
+    if not data_cpus:
+        return _runs(nodes, bundles)
+    # it makes no difference which of several equal nodes it is
+    kinds = {tuple(node.items()): i for i, node in enumerate(nodes) if node["CPU"] >= data_cpus}
+    return max(
+        (
+            _runs([*nodes[:i], {**node, "CPU": node["CPU"] - data_cpus}, *nodes[i + 1 :]], bundles)
+            for i, node in ((i, nodes[i]) for i in kinds.values())
+        ),
+        default=0,
+    )
+
+
+def _runs(nodes: Sequence[Resources], bundles: Sequence[Resources]) -> int:
+    free = [dict(node) for node in nodes]
     runs = 0
     while all(_place(free, bundle) for bundle in bundles):
         runs += 1
@@ -131,6 +147,10 @@ def places(nodes: Sequence[Resources], bundles: Sequence[Resources], *, data_cpu
 
 
 def _place(free: list[Resources], bundle: Resources) -> bool:
+    gpus = bundle["GPU"]
+    if 0 < gpus < 1:
+        # a share is of one GPU: where 0.4 is taken twice, no third one fits
+        bundle = {**bundle, "GPU": 1 / int(1 / gpus + 1e-6)}
     for node in free:
         # resources are counted in steps of 1e-4
         if all(node[kind] + 1e-6 >= amount for kind, amount in bundle.items()):

@@ -86,7 +86,8 @@ def train(
         cluster: number of workers and their GPUs.
         cpus: of each worker.
         folder: absolute path of the run's folder; a run that was broken off there goes on.
-        on_epoch: is told each epoch's metrics, in this thread.
+        on_epoch: is told each epoch's metrics, in this thread; of a run that goes on, those of
+            the epochs before too, which may not all have been told when it was broken off.
 
     Raises:
         UserError: a user's mistake that shows in a worker.
@@ -114,7 +115,6 @@ def train(
     # not in the main thread, where Ray would take over Ctrl-C
     thread = threading.Thread(target=run, daemon=True)
     with journal.open() as file:
-        file.seek(0, 2)
         thread.start()
         while thread.is_alive():
             thread.join(POLL_SECONDS)

@@ -143,7 +143,8 @@ def score_models(
         batch_size: images at a time.
         gpus: GPUs of each task, 0 to 1.
     """
-    task = ray.remote(num_cpus=1, num_gpus=gpus)(score)
+    # the tasks take no CPU: as many of them as there are CPUs would leave none for their streams
+    task = ray.remote(num_cpus=0, num_gpus=gpus)(score)
     waiting = {
         name: task.remote(model, images, split, batch_size) for name, model in models.items()
     }

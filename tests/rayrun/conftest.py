@@ -1,14 +1,22 @@
-"""A real Ray cluster of this machine, and small real images in it."""
+"""A real Ray cluster of this machine, small real images in it, and the command line beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import mlflow
 import pytest
+import torch
+from commands import Command
+from mlflow import MlflowClient
 
+from raygkd import tracking
 from raygkd.config import DataConfig
 from raygkd.inputs import Images, open_images
 from raygkd.rayrun.cluster import Resources, cluster
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +31,34 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
     """The handwritten digits, prepared once."""
     output = tmp_path_factory.mktemp("digits")
     return open_images(DataConfig(limit_train=300), seed=0, output=output)
+
+
+@pytest.fixture(scope="session")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of all commands: one MLflow store, and the digits prepared once."""
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def raygkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Command]]:
+    """Return a function that starts a command; none outlives the module."""
+    started: list[Command] = []
+
+    def start(*arguments: str | Path) -> Command:
+        started.append(Command(tmp_path_factory.mktemp("command"), *arguments))
+        return started[-1]
+
+    yield start
+    for command in started:
+        command.end()
+
+
+@pytest.fixture
+def client(output: Path) -> Iterator[MlflowClient]:
+    """The MLflow store of the output folder, which mlflow's own functions use too."""
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(tracking.default_uri(output))
+    mlflow.set_registry_uri(tracking.default_uri(output))
+    yield MlflowClient()
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])

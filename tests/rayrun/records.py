@@ -1,0 +1,90 @@
+"""What a run leaves: its journal of epochs, its MLflow run, its model."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mlflow import MlflowClient
+from numpy.typing import NDArray
+
+from raygkd import config as configuration
+from raygkd.build import DeployedClassifier
+from raygkd.data.windows import load_window
+from raygkd.inputs import open_images
+from raygkd.models import load_model_file
+
+# what each process measures by its own clock
+TIMES = ("epoch_seconds", "images_per_second")
+EVERY_EPOCH = {
+    "train_loss", "loss_task", "train_accuracy", "val_score", "val_loss", "val_top5", "lr",
+    "epoch", "bad_images", *TIMES,
+}  # fmt: skip
+
+
+def journal(folder: Path) -> list[dict[str, float]]:
+    """Return the metrics of each epoch that a run has written so far, without the times."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    epochs = [json.loads(line) for line in lines]
+    return [{name: e[name] for name in e if name not in TIMES} for e in epochs]
+
+
+def curves(client: MlflowClient, run_id: str) -> dict[str, dict[int, float]]:
+    """Return metric -> step -> value of an MLflow run; a step that was logged twice fails."""
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for name in client.get_run(run_id).data.metrics:
+        for point in client.get_metric_history(run_id, name):
+            assert point.step not in found[name], (name, point.step)
+            found[name][point.step] = point.value
+    return dict(found)
+
+
+def running(client: MlflowClient) -> list[str]:
+    """Return the names of the runs that an MLflow store believes to be running."""
+    everything = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(everything, "attributes.status != 'FINISHED'")
+    return [run.info.run_name for run in runs if run.info.status in ("RUNNING", "SCHEDULED")]
+
+
+def strange_numbers(output: Path) -> list[tuple[Any, ...]]:
+    """Return the metrics in the store that are no finite numbers (MLflow has 1.8e308 for inf)."""
+    with closing(sqlite3.connect(output / "mlflow.db")) as store:
+        rows = store.execute("SELECT key, value, is_nan FROM metrics").fetchall()
+    assert rows
+    return [row for row in rows if row[2] or not math.isfinite(row[1]) or abs(row[1]) > 1e300]
+
+
+def images(run: Path, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return all images of a split in 0..1, and their labels, by the run's own configuration."""
+    path = run / "config.yaml"
+    config = configuration.from_yaml(path.read_text(), where=str(path))
+    found = open_images(config.data, seed=config.optim.seed, output=Path(config.output.output))
+    window = load_window(
+        found.table,
+        found.rows[split],
+        found.transform(split),
+        seed=0,
+        epoch=0,
+        skip_bad=False,
+        exact=False,
+    )
+    return window.arrays["image"].astype(np.float32) / 255.0, window.arrays["label"]
+
+
+def rescored(model: Path, run: Path, split: str) -> Mapping[str, float]:
+    """Score a model file in this process, on every image of a split at once."""
+    pixels, labels = (torch.from_numpy(array) for array in images(run, split))
+    with torch.no_grad():
+        logits = DeployedClassifier(load_model_file(model))(pixels).double()
+    right = (logits.argmax(1) == labels).double().mean()
+    return {"score": float(right), "loss": float(F.cross_entropy(logits, labels))}

@@ -1,0 +1,383 @@
+"""``raygkd tune`` from end to end: a search, a stopped and resumed one, trials of two workers."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from commands import Command
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from records import EVERY_EPOCH, curves, images, rescored, running, strange_numbers
+
+from raygkd import config as configuration
+from raygkd import tracking
+from raygkd.models import load_model_file
+
+TUNE = (
+    *("tune", "--dataset", "digits", "--limit-train", "512", "--seed", "3"),
+    *("--teacher", "resnet14", "--student", "resnet8", "--teacher-epochs", "3"),
+    *("--batch-size", "32"),
+)
+EPOCHS, TRIALS = 3, 4
+SEARCHED = {"lr", "levels", "temperature", "dim", "alpha", "beta", "gamma"}
+TERMS = {"loss_vertex", "loss_edge", "loss_spectral"}
+CHANCE = 0.1
+# of the search that is stopped: of four trials the first and the last cannot learn
+SPACE = """
+lr: {choice: [0.03, 0.05, 1.0e+30]}
+alpha: {loguniform: [0.1, 1.0]}
+"""
+LONGER, STOPPED_TRIALS = 4, 4
+Start = Callable[..., Command]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search from beginning to end.
+
+    Attributes:
+        champion: the version of the registered model that had the alias when it ended.
+    """
+
+    command: Command
+    result: dict[str, Any]
+    champion: Any
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.result["run"])
+
+
+def store(output: Path) -> MlflowClient:
+    """Return the MLflow store of an output folder."""
+    return MlflowClient(tracking.default_uri(output), tracking.default_uri(output))
+
+
+@pytest.fixture(scope="module")
+def searched(raygkd: Start, output: Path) -> Searched:
+    budget = ("--trials", TRIALS, "--epochs", EPOCHS, "--reduction-factor", "2")
+    command = raygkd(*TUNE, *budget, "--output", output, "--json")
+    result = command.result()
+    name = result["best"]["registered"]["name"]
+    return Searched(command, result, store(output).get_model_version_by_alias(name, "champion"))
+
+
+def children(client: MlflowClient, result: Mapping[str, Any], role: str) -> dict[str, Run]:
+    """Return MLflow run id -> run of the children of a search that have a role."""
+    place = result["mlflow"]
+    parent = f"tags.`mlflow.parentRunId` = '{place['parent_run_id']}'"
+    runs = client.search_runs([place["experiment_id"]], parent)
+    return {run.info.run_id: run for run in runs if run.data.tags["raygkd.role"] == role}
+
+
+# a search from beginning to end
+
+
+def test_the_result_is_what_the_command_promises(searched: Searched, output: Path) -> None:
+    result = searched.result
+    best, trials = result["best"], result["trials"]
+    assert {"params", "val_score", "test_score", "epochs", "model_uri"} <= set(best)
+    for role, parameters in (("teacher", 175_258), ("student_alone", 78_042)):
+        assert result[role]["parameters"] == parameters
+        assert 0 <= result[role]["test_score"] <= 1
+    assert [set(trial) for trial in trials] == TRIALS * [
+        {"params", "epochs", "val_score", "status", "run_id", "error"}
+    ]
+    assert set(result["mlflow"]) == {"tracking_uri", "experiment_id", "parent_run_id"}
+    assert result["mlflow"]["tracking_uri"] == tracking.default_uri(output)
+    assert result["seconds"] > 0
+    assert json.loads((searched.folder / "result.json").read_text()) == result
+
+
+def test_trials_are_ranked_and_the_best_is_the_best_on_validation(searched: Searched) -> None:
+    best, trials = searched.result["best"], searched.result["trials"]
+    scores = [trial["val_score"] for trial in trials]
+    assert scores == sorted(scores, reverse=True)
+    assert {name: best[name] for name in ("params", "val_score", "epochs")} == {
+        name: trials[0][name] for name in ("params", "val_score", "epochs")
+    }
+    assert len({json.dumps(trial["params"]) for trial in trials}) == TRIALS
+
+
+def test_asha_stops_trials_that_fall_behind(searched: Searched) -> None:
+    epochs: dict[str, list[int]] = {"finished": [], "stopped": []}
+    for trial in searched.result["trials"]:
+        epochs[trial["status"]].append(trial["epochs"])
+        assert set(trial["params"]) == SEARCHED
+    assert set(epochs["finished"]) == {EPOCHS}
+    assert epochs["stopped"]
+    assert set(epochs["stopped"]) <= set(range(1, EPOCHS))
+
+
+def test_the_tuned_student_is_what_its_scores_say(searched: Searched) -> None:
+    best, model = searched.result["best"], Path(searched.result["model"])
+    assert load_model_file(model).name == "resnet8"
+    assert rescored(model, searched.folder, "val")["score"] == best["val_score"]
+    assert rescored(model, searched.folder, "test")["score"] == best["test_score"]
+    assert best["test_score"] > 3 * CHANCE
+
+
+def test_a_search_is_a_run_and_its_trials_are_children(
+    searched: Searched, client: MlflowClient
+) -> None:
+    trials = children(client, searched.result, "trial")
+    assert set(trials) == {trial["run_id"] for trial in searched.result["trials"]}
+    assert len(children(client, searched.result, "teacher")) == 1
+    assert len(children(client, searched.result, "student-alone")) == 1
+    parent = client.get_run(searched.result["mlflow"]["parent_run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["raygkd.split"] == "train 512, val 144, test 359"
+    for run in trials.values():
+        assert run.info.status == "FINISHED"
+        assert {"raygkd.split", "version.torch", "version.ray"} <= set(run.data.tags)
+
+
+def test_parameters_of_a_trial_are_what_was_searched_and_a_file_has_the_rest(
+    searched: Searched, client: MlflowClient, tmp_path: Path
+) -> None:
+    stored = (searched.folder / "config.yaml").read_text()
+    whole = configuration.from_yaml(stored, where="stored")
+    for trial in searched.result["trials"]:
+        run = client.get_run(trial["run_id"])
+        assert run.data.params == {name: str(value) for name, value in trial["params"].items()}
+        text = Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
+        config = configuration.from_yaml(text.read_text(), where="artifact")
+        assert config == configuration.with_settings(whole, trial["params"])
+
+
+def test_every_trial_has_every_term_of_every_epoch(
+    searched: Searched, client: MlflowClient
+) -> None:
+    for trial in searched.result["trials"]:
+        found = curves(client, trial["run_id"])
+        for name in EVERY_EPOCH | TERMS | {"diverged"}:
+            assert set(found[name]) == set(range(1, trial["epochs"] + 1)), name
+        assert found["val_score"][trial["epochs"]] == trial["val_score"]
+        assert not [name for name in found if "test" in name]
+
+
+def test_the_parent_compares_the_three_models(searched: Searched, client: MlflowClient) -> None:
+    found = client.get_run(searched.result["mlflow"]["parent_run_id"]).data.metrics
+    for role in ("best", "teacher", "student_alone"):
+        for name in ("test_score", "parameters"):
+            assert found[f"{role}_{name}"] == searched.result[role][name]
+
+
+def test_a_search_is_drawn_for_its_folder_and_mlflow(
+    searched: Searched, client: MlflowClient, tmp_path: Path
+) -> None:
+    run_id = searched.result["mlflow"]["parent_run_id"]
+    sent = Path(client.download_artifacts(run_id, "search.png", str(tmp_path))).read_bytes()
+    assert sent == (searched.folder / "search.png").read_bytes()
+    assert sent.startswith(b"\x89PNG")
+
+
+def test_the_winner_is_a_registered_model_that_scores_the_same(
+    searched: Searched, client: MlflowClient
+) -> None:
+    best = searched.result["best"]
+    assert str(searched.champion.version) == best["registered"]["version"]
+    assert searched.champion.run_id == searched.result["mlflow"]["parent_run_id"]
+    pixels, labels = images(searched.folder, "test")
+    logits = mlflow.pyfunc.load_model(best["model_uri"]).predict(pixels)
+    assert np.mean(np.argmax(logits, axis=1) == labels) == best["test_score"]
+    by_alias = mlflow.pyfunc.load_model(
+        f"models:/{searched.champion.name}/{searched.champion.version}"
+    )
+    assert np.array_equal(by_alias.predict(pixels[:8]), logits[:8])
+
+
+# a search that is stopped by SIGTERM in its third trial, and resumed
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A search after SIGTERM in the middle.
+
+    Attributes:
+        seconds: from the signal to the end.
+        all_gone: whether no process is left.
+        running: MLflow runs that are said to run.
+        run_ids: trial -> MLflow run.
+        over: trials that were over.
+        epochs: trial -> how many epochs were logged.
+    """
+
+    command: Command
+    folder: Path
+    seconds: float
+    all_gone: bool
+    running: list[str]
+    run_ids: dict[str, str]
+    over: set[str]
+    epochs: dict[str, int]
+
+
+def logged(folder: Path, operation: str) -> list[str]:
+    """Return the trials that operations in a run's tracking journal are of, in order."""
+    path = folder / "tracking.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    entries = [json.loads(line) for line in lines]
+    others = ("search", "teacher", "student-alone")
+    return [e["key"] for e in entries if e.get("op") == operation and e["key"] not in others]
+
+
+@pytest.fixture(scope="module")
+def stopped(raygkd: Start, output: Path, searched: Searched, tmp_path_factory: Any) -> Stopped:
+    space = tmp_path_factory.mktemp("space") / "space.yaml"
+    space.write_text(SPACE)
+    budget = ("--trials", STOPPED_TRIALS, "--epochs", LONGER, "--grace-period", LONGER)
+    command = raygkd(
+        *(*TUNE, *budget, "--max-concurrent", "1", "--space", space, "--output", output)
+    )
+
+    def third_trial() -> list[Path]:
+        found = set((output / "runs").glob("tune-*")) - {searched.folder}
+        return [folder for folder in found if len(set(logged(folder, "metrics"))) == 3]
+
+    [folder] = command.until(third_trial)
+    seconds = command.stop(signal.SIGTERM)
+    gone = command.gone(10)
+    entries = [json.loads(line) for line in (folder / "tracking.jsonl").read_text().splitlines()]
+    metrics, ended = logged(folder, "metrics"), logged(folder, "end")
+    return Stopped(
+        command=command,
+        folder=folder,
+        seconds=seconds,
+        all_gone=gone,
+        running=running(store(output)),
+        run_ids={entry["key"]: entry["run_id"] for entry in entries if "run_id" in entry},
+        over=set(ended[:2]),
+        epochs={trial: metrics.count(trial) for trial in metrics},
+    )
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The stopped search, brought to its end."""
+
+    command: Command
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def resumed(raygkd: Start, stopped: Stopped) -> Resumed:
+    command = raygkd("tune", "--resume", stopped.folder)
+    assert command.wait() == 0, command.err
+    return Resumed(command, json.loads((stopped.folder / "result.json").read_text()))
+
+
+def test_the_teacher_of_an_earlier_search_is_used_again(stopped: Stopped, output: Path) -> None:
+    assert "teacher resnet14: kept from an earlier run" in stopped.command.err
+    assert "training teacher" not in stopped.command.err
+    assert "teacher" not in stopped.run_ids
+    assert len(list((output / "teachers").iterdir())) == 1
+
+
+def test_the_number_of_trials_at_once_can_be_lowered(searched: Searched, stopped: Stopped) -> None:
+    assert "trials (1 at a time): 0/4" in stopped.command.err
+    assert stopped.command.most_at_once["ray::WarmTrial"] == 1
+
+
+def test_sigterm_ends_a_search_with_its_processes_and_its_record(stopped: Stopped) -> None:
+    assert stopped.command.wait() == 130
+    assert stopped.seconds < 15
+    assert stopped.all_gone, stopped.command.survivors()
+    assert stopped.running == []
+    assert f"go on with: raygkd tune --resume {stopped.folder}\n" in stopped.command.err
+    assert "Traceback" not in stopped.command.err
+    assert not (stopped.folder / "result.json").exists()
+
+
+def test_a_resumed_search_goes_on_in_its_runs_and_repeats_no_trial(
+    stopped: Stopped, resumed: Resumed, client: MlflowClient
+) -> None:
+    trials = resumed.result["trials"]
+    runs = {trial["run_id"]: trial for trial in trials}
+    assert len(runs) == STOPPED_TRIALS
+    assert {stopped.run_ids[key] for key in stopped.epochs} <= set(runs)
+    assert resumed.result["mlflow"]["parent_run_id"] == stopped.run_ids["search"]
+    metrics = logged(stopped.folder, "metrics")
+    for key in stopped.over:
+        assert metrics.count(key) == stopped.epochs[key]
+    for run_id, trial in runs.items():
+        assert client.get_run(run_id).info.status == "FINISHED"
+        assert set(curves(client, run_id)["val_score"]) == set(range(1, trial["epochs"] + 1))
+
+
+def test_a_diverging_trial_ends_alone_and_last(resumed: Resumed, client: MlflowClient) -> None:
+    trials = resumed.result["trials"]
+    diverging = [trial for trial in trials if trial["params"]["lr"] > 1]
+    assert 1 <= len(diverging) < STOPPED_TRIALS
+    assert trials[-len(diverging) :] == diverging
+    for trial in trials:
+        status = "diverged" if trial in diverging else "finished"
+        assert trial["status"] == status
+        assert trial["epochs"] == (1 if trial in diverging else LONGER)
+    assert resumed.result["best"]["params"] == trials[0]["params"]
+    assert curves(client, diverging[0]["run_id"])["diverged"] == {1: 1.0}
+
+
+def test_without_json_a_search_ends_with_tables(resumed: Resumed, output: Path) -> None:
+    rows = [" ".join(line.split()) for line in resumed.command.out.splitlines()]
+    for rank, trial in enumerate(resumed.result["trials"], start=1):
+        head = f"{rank} {trial['val_score']:.4f} {trial['epochs']} {trial['status']} lr="
+        assert [row for row in rows if row.startswith(head)]
+    names = {"teacher": "teacher", "student_alone": "student alone", "best": "best student"}
+    for key, name in names.items():
+        row = resumed.result[key]
+        share = "100%" if key == "teacher" else "45%"
+        size = f"{row['parameters']:,} {share} {row['test_score']:.4f}"
+        assert f"{name} {row['model']} {size}" in rows
+    assert f"compare raygkd ui --output {output}" in rows
+
+
+# trials of two workers
+
+
+@pytest.fixture(scope="module")
+def nested(raygkd: Start, output: Path, searched: Searched) -> Searched:
+    budget = ("--trials", "2", "--epochs", "2", "--workers", "2", "--cpus-per-worker", "0.5")
+    command = raygkd(*TUNE, *budget, "--output", output, "--json")
+    result = command.result()
+    name = result["best"]["registered"]["name"]
+    return Searched(command, result, store(output).get_model_version_by_alias(name, "champion"))
+
+
+def test_trials_of_two_workers_end(nested: Searched, client: MlflowClient) -> None:
+    assert nested.command.most_at_once["ray::RayTrainWorker"] in (2, 4)
+    # two of the student alone, two of each trial
+    assert nested.command.seen["ray::RayTrainWorker"] == 6
+    trials = nested.result["trials"]
+    assert len(trials) == 2
+    for trial in trials:
+        assert trial["epochs"] == 2 if trial["status"] == "finished" else 1
+        assert client.get_run(trial["run_id"]).info.status == "FINISHED"
+        found = curves(client, trial["run_id"])
+        assert set(found["loss_edge"]) == set(range(1, trial["epochs"] + 1))
+    best = nested.result["best"]
+    assert best["val_score"] == max(trial["val_score"] for trial in trials)
+    model = Path(nested.result["model"])
+    assert rescored(model, nested.folder, "val")["score"] == best["val_score"]
+
+
+def test_the_alias_moves_to_the_winner_of_the_latest_search(
+    searched: Searched, nested: Searched
+) -> None:
+    assert int(nested.champion.version) > int(searched.champion.version)
+    assert nested.champion.run_id == nested.result["mlflow"]["parent_run_id"]
+
+
+def test_no_run_is_left_open_and_no_number_is_strange(
+    nested: Searched, resumed: Resumed, client: MlflowClient, output: Path
+) -> None:
+    assert running(client) == []
+    assert strange_numbers(output) == []

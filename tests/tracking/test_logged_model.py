@@ -1,0 +1,137 @@
+"""A model in MLflow is the model that was trained, for everyone who has the URI."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PATIENCE, Server
+from mlflow import MlflowClient
+
+from raygkd.build import DeployedClassifier
+from raygkd.models import ModelFile, build_classifier
+from raygkd.tracking import LoggedModel, Tracker, connect
+
+CLASSES, SIDE = 5, 16
+NUMBERS = (1, 2, 5)
+# loads the model where raygkd cannot be imported and pickle is not allowed
+PROCESS = """
+import os, sys
+sys.modules["raygkd"] = None
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+import mlflow, numpy as np
+
+uri, folder = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model("models:/digits@champion")
+for number in (1, 2, 5):
+    np.save(f"{folder}/out{number}.npy", model.predict(np.load(f"{folder}/in{number}.npy")))
+"""
+
+
+@pytest.fixture(scope="module")
+def classifier() -> DeployedClassifier:
+    torch.manual_seed(0)
+    model = build_classifier("resnet8", CLASSES)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1)
+    return DeployedClassifier(
+        ModelFile(
+            name="resnet8",
+            class_names=tuple("abcde"),
+            image_size=(SIDE, SIDE),
+            mean=(0.4, 0.5, 0.6),
+            std=(0.2, 0.3, 0.4),
+            state_dict=model.state_dict(),
+            scores={},
+            config="",
+        )
+    )
+
+
+def images(number: int) -> np.ndarray:
+    generator = np.random.default_rng(number)
+    return generator.random((number, 3, SIDE, SIDE), dtype=np.float32)
+
+
+def log(tracker: Tracker, classifier: torch.nn.Module, number: int = 2) -> LoggedModel | None:
+    tracker.start("search", "search")
+    return tracker.model("search", classifier, images(number), register_as="digits")
+
+
+def test_another_process_gets_the_same_outputs_from_the_uri_alone(
+    server: Server,
+    classifier: DeployedClassifier,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    experiment = connect(server.uri, "models", tmp_path)
+    tracker = Tracker(server.uri, experiment, tmp_path / "journal.jsonl")
+    # one image: the number must be free all the same
+    logged = log(tracker, classifier, number=1)
+    tracker.close()
+    assert capfd.readouterr() == ("", "")
+    for number in NUMBERS:
+        np.save(tmp_path / f"in{number}.npy", images(number))
+    subprocess.run(
+        [sys.executable, "-c", PROCESS, server.uri, str(tmp_path)],
+        check=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
+    )
+    for number in NUMBERS:
+        with torch.no_grad():
+            expected = classifier(torch.from_numpy(images(number))).numpy()
+        np.testing.assert_allclose(np.load(tmp_path / f"out{number}.npy"), expected, atol=1e-5)
+
+    client = MlflowClient(tracking_uri=server.uri, registry_uri=server.uri)
+    run = client.get_run(tracker.run_id("search"))
+    assert run.info.status == "FINISHED"
+    (output,) = run.outputs.model_outputs
+    assert logged == LoggedModel(uri=f"models:/{output.model_id}", name="digits", version="1")
+    stored = client.get_logged_model(output.model_id)
+    assert (stored.status, stored.source_run_id) == ("READY", run.info.run_id)
+    version = client.get_model_version_by_alias("digits", "champion")
+    assert (version.run_id, version.source) == (run.info.run_id, stored.artifact_location)
+
+
+def test_signature_example_and_alias_in_a_local_store(
+    tracker: Tracker, classifier: DeployedClassifier, client: MlflowClient, uri: str
+) -> None:
+    from mlflow.models import Model
+
+    first, second = log(tracker, classifier), log(tracker, classifier)
+    assert first is not None
+    assert second is not None
+    assert (first.version, second.version) == ("1", "2")
+    assert str(client.get_model_version_by_alias("digits", "champion").version) == "2"
+    assert client.get_run(tracker.run_id("search")).info.status == "RUNNING"
+    logged = client.get_logged_model(second.uri.removeprefix("models:/"))
+    folder = logged.artifact_location.removeprefix("file://")
+    saved = Model.load(folder)
+    assert saved.signature is not None
+    assert [spec.shape for spec in saved.signature.inputs] == [(-1, 3, SIDE, SIDE)]
+    assert [spec.shape for spec in saved.signature.outputs] == [(-1, CLASSES)]
+    assert saved.saved_input_example_info is not None
+    example = saved.load_input_example(folder)
+    np.testing.assert_allclose(example, images(2), atol=1e-6)
+
+
+def test_a_model_that_cannot_be_logged_is_a_warning(
+    tracker: Tracker, client: MlflowClient, experiment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Branching(torch.nn.Module):
+        def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+            flat = images_BCHW.flatten(1)
+            return flat if flat.sum() > 0 else -flat
+
+    assert log(tracker, Branching()) is None
+    message = caplog.records[-1].getMessage()
+    assert "has no model of run 'search': " in message
+    (logged,) = client.search_logged_models([experiment])
+    assert logged.status == "FAILED"
