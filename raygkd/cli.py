@@ -70,7 +70,7 @@ def commands() -> None:
 def main() -> None:
     """Run the command line; exit codes: 0, 2 a user's mistake, 1 a failure, 130 Ctrl-C."""
     # a job that is stopped closes its runs just as one that is interrupted
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         commands.main(prog_name="raygkd", standalone_mode=False)
     except click.ClickException as error:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from raygkd.errors import ConfigError, ResourceError, RunFailed
@@ -37,22 +38,22 @@ def serve(output: Path, port: int) -> None:
         )
     check_port(port)
     print(f"MLflow UI on http://{HOST}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    # a process in the background of a shell may ignore SIGINT, so SIGTERM does not go by way of it
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # an exception out of a handler could come between the server's start and its name here
+    told: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: told.append(number))
     # MLflow's command starts processes of its own and passes signals on to them; in a group apart
     # from the terminal's they get Ctrl-C once, from here, and none is left over
     server = subprocess.Popen(_command(store, port), env=_environment(), process_group=0)
-    try:
-        code = server.wait()
-    except KeyboardInterrupt:
-        code = 0
+    while server.poll() is None and not told:
+        time.sleep(0.1)
+    if told:
         _signal_group(server, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(_GRACE)
-    finally:
-        _signal_group(server, signal.SIGKILL)
-        server.wait()
-    if code:
+    _signal_group(server, signal.SIGKILL)
+    code = server.wait()
+    if not told:
         raise RunFailed(f"MLflow's server ended with exit code {code}; what it wrote is above")
 
 

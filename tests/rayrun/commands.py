@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,9 +78,9 @@ class Command:
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 words = process.cmdline()
-                # one that has just ended has none any more
+                # one that has just ended has none any more; a method at work is part of the title
                 if words:
-                    now[process] = words[0].strip()
+                    now[process] = re.sub(r"^(ray::\w+).*", r"\1", words[0].strip())
         self._titles |= now
         self.most_at_once |= Counter(now.values())
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, Server, wait_for
 from mlflow import MlflowClient
+from servers import PATIENCE, Server, wait_for
 
 from raygkd.errors import TrackingError
 from raygkd.tracking import Tracker, connect, read_journal

@@ -7,6 +7,7 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from mlflow import MlflowClient
@@ -55,8 +56,8 @@ def test_runs_with_settings_facts_curves_and_files(
     assert search.data.tags["raygkd.role"] == "search"
     assert search.data.tags["best.lr"] == "0.1"
     assert history(client, trial.info.run_id, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    file = Path(trial.info.artifact_uri.removeprefix("file://")) / "config.yaml"
-    assert file.read_text() == "a: 1"
+    folder = unquote(trial.info.artifact_uri.removeprefix("file://"))
+    assert Path(folder, "config.yaml").read_text() == "a: 1"
     assert {run.info.status for run in found.values()} == {"FINISHED"}
 
 

@@ -13,21 +13,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, answers, wait_for
+from servers import PATIENCE, answers, wait_for
 
 
-def children(pid: int) -> set[int]:
-    """Return the processes below one."""
-    below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(child) for child in below}.union(*(children(int(child)) for child in below))
-
-
-def is_there(pid: int) -> bool:
+def fields(pid: str) -> list[str]:
+    """Return what the kernel tells of a process: state, parent, group, session and so on."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["Z", "0", "0", "0"]
+
+
+def session(pid: int) -> set[int]:
+    """Return the processes of a session that are not over."""
+    numbers = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return {
+        int(number)
+        for number in numbers
+        if fields(number)[3] == str(pid) and fields(number)[0] != "Z"
+    }
 
 
 def listening(port: int) -> set[str]:
@@ -59,10 +63,9 @@ def ui(
 
     yield start
     for process in processes:
-        if process.poll() is None:
-            for pid in children(process.pid) | {process.pid}:
+        with process:
+            for pid in session(process.pid):
                 os.kill(pid, signal.SIGKILL)
-        process.communicate()
 
 
 def test_ui_shows_the_runs_here_alone_until_ctrl_c(
@@ -82,17 +85,17 @@ def test_ui_shows_the_runs_here_alone_until_ctrl_c(
             names = {experiment["name"] for experiment in json.load(answer)["experiments"]}
         assert "first" in names
         assert answers(f"http://{host}:{closed_port}/")
-    all_of_it = children(process.pid)
-    assert all_of_it
+    assert len(session(process.pid)) > 1
 
     # Ctrl-C reaches the whole group of the terminal
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0
+    assert process.wait(PATIENCE) == 0
+    # what is killed takes a moment to be gone
+    wait_for(lambda: not session(process.pid), patience=10.0)
+    err = process.communicate()[1]
     assert err.startswith(f"MLflow UI on {url} (Ctrl-C ends it)\n")
     assert "Traceback" not in err
     assert "INFO" not in err
-    assert [pid for pid in all_of_it if is_there(pid)] == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,10 +103,9 @@ def test_ui_ends_on_sigterm_while_it_starts(
     ui: Callable[[], subprocess.Popen[str]],
 ) -> None:
     process = ui()
-    wait_for(lambda: children(process.pid) or process.poll() is not None)
-    all_of_it = children(process.pid)
+    wait_for(lambda: len(session(process.pid)) > 1 or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0
-    assert "Traceback" not in err
-    assert [pid for pid in all_of_it if is_there(pid)] == []
+    assert process.wait(PATIENCE) == 0
+    # what is killed takes a moment to be gone
+    wait_for(lambda: not session(process.pid), patience=10.0)
+    assert "Traceback" not in process.communicate()[1]
