@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray.train
 from ray.exceptions import RayTaskError
@@ -39,6 +41,13 @@ class MetricsJournal(UserCallback):
             file.write(json.dumps(metrics[0]) + "\n")
 
 
+class _Trainer(TorchTrainer):
+    """A trainer that leaves Ctrl-C alone: Ray's handler takes long and ends the process itself."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def torch_trainer(
     job: Job, cluster: ClusterConfig, *, cpus: float, name: str, storage: Path, callbacks: list[Any]
 ) -> TorchTrainer:
@@ -52,7 +61,7 @@ def torch_trainer(
         storage: absolute path that all nodes share.
         callbacks: get every report.
     """
-    return TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config=job,
         scaling_config=ray.train.ScalingConfig(
@@ -86,7 +95,7 @@ def train(
         cluster: number of workers and their GPUs.
         cpus: of each worker.
         folder: absolute path of the run's folder; a run that was broken off there goes on.
-        on_epoch: is told each epoch's metrics, in this thread; of a run that goes on, those of
+        on_epoch: is told each epoch's metrics, in another thread; of a run that goes on, those of
             the epochs before too, which may not all have been told when it was broken off.
 
     Raises:
@@ -104,30 +113,40 @@ def train(
         storage=folder,
         callbacks=[MetricsJournal(journal)],
     )
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
+    with _followed(journal, on_epoch):
         try:
-            outcome["result"] = trainer.fit()
+            result = trainer.fit()
         except Exception as error:
-            outcome["error"] = error
-
-    # not in the main thread, where Ray would take over Ctrl-C
-    thread = threading.Thread(target=run, daemon=True)
-    with journal.open() as file:
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            _pass_on(file, on_epoch)
-        _pass_on(file, on_epoch)
-    if "error" in outcome:
-        raise_cause(outcome["error"])
-    return Path(outcome["result"].checkpoint.path) / CHECKPOINT
+            raise_cause(error)
+    return Path(result.checkpoint.path) / CHECKPOINT
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
     """Return the metrics of a run's last epoch, from its journal."""
     return json.loads((folder / JOURNAL).read_text().splitlines()[-1])
+
+
+@contextlib.contextmanager
+def _followed(journal: Path, on_epoch: Callable[[dict[str, float]], None]) -> Iterator[None]:
+    """Tell the metrics in a journal while it grows, in a thread; what goes wrong there is raised.
+
+    The main thread is Ray's: a thread that waits for Ray when Ray is shut down ends the process.
+    """
+    over = threading.Event()
+
+    def follow() -> None:
+        with journal.open() as file:
+            while not over.wait(POLL_SECONDS):
+                _pass_on(file, on_epoch)
+            _pass_on(file, on_epoch)
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(follow)
+        try:
+            yield
+        finally:
+            over.set()
+        following.result()
 
 
 def _pass_on(file: Any, on_epoch: Callable[[dict[str, float]], None]) -> None:
@@ -158,6 +177,6 @@ def known_cause(error: BaseException) -> UserError | Diverged | None:
     return None
 
 
-def raise_cause(error: BaseException) -> None:
+def raise_cause(error: BaseException) -> NoReturn:
     """Raise what lies behind an error of Ray's: the user's mistake, the divergence, or itself."""
     raise known_cause(error) or error

@@ -218,7 +218,7 @@ def test_a_run_is_tagged_with_split_commit_and_versions(
 
 
 def test_ctrl_c_ends_a_run_with_its_processes_and_its_record(interrupted: Interrupted) -> None:
-    assert interrupted.command.wait() == 130
+    assert interrupted.command.wait() == 130, interrupted.command.err
     assert interrupted.seconds < 15
     assert interrupted.all_gone, interrupted.command.survivors()
     assert interrupted.running == []

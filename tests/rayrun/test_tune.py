@@ -300,7 +300,7 @@ def test_the_number_of_trials_at_once_can_be_lowered(stopped: Stopped) -> None:
 
 
 def test_sigterm_ends_a_search_with_its_processes_and_its_record(stopped: Stopped) -> None:
-    assert stopped.command.wait() == 130
+    assert stopped.command.wait() == 130, stopped.command.err
     assert stopped.seconds < 15
     assert stopped.all_gone, stopped.command.survivors()
     assert stopped.running == []
