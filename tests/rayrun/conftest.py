@@ -54,8 +54,11 @@ def raygkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., C
 
 
 @pytest.fixture
-def client(output: Path) -> Iterator[MlflowClient]:
+def client(output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
     """The MLflow store of the output folder, which mlflow's own functions use too."""
+    # mlflow puts both into the environment as well
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, tracking.default_uri(output))
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(tracking.default_uri(output))
     mlflow.set_registry_uri(tracking.default_uri(output))

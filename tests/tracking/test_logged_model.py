@@ -28,6 +28,7 @@ import mlflow, numpy as np
 
 uri, folder = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
+mlflow.set_registry_uri(uri)
 model = mlflow.pyfunc.load_model("models:/digits@champion")
 for number in (1, 2, 5):
     np.save(f"{folder}/out{number}.npy", model.predict(np.load(f"{folder}/in{number}.npy")))
