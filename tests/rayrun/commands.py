@@ -36,13 +36,14 @@ class Command:
 
     Attributes:
         most_at_once: title of a process -> how many of them were alive at the same time.
-        seen: title of a process -> how many there were.
+        seen: title of a process -> how many had it at some time.
     """
 
     def __init__(self, folder: Path, *arguments: str | Path):
         self._out, self._err = folder / "stdout", folder / "stderr"
         self.most_at_once: Counter[str] = Counter()
-        self._titles: dict[psutil.Process, str] = {}
+        self.seen: Counter[str] = Counter()
+        self._titles: dict[psutil.Process, set[str]] = {}
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
@@ -58,7 +59,7 @@ class Command:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
         self._root = psutil.Process(self._process.pid)
-        self._titles[self._root] = "raygkd"
+        self._titles[self._root] = set()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
@@ -81,12 +82,10 @@ class Command:
                 # one that has just ended has none any more; a method at work is part of the title
                 if words:
                     now[process] = re.sub(r"^(ray::\w+).*", r"\1", words[0].strip())
-        self._titles |= now
+        for process, title in now.items():
+            self._titles.setdefault(process, set()).add(title)
         self.most_at_once |= Counter(now.values())
-
-    @property
-    def seen(self) -> Counter[str]:
-        return Counter(self._titles.values())
+        self.seen = Counter(title for titles in self._titles.values() for title in titles)
 
     @property
     def out(self) -> str:

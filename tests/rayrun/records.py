@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 
-from raygkd import config as configuration
-from raygkd.build import DeployedClassifier
+from raygkd.build import DeployedClassifier, build_training
+from raygkd.config import Config, from_yaml
+from raygkd.data.loader import PlainStream
+from raygkd.data.splits import Splits
 from raygkd.data.windows import load_window
-from raygkd.inputs import open_images
+from raygkd.inputs import Images, open_images
 from raygkd.models import load_model_file
 
 # what each process measures by its own clock
@@ -35,8 +37,12 @@ def journal(folder: Path) -> list[dict[str, float]]:
     """Return the metrics of each epoch that a run has written so far, without the times."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    epochs = [json.loads(line) for line in lines]
-    return [{name: e[name] for name in e if name not in TIMES} for e in epochs]
+    return [without_times(json.loads(line)) for line in lines]
+
+
+def without_times(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return what does not depend on the clock."""
+    return {name: value for name, value in metrics.items() if name not in TIMES}
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, dict[int, float]]:
@@ -64,11 +70,20 @@ def strange_numbers(output: Path) -> list[tuple[Any, ...]]:
     return [row for row in rows if row[2] or not math.isfinite(row[1]) or abs(row[1]) > 1e300]
 
 
-def images(run: Path, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return all images of a split in 0..1, and their labels, by the run's own configuration."""
+def configuration_of(run: Path) -> Config:
+    """Return the configuration that is stored with a run."""
     path = run / "config.yaml"
-    config = configuration.from_yaml(path.read_text(), where=str(path))
-    found = open_images(config.data, seed=config.optim.seed, output=Path(config.output.output))
+    return from_yaml(path.read_text(), where=str(path))
+
+
+def images_of(config: Config) -> Images:
+    """Return the images of a run."""
+    return open_images(config.data, seed=config.optim.seed, output=Path(config.output.output))
+
+
+def whole_split(run: Path, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return all images of a split in 0..1, and their labels."""
+    found = images_of(configuration_of(run))
     window = load_window(
         found.table,
         found.rows[split],
@@ -81,9 +96,36 @@ def images(run: Path, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64
     return window.arrays["image"].astype(np.float32) / 255.0, window.arrays["label"]
 
 
+def plain_curve(run: Path) -> list[dict[str, float]]:
+    """Train a run that has no teacher again, in this process and without Ray; give its journal."""
+    config = configuration_of(run)
+    images = images_of(config)
+    stream = PlainStream(
+        images.table,
+        Splits(**images.rows),
+        images.transform("train"),
+        images.transform("val"),
+        batch_size=config.optim.batch_size,
+        seed=config.optim.seed,
+        rank=0,
+        world_size=1,
+        window_rows=images.window_rows,
+    )
+    training = build_training(
+        config,
+        spec=images.spec,
+        teacher_file=None,
+        stream=stream,
+        device=torch.device("cpu"),
+        rank=0,
+        parallel=lambda module: module,
+    )
+    return [without_times(training.run_epoch()) for _ in range(config.optim.epochs)]
+
+
 def rescored(model: Path, run: Path, split: str) -> Mapping[str, float]:
     """Score a model file in this process, on every image of a split at once."""
-    pixels, labels = (torch.from_numpy(array) for array in images(run, split))
+    pixels, labels = (torch.from_numpy(array) for array in whole_split(run, split))
     with torch.no_grad():
         logits = DeployedClassifier(load_model_file(model))(pixels).double()
     right = (logits.argmax(1) == labels).double().mean()

@@ -15,54 +15,39 @@ import pytest
 import torch
 from commands import REPOSITORY, Command
 from mlflow import MlflowClient
-from records import EVERY_EPOCH, TIMES, curves, journal, rescored, running, strange_numbers
+from records import (
+    EVERY_EPOCH,
+    TIMES,
+    configuration_of,
+    curves,
+    journal,
+    plain_curve,
+    rescored,
+    running,
+    strange_numbers,
+)
 
-from raygkd import config as configuration
 from raygkd.models import build_classifier, build_from_file, count_parameters, load_model_file
 
 EPOCHS = 6
 # 151 validation and 359 test images: two workers get unequal shares
-IMAGES = ("--dataset", "digits", "--limit-train", "256", "--val-fraction", "0.105")
+IMAGES = ("--dataset", "digits", "--limit-train", "256", "--val-fraction", "0.105", "--seed", "3")
+TEACHER = (
+    *("teacher", *IMAGES, "--teacher", "resnet14", "--epochs", str(EPOCHS)),
+    # streamed: one CPU is for the images, and half a one for the training
+    *("--cache-mb", "0", "--cpus-per-worker", "0.5"),
+)
 TRAIN = (
-    *("train", *IMAGES, "--student", "resnet8", "--method", "graph+kd", "--seed", "3"),
-    *("--workers", "2", "--cpus-per-worker", "0.5", "--batch-size", "64", "--epochs", str(EPOCHS)),
+    *("train", *IMAGES, "--student", "resnet8", "--method", "graph+kd", "--epochs", str(EPOCHS)),
+    *("--workers", "2"),
 )
 GRAPH_TERMS = ("kd", "vertex", "edge", "spectral")
 Start = Callable[..., Command]
 
 
-@pytest.fixture(scope="module")
-def teacher(raygkd: Start, output: Path) -> dict[str, Any]:
-    """The result of training a teacher by itself."""
-    settings = ("--teacher", "resnet14", "--epochs", "2", "--seed", "3")
-    return raygkd("teacher", *IMAGES, *settings, "--output", output, "--json").result()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run of two workers from beginning to end, with its images in memory."""
-
-    command: Command
-    result: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.result["run"])
-
-    @property
-    def model(self) -> Path:
-        return Path(self.result["model"])
-
-
-@pytest.fixture(scope="module")
-def trained(raygkd: Start, output: Path, teacher: dict[str, Any]) -> Trained:
-    command = raygkd(*TRAIN, "--teacher", teacher["model"], "--output", output, "--json")
-    return Trained(command, command.result())
-
-
 @dataclass(frozen=True)
 class Interrupted:
-    """The same run with streamed images, after Ctrl-C in the middle.
+    """The training of a teacher on streamed images, after Ctrl-C in the middle.
 
     Attributes:
         seconds: from the signal to the end.
@@ -82,17 +67,13 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def interrupted(
-    raygkd: Start, output: Path, teacher: dict[str, Any], trained: Trained
-) -> Interrupted:
-    given = (*TRAIN, "--teacher", teacher["model"], "--cache-mb", "0", "--output", output)
-    command = raygkd(*given)
+def interrupted(raygkd: Start, output: Path) -> Interrupted:
+    command = raygkd(*TEACHER, "--output", output)
 
-    def new_folders() -> list[Path]:
-        found = set((output / "runs").glob("train-*")) - {trained.folder}
-        return [folder for folder in found if journal(folder)]
+    def at_work() -> list[Path]:
+        return [folder for folder in (output / "runs").glob("teacher-*") if journal(folder)]
 
-    [folder] = command.until(new_folders)
+    [folder] = command.until(at_work)
     seconds = command.stop(signal.SIGINT)
     return Interrupted(
         command=command,
@@ -105,27 +86,98 @@ def interrupted(
     )
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A run that came to its end."""
+
+    command: Command
+    result: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.result["run"])
+
+    @property
+    def model(self) -> Path:
+        return Path(self.result["model"])
+
+
 @pytest.fixture(scope="module")
-def resumed(raygkd: Start, interrupted: Interrupted) -> Command:
-    """The interrupted run, brought to its end by the command that it printed."""
+def teacher(raygkd: Start, interrupted: Interrupted) -> Trained:
+    """The interrupted teacher, brought to its end by the command that was printed."""
     [line] = [line for line in interrupted.command.err.splitlines() if line.startswith("stopped; ")]
     command = raygkd(*line.partition("raygkd ")[2].split())
     assert command.wait() == 0, command.err
-    return command
+    return Trained(command, json.loads((interrupted.folder / "result.json").read_text()))
 
 
-def test_a_teacher_is_trained_alone(teacher: dict[str, Any], client: MlflowClient) -> None:
-    row = teacher["models"]["teacher"]
-    assert list(teacher["models"]) == ["teacher"]
-    assert (row["model"], row["parameters"]) == ("resnet14", 175_258)
-    run = client.get_run(teacher["mlflow"]["run_id"])
+@pytest.fixture(scope="module")
+def trained(raygkd: Start, output: Path, teacher: Trained) -> Trained:
+    """A student of that teacher, trained by two workers on images in memory."""
+    command = raygkd(*TRAIN, "--teacher", teacher.model, "--output", output, "--json")
+    return Trained(command, command.result())
+
+
+@pytest.fixture(scope="module")
+def plain(interrupted: Interrupted) -> list[dict[str, float]]:
+    """The epochs of the same teacher, trained in this process, without Ray or interruption."""
+    return plain_curve(interrupted.folder)
+
+
+# a teacher, on streamed images, interrupted and resumed
+
+
+def test_ctrl_c_ends_a_run_with_its_processes_and_its_record(interrupted: Interrupted) -> None:
+    assert interrupted.command.wait() == 130, interrupted.command.err
+    assert interrupted.seconds < 15
+    assert interrupted.all_gone, interrupted.command.survivors()
+    assert interrupted.running == []
+    assert len(interrupted.epochs) in range(1, EPOCHS)
+    assert interrupted.checkpoints
+    assert interrupted.command.out == ""
+    assert f"go on with: raygkd teacher --resume {interrupted.folder}\n" in interrupted.command.err
+    assert "Traceback" not in interrupted.command.err
+
+
+def test_a_streamed_run_trains_as_one_without_ray(
+    interrupted: Interrupted, plain: list[dict[str, float]]
+) -> None:
+    assert interrupted.epochs == plain[: len(interrupted.epochs)]
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
+    teacher: Trained, interrupted: Interrupted, plain: list[dict[str, float]]
+) -> None:
+    assert teacher.folder == interrupted.folder
+    assert journal(teacher.folder) == plain
+    assert teacher.result["val_score"] == plain[-1]["val_score"]
+
+
+def test_a_resumed_run_goes_on_in_its_mlflow_run_and_misses_no_epoch(
+    teacher: Trained, plain: list[dict[str, float]], client: MlflowClient
+) -> None:
+    run = client.get_run(teacher.result["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.tags["raygkd.role"] == "teacher"
     found = curves(client, run.info.run_id)
     assert set(found) == EVERY_EPOCH | {"gradient_task", "test_score"}
-    assert set(found["val_score"]) == {1, 2}
-    assert found["val_score"][2] == teacher["val_score"]
-    assert found["test_score"] == {2: row["test_score"]}
+    for epoch, metrics in enumerate(plain, start=1):
+        assert {name: found[name][epoch] for name in metrics} == metrics
+    assert found["test_score"] == {EPOCHS: teacher.result["models"]["teacher"]["test_score"]}
+
+
+def test_without_json_the_result_is_a_table_and_where_to_look_next(
+    teacher: Trained, output: Path
+) -> None:
+    rows = [" ".join(line.split()) for line in teacher.command.out.splitlines()]
+    row = teacher.result["models"]["teacher"]
+    assert f"teacher resnet14 175,258 100% {row['test_score']:.4f}" in rows
+    assert f"validation score {teacher.result['val_score']:.4f}" in rows
+    assert f"model file {teacher.model}" in rows
+    assert f"compare raygkd ui --output {output}" in rows
+
+
+# a student, by two workers
 
 
 def test_two_workers_are_two_processes_with_random_states_of_their_own(trained: Trained) -> None:
@@ -136,24 +188,23 @@ def test_two_workers_are_two_processes_with_random_states_of_their_own(trained: 
     assert not torch.equal(*states)
 
 
-def test_the_result_holds_teacher_and_student(trained: Trained, teacher: dict[str, Any]) -> None:
+def test_the_result_holds_teacher_and_student(trained: Trained, teacher: Trained) -> None:
     result = trained.result
     assert set(result) == {"models", "val_score", "mlflow", "run", "model", "seconds"}
     assert list(result["models"]) == ["teacher", "student"]
-    assert result["models"]["teacher"] == teacher["models"]["teacher"]
+    assert result["models"]["teacher"] == teacher.result["models"]["teacher"]
     assert result["models"]["student"]["parameters"] == 78_042
     assert set(result["mlflow"]) == {"tracking_uri", "experiment_id", "run_id"}
     assert json.loads((trained.folder / "result.json").read_text()) == result
 
 
 def test_a_teacher_that_is_given_is_used_and_no_other_is_trained(
-    trained: Trained, teacher: dict[str, Any], output: Path
+    trained: Trained, teacher: Trained, output: Path
 ) -> None:
     assert "training teacher" not in trained.command.err
     assert trained.command.seen["ray::TrainController"] == 1
     assert not (output / "teachers").exists()
-    stored = configuration.from_yaml((trained.folder / "config.yaml").read_text(), where="stored")
-    assert stored.model.teacher == teacher["model"]
+    assert configuration_of(trained.folder).model.teacher == str(teacher.model)
 
 
 def test_the_model_file_holds_the_student_alone(trained: Trained) -> None:
@@ -217,52 +268,8 @@ def test_a_run_is_tagged_with_split_commit_and_versions(
     assert tags["mlflow.source.git.commit"] == git.stdout.strip()
 
 
-def test_ctrl_c_ends_a_run_with_its_processes_and_its_record(interrupted: Interrupted) -> None:
-    assert interrupted.command.wait() == 130, interrupted.command.err
-    assert interrupted.seconds < 15
-    assert interrupted.all_gone, interrupted.command.survivors()
-    assert interrupted.running == []
-    assert len(interrupted.epochs) in range(1, EPOCHS)
-    assert len(interrupted.checkpoints) == 1
-    assert interrupted.command.out == ""
-    assert f"go on with: raygkd train --resume {interrupted.folder}\n" in interrupted.command.err
-    assert "Traceback" not in interrupted.command.err
-
-
-def test_streamed_images_train_as_images_in_memory_do(
-    interrupted: Interrupted, trained: Trained
-) -> None:
-    # whom the stream of Ray Data reports to
-    assert interrupted.command.seen["ray::_StatsActor"] == 1
-    assert trained.command.seen["ray::_StatsActor"] == 0
-    assert interrupted.epochs == journal(trained.folder)[: len(interrupted.epochs)]
-
-
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
-    resumed: Command, interrupted: Interrupted, trained: Trained, client: MlflowClient
-) -> None:
-    assert journal(interrupted.folder) == journal(trained.folder)
-    result = json.loads((interrupted.folder / "result.json").read_text())
-    assert result["models"] == trained.result["models"]
-    found = curves(client, result["mlflow"]["run_id"])
-    assert set(found["val_score"]) == set(range(1, EPOCHS + 1))
-    assert client.get_run(result["mlflow"]["run_id"]).info.status == "FINISHED"
-
-
-def test_without_json_the_result_is_a_table_and_where_to_look_next(
-    resumed: Command, interrupted: Interrupted, trained: Trained, output: Path
-) -> None:
-    rows = [" ".join(line.split()) for line in resumed.out.splitlines()]
-    for role, row in trained.result["models"].items():
-        share = "100%" if role == "teacher" else "45%"
-        size = f"{row['parameters']:,} {share} {row['test_score']:.4f}"
-        assert f"{role} {row['model']} {size}" in rows
-    assert f"model file {interrupted.folder / 'model.pt'}" in rows
-    assert f"compare raygkd ui --output {output}" in rows
-
-
 def test_no_run_is_left_open_and_no_number_is_strange(
-    resumed: Command, client: MlflowClient, output: Path
+    trained: Trained, client: MlflowClient, output: Path
 ) -> None:
     assert running(client) == []
     assert strange_numbers(output) == []

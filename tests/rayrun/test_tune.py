@@ -1,4 +1,4 @@
-"""``raygkd tune`` from end to end: a search, a stopped and resumed one, trials of two workers."""
+"""``raygkd tune`` from end to end: a search, and one that is stopped and resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ import pytest
 from commands import Command
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from records import EVERY_EPOCH, curves, images, rescored, running, strange_numbers
+from records import (
+    EVERY_EPOCH,
+    configuration_of,
+    curves,
+    rescored,
+    running,
+    strange_numbers,
+    whole_split,
+)
 
 from raygkd import config as configuration
 from raygkd import tracking
@@ -143,8 +151,7 @@ def test_a_search_is_a_run_and_its_trials_are_children(
 def test_parameters_of_a_trial_are_what_was_searched_and_a_file_has_the_rest(
     searched: Searched, client: MlflowClient, tmp_path: Path
 ) -> None:
-    stored = (searched.folder / "config.yaml").read_text()
-    whole = configuration.from_yaml(stored, where="stored")
+    whole = configuration_of(searched.folder)
     for trial in searched.result["trials"]:
         run = client.get_run(trial["run_id"])
         assert run.data.params == {name: str(value) for name, value in trial["params"].items()}
@@ -186,7 +193,7 @@ def test_the_winner_is_a_registered_model_that_scores_the_same(
     best = searched.result["best"]
     assert str(searched.champion.version) == best["registered"]["version"]
     assert searched.champion.run_id == searched.result["mlflow"]["parent_run_id"]
-    pixels, labels = images(searched.folder, "test")
+    pixels, labels = whole_split(searched.folder, "test")
     logits = mlflow.pyfunc.load_model(best["model_uri"]).predict(pixels)
     assert np.mean(np.argmax(logits, axis=1) == labels) == best["test_score"]
     by_alias = mlflow.pyfunc.load_model(
@@ -338,6 +345,14 @@ def test_a_diverging_trial_ends_alone_and_last(resumed: Resumed, client: MlflowC
     assert curves(client, diverging[0]["run_id"])["diverged"] == {1: 1.0}
 
 
+def test_the_alias_moves_to_the_winner_of_the_latest_search(
+    searched: Searched, resumed: Resumed, client: MlflowClient
+) -> None:
+    latest = client.get_model_version_by_alias(searched.champion.name, "champion")
+    assert int(latest.version) > int(searched.champion.version)
+    assert latest.run_id == resumed.result["mlflow"]["parent_run_id"]
+
+
 def test_without_json_a_search_ends_with_tables(resumed: Resumed, output: Path) -> None:
     rows = [" ".join(line.split()) for line in resumed.command.out.splitlines()]
     for rank, trial in enumerate(resumed.result["trials"], start=1):
@@ -352,44 +367,8 @@ def test_without_json_a_search_ends_with_tables(resumed: Resumed, output: Path) 
     assert f"compare raygkd ui --output {output}" in rows
 
 
-# trials of two workers
-
-
-@pytest.fixture(scope="module")
-def nested(raygkd: Start, output: Path, searched: Searched) -> Searched:
-    budget = ("--trials", "2", "--epochs", "2", "--workers", "2", "--cpus-per-worker", "0.5")
-    command = raygkd(*TUNE, *budget, "--output", output, "--json")
-    result = command.result()
-    name = result["best"]["registered"]["name"]
-    return Searched(command, result, store(output).get_model_version_by_alias(name, "champion"))
-
-
-def test_trials_of_two_workers_end(nested: Searched, client: MlflowClient) -> None:
-    assert nested.command.most_at_once["ray::RayTrainWorker"] in (2, 3, 4)
-    # two of the student alone, two of each trial
-    assert nested.command.seen["ray::RayTrainWorker"] == 6
-    trials = nested.result["trials"]
-    assert len(trials) == 2
-    for trial in trials:
-        assert trial["epochs"] == 2 if trial["status"] == "finished" else 1
-        assert client.get_run(trial["run_id"]).info.status == "FINISHED"
-        found = curves(client, trial["run_id"])
-        assert set(found["loss_edge"]) == set(range(1, trial["epochs"] + 1))
-    best = nested.result["best"]
-    assert best["val_score"] == max(trial["val_score"] for trial in trials)
-    model = Path(nested.result["model"])
-    assert rescored(model, nested.folder, "val")["score"] == best["val_score"]
-
-
-def test_the_alias_moves_to_the_winner_of_the_latest_search(
-    searched: Searched, nested: Searched
-) -> None:
-    assert int(nested.champion.version) > int(searched.champion.version)
-    assert nested.champion.run_id == nested.result["mlflow"]["parent_run_id"]
-
-
 def test_no_run_is_left_open_and_no_number_is_strange(
-    nested: Searched, resumed: Resumed, client: MlflowClient, output: Path
+    resumed: Resumed, client: MlflowClient, output: Path
 ) -> None:
     assert running(client) == []
     assert strange_numbers(output) == []

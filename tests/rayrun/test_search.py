@@ -1,0 +1,117 @@
+"""Trials of two workers each: training runs inside a search, at the same time on two CPUs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from raygkd.config import ClusterConfig, Config, ModelConfig, OptimConfig, SearchConfig
+from raygkd.engine import read_checkpoint
+from raygkd.inputs import Images
+from raygkd.models import ModelFile, build_classifier
+from raygkd.rayrun.cluster import Resources
+from raygkd.rayrun.ingest import share
+from raygkd.rayrun.search import SearchObserver, TrialResult, run_search
+from raygkd.rayrun.worker import make_job
+from raygkd.space import Dimension
+
+EPOCHS = 2
+SPACE = (Dimension("lr", "choice", (0.05, 1e30)), Dimension("alpha", "uniform", (0.5, 1.0)))
+
+
+@dataclass
+class Recorder(SearchObserver):
+    """Keeps what a search tells."""
+
+    params: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    epochs: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)
+    over: dict[str, bool] = field(default_factory=dict)
+
+    def started(self, trial_id: str, params: Mapping[str, Any]) -> None:
+        self.params[trial_id] = params
+
+    def reported(self, trial_id: str, metrics: Mapping[str, float]) -> None:
+        self.epochs.setdefault(trial_id, []).append(metrics)
+
+    def ended(self, trial_id: str, failed: bool) -> None:
+        self.over[trial_id] = failed
+
+
+@pytest.fixture(scope="module")
+def searched(
+    digits: Images, nodes: list[Resources], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[TrialResult], Recorder]:
+    """Two trials at a time of two workers with half a CPU each; the second one diverges."""
+    config = Config(
+        model=ModelConfig(teacher="resnet8", student="resnet8"),
+        optim=OptimConfig(epochs=EPOCHS, seed=3),
+        cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
+        search=SearchConfig(trials=2, grace_period=EPOCHS),
+    )
+    spec = digits.spec
+    teacher = ModelFile(
+        name="resnet8",
+        class_names=spec.class_names,
+        image_size=spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        state_dict=build_classifier("resnet8", 10).state_dict(),
+        scores={},
+        config="",
+    )
+    recorder = Recorder()
+    trials = run_search(
+        make_job(config, share(digits, cache_mb=64), teacher),
+        config,
+        SPACE,
+        cpus=0.5,
+        concurrent=2,
+        folder=tmp_path_factory.mktemp("search"),
+        observer=recorder,
+    )
+    return trials, recorder
+
+
+def test_trials_of_two_workers_end_and_are_ranked(
+    searched: tuple[list[TrialResult], Recorder],
+) -> None:
+    trials, _ = searched
+    assert [trial.params["lr"] for trial in trials] == [0.05, 1e30]
+    assert [trial.status for trial in trials] == ["finished", "diverged"]
+    assert [trial.epochs for trial in trials] == [EPOCHS, 1]
+    assert (trials[0].val_score or 0.0) > 0.05
+    assert trials[1].val_score == 0.0
+
+
+def test_a_trial_of_two_workers_is_one_run_of_two_ranks(
+    searched: tuple[list[TrialResult], Recorder],
+) -> None:
+    best = searched[0][0]
+    assert best.checkpoint is not None
+    state = read_checkpoint(best.checkpoint)
+    assert state["epoch"] == EPOCHS
+    ranks = [rank["cpu"] for rank in state["rng"]]
+    assert len(ranks) == 2
+    assert not torch.equal(*ranks)
+
+
+def test_every_epoch_of_every_trial_is_told_with_finite_numbers(
+    searched: tuple[list[TrialResult], Recorder],
+) -> None:
+    trials, told = searched
+    ids = {trial.trial_id for trial in trials}
+    assert told.over == dict.fromkeys(ids, False)
+    for trial in trials:
+        epochs = told.epochs[trial.trial_id]
+        assert told.params[trial.trial_id] == trial.params
+        assert [metrics["epoch"] for metrics in epochs] == list(range(1, trial.epochs + 1))
+        assert epochs[-1]["val_score"] == trial.val_score
+        assert all(math.isfinite(value) for metrics in epochs for value in metrics.values())
+    learnt = told.epochs[trials[0].trial_id]
+    terms = {"loss_task", "loss_vertex", "loss_edge", "loss_spectral"}
+    assert all(terms <= set(metrics) for metrics in learnt)
