@@ -15,19 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raygkd.config import Config, to_yaml, with_settings
-from raygkd.engine import Objective, Teacher, Training
+from raygkd.config import Config, OptimConfig, to_yaml, with_settings
+from raygkd.data.boxes import Boxes
+from raygkd.engine import (
+    Classification,
+    ClassifierObjective,
+    Detection,
+    DetectorObjective,
+    Objective,
+    Task,
+    Teacher,
+    Training,
+)
 from raygkd.engine.loop import Stream
 from raygkd.engine.schedule import lr_factor
 from raygkd.errors import ConfigError
 from raygkd.losses import GraphDistillationLoss
 from raygkd.models import (
+    MOST_DETECTIONS,
+    Detector,
     ModelFile,
-    build_classifier,
     build_from_file,
+    build_model,
     check_levels,
     classifier_names,
     feature_shapes,
+    inherit,
+    is_detector,
     stage_modules,
 )
 
@@ -40,12 +54,58 @@ class ImageSpec:
         class_names: the classes, in the order of the labels.
         image_size: height and width of the model input in pixels.
         mean, std: per channel, of pixels scaled to 0..1.
+        task: "classification" or "detection".
+        score: what models are ranked by: "accuracy", "map" or "map50".
     """
 
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    task: str = "classification"
+    score: str = "accuracy"
+
+
+def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
+    """Return what is learnt from images.
+
+    Args:
+        spec: the images' classes and task.
+        boxes: of every image of the table, for detection.
+    """
+    if spec.task == "classification":
+        return Classification(len(spec.class_names))
+    assert boxes is not None
+    return Detection(len(spec.class_names), boxes, spec.score)
+
+
+def new_model(name: str, spec: ImageSpec) -> nn.Module:
+    """Return an untrained model for images.
+
+    Raises:
+        ConfigError: an unknown name, or a model for another task.
+    """
+    model = build_model(name, len(spec.class_names), spec.image_size)
+    check_kind(name, spec)
+    return model
+
+
+def check_kind(name: str, spec: ImageSpec) -> None:
+    """Refuse a classifier for detection, or the other way round.
+
+    Raises:
+        ConfigError: the model is for another task than the images.
+    """
+    if is_detector(name) and spec.task == "classification":
+        raise ConfigError(
+            f"{name} is a detector, and the images have labels but no boxes: choose a classifier "
+            "such as resnet8"
+        )
+    if not is_detector(name) and spec.task == "detection":
+        raise ConfigError(
+            f"{name} is a classifier, and the images have boxes: choose a detector such as "
+            "retinanet_resnet18_fpn"
+        )
 
 
 def normaliser(
@@ -57,9 +117,28 @@ def normaliser(
     return lambda images_BCHW: (images_BCHW - mean_1C11) / std_1C11
 
 
+def check_method(config: Config, spec: ImageSpec) -> None:
+    """Refuse settings that the images' task does not know.
+
+    Raises:
+        ConfigError: logit distillation of detectors, or settings of detectors for classifiers.
+    """
+    if spec.task == "detection" and "kd" in config.method.method:
+        raise ConfigError(
+            f"--method {config.method.method}: matches the class scores of whole images, which "
+            "detectors do not have: use --method graph"
+        )
+    if spec.task == "classification":
+        given = {"--foreground": config.method.foreground, "--inherit": config.model.inherit}
+        for flag, value in given.items():
+            if value:
+                raise ConfigError(f"{flag}: is for detectors, and these images have no boxes")
+
+
 def is_model_file(teacher: str) -> bool:
     """Return whether ``--teacher`` means a file: it exists, or looks like a path."""
-    if teacher in classifier_names() or teacher.startswith("torchvision:"):
+    known = teacher in classifier_names() or is_detector(teacher)
+    if known or teacher.startswith("torchvision:"):
         return False
     return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
 
@@ -94,11 +173,12 @@ def student_alone(config: Config) -> Config:
 
 
 def check_teacher(teacher: ModelFile, spec: ImageSpec, where: str) -> None:
-    """Refuse a teacher of other classes.
+    """Refuse a teacher of other classes, or for another task.
 
     Raises:
-        ConfigError: its classes are not the data's, in the same order.
+        ConfigError: it is for another task, or its classes are not the data's, in the same order.
     """
+    check_kind(teacher.name, spec)
     if teacher.class_names != spec.class_names:
         known, wanted = (
             f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
@@ -114,9 +194,14 @@ def chosen_levels(config: Config, teacher: nn.Module, student: nn.Module) -> tup
     """Return the levels a run matches: ``--levels``, or all that both models have.
 
     Raises:
-        ConfigError: a level that one of the models lacks.
+        ConfigError: a level that one of the models lacks, or none that both have.
     """
     shared = sorted(set(stage_modules(teacher)) & set(stage_modules(student)))
+    if not shared:
+        raise ConfigError(
+            f"teacher {config.model.teacher} and student {config.model.student} have no level in "
+            "common: choose models whose pyramids overlap"
+        )
     levels = config.method.levels if config.method.levels is not None else tuple(shared)
     check_levels(levels, teacher, f"teacher {config.model.teacher}")
     check_levels(levels, student, f"student {config.model.student}")
@@ -144,6 +229,8 @@ def build_graph_loss(
         mode=method.spectral_mode,
         attention=method.attention,
         weights=method.weights,
+        foreground=method.foreground,
+        canvas=image_size[0],
     )
 
 
@@ -151,7 +238,7 @@ def level_shapes(
     config: Config, teacher: nn.Module, spec: ImageSpec
 ) -> dict[int, tuple[int, int, int]]:
     """Return level -> (C, H, W) of the teacher, of all levels that both models have."""
-    student = build_classifier(config.model.student, len(spec.class_names))
+    student = new_model(config.model.student, spec)
     every = with_settings(config, {"levels": None})
     return feature_shapes(teacher, chosen_levels(every, teacher, student), spec.image_size)
 
@@ -191,16 +278,12 @@ def build_training(
     """
     optim = config.optim
     objective, teacher_model = _build_models(config, spec, teacher_file, device)
-    optimizer = torch.optim.SGD(
-        objective.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-    )
+    optimizer = build_optimizer(optim, objective)
     amp = amp_dtype(optim.amp, device)
     normalise = normaliser(spec.mean, spec.std, device)
     teacher_side = teacher_file if teacher_file is not None else spec
     return Training(
+        task=build_task(spec, stream.boxes),
         objective=objective,
         parallel=parallel(objective),
         teacher=teacher_model,
@@ -214,7 +297,6 @@ def build_training(
         normalise=normalise,
         teacher_normalise=normaliser(teacher_side.mean, teacher_side.std, device),
         device=device,
-        num_classes=len(spec.class_names),
         epochs=optim.epochs,
         seed=optim.seed,
         rank=rank,
@@ -224,29 +306,54 @@ def build_training(
     )
 
 
+def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of a module's parameters."""
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(
+            module.parameters(),
+            lr=optim.lr,
+            betas=(optim.momentum, 0.999),
+            weight_decay=optim.weight_decay,
+        )
+    return torch.optim.SGD(
+        module.parameters(),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+    )
+
+
 def _build_models(
     config: Config, spec: ImageSpec, teacher_file: ModelFile | None, device: torch.device
 ) -> tuple[Objective, Teacher | None]:
     method = config.method.method
     torch.manual_seed(config.optim.seed)
-    student = build_classifier(config.model.student, len(spec.class_names))
+    student = new_model(config.model.student, spec)
     teacher_model, graph = None, None
     levels: tuple[int, ...] = ()
     if uses_teacher(config):
         if teacher_file is None:
             raise ValueError(f"method {method!r} needs a teacher")
         teacher_model = build_from_file(teacher_file)
+        if config.model.inherit and isinstance(student, Detector):
+            assert isinstance(teacher_model, Detector)
+            inherit(student, teacher_model)
         if "graph" in method:
             levels = chosen_levels(config, teacher_model, student)
             graph = build_graph_loss(config, teacher_model, student, spec.image_size)
         teacher_model.to(device)
-    objective = Objective(
-        student,
-        levels=levels,
-        graph=graph,
-        kd_weight=config.method.kd_weight if "kd" in method else 0.0,
-        kd_temperature=config.method.kd_temperature,
-    ).to(device)
+    objective: Objective
+    if isinstance(student, Detector):
+        objective = DetectorObjective(student, levels=levels, graph=graph)
+    else:
+        objective = ClassifierObjective(
+            student,
+            levels=levels,
+            graph=graph,
+            kd_weight=config.method.kd_weight if "kd" in method else 0.0,
+            kd_temperature=config.method.kd_temperature,
+        )
+    objective.to(device)
     teacher = Teacher(teacher_model, levels) if teacher_model is not None else None
     # only now, when both models have their taps
     if config.optim.compile:
@@ -286,3 +393,24 @@ class DeployedClassifier(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return class scores."""
         return self.model((images_BCHW - self.mean_1C11) / self.std_1C11)
+
+
+class DeployedDetector(nn.Module):
+    """A detector with its normalisation: images (B, 3, S, S) in 0..1 to detections (B, D, 6).
+
+    Each of the D rows of an image holds the sides of a box x0, y0, x1, y1 in pixels of the input,
+    a score in 0..1 and a label; best first, and -1 throughout where there are fewer.
+    """
+
+    def __init__(self, model_file: ModelFile):
+        super().__init__()
+        self.model = build_from_file(model_file)
+        self._normalise = normaliser(model_file.mean, model_file.std, torch.device("cpu"))
+
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        """Return the detections, on the CPU."""
+        packed_BD6 = torch.full((len(images_BCSS), MOST_DETECTIONS, 6), -1.0)
+        for packed_D6, found in zip(packed_BD6, self.model(self._normalise(images_BCSS))):
+            columns = [found["scores"][:, None], found["labels"][:, None].float()]
+            packed_D6[: len(found["scores"])] = torch.cat([found["boxes"], *columns], dim=1)
+        return packed_BD6

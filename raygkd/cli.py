@@ -101,14 +101,14 @@ def _in_one_line(error: click.ClickException) -> str:
     return f"{text} (try '{context.command_path} --help')" if context is not None else text
 
 
-class _Numbers(click.ParamType):
-    """Numbers of one kind with commas between them.
+class _List(click.ParamType):
+    """Values of one kind with commas between them.
 
     Args:
-        kind: int or float.
+        kind: int, float or str.
     """
 
-    name = "N,N,..."
+    name = "A,B,..."
 
     def __init__(self, kind: type):
         self._kind = kind
@@ -124,7 +124,7 @@ class _Numbers(click.ParamType):
 def _option_type(kind: Any, choices: tuple[str, ...] | None) -> Any:
     base = configuration.base_type(kind)
     if typing.get_origin(base) is tuple:
-        return _Numbers(typing.get_args(base)[0])
+        return _List(typing.get_args(base)[0])
     return click.Choice(choices) if choices else base
 
 
@@ -327,14 +327,37 @@ def data() -> None:
 
 
 @data.command("prepare")
-@click.option("--dataset", required=True, help="digits, cifar10, cifar100 or imagefolder")
+@click.option(
+    "--dataset",
+    required=True,
+    help="digits, cifar10, cifar100, imagefolder, digits-voc, voc or coco",
+)
 @click.option("--data-dir", type=str, help="folder the data set is read from")
-@click.option("--download", is_flag=True, help="fetch cifar10 or cifar100 when it is not there")
+@click.option(
+    "--download", is_flag=True, help="fetch cifar10, cifar100 or voc when it is not there"
+)
+@click.option(
+    "--years",
+    type=_List(str),
+    default="2007,2012",
+    show_default=True,
+    help="voc: whose trainval images are for training",
+)
+@click.option("--classes", type=_List(str), help="boxes of these classes only [default: all]")
+@click.option("--strict", is_flag=True, help="refuse faulty annotations instead of dropping them")
 @click.option("--output", required=True, help="new folder for the shards (s3:// and gs:// work)")
 @click.option("--skip-bad", is_flag=True, help="leave out unreadable images, counted")
 @_JSON
 def data_prepare(
-    dataset: str, data_dir: str | None, download: bool, output: str, skip_bad: bool, as_json: bool
+    dataset: str,
+    data_dir: str | None,
+    download: bool,
+    years: tuple[str, ...],
+    classes: tuple[str, ...] | None,
+    strict: bool,
+    output: str,
+    skip_bad: bool,
+    as_json: bool,
 ) -> None:
     """Turn a data set into Parquet shards."""
     with _only_results_on_stdout() as out:
@@ -347,7 +370,9 @@ def data_prepare(
                 "--dataset parquet: is prepared already, train on it with --data-dir "
                 f"{data_dir or 'PATH'}"
             )
-        source = open_source(dataset, data_dir, download)
+        source = open_source(
+            dataset, data_dir, download, strict=strict, years=years, classes=classes
+        )
         with progress(stderr_console(), "preparing images") as advance:
             summary = prepare(source, output, skip_bad=skip_bad, progress=advance)
         if as_json:

@@ -42,9 +42,17 @@ def option(
 class DataConfig:
     """Which images, and how they reach the model."""
 
-    dataset: str = option("digits", "digits, cifar10, cifar100, imagefolder or parquet")
+    dataset: str = option(
+        "digits",
+        "digits, cifar10, cifar100, imagefolder; for detection digits-voc, voc, coco; or parquet",
+    )
     data_dir: str | None = option(None, "folder (or s3://, gs:// path) the data set is read from")
-    download: bool = option(False, "fetch cifar10 or cifar100 into --data-dir when it is not there")
+    download: bool = option(
+        False, "fetch cifar10, cifar100 or voc into --data-dir when it is not there"
+    )
+    years: tuple[int, ...] = option((2007, 2012), "voc: whose trainval images are for training")
+    classes: tuple[str, ...] | None = option(None, "boxes of these classes only [default: all]")
+    strict: bool = option(False, "refuse faulty annotations instead of dropping them")
     val_fraction: float = option(
         0.1, "share of the training images cut off for validation", above=0.0, below=1.0
     )
@@ -56,13 +64,19 @@ class DataConfig:
     )
     image_size: int | None = option(
         None,
-        "side of the square model input in pixels [default: the data's own, else 224]",
+        "side of the square model input in pixels [default: the data's own, else 224; for "
+        "detection the data's own up to 640]",
         minimum=4,
     )
     augment: str = option(
         "auto",
         "random changes to training images",
-        choices=("auto", "none", "crop", "crop-flip", "resized-crop"),
+        choices=("auto", "none", "crop", "crop-flip", "resized-crop", "jitter", "jitter-flip"),
+    )
+    score: str = option(
+        "auto",
+        "what detectors are ranked by; auto is map for coco, and map50 for others",
+        choices=("auto", "map", "map50"),
     )
     skip_bad: bool = option(False, "skip and count unreadable images instead of stopping")
     cache_mb: int = option(
@@ -80,6 +94,9 @@ class ModelConfig:
     student: str = option("resnet8", "name of a model")
     teacher_epochs: int = option(
         20, "epochs for the teacher that is trained when --teacher is a name", minimum=1
+    )
+    inherit: bool = option(
+        False, "start a detector's neck and head from the teacher's where shapes agree"
     )
 
 
@@ -107,6 +124,12 @@ class MethodConfig:
     alpha: float = option(1.0, "weight of the vertex loss", minimum=0.0)
     beta: float = option(10.0, "weight of the edge loss", minimum=0.0)
     gamma: float = option(1.0, "weight of the spectral loss", minimum=0.0)
+    foreground: float | None = option(
+        None,
+        "share of the vertex loss that lies in the boxes of objects [default: by area]",
+        above=0.0,
+        below=1.0,
+    )
     kd_temperature: float = option(
         4.0, "temperature of the logits in knowledge distillation", above=0.0
     )
@@ -117,12 +140,13 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Stochastic gradient descent and its schedule."""
+    """The optimiser and its schedule."""
 
     epochs: int = option(10, "passes over the training images", minimum=1)
     batch_size: int = option(64, "images per step over all workers together", minimum=1)
+    optimizer: str = option("sgd", "how gradients become steps", choices=("sgd", "adamw"))
     lr: float = option(0.05, "learning rate at its highest", above=0.0)
-    momentum: float = option(0.9, "momentum of SGD", minimum=0.0, below=1.0)
+    momentum: float = option(0.9, "momentum of SGD, first beta of AdamW", minimum=0.0, below=1.0)
     weight_decay: float = option(5e-4, "weight decay", minimum=0.0)
     schedule: str = option(
         "cosine", "how the learning rate falls", choices=("cosine", "multistep", "constant")
@@ -186,6 +210,25 @@ class SearchConfig:
         "YAML file that replaces the search space, an entry is 'lr: {loguniform: [0.02, 0.2]}'",
     )
 
+
+# what suits detectors where nothing else is given; those of digits-voc learn on a CPU
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    dataset: {
+        "teacher": f"fasterrcnn_{teacher}",
+        "student": f"fasterrcnn_{student}",
+        "teacher_epochs": epochs,
+        "optimizer": "adamw",
+        "lr": lr,
+        "batch_size": 8,
+        "warmup_epochs": 0.5,
+        "clip_norm": 10.0,
+    }
+    for dataset, teacher, student, epochs, lr in (
+        ("digits-voc", "resnet18_fpn64", "mobilenet_v3_small_fpn32", 8, 1e-3),
+        ("voc", "resnet50_fpn", "resnet18_fpn", 20, 1e-4),
+        ("coco", "resnet50_fpn", "resnet18_fpn", 20, 1e-4),
+    )
+}
 
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
@@ -282,6 +325,9 @@ def _check_together(config: Config) -> list[str]:
             f"--batch-size {optim.batch_size} cannot be split evenly over --workers "
             f"{cluster.workers}: use a multiple"
         )
+    if not set(config.data.years) <= {2007, 2012}:
+        shown = ",".join(map(str, config.data.years))
+        problems.append(f"--years {shown!r}: must be of 2007 and 2012")
     if 0 < optim.epochs < config.search.grace_period:
         problems.append(
             f"--grace-period {config.search.grace_period}: must be at most --epochs {optim.epochs}"
@@ -321,9 +367,8 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
     ):
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    wanted = names.get(
-        kind, "a list of whole numbers" if kind == tuple[int, ...] else "a list of numbers"
-    )
+    lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
+    wanted = names.get(kind) or lists[typing.get_args(kind)[0]]
     raise ConfigError(f"{flag(name)} {value!r}: must be {wanted}")
 
 
@@ -364,7 +409,8 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
     """Build a Config of a tree of plain values, as YAML gives it.
 
     Args:
-        tree: section -> setting -> value; what is left out has its default.
+        tree: section -> setting -> value; what is left out has its default, which for some
+            settings is the data set's own (``DATASET_DEFAULTS``).
         where: the file, named in errors.
 
     Raises:
@@ -373,10 +419,15 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
     """
     problems = _key_problems(tree, where)
     beyond_limits: list[str] = []
+    data = tree.get("data")
+    dataset = data.get("dataset") if isinstance(data, Mapping) else None
+    defaults = DATASET_DEFAULTS.get(dataset, {}) if isinstance(dataset, str) else {}
     parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, (section, leaf, kind) in settings().items():
         leaves = tree.get(section)
         if not isinstance(leaves, Mapping) or name not in leaves:
+            if name in defaults:
+                parts[section][name] = defaults[name]
             continue
         try:
             parts[section][name] = coerce(name, kind, leaves[name])

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from raygkd.build import ImageSpec
 from raygkd.config import DataConfig, fingerprint
+from raygkd.data import box_transforms
 from raygkd.data.normalisation import channel_statistics
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.plan import shuffled
 from raygkd.data.prepare import prepare
 from raygkd.data.sources import SOURCES, Source, open_source
 from raygkd.data.splits import split_rows
-from raygkd.data.transforms import Transform, build_transform, default_augment
-from raygkd.data.windows import decode_rows
+from raygkd.data.transforms import build_transform, default_augment
+from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import ConfigError, DataError, near
 
 Progress = Callable[[int, int], None]
@@ -28,6 +29,9 @@ Progress = Callable[[int, int], None]
 SIZE_SAMPLE = 256
 STATISTICS_SAMPLE = 2048
 DEFAULT_SIZE = 224
+# of a detector's canvas, a multiple of the coarsest stride of most pyramids
+LARGEST_CANVAS = 640
+STRIDE = 32
 # decoded bytes of a window: below Ray Data's block size, so that a window stays one block
 WINDOW_BYTES = 64 << 20
 MAX_WINDOW_ROWS = 4096
@@ -57,9 +61,9 @@ class Images:
     decoded_bytes: int
     identity: str
 
-    def transform(self, split: str) -> Transform:
+    def transform(self, split: str) -> Sampler:
         """Return what brings an image of a split to the model's size."""
-        return build_transform(self.augment, self.spec.image_size[0], train=split == "train")
+        return _transform(self.table, self.augment, self.spec.image_size[0], train=split == "train")
 
 
 def open_images(
@@ -88,15 +92,14 @@ def open_images(
     )
     rows = {"train": splits.train, "val": splits.val, "test": splits.test}
     sizes = _sizes(table, splits.train, skip_bad=data.skip_bad)
-    uniform = len(np.unique(sizes, axis=0)) == 1
-    side = data.image_size or (int(sizes[0].max()) if uniform else DEFAULT_SIZE)
+    side = data.image_size or _default_side(table, sizes)
     augment = data.augment
     if augment == "auto":
-        augment = default_augment(table.dataset, uniform)
+        augment = _default_augment(table, sizes)
     mean, std = channel_statistics(
         table,
         splits.train,
-        build_transform(augment, side, train=False),
+        _transform(table, augment, side, train=False),
         limit=STATISTICS_SAMPLE,
         skip_bad=data.skip_bad,
     )
@@ -104,7 +107,14 @@ def open_images(
     return Images(
         table=table,
         rows=rows,
-        spec=ImageSpec(class_names=table.class_names, image_size=(side, side), mean=mean, std=std),
+        spec=ImageSpec(
+            class_names=table.class_names,
+            image_size=(side, side),
+            mean=mean,
+            std=std,
+            task=table.task,
+            score=_score(table, data.score),
+        ),
         augment=augment,
         skip_bad=data.skip_bad,
         window_rows=int(np.clip(WINDOW_BYTES // largest, 1, MAX_WINDOW_ROWS)),
@@ -113,6 +123,40 @@ def open_images(
             [table.fingerprint(), side, *(rows[split].tolist() for split in sorted(rows))]
         ),
     )
+
+
+def _is_uniform(sizes: NDArray[np.int64]) -> bool:
+    return len(np.unique(sizes, axis=0)) == 1
+
+
+def _default_side(table: ImageTable, sizes: NDArray[np.int64]) -> int:
+    """Return the side of the model input: the images' own where one side suits them all."""
+    if table.boxes is not None:
+        longest = int(np.ceil(sizes.max() / STRIDE)) * STRIDE
+        return min(longest, LARGEST_CANVAS)
+    return int(sizes[0].max()) if _is_uniform(sizes) else DEFAULT_SIZE
+
+
+def _default_augment(table: ImageTable, sizes: NDArray[np.int64]) -> str:
+    if table.boxes is None:
+        return default_augment(table.dataset, _is_uniform(sizes))
+    return "jitter" if table.dataset == "digits-voc" else "jitter-flip"
+
+
+def _transform(table: ImageTable, augment: str, side: int, *, train: bool) -> Sampler:
+    if table.boxes is None:
+        return build_transform(augment, side, train=train)
+    most = table.boxes.most
+    return box_transforms.build_box_transform(augment, side, train=train, most=most)
+
+
+def _score(table: ImageTable, wanted: str) -> str:
+    """Return what models are ranked by."""
+    if table.boxes is None:
+        return "accuracy"
+    if wanted == "auto":
+        return "map" if table.dataset == "coco" else "map50"
+    return wanted
 
 
 def shards(data: DataConfig, output: Path, progress: Progress | None = None) -> str:
@@ -127,7 +171,14 @@ def shards(data: DataConfig, output: Path, progress: Progress | None = None) -> 
         if data.data_dir is None:
             raise ConfigError("--dataset parquet needs --data-dir: a .parquet file or a folder")
         return data.data_dir
-    source = open_source(data.dataset, data.data_dir, data.download)
+    source = open_source(
+        data.dataset,
+        data.data_dir,
+        data.download,
+        strict=data.strict,
+        years=tuple(map(str, data.years)),
+        classes=data.classes,
+    )
     folder = output / "data" / f"{data.dataset}-{_source_identity(source, data.skip_bad)}"
     if not folder.exists():
         prepare(source, str(folder), skip_bad=data.skip_bad, progress=progress)
@@ -140,7 +191,9 @@ def _source_identity(source: Source, skip_bad: bool) -> str:
     for sample in source.samples:
         stat = os.stat(sample.origin) if os.path.exists(sample.origin) else None
         place = [stat.st_size, stat.st_mtime_ns] if stat else []
-        facts.append([sample.origin, sample.label, sample.split, *place])
+        known = [] if sample.boxes is None else vars(sample.boxes).values()
+        objects = [part.tolist() for part in known]
+        facts.append([sample.origin, sample.label, sample.split, *objects, *place])
     return fingerprint([list(source.class_names), skip_bad, facts])
 
 

@@ -20,7 +20,7 @@ KINDS = {
 _KINDS_OF_TYPE = {int: ("choice", "randint"), float: ("choice", "uniform", "loguniform")}
 # one search is of one method, epochs are ASHA's to spend, and the others change what a run costs
 # and not what it learns
-_FIXED = {"method", "epochs", "seed", "amp", "compile"}
+_FIXED = {"method", "optimizer", "epochs", "seed", "amp", "compile"}
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,21 @@ def searchable() -> list[str]:
     ]
 
 
-def default_space(method: str, channels: Mapping[int, int]) -> tuple[Dimension, ...]:
+def default_space(
+    method: str, channels: Mapping[int, int], *, lr: float = 0.05, detection: bool = False
+) -> tuple[Dimension, ...]:
     """Return the space that is searched unless ``--space`` replaces it.
 
     Args:
         method: what is distilled.
         channels: level -> the teacher's channels, of the levels that both models have.
+        lr: what the learning rate is without a search; it is searched around it.
+        detection: the models are detectors.
     """
-    space = [Dimension("lr", "loguniform", (0.02, 0.2))]
+    around = (float(f"{0.4 * lr:.3g}"), float(f"{4 * lr:.3g}"))
+    space = [Dimension("lr", "loguniform", around)]
     if "graph" in method:
-        levels = sorted(channels)
-        # all subsets of up to four stages; beyond that, the deepest ones
-        subsets = (
-            [s for size in range(1, len(levels) + 1) for s in itertools.combinations(levels, size)]
-            if len(levels) <= 4
-            else [tuple(levels[start:]) for start in range(len(levels))]
-        )
+        subsets = _level_subsets(sorted(channels), detection=detection)
         dims = [2**power for power in range(1, 7) if 2**power < min(channels.values())] or [1]
         space += [
             Dimension("levels", "choice", tuple(list(subset) for subset in subsets)),
@@ -83,6 +82,18 @@ def default_space(method: str, channels: Mapping[int, int]) -> tuple[Dimension, 
     if method == "none":
         space += [Dimension("weight_decay", "loguniform", (1e-5, 5e-3))]
     return tuple(space)
+
+
+def _level_subsets(levels: list[int], *, detection: bool) -> list[tuple[int, ...]]:
+    """Return the sets of levels that are tried.
+
+    All subsets of up to four; of more, the deepest ones of a classifier, and the finest ones of a
+    pyramid, whose coarsest maps have few positions.
+    """
+    sizes = range(1, len(levels) + 1)
+    if len(levels) <= 4:
+        return [subset for size in sizes for subset in itertools.combinations(levels, size)]
+    return [tuple(levels[:size] if detection else levels[-size:]) for size in sizes]
 
 
 def read_space(path: str) -> tuple[Dimension, ...]:

@@ -319,13 +319,14 @@ class Tracker:
     def model(
         self, key: str, model: Any, example_BCHW: np.ndarray, *, register_as: str
     ) -> LoggedModel | None:
-        """Log a torch model, register a version and point the alias "champion" at it.
+        """Log a model, register a version and point the alias "champion" at it.
 
         Returns None, with a warning, if that fails.
 
         Args:
             key: the run.
-            model: a module of images (B, C, H, W) to logits (B, K), on the CPU.
+            model: a module of images (B, C, H, W) to logits (B, K), on the CPU; or the path of a
+                detector's model file, which is loaded by ``raygkd.deployed``.
             example_BCHW: float32 images that the signature and a served model's schema come from.
             register_as: name of the registered model.
         """
@@ -579,9 +580,24 @@ def _log_model(
 
 def _save_model(path: Path, model: Any, example_BCHW: np.ndarray, logged: Any) -> None:
     """Write a folder in MLflow's format for the model that ``logged`` announces."""
+    from mlflow.models import Model
+
+    facts = Model(
+        artifact_path=logged.artifact_location,
+        run_id=logged.source_run_id,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+    )
+    if isinstance(model, Path):
+        _save_detector(path, model, example_BCHW, facts)
+    else:
+        _save_classifier(path, model, example_BCHW, facts)
+
+
+def _save_classifier(path: Path, model: Any, example_BCHW: np.ndarray, facts: Any) -> None:
     import mlflow.pytorch
     import torch
-    from mlflow.models import Model, infer_signature
+    from mlflow.models import infer_signature
 
     # the export takes the number of images for free only where it sees more than one
     example_BCHW = np.resize(example_BCHW, (max(2, len(example_BCHW)), *example_BCHW.shape[1:]))
@@ -590,12 +606,7 @@ def _save_model(path: Path, model: Any, example_BCHW: np.ndarray, logged: Any) -
     mlflow.pytorch.save_model(
         model,
         path,
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location,
-            run_id=logged.source_run_id,
-            model_uuid=logged.model_id,
-            model_id=logged.model_id,
-        ),
+        mlflow_model=facts,
         input_example=example_BCHW,
         signature=infer_signature(example_BCHW, logits_BK),
         # torch.export's graph needs neither pickle nor raygkd where the model is loaded
@@ -604,6 +615,25 @@ def _save_model(path: Path, model: Any, example_BCHW: np.ndarray, logged: Any) -
             f"torch=={torch.__version__.split('+')[0]}",
             f"numpy=={np.__version__}",
         ],
+    )
+
+
+def _save_detector(path: Path, file: Path, example_BCHW: np.ndarray, facts: Any) -> None:
+    import mlflow.pyfunc
+    from mlflow.models import infer_signature
+
+    from raygkd import __version__, deployed
+
+    detections_BD6 = deployed.Predictor(str(file)).predict(example_BCHW)
+    # torchvision's detectors cannot be exported, since the number of their boxes is not known
+    mlflow.pyfunc.save_model(
+        path,
+        loader_module=deployed.__name__,
+        data_path=str(file),
+        mlflow_model=facts,
+        input_example=example_BCHW,
+        signature=infer_signature(example_BCHW, detections_BD6),
+        pip_requirements=[f"raygkd=={__version__}"],
     )
 
 

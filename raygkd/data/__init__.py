@@ -4,6 +4,9 @@ Opening and writing Parquet needs pyarrow and is imported from ``raygkd.data.par
 ``raygkd.data.prepare``.
 """
 
+# enters the data sets with boxes in SOURCES
+import raygkd.data.detection_sources  # noqa: F401
+from raygkd.data.boxes import Boxes, ImageBoxes
 from raygkd.data.inspect import sample_sheet, table_info
 from raygkd.data.loader import PlainStream, rebatch
 from raygkd.data.normalisation import channel_statistics
@@ -17,6 +20,8 @@ __all__ = [
     "KINDS",
     "SOURCES",
     "SPLITS",
+    "Boxes",
+    "ImageBoxes",
     "PlainStream",
     "Sample",
     "Source",

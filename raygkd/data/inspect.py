@@ -1,10 +1,11 @@
 """What is in a table: numbers, and a labelled sheet of sample images.
 
-Shapes: C channels (3), H height, W width.
+Shapes: C channels (3), H height, W width, M boxes.
 """
 
 from __future__ import annotations
 
+import colorsys
 import io
 import os
 import statistics
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from raygkd.data.boxes import Boxes, ImageBoxes
 from raygkd.data.plan import shuffled
 from raygkd.data.splits import SPLITS
 from raygkd.data.windows import decode_rows
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
 
 # of the sheet, in pixels
 TILE = 64
+BOX_TILE = 160
+BOX_ROWS = 5
 GAP = 4
 MARGIN = 16
 TITLE_HEIGHT = 48
 LABEL_WIDTH = 160
-FONT_SIZE, SMALL_FONT_SIZE = 16, 13
+FONT_SIZE, SMALL_FONT_SIZE, BOX_FONT_SIZE = 16, 13, 10
 BACKGROUND, INK, FAINT = "white", "#1a1a1a", "#6b6b6b"
 
 
@@ -46,10 +50,14 @@ def table_info(table: ImageTable, *, sample: int = 256) -> dict[str, Any]:
         name -> split -> images), "sampled" (images looked at), "width" and "height" (each "min",
         "median", "max" in pixels, or empty), "uniform_size" (all sampled images have one size),
         "formats" (name -> images), "bad" (sampled images whose header cannot be read).
+
+        Where there are boxes, "classes" is class name -> "images", "boxes", "difficult", "crowd",
+        and there are also "task" ("detection"), "boxes", "difficult", "crowd" (of all classes) and
+        "boxes_per_image" ("min", "median", "max").
     """
     rows = shuffled(np.arange(len(table)), table.units.first, seed=0)[:sample]
     sizes, formats, bad = _headers(table.read(rows))
-    return {
+    info = {
         "path": table.path,
         "dataset": table.dataset,
         "images": len(table),
@@ -64,35 +72,32 @@ def table_info(table: ImageTable, *, sample: int = 256) -> dict[str, Any]:
         "formats": dict(formats.most_common()),
         "bad": bad,
     }
+    return info if table.boxes is None else info | _box_facts(table.class_names, table.boxes)
 
 
 def sample_sheet(
     table: ImageTable, path_png: str, *, columns: int = 10, max_classes: int = 40
 ) -> None:
-    """Write a PNG with a row of sample images for each class; small images keep their pixels.
+    """Write a PNG of sample images.
 
-    Training images are shown where a class has them. Broken images are left out.
+    It has a row of images for each class, where small ones keep their pixels; or, where there are
+    boxes, five rows of images with their boxes and classes. Training images are shown first.
+    Broken images are left out.
 
     Args:
         table: where the images lie.
         path_png: file to write; replaced at once when the sheet is complete.
-        columns: images of each class.
-        max_classes: rows of the sheet; a line below tells how many classes it leaves out.
+        columns: images in a row.
+        max_classes: rows of the sheet; a line below tells how many classes it leaves out. Without
+            effect where there are boxes.
 
     Raises:
         DataError: the file cannot be written.
     """
-    shown = min(len(table.class_names), max_classes)
-    sheet = _blank_sheet(table, shown, columns)
-    rows = _sample_rows(table, shown, columns)
-    filled: Counter[int] = Counter()
-    for label, image_CHW in zip(
-        table.labels[rows].tolist(), decode_rows(table, rows, skip_bad=True)
-    ):
-        if image_CHW is not None:
-            left = MARGIN + LABEL_WIDTH + filled[label] * (TILE + GAP)
-            sheet.paste(_tile(image_CHW), (left, _top(label)))
-            filled[label] += 1
+    if table.boxes is None:
+        sheet = _class_sheet(table, columns, min(len(table.class_names), max_classes))
+    else:
+        sheet = _box_sheet(table, table.boxes, columns)
     temporary = f"{path_png}.{os.getpid()}.tmp"
     try:
         sheet.save(temporary, "PNG")
@@ -129,12 +134,94 @@ def _class_counts(table: ImageTable) -> dict[str, dict[str, int]]:
     }
 
 
-def _sample_rows(table: ImageTable, classes: int, columns: int) -> NDArray[np.int64]:
-    """Return up to ``columns`` rows of each of the first classes, training rows first."""
+def _box_facts(class_names: tuple[str, ...], boxes: Boxes) -> dict[str, Any]:
+    every, counts = boxes.every, np.diff(boxes.first)
+    image = np.repeat(np.arange(len(boxes)), counts)
+    with_class = np.unique(np.stack([image, every.label]), axis=1)[1]
+    per_class = {
+        "images": with_class,
+        "boxes": every.label,
+        "difficult": every.label[every.difficult],
+        "crowd": every.label[every.crowd],
+    }
+    numbers = {
+        name: np.bincount(labels, minlength=len(class_names)).tolist()
+        for name, labels in per_class.items()
+    }
+    return {
+        "task": "detection",
+        "classes": {
+            name: {key: numbers[key][label] for key in numbers}
+            for label, name in enumerate(class_names)
+        },
+        "boxes": len(every),
+        "difficult": int(every.difficult.sum()),
+        "crowd": int(every.crowd.sum()),
+        "boxes_per_image": _spread(counts.tolist()),
+    }
+
+
+def _mixed_rows(table: ImageTable) -> NDArray[np.int64]:
+    """Return all rows in mixed order, training rows first."""
     mixed = shuffled(np.arange(len(table)), table.units.first, seed=0)
-    mixed = mixed[np.argsort(table.splits[mixed], kind="stable")]
+    return mixed[np.argsort(table.splits[mixed], kind="stable")]
+
+
+def _class_sheet(table: ImageTable, columns: int, classes: int) -> Image.Image:
+    """Return a row of images for each of the first classes."""
+    mixed = _mixed_rows(table)
     labels = table.labels[mixed]
-    return np.concatenate([mixed[labels == label][:columns] for label in range(classes)])
+    rows = np.concatenate([mixed[labels == label][:columns] for label in range(classes)])
+    sheet = _blank_sheet(table, classes, columns)
+    filled: Counter[int] = Counter()
+    for label, image_CHW in zip(
+        table.labels[rows].tolist(), decode_rows(table, rows, skip_bad=True)
+    ):
+        if image_CHW is not None:
+            left = MARGIN + LABEL_WIDTH + filled[label] * (TILE + GAP)
+            sheet.paste(_tile(image_CHW), (left, _top(label)))
+            filled[label] += 1
+    return sheet
+
+
+def _box_sheet(table: ImageTable, boxes: Boxes, columns: int) -> Image.Image:
+    """Return rows of images with their boxes."""
+    rows = _mixed_rows(table)[: columns * BOX_ROWS]
+    lines = -(-len(rows) // columns)
+    width = 2 * MARGIN + columns * (BOX_TILE + GAP) - GAP
+    height = TITLE_HEIGHT + lines * (BOX_TILE + GAP) - GAP + MARGIN
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    _draw_title(sheet, table)
+    place = 0
+    for row, image_CHW in zip(rows, decode_rows(table, rows, skip_bad=True)):
+        if image_CHW is not None:
+            line, column = divmod(place, columns)
+            corner = (MARGIN + column * (BOX_TILE + GAP), TITLE_HEIGHT + line * (BOX_TILE + GAP))
+            sheet.paste(_box_tile(image_CHW, boxes[row], table.class_names), corner)
+            place += 1
+    return sheet
+
+
+def _box_tile(image_CHW: Tensor, boxes: ImageBoxes, class_names: tuple[str, ...]) -> Image.Image:
+    """Return an image with its boxes in the upper left corner of a square."""
+    image = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
+    ratio = BOX_TILE / max(image.size)
+    size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+    tile = Image.new("RGB", (BOX_TILE, BOX_TILE), BACKGROUND)
+    tile.paste(image.resize(size, Image.Resampling.BILINEAR))
+    draw = ImageDraw.Draw(tile)
+    font = ImageFont.load_default(BOX_FONT_SIZE)
+    for (x0, y0, x1, y1), label in zip((boxes.xyxy * ratio).tolist(), boxes.label.tolist()):
+        # hues of consecutive classes are far apart
+        hue = label * 0.618 % 1
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.9, 0.9))
+        colour = (red, green, blue)
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour)
+        # above the box, if there is room
+        place = (x0 + 1, max(0, y0 - BOX_FONT_SIZE))
+        draw.rectangle(draw.textbbox(place, class_names[label], font), fill=colour)
+        draw.text(place, class_names[label], BACKGROUND, font)
+    return tile
 
 
 def _blank_sheet(table: ImageTable, classes: int, columns: int) -> Image.Image:
@@ -143,12 +230,9 @@ def _blank_sheet(table: ImageTable, classes: int, columns: int) -> Image.Image:
     width = 2 * MARGIN + LABEL_WIDTH + columns * (TILE + GAP) - GAP
     height = _top(classes) - GAP + (2 * MARGIN if left_out else MARGIN)
     sheet = Image.new("RGB", (width, height), BACKGROUND)
+    _draw_title(sheet, table)
     draw = ImageDraw.Draw(sheet)
     font, small = (ImageFont.load_default(size) for size in (FONT_SIZE, SMALL_FONT_SIZE))
-    sizes = {split: len(table.rows(split)) for split in SPLITS}
-    splits = ", ".join(f"{split} {size:,}" for split, size in sizes.items() if size)
-    title = f"{table.dataset or os.path.basename(table.path)}: {len(table):,} images ({splits})"
-    draw.text((MARGIN, MARGIN), _shortened(title, width - 2 * MARGIN, font), INK, font)
     counts = np.bincount(table.labels, minlength=len(table.class_names))
     for label, name in enumerate(table.class_names[:classes]):
         middle = _top(label) + TILE // 2
@@ -159,6 +243,15 @@ def _blank_sheet(table: ImageTable, classes: int, columns: int) -> Image.Image:
         note = f"and {left_out:,} more classes"
         draw.text((MARGIN, height - MARGIN), note, FAINT, small, anchor="ls")
     return sheet
+
+
+def _draw_title(sheet: Image.Image, table: ImageTable) -> None:
+    font = ImageFont.load_default(FONT_SIZE)
+    sizes = {split: len(table.rows(split)) for split in SPLITS}
+    splits = ", ".join(f"{split} {size:,}" for split, size in sizes.items() if size)
+    title = f"{table.dataset or os.path.basename(table.path)}: {len(table):,} images ({splits})"
+    title = _shortened(title, sheet.width - 2 * MARGIN, font)
+    ImageDraw.Draw(sheet).text((MARGIN, MARGIN), title, INK, font)
 
 
 def _top(label: int) -> int:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from raygkd.data import plan
+from raygkd.data.boxes import Boxes
 from raygkd.data.plan import Rows
 from raygkd.data.splits import Splits
-from raygkd.data.transforms import Transform
-from raygkd.data.windows import Arrays, load_window
+from raygkd.data.windows import Arrays, Sampler, load_window
 
 if TYPE_CHECKING:
     from raygkd.data.parquet import ImageTable
@@ -67,8 +67,8 @@ class PlainStream:
         self,
         table: ImageTable,
         splits: Splits,
-        train_transform: Transform,
-        eval_transform: Transform,
+        train_transform: Sampler,
+        eval_transform: Sampler,
         *,
         batch_size: int,
         seed: int,
@@ -94,6 +94,11 @@ class PlainStream:
     def bad_images(self) -> int:
         """How many different broken images this rank has met so far."""
         return len(self._bad_rows)
+
+    @property
+    def boxes(self) -> Boxes | None:
+        """The boxes of every image of the table, where it is for detection."""
+        return self.table.boxes
 
     def train_batches(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Yield ``steps_per_epoch`` batches of this rank.
@@ -132,13 +137,13 @@ class PlainStream:
         """Do nothing: what is read ahead lies in the iterators alone."""
 
     def _batches(
-        self, windows: list[Rows], transform: Transform, *, epoch: int, exact: bool
+        self, windows: list[Rows], transform: Sampler, *, epoch: int, exact: bool
     ) -> Iterator[dict[str, Tensor]]:
         loaded = (self._load(rows, transform, epoch, exact) for rows in windows)
         for batch in rebatch(loaded, self.batch_size, drop_last=False):
             yield {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _load(self, rows: Rows, transform: Transform, epoch: int, exact: bool) -> Arrays:
+    def _load(self, rows: Rows, transform: Sampler, epoch: int, exact: bool) -> Arrays:
         window = load_window(
             self.table,
             rows,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raygkd.data.plan import Rows, cut_windows, shuffled
-from raygkd.data.transforms import Transform
-from raygkd.data.windows import load_window
+from raygkd.data.windows import Sampler, load_window
 from raygkd.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ Channels = tuple[float, float, float]
 def channel_statistics(
     table: ImageTable,
     rows: Rows,
-    transform: Transform,
+    transform: Sampler,
     *,
     limit: int = SAMPLED_IMAGES,
     skip_bad: bool = False,

@@ -1,10 +1,11 @@
 """Images in Parquet files, opened as one table whose rows can be read in any order.
 
 A shard, as ``raygkd.data.prepare`` writes it, has the columns image (encoded bytes), label (int32),
-split (string) and origin (string), in row groups of at most 256 rows of one split. The metadata of
-its schema holds a JSON object under ``b"raygkd"``: format version, data set and class names. Its
-footer has the SHA-256 of its images, and the last shard's footer the number of images in all
-shards, so that a folder with a shard missing is known to be incomplete.
+split (string) and origin (string), in row groups of at most 256 rows of one split. For detection it
+has image_id (string) and the columns of ``raygkd.data.box_columns`` instead of label. The metadata
+of its schema holds a JSON object under ``b"raygkd"``: format version, data set, class names and,
+for detection, the task. Its footer has the SHA-256 of its images, and the last shard's footer the
+number of images in all shards, so that a folder with a shard missing is known to be incomplete.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raygkd.data import box_columns
+from raygkd.data.boxes import Boxes
 from raygkd.data.plan import Rows
 from raygkd.data.splits import SPLITS, TEST, TRAIN, VAL
 from raygkd.errors import DataError
@@ -36,12 +40,22 @@ FOREIGN_CLASSES_KEY = b"classes"
 COLUMNS = pa.schema(
     [("image", pa.binary()), ("label", pa.int32()), ("split", pa.string()), ("origin", pa.string())]
 )
+DETECTION_COLUMNS = pa.schema(
+    [
+        ("image", pa.binary()),
+        *box_columns.FIELDS,
+        ("image_id", pa.string()),
+        ("split", pa.string()),
+        ("origin", pa.string()),
+    ]
+)
 
 SPLIT_NAMES = {"train": TRAIN, "val": VAL, "test": TEST, "validation": VAL, "valid": VAL}
 EXPECTED_COLUMNS = (
     "image (binary, or a struct with binary field bytes), label (integer), and optionally split "
     "(string) and origin (string)"
 )
+EXPECTED_DETECTION_COLUMNS = EXPECTED_COLUMNS.replace("label (integer)", box_columns.EXPECTED)
 OPENED_AT_ONCE = 16
 
 
@@ -64,18 +78,21 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class ImageTable:
-    """Labelled images in Parquet files; holds no open file and can be sent to other processes.
+    """Images in Parquet files, each with a label or with boxes.
+
+    It holds no open file and can be sent to other processes.
 
     Attributes:
         path: absolute path or URI that was opened.
         dataset: name that the data set was prepared under; empty for foreign files.
         class_names: name of each class.
-        labels: class of each row, int64 (rows,).
+        labels: class of each row, int64 (rows,); all 0 where there are boxes.
         splits: position in ``SPLITS`` of each row, uint8 (rows,).
         units: the row groups, the smallest pieces that can be read.
         files: paths of the files, without the URI's scheme.
         size_bytes: size of the files.
         content_hash: of the image columns.
+        boxes: the objects of each row; None for classification.
     """
 
     path: str
@@ -87,6 +104,12 @@ class ImageTable:
     files: tuple[str, ...]
     size_bytes: int
     content_hash: str
+    boxes: Boxes | None = None
+
+    @property
+    def task(self) -> Literal["classification", "detection"]:
+        """What the images are for."""
+        return "classification" if self.boxes is None else "detection"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,7 +154,7 @@ class ImageTable:
         return f"{place} ({origins['origin'][row - int(self.units.first[unit])]})"
 
     def fingerprint(self) -> str:
-        """Return a hash of the images, labels, splits and class names, wherever the files lie.
+        """Return a hash of images, labels or boxes, splits and class names, wherever files lie.
 
         Images that were not prepared by raygkd are known by what Parquet tells of them: sizes and,
         where there are, statistics of each row group.
@@ -140,22 +163,28 @@ class ImageTable:
         digest.update(json.dumps(self.class_names).encode())
         digest.update(self.labels.astype("<i8").tobytes())
         digest.update(self.splits.tobytes())
+        if self.boxes is not None:
+            digest.update(self.boxes.first.astype("<i8").tobytes())
+            digest.update(self.boxes.every.xyxy.astype("<f4").tobytes())
+            digest.update(self.boxes.every.label.astype("<i8").tobytes())
+            digest.update(self.boxes.every.difficult.tobytes())
+            digest.update(self.boxes.every.crowd.tobytes())
         return digest.hexdigest()
 
 
 def open_table(path: str) -> ImageTable:
     """Open a folder of shards, or one Parquet file, as a table.
 
-    Foreign files need the columns image and label; without a column split all rows are for
-    training. Class names come from raygkd's metadata, or from a comma-separated list under the key
-    "classes", or are "class-0" and so on. Images are not read.
+    Foreign files need the columns image and label, or image, boxes and labels; without a column
+    split all rows are for training. Class names come from raygkd's metadata, or from a
+    comma-separated list under the key "classes", or are "class-0" and so on. Images are not read.
 
     Args:
         path: a local path, ``s3://`` or ``gs://``.
 
     Raises:
         DataError: nothing there, an incomplete folder, not Parquet, wrong columns, or a null label,
-            a label without a class name or an unknown split (names file and row).
+            a label without a class name, a faulty box or an unknown split (names file and row).
     """
     filesystem, inner = resolve(path)
     infos = _find_files(filesystem, inner, path)
@@ -166,10 +195,12 @@ def open_table(path: str) -> ImageTable:
     labels = np.concatenate([part.labels for part in parts])
     if len(labels) == 0:
         raise DataError(f"no rows in '{path}'")
+    boxes = _all_boxes(parts)
+    highest = labels.max() if boxes is None else boxes.every.label.max(initial=-1)
     return ImageTable(
         path=path if "://" in path else inner,
         dataset=parts[0].dataset,
-        class_names=_common_class_names(parts, int(labels.max())),
+        class_names=_common_class_names(parts, int(highest)),
         labels=labels,
         splits=np.concatenate([part.splits for part in parts]),
         units=_units(parts),
@@ -178,6 +209,7 @@ def open_table(path: str) -> ImageTable:
         content_hash=hashlib.sha256(
             "".join(part.image_hash for part in parts).encode()
         ).hexdigest(),
+        boxes=boxes,
     )
 
 
@@ -203,6 +235,7 @@ class _Part:
     dataset: str
     class_names: tuple[str, ...] | None
     labels: Rows
+    boxes: Boxes | None
     splits: NDArray[np.uint8]
     group_rows: list[int]
     image_hash: str
@@ -249,9 +282,10 @@ def _open_parquet(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pq.P
 def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
     with _open_parquet(filesystem, path) as file:
         schema = file.schema_arrow
-        _check_columns(schema, path)
-        columns = [name for name in ("label", "split") if name in schema.names]
-        table = file.read(columns=columns)
+        is_detection = "boxes" in schema.names and "label" not in schema.names
+        _check_columns(schema, path, is_detection=is_detection)
+        wanted = [*(box_columns.NAMES if is_detection else ["label"]), "split"]
+        table = file.read(columns=[name for name in wanted if name in schema.names])
         footer = file.metadata.metadata or {}
         ours = _own_metadata(footer, path)
         class_names = ours["classes"] if ours else _foreign_class_names(footer)
@@ -259,7 +293,12 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
             path=path,
             dataset=ours["dataset"] if ours else "",
             class_names=tuple(class_names) if class_names is not None else None,
-            labels=_labels(table["label"], class_names, path),
+            labels=(
+                np.zeros(len(table), dtype=np.int64)
+                if is_detection
+                else _labels(table["label"], class_names, path)
+            ),
+            boxes=box_columns.from_columns(table, class_names, path) if is_detection else None,
             splits=_split_codes(table, path),
             group_rows=[
                 file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)
@@ -270,7 +309,7 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
         )
 
 
-def _check_columns(schema: pa.Schema, path: str) -> None:
+def _check_columns(schema: pa.Schema, path: str, *, is_detection: bool) -> None:
     types = {field.name: field.type for field in schema}
     image = types.get("image")
     if image is not None and pa.types.is_struct(image):
@@ -278,14 +317,20 @@ def _check_columns(schema: pa.Schema, path: str) -> None:
     split = types.get("split", pa.string())
     if pa.types.is_dictionary(split):
         split = split.value_type
+    is_labelled = (
+        box_columns.are_box_columns(types)
+        if is_detection
+        else pa.types.is_integer(types.get("label", pa.null()))
+    )
     if not (
         image is not None
         and (pa.types.is_binary(image) or pa.types.is_large_binary(image))
-        and pa.types.is_integer(types.get("label", pa.null()))
+        and is_labelled
         and (pa.types.is_string(split) or pa.types.is_large_string(split))
     ):
         found = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none"
-        raise DataError(f"'{path}' has the columns {found}; expected {EXPECTED_COLUMNS}")
+        expected = EXPECTED_DETECTION_COLUMNS if is_detection else EXPECTED_COLUMNS
+        raise DataError(f"'{path}' has the columns {found}; expected {expected}")
 
 
 def _own_metadata(footer: dict[bytes, bytes], path: str) -> dict | None:
@@ -359,6 +404,21 @@ def _check_complete(parts: list[_Part], path: str) -> None:
             f"'{path}' is incomplete: its shards hold {rows} images and should hold {wanted}; "
             "copy or prepare it again"
         )
+
+
+def _all_boxes(parts: list[_Part]) -> Boxes | None:
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    if boxes and len(boxes) < len(parts):
+        with_boxes, without = (
+            next(part.path for part in parts if (part.boxes is None) == is_without)
+            for is_without in (False, True)
+        )
+        raise DataError(f"'{with_boxes}' has boxes and '{without}' has labels: keep one kind")
+    if not boxes:
+        return None
+    counts = np.concatenate([np.diff(one.first) for one in boxes])
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Boxes(first, Boxes.of([one.every for one in boxes]).every)
 
 
 def _common_class_names(parts: list[_Part], highest_label: int) -> tuple[str, ...]:

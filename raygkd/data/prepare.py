@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +17,10 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from raygkd.data import box_columns
 from raygkd.data.parquet import (
     COLUMNS,
+    DETECTION_COLUMNS,
     DIGEST_KEY,
     FORMAT_VERSION,
     METADATA_KEY,
@@ -30,6 +33,7 @@ from raygkd.data.splits import SPLITS
 from raygkd.data.transforms import decode
 from raygkd.errors import DataError
 
+COMPRESSED = ("label", "image_id", "split", "origin")
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 32 << 20
 SHARD_BYTES = 128 << 20
@@ -39,6 +43,8 @@ BAD_EXAMPLES = 5
 ORDER_SEED = 0
 
 Progress = Callable[[int, int], None]
+
+_log = logging.getLogger("raygkd.data")
 
 
 def prepare(
@@ -53,7 +59,8 @@ def prepare(
 
     Every image is decoded once to check it. A local destination appears when it is complete and
     not before. An object store cannot rename a folder: a write that is broken off there leaves
-    shards without a last one, which ``open_table`` refuses.
+    shards without a last one, which ``open_table`` refuses. What the source leaves out for faulty
+    annotations is logged as warnings.
 
     Args:
         source: what to write.
@@ -65,12 +72,14 @@ def prepare(
     Returns:
         "path", "dataset", "classes" (their number), "images" (written), "splits" (name -> images),
         "bad" (images left out), "bad_examples" (the first few, with reasons), "shards", "bytes"
-        (of the encoded images).
+        (of the encoded images); for detection also "boxes" (written) and "warnings" (the source's).
 
     Raises:
         DataError: a broken image without ``skip_bad`` (names its path), no good image, or a
             destination that is not empty or cannot be written.
     """
+    for warning in source.warnings:
+        _log.warning(warning)
     filesystem, target = resolve(destination)
     with _writing(destination):
         _refuse_existing(filesystem, target, destination)
@@ -87,7 +96,7 @@ def prepare(
         if filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory:
             filesystem.delete_dir(folder)
         raise
-    return {
+    summary = {
         "path": destination,
         "dataset": source.name,
         "classes": len(source.class_names),
@@ -98,6 +107,9 @@ def prepare(
         "shards": writer.shards,
         "bytes": writer.bytes,
     }
+    if source.task == "detection":
+        summary |= {"boxes": writer.boxes, "warnings": list(source.warnings)}
+    return summary
 
 
 @contextlib.contextmanager
@@ -183,10 +195,12 @@ class _ShardWriter:
     ):
         self.shards = 0
         self.bytes = 0
+        self.boxes = 0
         self._filesystem = filesystem
         self._folder = folder
         self._shard_bytes = shard_bytes
-        self._schema = COLUMNS.with_metadata({METADATA_KEY: _metadata(source)})
+        columns = DETECTION_COLUMNS if source.task == "detection" else COLUMNS
+        self._schema = columns.with_metadata({METADATA_KEY: _metadata(source)})
         self._shard: Any = None  # pq.ParquetWriter of the shard that is open
         self._digest = hashlib.sha256()
         self._bytes_in_shard = 0
@@ -210,14 +224,13 @@ class _ShardWriter:
             or self._group[-1]["split"] != sample.split
         ):
             self._write_group()
-        self._group.append(
-            {
-                "image": image,
-                "label": sample.label,
-                "split": sample.split,
-                "origin": sample.origin,
-            }
-        )
+        row: dict[str, Any] = {"image": image, "split": sample.split, "origin": sample.origin}
+        if sample.boxes is None:
+            row["label"] = sample.label
+        else:
+            row |= {"image_id": sample.image_id, **box_columns.to_columns(sample.boxes)}
+            self.boxes += len(sample.boxes)
+        self._group.append(row)
         self._bytes_in_group += len(image)
 
     def finish(self) -> None:
@@ -248,7 +261,7 @@ class _ShardWriter:
             path,
             self._schema,
             filesystem=self._filesystem,
-            compression={"image": "NONE", "label": "ZSTD", "split": "ZSTD", "origin": "ZSTD"},
+            compression={"image": "NONE"} | dict.fromkeys(COMPRESSED, "ZSTD"),
             use_dictionary=["split"],
             write_statistics=["label", "split"],
         )
@@ -265,4 +278,6 @@ def _metadata(source: Source) -> bytes:
         "dataset": source.name,
         "classes": list(source.class_names),
     }
+    if source.task == "detection":
+        facts["task"] = "detection"
     return json.dumps(facts).encode()

@@ -1,22 +1,28 @@
-"""The data sets that can be turned into Parquet shards: their images, labels and splits."""
+"""The data sets that can be turned into Parquet shards: their images, labels and splits.
+
+Those with boxes are in ``raygkd.data.detection_sources``.
+
+Shapes: B images, H height, W width.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raygkd.data.boxes import ImageBoxes
 from raygkd.data.seeds import generator
 from raygkd.data.splits import choose
-from raygkd.errors import ConfigError, DataError
+from raygkd.errors import ConfigError, DataError, near
 from raygkd.registry import Registry
 
 IMAGE_SUFFIXES = (
@@ -25,59 +31,149 @@ IMAGE_SUFFIXES = (
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SEED = 0
+VOC_YEARS = ("2007", "2012")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled image that is not read yet.
+    """One image that is not read yet, with its label or its boxes.
 
     Attributes:
-        label: position in the class names.
+        label: position in the class names; 0 where there are boxes.
         split: "train", "val" or "test".
         origin: the file's path, or the data set and its index; shown in errors.
         read: returns the encoded image (PNG, JPEG...); OSError where the file cannot be read.
+        boxes: its objects, all of them inside the upright image; None for classification.
+        image_id: name or number of an image with boxes in its data set.
     """
 
     label: int
     split: str
     origin: str
     read: Callable[[], bytes]
+    boxes: ImageBoxes | None = None
+    image_id: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its name, its class names, and its images in any order."""
+    """A data set.
+
+    Attributes:
+        name: as it was asked for.
+        class_names: name of each class.
+        samples: its images in any order; all have boxes, or none has.
+        warnings: what was wrong with its annotations and is left out, a line a kind.
+    """
 
     name: str
     class_names: tuple[str, ...]
     samples: Sequence[Sample]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> Literal["classification", "detection"]:
+        """What its images are for."""
+        boxes = self.samples[0].boxes if self.samples else None
+        return "classification" if boxes is None else "detection"
 
 
-Opener = Callable[[Path | None, bool], Source]
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """How a data set is opened; see ``open_source``."""
+
+    data_dir: Path | None
+    download: bool
+    strict: bool
+    years: tuple[str, ...]
+
+
+Opener = Callable[[SourceOptions], Source]
 SOURCES: Registry[Opener] = Registry("dataset")
 
 
-def open_source(name: str, data_dir: str | Path | None = None, download: bool = False) -> Source:
+def open_source(
+    name: str,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    *,
+    strict: bool = False,
+    years: tuple[str, ...] = VOC_YEARS,
+    classes: Sequence[str] | None = None,
+) -> Source:
     """Return a data set whose images are read later, one by one.
 
     Args:
-        name: one of ``SOURCES``: digits, cifar10, cifar100, imagefolder.
-        data_dir: folder that holds the files; the digits need none.
-        download: fetch the files of cifar10 or cifar100 into ``data_dir`` when they are missing.
+        name: one of ``SOURCES``: digits, cifar10, cifar100, imagefolder, and with boxes voc, coco,
+            digits-voc.
+        data_dir: folder that holds the files; digits and digits-voc need none.
+        download: fetch the files of cifar10, cifar100 or voc into ``data_dir`` when they are
+            missing.
+        strict: refuse faulty annotations of boxes instead of dropping them.
+        years: of Pascal VOC, to train on; "2007" and "2012".
+        classes: names of the classes whose boxes are kept; None for all.
 
     Raises:
-        ConfigError: an unknown name, or a folder that is needed and not given.
-        DataError: the folder does not hold what the data set needs.
+        ConfigError: an unknown name, year or class, or a folder that is needed and not given.
+        DataError: the folder does not hold what the data set needs, or a faulty annotation in
+            strict mode.
     """
-    return SOURCES.get(name)(Path(data_dir).expanduser() if data_dir else None, download)
+    options = SourceOptions(
+        data_dir=Path(data_dir).expanduser() if data_dir else None,
+        download=download,
+        strict=strict,
+        years=years,
+    )
+    source = SOURCES.get(name)(options)
+    return source if classes is None else _of_classes(source, classes)
 
 
-@SOURCES.register("digits")
-def _digits(data_dir: Path | None, download: bool) -> Source:
-    """Handwritten digits, 8x8 grey (Alpaydin and Kaynak 1998); a fifth of them is the test."""
-    from sklearn.datasets import load_digits
+def _of_classes(source: Source, classes: Sequence[str]) -> Source:
+    """Return a data set with the boxes of some classes; the images stay, also those without."""
+    if source.task != "detection":
+        raise ConfigError(f"--classes: {source.name} has no boxes to choose from; leave it out")
+    for name in classes:
+        if name not in source.class_names:
+            known = ", ".join(source.class_names)
+            raise ConfigError(
+                f"--classes {name!r}: no class of {source.name}{near(name, source.class_names)} "
+                f"(known: {known})"
+            )
+    kept = [name for name in source.class_names if name in classes]
+    if not kept:
+        raise ConfigError("--classes: name at least one class")
+    new_label = np.array(
+        [kept.index(name) if name in kept else -1 for name in source.class_names], np.int64
+    )
 
-    digits = load_digits()
+    def cut(boxes: ImageBoxes) -> ImageBoxes:
+        label = new_label[boxes.label]
+        return replace(boxes, label=label).keep(label >= 0)
+
+    samples = [replace(s, boxes=cut(s.boxes)) for s in source.samples if s.boxes is not None]
+    return replace(source, class_names=tuple(kept), samples=samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """Handwritten digits, 8x8 grey (Alpaydin and Kaynak 1998).
+
+    Attributes:
+        images_BHW: uint8 (B, 8, 8).
+        label: the digit (B,).
+        is_test: a fifth of them, stratified (B,).
+    """
+
+    images_BHW: NDArray[np.uint8]
+    label: NDArray[np.int64]
+    is_test: NDArray[np.bool_]
+
+
+def load_digits() -> Digits:
+    """Return the digits that scikit-learn brings."""
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
     images_BHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     test = choose(
         np.arange(len(images_BHW)),
@@ -85,38 +181,46 @@ def _digits(data_dir: Path | None, download: bool) -> Source:
         round(DIGITS_TEST_FRACTION * len(images_BHW)),
         rng=generator(DIGITS_SEED),
     )
-    splits = np.full(len(images_BHW), "train", dtype=object)
-    splits[test] = "test"
+    is_test = np.zeros(len(images_BHW), dtype=bool)
+    is_test[test] = True
+    return Digits(images_BHW, digits.target.astype(np.int64), is_test)
+
+
+@SOURCES.register("digits")
+def _digits(options: SourceOptions) -> Source:
+    digits = load_digits()
     samples = [
-        _array_sample(image_HW, int(label), split, f"digits {index}")
-        for index, (image_HW, label, split) in enumerate(zip(images_BHW, digits.target, splits))
+        _array_sample(image_HW, int(label), "test" if is_test else "train", f"digits {index}")
+        for index, (image_HW, label, is_test) in enumerate(
+            zip(digits.images_BHW, digits.label, digits.is_test)
+        )
     ]
-    return Source("digits", tuple(str(name) for name in digits.target_names), samples)
+    return Source("digits", tuple("0123456789"), samples)
 
 
 @SOURCES.register("cifar10")
-def _cifar10(data_dir: Path | None, download: bool) -> Source:
+def _cifar10(options: SourceOptions) -> Source:
     from torchvision.datasets import CIFAR10
 
-    return _cifar("cifar10", CIFAR10, data_dir, download)
+    return _cifar("cifar10", CIFAR10, options)
 
 
 @SOURCES.register("cifar100")
-def _cifar100(data_dir: Path | None, download: bool) -> Source:
+def _cifar100(options: SourceOptions) -> Source:
     from torchvision.datasets import CIFAR100
 
-    return _cifar("cifar100", CIFAR100, data_dir, download)
+    return _cifar("cifar100", CIFAR100, options)
 
 
-def _cifar(name: str, loader: Any, data_dir: Path | None, download: bool) -> Source:
+def _cifar(name: str, loader: Any, options: SourceOptions) -> Source:
     """Photographs of 32x32 pixels (Krizhevsky 2009), with the test split they come with."""
-    root = _given(name, data_dir)
+    root = needed_folder(name, options)
     samples: list[Sample] = []
     for split in ("train", "test"):
         try:
-            data = loader(root, train=split == "train", download=download)
+            data = loader(root, train=split == "train", download=options.download)
         except (OSError, RuntimeError) as error:
-            if download:
+            if options.download:
                 raise DataError(f"{name} cannot be downloaded into '{root}': {error}") from error
             raise DataError(
                 f"no complete {loader.base_folder} in '{root}': give the folder that holds it as "
@@ -130,11 +234,9 @@ def _cifar(name: str, loader: Any, data_dir: Path | None, download: bool) -> Sou
 
 
 @SOURCES.register("imagefolder")
-def _imagefolder(data_dir: Path | None, download: bool) -> Source:
+def _imagefolder(options: SourceOptions) -> Source:
     """Any tree of a folder per class, with or without folders train, val and test above them."""
-    root = _given("imagefolder", data_dir)
-    if not root.is_dir():
-        raise DataError(f"no folder '{root}': give an existing one as --data-dir")
+    root = existing_folder("imagefolder", options)
     labels: dict[str, int] = {}
     samples: list[Sample] = []
     for split, parent in _split_folders(root).items():
@@ -150,18 +252,27 @@ def _imagefolder(data_dir: Path | None, download: bool) -> Source:
     return Source("imagefolder", tuple(labels), samples)
 
 
-def _given(name: str, data_dir: Path | None) -> Path:
-    if data_dir is None:
+def needed_folder(name: str, options: SourceOptions) -> Path:
+    """Return the folder of a data set that needs one; ConfigError where it is not given."""
+    if options.data_dir is None:
         raise ConfigError(f"--dataset {name} needs --data-dir, the folder with its files")
-    return data_dir
+    return options.data_dir
+
+
+def existing_folder(name: str, options: SourceOptions) -> Path:
+    """Return a data set's folder; DataError where there is no such folder."""
+    root = needed_folder(name, options)
+    if not root.is_dir():
+        raise DataError(f"no folder '{root}': give an existing one as --data-dir")
+    return root
 
 
 def _array_sample(pixels: NDArray[np.uint8], label: int, split: str, origin: str) -> Sample:
-    return Sample(label, split, origin, partial(_encode_png, pixels))
+    return Sample(label, split, origin, partial(encode_png, pixels))
 
 
-def _encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode grey (H, W) or colour (H, W, 3) pixels."""
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a PNG of grey (H, W) or colour (H, W, 3) pixels."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torchvision.io
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -102,6 +103,18 @@ class Transform:
         if self.kind in ("crop", "crop-flip"):
             image_CSS = _padded_crop(image_CSS, draw)
         return _flip(image_CSS, draw) if self.kind == "crop-flip" else image_CSS
+
+    def blank(self) -> dict[str, NDArray]:
+        """Return a sample of a black image without a label."""
+        size = self.image_size
+        return {"image": np.zeros((3, size, size), np.uint8), "label": np.array(-1)}
+
+    def sample(
+        self, image_CHW: Tensor, label: int, *, seed: int, epoch: int, row: int
+    ) -> dict[str, NDArray]:
+        """Return the arrays of one image: "image" uint8 (3, S, S) and "label" int64."""
+        image_CSS = self(image_CHW, seed=seed, epoch=epoch, row=row)
+        return {"image": image_CSS.numpy(), "label": np.array(label)}
 
 
 def build_transform(kind: str, image_size: int, *, train: bool) -> Transform:

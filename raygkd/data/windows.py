@@ -3,27 +3,40 @@
 A Ray task, a plain loop and a cache of decoded images get equal results, because all of them go
 through ``transform_window`` and nothing in it depends on who calls it, or when.
 
-Shapes: N rows of a window, C channels (3), H height, W width, S side of the square model input.
+Shapes: N rows of a window, C channels (3), H height, W width, S side of the square model input,
+K most boxes of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raygkd.data.boxes import ImageBoxes
 from raygkd.data.plan import Rows
-from raygkd.data.transforms import Transform, decode
+from raygkd.data.transforms import decode
 from raygkd.errors import DataError
 
 if TYPE_CHECKING:
     from raygkd.data.parquet import ImageTable
 
 Arrays = dict[str, NDArray]
+Targets = Sequence[ImageBoxes] | NDArray[np.int64]
+
+
+class Sampler(Protocol):
+    """Turns an image and what is known of it into arrays, all of one shape in every sample."""
+
+    def blank(self) -> Arrays:
+        """Return a sample that stands for no image."""
+
+    def sample(self, image_CHW: Tensor, target: Any, *, seed: int, epoch: int, row: int) -> Arrays:
+        """Return the arrays of an image uint8 (3, H, W) and its label, or its boxes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +44,8 @@ class Window:
     """A window that is ready for batching.
 
     Attributes:
-        arrays: "image" uint8 (N, 3, S, S), "label" int64 (N,), "row" int64 (N,).
+        arrays: "image" uint8 (N, 3, S, S), "row" int64 (N,), and for classification "label" int64
+            (N,), for detection "boxes" float32 (N, K, 4), "classes" int64 (N, K), "ratio" (N,).
         bad_rows: rows whose image could not be decoded (int64).
     """
 
@@ -42,7 +56,7 @@ class Window:
 def load_window(
     table: ImageTable,
     rows: Rows,
-    transform: Transform,
+    transform: Sampler,
     *,
     seed: int,
     epoch: int,
@@ -65,8 +79,15 @@ def load_window(
     """
     images = decode_rows(table, rows, skip_bad=skip_bad)
     return transform_window(
-        images, rows, table.labels[rows], transform, seed=seed, epoch=epoch, exact=exact
+        images, rows, targets_of(table, rows), transform, seed=seed, epoch=epoch, exact=exact
     )
+
+
+def targets_of(table: ImageTable, rows: Rows) -> Targets:
+    """Return what is known of the images of rows: their labels, or their boxes."""
+    if table.boxes is None:
+        return table.labels[rows]
+    return [table.boxes[row] for row in rows]
 
 
 def decode_rows(table: ImageTable, rows: Rows, *, skip_bad: bool) -> Iterator[Tensor | None]:
@@ -89,8 +110,8 @@ def decode_rows(table: ImageTable, rows: Rows, *, skip_bad: bool) -> Iterator[Te
 def transform_window(
     images: Iterable[Tensor | None],
     rows: Rows,
-    labels: NDArray[np.int64],
-    transform: Transform,
+    targets: Targets,
+    transform: Sampler,
     *,
     seed: int,
     epoch: int,
@@ -101,7 +122,7 @@ def transform_window(
     Args:
         images: uint8 (3, H, W) for each row, None for a broken one; may be an iterator.
         rows: row numbers (N,).
-        labels: their classes (N,).
+        targets: label or ImageBoxes of each (N,).
         transform: brings each image to the model's size.
         seed: of the run.
         epoch: number of the epoch.
@@ -112,15 +133,17 @@ def transform_window(
     Raises:
         DataError: ``exact``, and every image is broken.
     """
-    size = transform.image_size
-    images_NCSS = np.empty((len(rows), 3, size, size), dtype=np.uint8)
+    # copies: what a Ray task gets is read-only, and a batch must not be
+    arrays: Arrays = {"row": np.array(rows)}
+    for name, value in transform.blank().items():
+        arrays[name] = np.empty((len(rows), *value.shape), value.dtype)
     is_good = np.zeros(len(rows), dtype=bool)
     for index, (row, image_CHW) in enumerate(zip(rows.tolist(), images, strict=True)):
         if image_CHW is not None:
-            images_NCSS[index] = transform(image_CHW, seed=seed, epoch=epoch, row=row).numpy()
+            sample = transform.sample(image_CHW, targets[index], seed=seed, epoch=epoch, row=row)
+            for name, value in sample.items():
+                arrays[name][index] = value
             is_good[index] = True
-    # copies: what a Ray task gets is read-only, and a batch must not be
-    arrays: Arrays = {"image": images_NCSS, "label": np.array(labels), "row": np.array(rows)}
     bad_rows = rows[~is_good]
     if len(bad_rows):
         taken = _next_good(is_good) if exact else np.flatnonzero(is_good)

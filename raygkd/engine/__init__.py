@@ -1,12 +1,24 @@
 """Training: one step, the loop over epochs, and the state it can be resumed from."""
 
 from raygkd.engine.loop import Training, fit
-from raygkd.engine.objective import Objective, Teacher, TeacherOutput
+from raygkd.engine.objective import (
+    ClassifierObjective,
+    DetectorObjective,
+    Objective,
+    Teacher,
+    TeacherOutput,
+)
 from raygkd.engine.state import read_checkpoint, restore, save_checkpoint
 from raygkd.engine.step import check_terms, training_step
+from raygkd.engine.tasks import Classification, Detection, Task
 
 __all__ = [
+    "Classification",
+    "ClassifierObjective",
+    "Detection",
+    "DetectorObjective",
     "Objective",
+    "Task",
     "Teacher",
     "TeacherOutput",
     "Training",

@@ -1,6 +1,6 @@
 """The loop over epochs. It calls no framework: data, ranks and the reporter are given to it.
 
-Shapes: B batch, C channels, H height, W width, K classes.
+Shapes: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from raygkd.data.boxes import Boxes
 from raygkd.engine.distributed import all_sum, share_buffers
 from raygkd.engine.objective import Objective, Teacher
 from raygkd.engine.step import check_terms, training_step
+from raygkd.engine.tasks import Task
 from raygkd.errors import Diverged
-from raygkd.metrics import ClassificationMeter
 
 Normalise = Callable[[Tensor], Tensor]
 
@@ -34,8 +35,12 @@ class Stream(Protocol):
     def bad_images(self) -> int:
         """How many different broken images this rank has met so far."""
 
+    @property
+    def boxes(self) -> Boxes | None:
+        """The boxes of every image of the table, where it is for detection."""
+
     def train_batches(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
-        """Yield ``steps_per_epoch`` batches of "image" uint8 (B, C, H, W) and "label" (B,)."""
+        """Yield ``steps_per_epoch`` batches: "image" uint8 (B, C, H, W) and the task's targets."""
 
     def eval_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
         """Yield this rank's share of a split; the shares hold every image exactly once."""
@@ -49,6 +54,7 @@ class Training:
     """Everything one rank of a run owns.
 
     Attributes:
+        task: what is learnt.
         objective: student, adapters and losses.
         parallel: the objective, wrapped by DDP where there are several ranks.
         teacher: the frozen model, or None.
@@ -59,6 +65,7 @@ class Training:
         amp: dtype of autocast, or None.
     """
 
+    task: Task
     objective: Objective
     parallel: nn.Module
     teacher: Teacher | None
@@ -69,7 +76,6 @@ class Training:
     normalise: Normalise
     teacher_normalise: Normalise
     device: torch.device
-    num_classes: int
     epochs: int
     seed: int
     rank: int = 0
@@ -78,10 +84,10 @@ class Training:
     config: str = ""
     epoch: int = 0
 
-    def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return images as float (B, C, H, W) in 0..1 and labels (B,) on the device."""
+    def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        """Return images as float (B, C, H, W) in 0..1 and the task's targets, on the device."""
         images_BCHW = batch["image"].to(self.device, non_blocking=True)
-        return images_BCHW.float().div_(255.0), batch["label"].to(self.device, non_blocking=True)
+        return images_BCHW.float().div_(255.0), self.task.targets(batch, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the mixed-precision context of a forward pass."""
@@ -91,7 +97,8 @@ class Training:
         """Train one epoch and score the validation split; return the epoch's metrics.
 
         The metrics are "epoch" (from 1), "train_loss" (the weighted sum), "loss_NAME" for every
-        unweighted term, "train_accuracy", "val_score" and "val_loss", "lr" (of the next step),
+        unweighted term, what the task measures in training ("train_accuracy"), "val_score" and the
+        other measures of the validation split ("val_loss"), "lr" (of the next step),
         "epoch_seconds", "images_per_second" (training only, all ranks together), "bad_images"; the
         first epoch has "gradient_NAME" too, what ``check_terms`` returns. They are equal on every
         rank, but for the times, which each rank measures.
@@ -116,15 +123,15 @@ class Training:
     def _train_epoch(self) -> dict[str, float]:
         # the state of the generator is a function of (seed, epoch, rank), whatever ran before
         torch.manual_seed(hash_seed(self.seed, self.epoch, self.rank))
-        meter = ClassificationMeter(self.num_classes, device=self.device)
+        meter = self.task.meter(self.device)
         sums: dict[str, Tensor] = {}
         gradient_norms: dict[str, float] = {}
         self.objective.train()
         for batch in self.stream.train_batches(self.epoch):
             if self.epoch == 0 and not sums:
                 gradient_norms = check_terms(self, batch)
-            terms, logits_BK = training_step(self, batch)
-            meter.update(logits_BK, batch["label"].to(self.device))
+            terms, output = training_step(self, batch)
+            meter.update(output, batch)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.double()
         names = list(sums)
@@ -135,55 +142,26 @@ class Training:
         broken = [name for name, mean in means.items() if not abs(mean) < float("inf")]
         if broken:
             raise Diverged(broken[0], self.epoch + 1)
-        meter.reduce(all_sum)
-        scores = meter.compute()
         return {
             "train_loss": means.pop("total"),
             **{f"loss_{name}": mean for name, mean in means.items()},
             **{f"gradient_{name}": norm for name, norm in gradient_norms.items()},
-            "train_accuracy": scores["accuracy"],
-            "images": scores["count"],
+            **meter.compute(),
             "bad_images": bad_images,
         }
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:
-        """Return "score" (top-1 accuracy), "loss" and, beyond 5 classes, "top5" of a split."""
+        """Return the numbers that ``Task.score`` does, of the student on a split."""
         student = self.objective.student
         share_buffers(student)
         student.eval()
-        scores = score_classifier(
-            student, self.stream.eval_batches(split), self.num_classes, self._eval_input
-        )
+        scores = self.task.score(student, self.stream.eval_batches(split), self._eval_inputs)
         student.train()
-        return scores
+        return {name: value for name, value in scores.items() if isinstance(value, float)}
 
-    def _eval_input(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        images_BCHW, labels_B = self.to_device(batch)
-        return self.normalise(images_BCHW), labels_B
-
-
-@torch.no_grad()
-def score_classifier(
-    model: nn.Module,
-    batches: Iterator[Mapping[str, Tensor]],
-    num_classes: int,
-    prepare: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]],
-) -> dict[str, float]:
-    """Return "score", "loss" and "top5" of a classifier over batches, summed over all ranks.
-
-    ``prepare`` turns a batch into the model's input and labels on its device.
-    """
-    meter: ClassificationMeter | None = None
-    for batch in batches:
-        images_BCHW, labels_B = prepare(batch)
-        meter = meter or ClassificationMeter(num_classes, device=images_BCHW.device)
-        meter.update(model(images_BCHW), labels_B)
-    meter = meter or ClassificationMeter(num_classes, device=next(model.parameters()).device)
-    meter.reduce(all_sum)
-    scores = meter.compute()
-    keep = {"score": scores["accuracy"], "loss": scores["loss"]}
-    return keep | ({"top5": scores["top5"]} if "top5" in scores else {})
+    def _eval_inputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self.normalise(self.to_device(batch)[0])
 
 
 def hash_seed(seed: int, epoch: int, rank: int) -> int:

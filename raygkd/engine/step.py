@@ -1,13 +1,13 @@
 """One optimiser step, and the check before the first that every loss term reaches the student.
 
-Shapes: B batch, C channels, H height, W width, K classes, T loss terms.
+Shapes: B batch, C channels, H height, W width, T loss terms.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +20,18 @@ if TYPE_CHECKING:
     from raygkd.engine.loop import Training
 
 
-def training_step(
-    training: Training, batch: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], Tensor]:
+def training_step(training: Training, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
     """Change the student by one batch.
 
     Args:
         training: the run; its objective's parameters and optimiser change in place.
-        batch: "image" uint8 (B, C, H, W) and "label" int64 (B,).
+        batch: "image" uint8 (B, C, H, W) and the arrays of the task's targets.
 
     Returns:
-        The unweighted loss terms and their weighted sum "total" (scalars), and the logits (B, K),
-        all detached.
+        The unweighted loss terms and their weighted sum "total" (scalars), and the objective's
+        output for the training meter, all detached.
     """
-    terms, logits_BK = _forward(training, training.parallel, batch)
+    terms, output = _forward(training, training.parallel, batch)
     training.optimizer.zero_grad(set_to_none=True)
     total = training.objective.total(terms)
     training.scaler.scale(total).backward()
@@ -44,18 +42,18 @@ def training_step(
     training.scaler.update()
     training.schedule.step()
     values = {name: term.detach() for name, term in terms.items()}
-    return values | {"total": total.detach()}, logits_BK.detach()
+    return values | {"total": total.detach()}, output
 
 
 def _forward(
     training: Training, model: nn.Module, batch: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], Tensor]:
-    images_BCHW, labels_B = training.to_device(batch)
+) -> tuple[dict[str, Tensor], Any]:
+    images_BCHW, targets = training.to_device(batch)
     with training.autocast():
         teacher = None
         if training.teacher is not None:
             teacher = training.teacher(training.teacher_normalise(images_BCHW))
-        return model(training.normalise(images_BCHW), labels_B, teacher)
+        return model(training.normalise(images_BCHW), targets, teacher)
 
 
 def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, float]:

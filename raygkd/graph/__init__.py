@@ -1,12 +1,18 @@
 """Feature maps -> quantities of their channels relational graph (arXiv 2405.08547)."""
 
 from raygkd.graph.adjacency import adjacency, normalised_channels
-from raygkd.graph.attention import ATTENTION_MODES, attention_masks, relational_attention
+from raygkd.graph.attention import (
+    ATTENTION_MODES,
+    attention_masks,
+    foreground_weights,
+    relational_attention,
+)
 from raygkd.graph.checks import (
     choice_problem,
     dimension_problem,
     require,
     shape_problem,
+    share_problem,
     temperature_problem,
 )
 from raygkd.graph.precision import full_precision
@@ -26,6 +32,7 @@ __all__ = [
     "choice_problem",
     "deflated_factor",
     "dimension_problem",
+    "foreground_weights",
     "full_precision",
     "nontrivial_pairs",
     "normalised_channels",
@@ -33,6 +40,7 @@ __all__ = [
     "relational_attention",
     "require",
     "shape_problem",
+    "share_problem",
     "spectral_embedding",
     "temperature_problem",
 ]

@@ -1,15 +1,20 @@
-"""Where the teacher looks: weights of positions, channels and pairs of channels.
+"""Where to look: weights of positions, channels and pairs of channels.
 
-Shape letters: B batch, C channels, H height, W width, N = H * W positions.
+They come from the teacher's features, and from the boxes around the objects of an image.
+
+Shape letters: B batch, C channels, H height, W width, N = H * W positions, M boxes of an image,
+L cells along one axis.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from raygkd.graph.adjacency import adjacency
-from raygkd.graph.checks import choice_problem, require, temperature_problem
+from raygkd.graph.checks import choice_problem, require, share_problem, temperature_problem
 from raygkd.graph.precision import full_precision
 
 ATTENTION_MODES = ("outer", "softmax")
@@ -71,3 +76,58 @@ def relational_attention(features_BCHW: Tensor, temperature: float, mode: str = 
         return channel_BC[:, :, None] * channel_BC[:, None, :]
     strength_BCC = adjacency(features_BCHW).abs()
     return (strength_BCC / temperature).softmax(2) * features_BCHW.shape[1]
+
+
+@torch.no_grad()
+def foreground_weights(
+    boxes: Sequence[Tensor], canvas: int, grid: tuple[int, int], share: float
+) -> Tensor:
+    """Return weights of positions that give the objects a fixed share, averaging to 1.
+
+    A cell of the grid is foreground where its centre lies inside a box. A box that is too thin for
+    that, across or down, counts as one cell wide or high, at its middle; so every box marks a cell.
+    The foreground holds ``share`` of all weight and the background, padding included, the rest;
+    both are uniform inside. An image that is all background or all foreground has weights of 1.
+
+    Args:
+        boxes: of each image, (M, 4) as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
+        canvas: side of the square that the model sees, in pixels.
+        grid: H and W of the feature map that covers the canvas.
+        share: of the foreground in the total, from 0 to 1.
+
+    Returns:
+        (B, H, W) float32 without gradient, on the device of the boxes.
+
+    Raises:
+        ConfigError: the share is outside 0..1.
+
+    Source: [ours]; that objects and background are weighted apart is FGD's, arXiv 2111.11837.
+    """
+    require(share_problem(share))
+    height, width = grid
+    foreground_BHW = torch.stack(
+        [
+            (
+                _covered(boxes_M4[:, 1], boxes_M4[:, 3], canvas, height)[:, :, None]
+                & _covered(boxes_M4[:, 0], boxes_M4[:, 2], canvas, width)[:, None, :]
+            ).any(0)
+            for boxes_M4 in boxes
+        ]
+    )
+    marked_B11 = foreground_BHW.sum((1, 2), keepdim=True)
+    cells = height * width
+    weights_BHW = torch.where(
+        foreground_BHW,
+        share * cells / marked_B11,
+        (1 - share) * cells / (cells - marked_B11),
+    )
+    return weights_BHW.masked_fill((marked_B11 == 0) | (marked_B11 == cells), 1.0)
+
+
+def _covered(begin_M: Tensor, end_M: Tensor, canvas: int, cells: int) -> Tensor:
+    """Return which of the L cells along an axis each box covers, bool (M, L), at least one."""
+    begin_M1, end_M1 = (side_M.float()[:, None] * (cells / canvas) for side_M in (begin_M, end_M))
+    place = torch.arange(cells, device=begin_M.device)
+    middle_M1 = ((begin_M1 + end_M1) / 2).floor().clamp(0, cells - 1)
+    inside_ML = (begin_M1 <= place + 0.5) & (place + 0.5 < end_M1)
+    return inside_ML | (~inside_ML.any(1, keepdim=True) & (place == middle_M1))

@@ -28,6 +28,13 @@ def temperature_problem(temperature: float) -> str | None:
     return f"temperature must be a finite number above 0; got {temperature}"
 
 
+def share_problem(share: float) -> str | None:
+    """Say so when the foreground's share of the weights is not in 0..1."""
+    if 0 <= share <= 1:
+        return None
+    return f"foreground share must be from 0 to 1; got {share}"
+
+
 def choice_problem(name: str, value: str, allowed: Sequence[str]) -> str | None:
     """Say so when ``value`` of the option ``name`` is not one of ``allowed``."""
     if value in allowed:

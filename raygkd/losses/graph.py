@@ -10,12 +10,13 @@ Shape letters: B batch, C channels, H height, W width, d spectral dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raygkd.errors import ConfigError
 from raygkd.graph import (
     ATTENTION_MODES,
     WEIGHTS,
@@ -24,11 +25,13 @@ from raygkd.graph import (
     choice_problem,
     deflated_factor,
     dimension_problem,
+    foreground_weights,
     full_precision,
     nontrivial_pairs,
     relational_attention,
     require,
     shape_problem,
+    share_problem,
     spectral_embedding,
     temperature_problem,
 )
@@ -45,7 +48,12 @@ Shape = tuple[int, int, int]
 
 
 @full_precision
-def vertex_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: float) -> Tensor:
+def vertex_loss(
+    student_BCHW: Tensor,
+    teacher_BCHW: Tensor,
+    temperature: float,
+    weights_BHW: Tensor | None = None,
+) -> Tensor:
     """Return ``L_V = mean_{c,n} a_C a_S (F_t - F_s)^2 / mean(F_t^2)``, averaged over samples.
 
     The masks are the teacher's ``attention_masks``. The division makes the loss relative, so that
@@ -55,6 +63,8 @@ def vertex_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: float) 
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
         teacher_BCHW: feature maps (B, C, H, W).
         temperature: T > 0 of the attention, in units of the features.
+        weights_BHW: weights of the positions (B, H, W) that multiply a_S, averaging to 1 over the
+            positions of a sample, as ``foreground_weights`` gives them; None for 1 everywhere.
 
     Returns:
         A scalar without unit.
@@ -67,6 +77,8 @@ def vertex_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: float) 
     require(shape_problem("feature maps", student_BCHW, teacher_BCHW))
     teacher_BCHW = teacher_BCHW.detach()
     spatial_B1HW, channel_BC = attention_masks(teacher_BCHW, temperature)
+    if weights_BHW is not None:
+        spatial_B1HW = spatial_B1HW * weights_BHW[:, None]
     error_BCHW = (teacher_BCHW - student_BCHW).square() * spatial_B1HW
     error_B = (error_BCHW * channel_BC[:, :, None, None]).mean((1, 2, 3))
     return relative_to_teacher(error_B, teacher_BCHW.square().mean((1, 2, 3))).mean()
@@ -155,6 +167,9 @@ class GraphDistillationLoss(nn.Module):
         mode: mode of ``spectral_loss``.
         attention: mode of ``edge_loss``.
         weights: graph weights of ``spectral_loss``.
+        foreground: share of the objects' boxes in the weights of the vertex loss, from 0 to 1, see
+            ``foreground_weights``; None weighs all positions alike.
+        canvas: side in pixels of the square that both models see; ``foreground`` needs it.
 
     Raises:
         ConfigError: wrong settings, all of them in one error.
@@ -175,6 +190,8 @@ class GraphDistillationLoss(nn.Module):
         mode: str = "residual",
         attention: str = "outer",
         weights: str = "shifted",
+        foreground: float | None = None,
+        canvas: int | None = None,
     ):
         super().__init__()
         term_weights = {"vertex": alpha, "edge": beta, "spectral": gamma}
@@ -185,11 +202,13 @@ class GraphDistillationLoss(nn.Module):
             choice_problem("graph weights", weights, WEIGHTS),
             *_weight_problems(alpha=alpha, beta=beta, gamma=gamma),
             *_level_problems(student_shapes, teacher_shapes, dim),
+            *_foreground_problems(foreground, canvas),
         )
         self.student_shapes = dict(student_shapes)
         self.teacher_shapes = dict(teacher_shapes)
         self.temperature, self.dim = temperature, dim
         self.mode, self.attention, self.weights = mode, attention, weights
+        self.foreground, self.canvas = foreground, canvas
         self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
         self.adapters = nn.ModuleDict(
             {
@@ -199,16 +218,23 @@ class GraphDistillationLoss(nn.Module):
         )
 
     def forward(
-        self, student_features: Mapping[int, Tensor], teacher_features: Mapping[int, Tensor]
+        self,
+        student_features: Mapping[int, Tensor],
+        teacher_features: Mapping[int, Tensor],
+        boxes: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return the unweighted terms, each a scalar averaged over the levels.
 
         Args:
             student_features: level -> feature maps (B, C_s, H_s, W_s).
             teacher_features: level -> feature maps (B, C_t, H_t, W_t).
+            boxes: of each image, (M, 4) in pixels of the canvas; ``foreground`` needs them.
 
         Returns:
             "vertex", "edge" and "spectral", as far as their weight is not 0.
+
+        Raises:
+            ConfigError: ``foreground`` is set, and there are no boxes.
         """
         totals: dict[str, list[Tensor]] = {name: [] for name in self.term_weights}
         for level in self.student_shapes:
@@ -217,16 +243,34 @@ class GraphDistillationLoss(nn.Module):
             )
             student_BCHW = self.adapters[str(level)](student_BCHW)
             for name, terms in totals.items():
-                terms.append(self._term(name, student_BCHW, teacher_BCHW))
+                terms.append(self._term(name, student_BCHW, teacher_BCHW, boxes))
         return {name: torch.stack(terms).mean() for name, terms in totals.items()}
 
-    def _term(self, name: str, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    def _term(
+        self,
+        name: str,
+        student_BCHW: Tensor,
+        teacher_BCHW: Tensor,
+        boxes: Sequence[Tensor] | None,
+    ) -> Tensor:
         """Return one loss of one level."""
         if name == "vertex":
-            return vertex_loss(student_BCHW, teacher_BCHW, self.temperature)
+            weights_BHW = self._position_weights(boxes, teacher_BCHW)
+            return vertex_loss(student_BCHW, teacher_BCHW, self.temperature, weights_BHW)
         if name == "edge":
             return edge_loss(student_BCHW, teacher_BCHW, self.temperature, self.attention)
         return spectral_loss(student_BCHW, teacher_BCHW, self.dim, self.mode, self.weights)
+
+    def _position_weights(
+        self, boxes: Sequence[Tensor] | None, teacher_BCHW: Tensor
+    ) -> Tensor | None:
+        """Return the weights of the level's positions (B, H, W), None where all count alike."""
+        if self.foreground is None or self.canvas is None:
+            return None
+        if boxes is None:
+            raise ConfigError("foreground weighting needs boxes: leave it out, or train a detector")
+        height, width = teacher_BCHW.shape[2:]
+        return foreground_weights(boxes, self.canvas, (height, width), self.foreground)
 
     def describe(self) -> list[dict[str, object]]:
         """Return one row per level for a table: shapes, common grid, adapter, spectral dimension.
@@ -290,6 +334,16 @@ def _weight_problems(**weights: float) -> list[str]:
     if not any(weights.values()):
         problems.append(f"{', '.join(weights)} are all 0: make at least one positive")
     return problems
+
+
+def _foreground_problems(foreground: float | None, canvas: int | None) -> list[str]:
+    """Return what is wrong with the weighting by boxes."""
+    if foreground is None:
+        return []
+    problems = [share_problem(foreground)]
+    if canvas is None:
+        problems.append("foreground weighting needs canvas, the side of the images in pixels")
+    return [problem for problem in problems if problem]
 
 
 def _level_problems(

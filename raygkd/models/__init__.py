@@ -1,20 +1,37 @@
-"""Classifiers, their stages and feature maps, and the file a model is saved in for use."""
+"""Classifiers and detectors, their levels and feature maps, and the files of their weights."""
 
+from raygkd.models.by_name import build_model
 from raygkd.models.classifiers import build_classifier, classifier_names, count_parameters
+from raygkd.models.detectors import (
+    MOST_DETECTIONS,
+    Detector,
+    build_detector,
+    detector_names,
+    is_detector,
+)
 from raygkd.models.files import ModelFile, build_from_file, load_model_file, save_model_file
 from raygkd.models.levels import check_levels, feature_shapes, stage_modules
 from raygkd.models.taps import FeatureTap
+from raygkd.models.weights import inherit, load_weights
 
 __all__ = [
+    "MOST_DETECTIONS",
+    "Detector",
     "FeatureTap",
     "ModelFile",
     "build_classifier",
+    "build_detector",
     "build_from_file",
+    "build_model",
     "check_levels",
     "classifier_names",
     "count_parameters",
+    "detector_names",
     "feature_shapes",
+    "inherit",
+    "is_detector",
     "load_model_file",
+    "load_weights",
     "save_model_file",
     "stage_modules",
 ]

@@ -1,4 +1,4 @@
-"""Model files: one classifier with what is needed to use it."""
+"""Model files: one model with what is needed to use it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from raygkd.errors import DataError
-from raygkd.models.classifiers import build_classifier
+from raygkd.models.by_name import build_model
 
 FORMAT = "raygkd model 1"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelFile:
-    """A classifier saved for use, alone: no teacher, adapters or optimiser.
+    """A classifier or detector saved for use, alone: no teacher, adapters or optimiser.
 
     Attributes:
-        name: as :func:`raygkd.models.build_classifier` takes it.
-        class_names: in the order of the logits.
+        name: as :func:`raygkd.models.build_model` takes it.
+        class_names: in the order of the logits, or of a detector's labels.
         image_size: height and width of the input in pixels.
         mean, std: per channel, of pixels scaled to 0..1.
-        state_dict: the classifier's parameters and buffers.
+        state_dict: the model's parameters and buffers.
         scores: what it reached, by the name of the measure.
         config: the configuration of the run that made it, as YAML.
     """
@@ -101,14 +101,14 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
 
 
 def build_from_file(model_file: ModelFile) -> nn.Module:
-    """Return the classifier of a model file in eval mode, on the CPU.
+    """Return the model of a model file in eval mode, on the CPU.
 
     Raises:
         ConfigError: its name is unknown.
-        DataError: its weights are not those of the classifier it names.
+        DataError: its weights are not those of the model it names.
     """
     num_classes = len(model_file.class_names)
-    model = build_classifier(model_file.name, num_classes)
+    model = build_model(model_file.name, num_classes, model_file.image_size)
     try:
         model.load_state_dict(model_file.state_dict)
     except RuntimeError as error:

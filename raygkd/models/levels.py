@@ -1,4 +1,4 @@
-"""Levels: the stages of a classifier, counted from 1, shallow to deep.
+"""Levels: the stages of a classifier, counted from 1, or the maps of a detector's pyramid.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from raygkd.errors import ConfigError
+from raygkd.models.detectors import Detector
 from raygkd.models.staged import StagedClassifier
 
 PROBE_SIZE = (224, 224)
 
 
 def stage_modules(model: nn.Module) -> dict[int, str]:
-    """Return level -> dotted path of the module whose output is the stage's map (B, C, H, W).
+    """Return level -> dotted path of the module whose output is the level's map (B, C, H, W).
 
-    The built-in classifiers name their stages. For other models a stage is a resolution they work
-    at, found by a forward pass on one 224 x 224 image:
+    The levels of a detector are those of its pyramid; of a classifier, its stages from 1. The
+    built-in classifiers name their stages. For other models a stage is a resolution they work at,
+    found by a forward pass on one 224 x 224 image:
 
     1. The candidates are the children of the model, without the last one to run (the head). In the
        place of a Sequential or ModuleList stand its children, where they give maps of different
@@ -38,6 +40,8 @@ def stage_modules(model: nn.Module) -> dict[int, str]:
     Raises:
         ConfigError: the model has no such stage (vision transformers, channels-last models).
     """
+    if isinstance(model, Detector):
+        return dict(model.pyramid)
     paths = list(model.stages) if isinstance(model, StagedClassifier) else _find_stages(model)
     if not paths:
         raise ConfigError(
@@ -51,12 +55,12 @@ def check_levels(levels: Sequence[int], model: nn.Module, role: str) -> dict[int
     """Return level -> module path, as :func:`stage_modules` does, of the given levels alone.
 
     Args:
-        levels: the stages wanted; none at all is allowed for any model.
-        model: a classifier.
+        levels: those wanted; none at all is allowed for any model.
+        model: a classifier or detector.
         role: what errors call it ("student resnet20").
 
     Raises:
-        ConfigError: a level that is no stage of the model, or is given twice.
+        ConfigError: a level that the model does not have, or is given twice.
     """
     if not levels:
         return {}
@@ -127,14 +131,16 @@ def _output_shapes(
 
     The forward pass runs in eval mode on the meta device: shapes without arithmetic, and batch
     statistics that stay as they are. A module that does not run or returns no tensor is left out.
+    Of a detector the backbone with its pyramid runs: what is done with boxes needs their values.
     """
+    part = model.get_submodule("net.backbone") if isinstance(model, Detector) else model
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             shapes[path] = tuple(output.shape)
 
-    tensors = chain(model.named_parameters(), model.named_buffers())
+    tensors = chain(part.named_parameters(), part.named_buffers())
     state = {name: tensor.detach().to("meta") for name, tensor in tensors}
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), None)
     image_BCHW = torch.empty(1, 3, *image_size, dtype=dtype, device="meta")
@@ -145,7 +151,7 @@ def _output_shapes(
     model.eval()
     try:
         with torch.no_grad():
-            functional_call(model, state, (image_BCHW,))
+            functional_call(part, state, (image_BCHW,))
     except (RuntimeError, AssertionError, ValueError) as error:
         height, width = image_size
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""Feature maps of a classifier's stages, taken by removable hooks.
+"""Feature maps of a model's levels, taken by removable hooks.
 
-Shapes: B batch, C channels, H height, W width, K classes.
+Shapes: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from raygkd.models.levels import check_levels
 
 
 class FeatureTap:
-    """Calls a classifier and returns its logits together with the feature maps of some levels.
+    """Calls a model and returns its output together with the feature maps of some levels.
 
-    The tap is no module and refers to the classifier without owning it, so a module may hold both
-    (and be wrapped in DDP) without a parameter being counted twice. Calls of the classifier that
-    do not go through the tap keep nothing. It is made before the classifier is compiled.
+    The tap is no module and refers to the model without owning it, so a module may hold both (and
+    be wrapped in DDP) without a parameter being counted twice. Calls of the model that do not go
+    through the tap keep nothing. It is made before the model is compiled.
 
     Args:
-        model: the classifier.
-        levels: the stages wanted; none at all is allowed for any model.
+        model: the classifier or detector.
+        levels: those wanted; none at all is allowed for any model.
 
     Raises:
         ConfigError: a level the model does not have.
@@ -40,8 +40,11 @@ class FeatureTap:
             for level, path in check_levels(levels, model, type(model).__name__).items()
         ]
 
-    def __call__(self, images_BCHW: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return logits (B, K) and level -> feature map (B, C, H, W), with their gradients.
+    def __call__(self, *arguments: Any) -> tuple[Any, dict[int, Tensor]]:
+        """Return the model's output and level -> feature map (B, C, H, W), with their gradients.
+
+        Args:
+            arguments: the model's: images (B, 3, H, W), and a detector's targets.
 
         Raises:
             RuntimeError: the tap has been removed.
@@ -51,10 +54,10 @@ class FeatureTap:
         features: dict[int, Tensor] = {}
         self._features = features
         try:
-            logits_BK = self.model(images_BCHW)
+            output = self.model(*arguments)
         finally:
             self._features = None
-        return logits_BK, {level: features[level] for level in self.levels}
+        return output, {level: features[level] for level in self.levels}
 
     def remove(self) -> None:
         """Take the hooks off the model; it is as if the tap had never been."""

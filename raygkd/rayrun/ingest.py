@@ -24,8 +24,17 @@ from torch import Tensor
 
 from raygkd.build import ImageSpec
 from raygkd.data import plan
+from raygkd.data.boxes import Boxes
 from raygkd.data.loader import rebatch
-from raygkd.data.windows import Arrays, Window, decode_rows, load_window, transform_window
+from raygkd.data.windows import (
+    Arrays,
+    Sampler,
+    Window,
+    decode_rows,
+    load_window,
+    targets_of,
+    transform_window,
+)
 from raygkd.errors import DataError
 from raygkd.inputs import Images
 
@@ -151,8 +160,13 @@ class RayStream:
         """How many different broken images this rank has met so far."""
         return len(self._bad_rows)
 
+    @property
+    def boxes(self) -> Boxes | None:
+        """The boxes of every image of the table, where it is for detection."""
+        return self._images.table.boxes
+
     def train_batches(self, epoch: int) -> Iterator[dict[str, Tensor]]:
-        """Yield the batches of an epoch: "image" uint8 (B, 3, S, S), "label" and "row" (B,)."""
+        """Yield the batches of an epoch, with the arrays of a ``Window``."""
         return self._batches(Pass("train", epoch))
 
     def eval_batches(self, split: str) -> Iterator[dict[str, Tensor]]:
@@ -182,7 +196,7 @@ class RayStream:
             yield transform_window(
                 self._decoded.take(rows),
                 rows,
-                self._images.table.labels[rows],
+                targets_of(self._images.table, rows),
                 self._images.transform(wanted.split),
                 seed=self._plan.seed,
                 epoch=wanted.epoch,
@@ -294,8 +308,8 @@ class _Ahead:
                     exact=part.split == "train",
                 )
             except DataError as error:
-                return _pack(_nothing(transform.image_size), turn, problem=str(error))
-            return _pack(window, turn)
+                return _pack(_nothing(transform), transform, turn, problem=str(error))
+            return _pack(window, transform, turn)
 
         dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
             load, batch_size=1, num_cpus=DATA_CPUS
@@ -325,37 +339,30 @@ class _Ahead:
         self._blocks.close()
 
 
-def _nothing(size: int) -> Window:
+def _nothing(transform: Sampler) -> Window:
     """Return a window of one broken row."""
-    return Window(
-        {
-            "image": np.zeros((0, 3, size, size), np.uint8),
-            "label": np.zeros(0, np.int64),
-            "row": np.zeros(0, np.int64),
-        },
-        bad_rows=np.full(1, -1, np.int64),
-    )
+    arrays = {name: value[None][:0] for name, value in transform.blank().items()}
+    return Window(arrays | {"row": np.zeros(0, np.int64)}, bad_rows=np.full(1, -1, np.int64))
 
 
-def _pack(window: Window, turn: int, problem: str = "") -> Arrays:
-    """Return columns of equal length; a broken row becomes a black image of label -1.
+def _pack(window: Window, transform: Sampler, turn: int, problem: str = "") -> Arrays:
+    """Return columns of equal length; a broken row becomes a blank sample that is marked.
 
     A problem travels as a column, because an exception comes out of Ray Data as text.
     """
-    bad = len(window.bad_rows)
-    image = window.arrays["image"]
-    padding = {
-        "image": np.zeros((bad, *image.shape[1:]), image.dtype),
-        "label": np.full(bad, -1, np.int64),
-        "row": window.bad_rows,
+    good, bad = len(window.arrays["row"]), len(window.bad_rows)
+    blanks = {name: np.repeat(value[None], bad, 0) for name, value in transform.blank().items()}
+    blanks["row"] = window.bad_rows
+    packed = {name: np.concatenate([window.arrays[name], blanks[name]]) for name in blanks}
+    return packed | {
+        "is_bad": np.repeat([False, True], [good, bad]),
+        "turn": np.full(good + bad, turn),
+        "problem": np.full(good + bad, problem, dtype=object),
     }
-    packed = {name: np.concatenate([window.arrays[name], padding[name]]) for name in padding}
-    rows = len(packed["row"])
-    return packed | {"turn": np.full(rows, turn), "problem": np.full(rows, problem, dtype=object)}
 
 
 def _unpack(packed: Arrays) -> Window:
-    good = packed["label"] >= 0
-    columns = ("image", "label", "row")
-    arrays = {name: packed[name] if good.all() else packed[name][good] for name in columns}
-    return Window(arrays, packed["row"][~good])
+    bad = packed["is_bad"]
+    columns = packed.keys() - {"is_bad", "turn", "problem"}
+    arrays = {name: packed[name][~bad] if bad.any() else packed[name] for name in columns}
+    return Window(arrays, packed["row"][bad])

@@ -15,10 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raygkd import config as configuration
-from raygkd.build import build_training, normaliser
+from raygkd.build import build_task, build_training, normaliser
 from raygkd.config import Config
 from raygkd.engine import Training, fit, read_checkpoint, restore, save_checkpoint
-from raygkd.engine.loop import score_classifier
 from raygkd.models import ModelFile, build_from_file
 from raygkd.rayrun.ingest import RayStream, SharedImages
 
@@ -133,8 +132,8 @@ def score_models(
     *,
     batch_size: int,
     gpus: float,
-) -> dict[str, dict[str, float]]:
-    """Return name -> "score", "loss" and "top5" of saved models, each scored in its own task.
+) -> dict[str, dict[str, Any]]:
+    """Return name -> scores of saved models (see ``Task.score``), each in a task of its own.
 
     Args:
         models: name -> model file.
@@ -153,17 +152,13 @@ def score_models(
 
 def score(
     model_file: ModelFile, images: SharedImages, split: str, batch_size: int
-) -> dict[str, float]:
-    """Return "score", "loss" and "top5" of a saved model on a split, in this process alone."""
+) -> dict[str, Any]:
+    """Return what ``Task.score`` does, of a saved model on a split, in this process alone."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stream = RayStream(images, batch_size=batch_size, seed=0, epochs=range(0), rank=0, world_size=1)
     normalise = normaliser(model_file.mean, model_file.std, device)
-    return score_classifier(
+    return build_task(images.spec, stream.boxes).score(
         build_from_file(model_file).to(device),
         stream.eval_batches(split),
-        len(model_file.class_names),
-        lambda batch: (
-            normalise(batch["image"].to(device).float().div_(255.0)),
-            batch["label"].to(device),
-        ),
+        lambda batch: normalise(batch["image"].to(device).float().div_(255.0)),
     )

@@ -18,13 +18,14 @@ from raygkd.data.windows import load_window
 from raygkd.engine import read_checkpoint
 from raygkd.errors import RunFailed, UserError
 from raygkd.inputs import Images
-from raygkd.models import ModelFile, save_model_file
+from raygkd.models import ModelFile, is_detector, save_model_file
 from raygkd.rayrun.search import METRIC, SearchObserver, TrialResult, run_search
 from raygkd.rayrun.worker import make_job
 from raygkd.report.console import Advance, progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
 from raygkd.tracking import read_journal
+from raygkd.workflows import detections
 from raygkd.workflows.session import Session, open_session, require_room, run_tags, write_text
 from raygkd.workflows.single import (
     MODEL,
@@ -95,7 +96,10 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
     if "graph" in config.method.method:
         shapes = build.level_shapes(config, teacher, images.spec)
         channels = {level: shape[0] for level, shape in shapes.items()}
-    space = space or default_space(config.method.method, channels)
+    detection = images.spec.task == "detection"
+    space = space or default_space(
+        config.method.method, channels, lr=config.optim.lr, detection=detection
+    )
     check_space(space, config, channels)
     for dimension in space:
         if dimension.name == "batch_size":
@@ -186,10 +190,12 @@ def _conclude(
     assert winner.val_score is not None
     tracker.metrics("search", {METRIC: winner.val_score, **numbers}, step=0)
     _draw(session, trials, {"teacher": others["teacher"], "student alone": others["student_alone"]})
+    if session.images.spec.task == "detection":
+        detections.draw(session, "search", best, scores)
     tracker.tags("search", {f"best.{name}": str(value) for name, value in winner.params.items()})
     logged = tracker.model(
         "search",
-        build.DeployedClassifier(best),
+        session.folder / MODEL if is_detector(best.name) else build.DeployedClassifier(best),
         example_images(session.images),
         register_as=REGISTERED.format(
             dataset=session.config.data.dataset, student=best.name.replace(":", "-")

@@ -21,8 +21,8 @@ from raygkd.errors import ConfigError, UserError
 from raygkd.inputs import Images
 from raygkd.models import (
     ModelFile,
-    build_classifier,
     build_from_file,
+    build_model,
     count_parameters,
     feature_shapes,
     load_model_file,
@@ -31,10 +31,13 @@ from raygkd.models import (
 from raygkd.rayrun import trainer, worker
 from raygkd.report.console import progress
 from raygkd.report.tables import levels_table
+from raygkd.workflows import detections
 from raygkd.workflows.session import Session, open_session, run_tags, write_text
 
 MODEL = "model.pt"
 RESULT = "result.json"
+# pixels; any size will do to see whether there is a model of a name
+NAME_CHECK_SIZE = (64, 64)
 
 
 def teach(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
@@ -75,6 +78,8 @@ def _train(config: Config, role: str, console: Console, resume: Path | None) -> 
         session.tracker.metrics(
             role, {"test_score": scores[role]["score"]}, step=config.optim.epochs
         )
+        if session.images.spec.task == "detection":
+            detections.draw(session, role, models[role], scores)
         result: dict[str, Any] = {
             "models": model_rows(models, scores),
             "val_score": models[role].scores["val_score"],
@@ -86,7 +91,7 @@ def _train(config: Config, role: str, console: Console, resume: Path | None) -> 
 
 
 def model_rows(
-    models: Mapping[str, ModelFile], scores: Mapping[str, Mapping[str, float]]
+    models: Mapping[str, ModelFile], scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Return role -> name, parameters and test score of each model."""
     return {
@@ -123,9 +128,9 @@ def check_names(config: Config) -> None:
         if build.is_model_file(config.model.teacher):
             load_model_file(config.model.teacher)
         else:
-            build_classifier(config.model.teacher, 2)
+            build_model(config.model.teacher, 2, NAME_CHECK_SIZE)
     with _naming("--student"):
-        build_classifier(config.model.student, 2)
+        build_model(config.model.student, 2, NAME_CHECK_SIZE)
 
 
 @contextlib.contextmanager
@@ -141,12 +146,13 @@ def check_student(config: Config, images: Images) -> None:
     """Refuse images that the student cannot train on.
 
     Raises:
-        ConfigError: they are fewer than a batch, or too small for the student.
+        ConfigError: they are fewer than a batch, too small for the student, or of another task.
     """
+    build.check_method(config, images.spec)
     workers = config.cluster.workers
     steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
     with _naming("--student"):
-        student = build_classifier(config.model.student, len(images.spec.class_names))
+        student = build.new_model(config.model.student, images.spec)
         feature_shapes(student, (), images.spec.image_size)
 
 
@@ -161,7 +167,7 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     name = config.model.teacher
     if not build.is_model_file(name):
         build.teacher_training(config)
-        teacher = build_classifier(name, len(spec.class_names))
+        teacher = build.new_model(name, spec)
     else:
         file = load_model_file(name)
         build.check_teacher(file, spec, name)
@@ -178,7 +184,7 @@ def show_levels(config: Config, spec: ImageSpec, teacher: nn.Module, console: Co
     Raises:
         ConfigError: unknown levels, or a spectral dimension too large for one.
     """
-    student = build_classifier(config.model.student, len(spec.class_names))
+    student = build.new_model(config.model.student, spec)
     with _naming("--levels"):
         build.chosen_levels(config, teacher, student)
     with _naming("--dim"):
@@ -261,7 +267,7 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     return teacher, folder / MODEL
 
 
-def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, float]]:
+def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, Any]]:
     """Return each model's scores on the test split."""
     return worker.score_models(
         models,

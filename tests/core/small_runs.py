@@ -82,6 +82,7 @@ class TensorStream:
 
     batches: Sequence[Mapping[str, Tensor]]
     bad_images: int = 0
+    boxes: None = None
 
     @property
     def steps_per_epoch(self) -> int:

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from small_detections import SCENES, Oracle, detection_training, prepare_scenes
 from small_runs import (
     TIMES,
     TensorStream,
@@ -31,7 +32,7 @@ from small_runs import (
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raygkd.data.parquet import ImageTable
+from raygkd.data.parquet import ImageTable, open_table
 from raygkd.engine import (
     Training,
     check_terms,
@@ -156,12 +157,39 @@ def scenario_check(rank: int, digits: ImageTable, folder: Path) -> Result:
     return {"norms": norms, "error": None}
 
 
+def noisy_scores(training: Training) -> dict[str, Any]:
+    """Return the scores of boxes that are nearly right."""
+    batches = training.stream.eval_batches("val")
+    return training.task.score(Oracle(noise=2.0), batches, lambda batch: batch)
+
+
+def scenario_detection(rank: int, digits: ImageTable, folder: Path) -> Result:
+    """Train a detector on different scenes, on some ranks without any box, and score it."""
+    table = open_table(str(folder / "scenes"))
+    training = detection_training(
+        table, rank=rank, world_size=RANKS, parallel=DistributedDataParallel
+    )
+    batch = next(iter(training.stream.train_batches(0)))
+    if rank == 1:
+        batch = {**batch, "classes": torch.full_like(batch["classes"], -1)}
+    training_step(training, batch)
+    training.run_epoch()
+    save_checkpoint(folder / "detector.pt", training)
+    return {
+        "weights": weights(training.objective),
+        "scores": training.evaluate("val"),
+        "noisy": noisy_scores(training),
+        "images": sum(len(batch["row"]) for batch in training.stream.eval_batches("val")),
+    }
+
+
 SCENARIOS = {
     "step": scenario_step,
     "epochs": scenario_epochs,
     "evaluation": scenario_evaluation,
     "divergence": scenario_divergence,
     "check": scenario_check,
+    "detection": scenario_detection,
 }
 
 
@@ -190,6 +218,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(digits: ImageTable, folder: Path) -> list[Result]:
     """Return the results of both ranks."""
+    prepare_scenes(folder / "scenes")
     mp.spawn(run_rank, (digits, folder), nprocs=RANKS)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
@@ -249,6 +278,20 @@ def test_ranks_score_every_image_once_with_one_model(
     rows = torch.cat([first["rows"], second["rows"]])
     assert torch.equal(rows.sort().values, expected)
     assert first["scores"] == pytest.approx(alone.evaluate("val"), rel=1e-6)
+
+
+def test_ranks_score_a_detector_as_one_process_does(ranks: list[Result], folder: Path):
+    first, second = (result["detection"] for result in ranks)
+    assert same(first["weights"], second["weights"])
+    assert {first["images"], second["images"]} == {SCENES["val"] // 2, SCENES["val"] // 2 + 1}
+    assert first["scores"] == second["scores"]
+    assert first["noisy"] == second["noisy"]
+    assert 0.1 < first["noisy"]["map"] < 0.9
+
+    alone = detection_training(open_table(str(folder / "scenes")))
+    restore(alone, read_checkpoint(folder / "detector.pt"))
+    assert first["scores"] == pytest.approx(alone.evaluate("val"), rel=1e-6)
+    assert first["noisy"] == noisy_scores(alone)
 
 
 def test_divergence_of_one_rank_is_raised_on_all(ranks: list[Result]):

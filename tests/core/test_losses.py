@@ -24,6 +24,7 @@ from raygkd.graph import (
     adjacency,
     attention_masks,
     deflated_factor,
+    foreground_weights,
     relational_attention,
     spectral_embedding,
 )
@@ -326,6 +327,147 @@ def test_unknown_mode_and_too_large_dimension_are_refused():
         spectral_loss(student, teacher, 4)
 
 
+# Foreground weighting
+
+
+def some_boxes(*boxes: tuple[float, float, float, float]) -> Tensor:
+    return torch.tensor(boxes).reshape(-1, 4)
+
+
+def marked(boxes: Tensor, canvas: int, grid: tuple[int, int]) -> list[list[int]]:
+    """Return which cells of one image are foreground, row by row."""
+    (weights_HW,) = foreground_weights([boxes], canvas, grid, 1.0)
+    return (weights_HW > 0).int().tolist()
+
+
+@pytest.mark.parametrize(
+    ("box", "cells"),
+    [
+        # four centres, at 24 and 40 pixels, are inside
+        ((20.0, 20.0, 44.0, 44.0), [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]),
+        # x to the right, y down; an edge on a centre counts at the begin alone
+        ((8.0, 24.0, 24.0, 56.0), [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
+        # no centre is inside: across, down, or both
+        ((26.0, 4.0, 30.0, 30.0), [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
+        ((4.0, 49.0, 30.0, 51.0), [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]]),
+        ((60.0, 1.0, 62.0, 3.0), [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]),
+        # on the far border of the canvas, without area
+        ((64.0, 64.0, 64.0, 64.0), [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]),
+    ],
+)
+def test_a_box_marks_the_cells_whose_centres_it_holds_and_at_least_one(
+    box: tuple[float, float, float, float], cells: list[list[int]]
+):
+    assert marked(some_boxes(box), 64, (4, 4)) == cells
+
+
+def test_every_box_however_small_marks_a_cell_of_every_grid():
+    generator = torch.Generator().manual_seed(0)
+    for cells in (1, 2, 5, 12):
+        corner_M2 = torch.rand(50, 2, generator=generator) * 96
+        size_M2 = torch.rand(50, 2, generator=generator) * 2
+        for box in torch.cat([corner_M2, (corner_M2 + size_M2).clamp(max=96)], 1):
+            assert sum(map(sum, marked(box[None], 96, (cells, cells)))) >= 1
+
+
+def test_boxes_together_mark_what_each_of_them_marks():
+    first, second = some_boxes((0, 0, 40, 20)), some_boxes((20, 10, 60, 60))
+    both = torch.tensor(marked(torch.cat([first, second]), 64, (8, 4)))
+    apart = torch.tensor(marked(first, 64, (8, 4))) | torch.tensor(marked(second, 64, (8, 4)))
+    assert torch.equal(both, apart)
+    assert both.shape == (8, 4)
+
+
+def test_foreground_has_its_share_of_weights_that_average_to_one():
+    few, many = some_boxes((0, 0, 16, 16)), some_boxes((0, 0, 64, 32), (0, 0, 32, 64))
+    nothing, everything = some_boxes(), some_boxes((0, 0, 64, 64))
+    weights = foreground_weights([few, many, nothing, everything], 64, (4, 4), 0.4)
+    torch.testing.assert_close(weights.mean((1, 2)), torch.ones(4))
+    assert weights[0, 0, 0].item() == pytest.approx(0.4 * 16)
+    assert weights[0, 1:].unique().item() == pytest.approx(0.6 * 16 / 15)
+    assert weights[1, 0, 0].item() == pytest.approx(0.4 * 16 / 12)
+    assert weights[1, 3, 3].item() == pytest.approx(0.6 * 16 / 4)
+    assert torch.equal(weights[2:], torch.ones(2, 4, 4))
+    # also where one side has no weight
+    for share in (0.0, 1.0):
+        assert torch.equal(
+            foreground_weights([nothing, everything], 64, (2, 2), share), weights.new_ones(2, 2, 2)
+        )
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_outside_of_0_and_1_is_refused(share: float):
+    with pytest.raises(ConfigError, match=rf"foreground share must be from 0 to 1; got {share}"):
+        foreground_weights([some_boxes()], 64, (4, 4), share)
+
+
+def test_weighted_vertex_loss_follows_its_formula():
+    student, teacher = pair_of_maps(2, 5, 3, 4)
+    weights = positive_maps(2, 3, 4, seed=2)
+    spatial, channel = attention_masks(teacher, 0.5)
+    per_sample = [
+        (
+            channel[b, :, None, None] * spatial[b] * weights[b] * (teacher[b] - student[b]) ** 2
+        ).mean()
+        / (teacher[b] ** 2).mean()
+        for b in range(2)
+    ]
+    torch.testing.assert_close(vertex_loss(student, teacher, 0.5, weights), sum(per_sample) / 2)
+    assert gradcheck(
+        lambda maps: vertex_loss(maps, teacher, 0.5, weights), student.requires_grad_()
+    )
+
+
+BOXES = [some_boxes((0, 0, 30, 20), (40, 40, 43, 43)), some_boxes((10, 30, 60, 64))]
+
+
+def foreground_loss(student: Tensor, teacher: Tensor, share: float, *boxes: Tensor) -> Tensor:
+    height, width = student.shape[2:]
+    weights = foreground_weights(boxes or BOXES, 64, (height, width), share)
+    return vertex_loss(student, teacher, 0.5, weights)
+
+
+def test_the_share_of_the_area_gives_the_plain_loss_and_no_other():
+    student, teacher = pair_of_maps(1, 5, 8, 8)
+    plain = vertex_loss(student, teacher, 0.5)
+    area = torch.tensor(marked(BOXES[0], 64, (8, 8))).double().mean().item()
+    torch.testing.assert_close(
+        foreground_loss(student, teacher, area, BOXES[0]), plain, rtol=1e-6, atol=0
+    )
+    other = foreground_loss(student, teacher, area + 0.2, BOXES[0])
+    assert (other - plain).abs() > 1e-3 * plain
+    torch.testing.assert_close(foreground_loss(student, teacher, 0.5, some_boxes()), plain)
+
+
+def test_a_share_of_one_looks_at_objects_only_and_of_zero_at_the_background_only():
+    student, teacher = pair_of_maps(2, 5, 8, 8)
+    outside = torch.tensor([marked(boxes, 64, (8, 8)) for boxes in BOXES])[:, None] == 0
+    changed = student + outside * positive_maps(2, 5, 8, 8, seed=3)
+    torch.testing.assert_close(
+        foreground_loss(changed, teacher, 1.0), foreground_loss(student, teacher, 1.0)
+    )
+    changed = student + ~outside * positive_maps(2, 5, 8, 8, seed=3)
+    torch.testing.assert_close(
+        foreground_loss(changed, teacher, 0.0), foreground_loss(student, teacher, 0.0)
+    )
+    assert (foreground_loss(changed, teacher, 1.0) - foreground_loss(student, teacher, 1.0)) > 0.01
+
+
+def test_weighted_loss_does_not_depend_on_order_of_channels_boxes_and_samples():
+    student, teacher = pair_of_maps(2, 5, 8, 8)
+    expected = foreground_loss(student, teacher, 0.7)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(foreground_loss(student[:, order], teacher[:, order], 0.7), expected)
+    turned = [boxes.flip(0) for boxes in BOXES]
+    torch.testing.assert_close(foreground_loss(student, teacher, 0.7, *turned), expected)
+    flipped = foreground_loss(student.flip(0), teacher.flip(0), 0.7, *BOXES[::-1])
+    torch.testing.assert_close(flipped, expected)
+    alone = [
+        foreground_loss(student[b : b + 1], teacher[b : b + 1], 0.7, BOXES[b]) for b in range(2)
+    ]
+    torch.testing.assert_close(sum(alone) / 2, expected)
+
+
 # Logits
 
 
@@ -434,6 +576,34 @@ def test_every_term_falls_when_student_features_and_adapters_are_trained(mode: s
     assert all(last[name] < 0.5 * first[name] for name in first)
 
 
+def test_module_weighs_positions_of_each_level_by_its_common_grid():
+    module = make_module(foreground=0.7, canvas=64, gamma=0.0)
+    student, teacher = level_features()
+    shallow = module.adapters["1"](F.avg_pool2d(student[1], 2)), teacher[1]
+    deep = module.adapters["3"](student[3]), F.avg_pool2d(teacher[3], 2)
+    vertex = [
+        vertex_loss(*maps, 0.5, foreground_weights(BOXES, 64, grid, 0.7))
+        for maps, grid in ((shallow, (3, 3)), (deep, (2, 2)))
+    ]
+    terms = module(student, teacher, BOXES)
+    torch.testing.assert_close(terms["vertex"], sum(vertex) / 2)
+    plain = make_module(gamma=0.0)(student, teacher, BOXES)
+    assert torch.equal(terms["edge"], plain["edge"])
+    assert (terms["vertex"] - plain["vertex"]).abs() > 1e-3 * plain["vertex"]
+
+
+def test_module_without_foreground_weighting_takes_no_notice_of_boxes():
+    terms = make_module()(*level_features())
+    with_boxes = make_module(canvas=64)(*level_features(), BOXES)
+    assert all(torch.equal(terms[name], with_boxes[name]) for name in terms)
+
+
+def test_module_with_foreground_weighting_asks_for_boxes():
+    module = make_module(foreground=0.5, canvas=64)
+    with pytest.raises(ConfigError, match="foreground weighting needs boxes"):
+        module(*level_features())
+
+
 def test_adapters_start_as_the_identity_folded_or_repeated():
     shapes = {1: (4, 2, 2), 2: (3, 2, 2), 3: (3, 2, 2)}
     wanted = {1: (2, 2, 2), 2: (3, 2, 2), 3: (5, 2, 2)}
@@ -505,6 +675,7 @@ def test_module_reports_all_wrong_settings_at_once():
         ({"student_shapes": {}, "teacher_shapes": {}}, "no levels: choose at least one"),
         ({"student_shapes": {1: (4, 6, 6)}}, r"the same levels; got \[1\] and \[1, 3\]"),
         ({"dim": 0}, "level 1: .* got 0; level 3: .* got 0"),
+        ({"foreground": 1.5}, r"share must be from 0 to 1; got 1\.5; .* needs canvas"),
     ],
 )
 def test_module_refuses_wrong_settings(changes: dict[str, Any], message: str):

@@ -1,0 +1,152 @@
+"""Boxes as columns of a Parquet table: a list for each image.
+
+The columns are boxes (for each box the list of its sides x0, y0, x1, y1, in pixels of the upright
+image), labels, and optionally difficult and crowd.
+
+Shapes: M boxes of all rows, 4 sides of a box.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raygkd.data.boxes import Boxes, ImageBoxes
+from raygkd.errors import DataError
+
+FLAGS = ("difficult", "crowd")
+FIELDS = [
+    pa.field("boxes", pa.list_(pa.list_(pa.float32()))),
+    pa.field("labels", pa.list_(pa.int32())),
+    *(pa.field(name, pa.list_(pa.bool_())) for name in FLAGS),
+]
+NAMES = [field.name for field in FIELDS]
+EXPECTED = (
+    "boxes (lists of lists of four numbers) and labels (lists of integers), and optionally "
+    "difficult and crowd (lists of booleans)"
+)
+
+
+def to_columns(boxes: ImageBoxes) -> dict[str, list[Any]]:
+    """Return what the columns hold for an image."""
+    return {
+        "boxes": boxes.xyxy.tolist(),
+        "labels": boxes.label.tolist(),
+        "difficult": boxes.difficult.tolist(),
+        "crowd": boxes.crowd.tolist(),
+    }
+
+
+def are_box_columns(types: dict[str, pa.DataType]) -> bool:
+    """Return whether columns of these types can be read by ``from_columns``."""
+    sides, label = _inner(_inner(types.get("boxes"))), _inner(types.get("labels"))
+    return (
+        sides is not None
+        and (pa.types.is_floating(sides) or pa.types.is_integer(sides))
+        and label is not None
+        and pa.types.is_integer(label)
+        and all(_inner(types[name]) == pa.bool_() for name in FLAGS if name in types)
+    )
+
+
+def from_columns(table: pa.Table, class_names: list[str] | None, path: str) -> Boxes:
+    """Return the boxes of all rows.
+
+    Args:
+        table: has the columns.
+        class_names: name of each label, None where they have none.
+        path: of the file; named in errors.
+
+    Raises:
+        DataError: a row whose lists are missing or of different lengths, a box without four
+            finite sides or without area, a label that is no class; names file and row.
+    """
+    counts = _counts(table["boxes"], path)
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    for name in ("labels", *FLAGS):
+        if name in table.column_names:
+            others = _counts(table[name], path, name)
+            for row in np.flatnonzero(others != counts)[:1]:
+                raise DataError(
+                    f"'{path}' row {row}: {counts[row]} boxes and {others[row]} {name}; every box "
+                    "needs one"
+                )
+    every = ImageBoxes(
+        xyxy=_sides(table["boxes"], first, path),
+        label=_labels(table["labels"], class_names, first, path),
+        **{name: _flags(table, name, first, path) for name in FLAGS},
+    )
+    return Boxes(first, every)
+
+
+def _inner(kind: pa.DataType | None) -> pa.DataType | None:
+    """Return what lists of a type hold, None for what is no list."""
+    if kind is None:
+        return None
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return kind.value_type if is_list or pa.types.is_fixed_size_list(kind) else None
+
+
+def _counts(column: pa.ChunkedArray, path: str, name: str = "boxes") -> NDArray[np.int64]:
+    """Return the length of each row's list."""
+    if column.null_count:
+        row = pc.index(column.is_null(), True).as_py()
+        raise DataError(
+            f"'{path}' row {row}: no list of {name}; an image without objects has an empty one"
+        )
+    return pc.list_value_length(column).to_numpy().astype(np.int64)
+
+
+def _sides(column: pa.ChunkedArray, first: NDArray[np.int64], path: str) -> NDArray[np.float32]:
+    """Return the sides of all boxes (M, 4)."""
+    boxes = pc.list_flatten(column)
+    lengths = pc.fill_null(pc.list_value_length(boxes), -1).to_numpy()
+    _refuse(lengths != 4, boxes, first, path, " must be four numbers x0, y0, x1, y1")
+    sides = pc.list_flatten(boxes).cast(pa.float32(), safe=False).to_numpy()
+    xyxy_M4 = sides.reshape(-1, 4)
+    _refuse(~np.isfinite(xyxy_M4).all(axis=1), boxes, first, path, " must have finite sides")
+    has_area = (xyxy_M4[:, 2:] > xyxy_M4[:, :2]).all(axis=1)
+    _refuse(~has_area, boxes, first, path, " has no area: x0 < x1 and y0 < y1 must hold")
+    return xyxy_M4
+
+
+def _labels(
+    column: pa.ChunkedArray,
+    class_names: list[str] | None,
+    first: NDArray[np.int64],
+    path: str,
+) -> NDArray[np.int64]:
+    labels = pc.list_flatten(column)
+    highest = len(class_names) - 1 if class_names is not None else np.iinfo(np.int64).max
+    numbers = pc.fill_null(labels.cast(pa.int64()), -1).to_numpy()
+    allowed = "at least 0" if class_names is None else f"0 to {highest}, the named classes"
+    wrong = (numbers < 0) | (numbers > highest)
+    _refuse(wrong, labels, first, path, f", allowed is {allowed}", "label ")
+    return numbers
+
+
+def _flags(table: pa.Table, name: str, first: NDArray[np.int64], path: str) -> NDArray[np.bool_]:
+    if name not in table.column_names:
+        return np.zeros(first[-1], bool)
+    flags = pc.list_flatten(table[name])
+    _refuse(flags.is_null().to_numpy(), flags, first, path, " must be true or false", f"{name} ")
+    return flags.to_numpy()
+
+
+def _refuse(
+    wrong: NDArray[np.bool_],
+    values: pa.ChunkedArray,
+    first: NDArray[np.int64],
+    path: str,
+    rule: str,
+    name: str = "",
+) -> None:
+    """Raise DataError for the first wrong value of a box, if there is one."""
+    for place in np.flatnonzero(wrong)[:1]:
+        row = int(np.searchsorted(first, place, side="right")) - 1
+        value = values[int(place)].as_py()
+        raise DataError(f"'{path}' row {row} box {place - first[row]}: {name}{value}{rule}")

@@ -1,0 +1,168 @@
+"""What models are trained for, classification or detection: targets, training meter and scores.
+
+Shapes: B batch, C channels, H height, W width, S side of the square input, K classes, M boxes of an
+image, D detections of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from raygkd.data.boxes import Boxes
+from raygkd.detection_metrics import DetectionMeter, Detections
+from raygkd.engine.distributed import all_sum, gather
+from raygkd.metrics import ClassificationMeter
+
+Batch = Mapping[str, Tensor]
+Inputs = Callable[[Batch], Tensor]
+
+
+class TrainingMeter(Protocol):
+    """Gathers what the training steps of an epoch give besides the loss terms."""
+
+    def update(self, output: Any, batch: Batch) -> None:
+        """Add the objective's output for a batch."""
+
+    def compute(self) -> dict[str, float]:
+        """Return "images", how many there were, and the measures, of all ranks together."""
+
+
+class Task(Protocol):
+    """What depends on the kind of targets; the loop is the same for all kinds."""
+
+    def targets(self, batch: Batch, device: torch.device) -> Any:
+        """Return what an objective is told of a batch."""
+
+    def meter(self, device: torch.device) -> TrainingMeter:
+        """Return a meter for one epoch of training."""
+
+    def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
+        """Return "score", what models are ranked by, the other measures of a model, and lists by
+        class.
+
+        Args:
+            model: in eval mode.
+            batches: this rank's share of the images.
+            inputs: turns a batch into the model's input (B, 3, S, S) on its device.
+        """
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Whole images have one of K classes; the score is the top-1 accuracy.
+
+    Attributes:
+        num_classes: K.
+    """
+
+    num_classes: int
+
+    def targets(self, batch: Batch, device: torch.device) -> Tensor:
+        """Return the labels (B,)."""
+        return batch["label"].to(device, non_blocking=True)
+
+    def meter(self, device: torch.device) -> TrainingMeter:
+        """Return a meter of the "train_accuracy"."""
+        return _AccuracyMeter(self.num_classes, device)
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
+        """Return "score", "loss" and, beyond 5 classes, "top5"."""
+        device = next(model.parameters()).device
+        meter = ClassificationMeter(self.num_classes, device=device)
+        for batch in batches:
+            meter.update(model(inputs(batch)), self.targets(batch, device))
+        meter.reduce(all_sum)
+        scores = meter.compute()
+        keep = {"score": scores["accuracy"], "loss": scores["loss"]}
+        return keep | ({"top5": scores["top5"]} if "top5" in scores else {})
+
+
+class _AccuracyMeter:
+    def __init__(self, num_classes: int, device: torch.device):
+        self._meter = ClassificationMeter(num_classes, device=device)
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        self._meter.update(output, batch["label"].to(output.device))
+
+    def compute(self) -> dict[str, float]:
+        self._meter.reduce(all_sum)
+        scores = self._meter.compute()
+        return {"images": scores["count"], "train_accuracy": scores["accuracy"]}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Images hold boxes of K classes; the score is a mean average precision.
+
+    Attributes:
+        num_classes: K.
+        boxes: of every image of the table, by row, in pixels of the original image.
+        measure: which one is the score, "map" (mean of IoU 0.5 to 0.95) or "map50".
+    """
+
+    num_classes: int
+    boxes: Boxes
+    measure: str
+
+    def targets(self, batch: Batch, device: torch.device) -> list[dict[str, Tensor]]:
+        """Return "boxes" (M, 4) in pixels of the canvas and "labels" (M,) of each image."""
+        boxes, classes = (
+            batch[name].to(device, non_blocking=True) for name in ("boxes", "classes")
+        )
+        return [
+            {"boxes": boxes_M4[labels_M >= 0], "labels": labels_M[labels_M >= 0]}
+            for boxes_M4, labels_M in zip(boxes, classes, strict=True)
+        ]
+
+    def meter(self, device: torch.device) -> TrainingMeter:
+        """Return a meter of the parts of the task loss, "loss_task_NAME"."""
+        return _PartsMeter(device)
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
+        """Return "score" and what ``DetectionMeter.compute`` does."""
+        meter = DetectionMeter(self.num_classes)
+        for batch in batches:
+            found = model(inputs(batch))
+            meter.update(
+                batch["row"],
+                [on_image(one, float(ratio)) for one, ratio in zip(found, batch["ratio"])],
+            )
+        meter.reduce(lambda rows: torch.cat(gather(rows)))
+        scores = meter.compute(self.boxes)
+        return {"score": scores[self.measure], **scores}
+
+
+def on_image(found: Mapping[str, Tensor], ratio: float) -> Detections:
+    """Return a detector's output on the canvas as detections on the original image."""
+    return Detections(
+        xyxy=(found["boxes"].float() / ratio).cpu().numpy(),
+        label=found["labels"].cpu().numpy(),
+        score=found["scores"].float().cpu().numpy(),
+    )
+
+
+class _PartsMeter:
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._images = 0
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def update(self, output: Mapping[str, Tensor], batch: Batch) -> None:
+        self._images += len(batch["image"])
+        self._steps += 1
+        for name, part in output.items():
+            self._sums[name] = self._sums.get(name, 0.0) + part.double()
+
+    def compute(self) -> dict[str, float]:
+        counts = torch.tensor([self._images, self._steps], dtype=torch.float64, device=self._device)
+        images, steps, *sums = all_sum(torch.cat([counts, torch.stack([*self._sums.values()])]))
+        means = {name: float(total / steps) for name, total in zip(self._sums, sums, strict=True)}
+        return {"images": float(images), **{f"loss_task_{name}": m for name, m in means.items()}}

@@ -1,0 +1,145 @@
+"""Weights of a detector that come from another detector or from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raygkd.errors import ConfigError, DataError
+from raygkd.models.detectors import Detector
+
+BODY = "net.backbone.body."
+# in torchvision's networks; their shapes follow the number of classes
+CLASS_LAYERS = (
+    "head.classification_head.cls_logits.",
+    "head.classification_head.module_list.",
+    "roi_heads.box_predictor.",
+)
+
+
+def inherit(student: Detector, teacher: Detector) -> list[str]:
+    """Copy the teacher's neck and heads into the student, module by module, where they agree.
+
+    Two modules agree when their paths and the shapes of their weights do. The body, which is the
+    backbone without its feature pyramid, is left as it is.
+
+    Args:
+        student: it changes.
+        teacher: of a pyramid with the same levels.
+
+    Returns:
+        The paths of the modules copied.
+
+    Raises:
+        ConfigError: the levels differ, or nothing agrees.
+    """
+    if student.pyramid != teacher.pyramid:
+        of_student, of_teacher = (
+            ", ".join(map(str, detector.pyramid)) for detector in (student, teacher)
+        )
+        raise ConfigError(
+            f"the student cannot inherit from a teacher of other levels ({of_teacher}, its own are "
+            f"{of_student}): choose detectors of one family, or do not inherit"
+        )
+    copied = []
+    sources = _weighted_modules(teacher)
+    for path, module in _weighted_modules(student).items():
+        source = sources.get(path)
+        if path.startswith(BODY) or source is None or _shapes(source) != _shapes(module):
+            continue
+        module.load_state_dict(source.state_dict())
+        copied.append(path)
+    if not copied:
+        raise ConfigError(
+            "nothing of the teacher's neck and heads fits the student: choose detectors of the "
+            "same _fpn width, or do not inherit"
+        )
+    return copied
+
+
+def load_weights(detector: Detector, path: str | os.PathLike[str]) -> list[str]:
+    """Load a file of weights into a detector, or into its body.
+
+    The file is a state dict: of a ``Detector``, of one of torchvision's detectors, or of one of
+    torchvision's ResNet or MobileNetV3 classifiers, whose last layers are left out. Nothing in it
+    is executed. Layers whose shape follows the number of classes keep the weights they have where
+    the file is of another number. An error may leave the detector half loaded.
+
+    Returns:
+        The paths of the modules that keep the weights they had.
+
+    Raises:
+        DataError: the file cannot be read, is no state dict, or does not fit.
+    """
+    state, part = _recognised(_read_state(path), path)
+    target = detector.get_submodule(part)
+    own = target.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in state.items()
+        if not (name.startswith(CLASS_LAYERS) and name in own and own[name].shape != tensor.shape)
+    }
+    try:
+        outcome = target.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        raise DataError(f"{path} does not fit: {str(error).splitlines()[1].strip()}") from error
+    problems = [f"it lacks {name}" for name in outcome.missing_keys if name not in state]
+    problems += [f"the detector has no {name}" for name in outcome.unexpected_keys]
+    if problems:
+        raise DataError(f"{path} does not fit: {problems[0]} (problem 1 of {len(problems)})")
+    kept = {f"{part}.{name}".rpartition(".")[0] for name in outcome.missing_keys}
+    return [
+        path
+        for path in _weighted_modules(detector)
+        if path in kept or not path.startswith(f"{part}.")
+    ]
+
+
+def _weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return path -> module of the modules that hold parameters themselves."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(f"cannot read weights {path}: {error.strerror}") from error
+    except Exception as error:  # what the unpickler raises on foreign bytes has no common type
+        raise DataError(f"{path} is damaged or holds more than weights") from error
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise DataError(f"{path} is no state dict: save one with torch.save(model.state_dict())")
+    return state
+
+
+def _recognised(
+    state: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> tuple[dict[str, Tensor], str]:
+    """Return the weights under the names of the part they are for, and the part's path."""
+    body = BODY.removesuffix(".")
+    roots = {name.partition(".")[0] for name in state}
+    if "net" in roots:
+        return {name.removeprefix("net."): weight for name, weight in state.items()}, "net"
+    if "backbone" in roots:
+        return dict(state), "net"
+    if "layer4" in roots:
+        return {n: weight for n, weight in state.items() if not n.startswith("fc.")}, body
+    if "features" in roots:
+        return {
+            name.removeprefix("features."): weight
+            for name, weight in state.items()
+            if name.startswith("features.")
+        }, body
+    raise DataError(f"{path} is of no detector, ResNet or MobileNetV3")

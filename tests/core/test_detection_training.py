@@ -1,0 +1,172 @@
+"""Distilling detectors: the same loop as for classifiers, with boxes for targets.
+
+Shapes: B batch, S side of the canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_detections import (
+    SCENES,
+    SIDE,
+    SPEC,
+    Oracle,
+    detection_config,
+    detection_training,
+    detector_file,
+    prepare_scenes,
+    scenes_stream,
+)
+from small_runs import curve, same, weights
+from torch import Tensor
+
+from raygkd import build
+from raygkd.data.parquet import ImageTable
+from raygkd.engine import Detection, check_terms, read_checkpoint, restore, save_checkpoint
+from raygkd.errors import ConfigError
+
+PARTS = {"loss_task_classification", "loss_task_bbox_regression", "loss_task_bbox_ctrness"}
+GRAPH = {"task", "vertex", "edge", "spectral"}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> ImageTable:
+    return prepare_scenes(tmp_path_factory.mktemp("scenes") / "shards")
+
+
+def batch_of(training: Any) -> Mapping[str, Tensor]:
+    return next(iter(training.stream.train_batches(0)))
+
+
+def test_an_epoch_has_every_term_part_and_score(scenes: ImageTable) -> None:
+    training = detection_training(scenes)
+    metrics = training.run_epoch()
+    assert {f"loss_{term}" for term in GRAPH} | PARTS <= set(metrics)
+    assert {f"gradient_{term}" for term in GRAPH} <= set(metrics)
+    assert metrics["loss_task"] == pytest.approx(sum(metrics[part] for part in PARTS), rel=1e-5)
+    assert {"val_score", "val_map", "val_map50", "val_map75", "val_ap50_voc"} <= set(metrics)
+    assert metrics["val_score"] == metrics["val_map50"]
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_every_term_falls_in_some_epochs_and_the_teacher_stays(scenes: ImageTable) -> None:
+    training = detection_training(scenes, epochs=6, lr=0.005, alpha=1.0)
+    assert training.teacher is not None
+    before = {n: t.clone() for n, t in training.teacher.model.state_dict().items()}
+    epochs = curve(training)
+    for term in GRAPH:
+        assert epochs[-1][f"loss_{term}"] < epochs[0][f"loss_{term}"], term
+    after = training.teacher.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not training.teacher.model.training
+
+
+def test_all_terms_together_reach_every_parameter(scenes: ImageTable) -> None:
+    training = detection_training(scenes)
+    batch = batch_of(training)
+    images_BCSS, targets = training.to_device(batch)
+    assert training.teacher is not None
+    teacher = training.teacher(training.teacher_normalise(images_BCSS))
+    terms, _ = training.objective(training.normalise(images_BCSS), targets, teacher)
+    training.objective.total(terms).backward()
+    missing = [n for n, p in training.objective.named_parameters() if p.grad is None]
+    assert missing == []
+
+
+def test_boxes_on_the_canvas_are_scored_on_the_original_images(scenes: ImageTable) -> None:
+    assert scenes.boxes is not None
+    task = Detection(10, scenes.boxes, "map")
+    stream = scenes_stream(scenes, detection_config(batch_size=4))
+    scores = task.score(Oracle(noise=0.0), stream.eval_batches("val"), lambda batch: batch)
+    assert scores["count"] == SCENES["val"]
+    assert scores["score"] == scores["map"] == pytest.approx(1.0)
+    assert scores["ap50_voc"] == pytest.approx(1.0)
+
+    def shifted(batches: Iterator[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
+        for batch in batches:
+            yield {**batch, "boxes": batch["boxes"] * 1.2}
+
+    worse = task.score(Oracle(noise=0.0), shifted(stream.eval_batches("val")), lambda batch: batch)
+    assert worse["map"] < 0.7
+
+
+def test_resumed_run_equals_one_without_a_break(scenes: ImageTable, tmp_path: Path) -> None:
+    whole = detection_training(scenes)
+    expected = curve(whole)
+    broken_off = detection_training(scenes)
+    broken_off.run_epoch()
+    save_checkpoint(tmp_path / "checkpoint.pt", broken_off)
+    torch.manual_seed(1234)
+    resumed = detection_training(scenes)
+    restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
+    assert curve(resumed) == expected[1:]
+    assert same(weights(resumed.objective), weights(whole.objective))
+
+
+def test_foreground_weights_change_the_vertex_loss_alone(scenes: ImageTable) -> None:
+    norms = {}
+    for share in (None, 0.9):
+        training = detection_training(scenes, foreground=share)
+        norms[share] = check_terms(training, batch_of(training))
+    assert norms[None]["vertex"] != norms[0.9]["vertex"]
+    for term in ("task", "edge", "spectral"):
+        assert norms[None][term] == norms[0.9][term]
+
+
+def test_a_student_inherits_neck_and_head_of_its_teacher(scenes: ImageTable) -> None:
+    settings = {"student": "fcos_mobilenet_v3_small_fpn32", "inherit": True}
+    training = detection_training(scenes, **settings)
+    assert training.teacher is not None
+    student, teacher = training.objective.student, training.teacher.model
+    shared = [name for name in student.state_dict() if name.startswith("net.head.")]
+    assert shared
+    for name in shared:
+        assert torch.equal(student.state_dict()[name], teacher.state_dict()[name])
+
+
+def test_families_whose_pyramids_overlap_are_matched_on_the_levels_both_have(
+    scenes: ImageTable,
+) -> None:
+    training = detection_training(scenes, teacher="fasterrcnn_resnet18_fpn32", levels=None)
+    assert training.objective.graph is not None
+    assert sorted(training.objective.graph.student_shapes) == [3, 4, 5]
+    assert set(check_terms(training, batch_of(training))) == GRAPH
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"student": "resnet8"}, "resnet8 is a classifier, and the images have boxes"),
+        ({"levels": [2]}, r"no level 2 \(allowed: 3, 4, 5, 6, 7\)"),
+        ({"dim": 32}, "32"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    scenes: ImageTable, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        detection_training(scenes, **settings)
+
+
+def test_a_detector_in_use_gives_what_the_model_finds() -> None:
+    file = detector_file()
+    deployed = build.DeployedDetector(file).eval()
+    images_BCSS = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        packed = deployed(images_BCSS)
+        found = deployed.model(
+            build.normaliser(SPEC.mean, SPEC.std, torch.device("cpu"))(images_BCSS)
+        )
+    assert packed.shape == (2, 100, 6)
+    for rows, one in zip(packed, found):
+        count = len(one["scores"])
+        assert torch.equal(rows[:count, :4], one["boxes"])
+        assert torch.equal(rows[:count, 4], one["scores"])
+        assert torch.equal(rows[:count, 5].long(), one["labels"])
+        assert (rows[count:] == -1).all()
