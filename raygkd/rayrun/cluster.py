@@ -29,6 +29,9 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+# of a cluster that is started here: the processes that decoded the images are there for the trials,
+# and for the scores of a short run; Ray's second would make each of them import torch again
+LOCAL_ENVIRONMENT = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 PROBE_SECONDS = 10.0
 Resources = dict[str, float]
 
@@ -63,6 +66,7 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
+            os.environ.update({**LOCAL_ENVIRONMENT, **os.environ})
             # the dashboard's state API is what frees the placement groups of stopped trials
             ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **options)
         else:

@@ -27,7 +27,14 @@ from records import (
     strange_numbers,
 )
 
-from raygkd.models import build_classifier, build_from_file, count_parameters, load_model_file
+from raygkd.models import (
+    ModelFile,
+    build_classifier,
+    build_from_file,
+    count_parameters,
+    load_model_file,
+    save_model_file,
+)
 
 EPOCHS = 6
 # 151 validation and 359 test images: two workers get unequal shares
@@ -103,7 +110,32 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def teacher(raygkd: Start, interrupted: Interrupted) -> Trained:
+def given_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of random weights."""
+    path = tmp_path_factory.mktemp("teacher") / "model.pt"
+    torch.manual_seed(0)
+    model_file = ModelFile(
+        name="resnet14",
+        class_names=tuple("0123456789"),
+        image_size=(8, 8),
+        mean=(0.3,) * 3,
+        std=(0.4,) * 3,
+        state_dict=build_classifier("resnet14", 10).state_dict(),
+        scores={},
+        config="",
+    )
+    save_model_file(path, model_file)
+    return path
+
+
+@pytest.fixture(scope="module")
+def training(raygkd: Start, output: Path, given_teacher: Path, interrupted: Interrupted) -> Command:
+    """The training of a student by two workers on images in memory, which goes on meanwhile."""
+    return raygkd(*TRAIN, "--teacher", given_teacher, "--output", output, "--json")
+
+
+@pytest.fixture(scope="module")
+def teacher(raygkd: Start, interrupted: Interrupted, training: Command) -> Trained:
     """The interrupted teacher, brought to its end by the command that was printed."""
     [line] = [line for line in interrupted.command.err.splitlines() if line.startswith("stopped; ")]
     command = raygkd(*line.partition("raygkd ")[2].split())
@@ -112,10 +144,9 @@ def teacher(raygkd: Start, interrupted: Interrupted) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(raygkd: Start, output: Path, teacher: Trained) -> Trained:
-    """A student of that teacher, trained by two workers on images in memory."""
-    command = raygkd(*TRAIN, "--teacher", teacher.model, "--output", output, "--json")
-    return Trained(command, command.result())
+def trained(training: Command) -> Trained:
+    """The student of two workers."""
+    return Trained(training, training.result())
 
 
 @pytest.fixture(scope="module")
@@ -188,23 +219,27 @@ def test_two_workers_are_two_processes_with_random_states_of_their_own(trained: 
     assert not torch.equal(*states)
 
 
-def test_the_result_holds_teacher_and_student(trained: Trained, teacher: Trained) -> None:
+def test_the_result_holds_teacher_and_student(trained: Trained, given_teacher: Path) -> None:
     result = trained.result
     assert set(result) == {"models", "val_score", "mlflow", "run", "model", "seconds"}
     assert list(result["models"]) == ["teacher", "student"]
-    assert result["models"]["teacher"] == teacher.result["models"]["teacher"]
+    assert result["models"]["teacher"] == {
+        "model": "resnet14",
+        "parameters": 175_258,
+        "test_score": rescored(given_teacher, trained.folder, "test")["score"],
+    }
     assert result["models"]["student"]["parameters"] == 78_042
     assert set(result["mlflow"]) == {"tracking_uri", "experiment_id", "run_id"}
     assert json.loads((trained.folder / "result.json").read_text()) == result
 
 
 def test_a_teacher_that_is_given_is_used_and_no_other_is_trained(
-    trained: Trained, teacher: Trained, output: Path
+    trained: Trained, given_teacher: Path, output: Path
 ) -> None:
     assert "training teacher" not in trained.command.err
     assert trained.command.seen["ray::TrainController"] == 1
     assert not (output / "teachers").exists()
-    assert configuration_of(trained.folder).model.teacher == str(teacher.model)
+    assert configuration_of(trained.folder).model.teacher == str(given_teacher)
 
 
 def test_the_model_file_holds_the_student_alone(trained: Trained) -> None:
