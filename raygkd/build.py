@@ -40,8 +40,10 @@ from raygkd.models import (
     check_levels,
     classifier_names,
     feature_shapes,
+    imagenet_file,
     inherit,
     is_detector,
+    load_weights,
     stage_modules,
 )
 
@@ -90,6 +92,20 @@ def new_model(name: str, spec: ImageSpec) -> nn.Module:
     return model
 
 
+def new_student(config: Config, spec: ImageSpec) -> nn.Module:
+    """Return the student as its training starts, but for what it inherits of the teacher.
+
+    Raises:
+        ConfigError: an unknown name, or a model for another task.
+        DataError: weights that cannot be had or do not fit.
+    """
+    name, weights = config.model.student, config.model.student_weights
+    student = new_model(name, spec)
+    if weights is not None and isinstance(student, Detector):
+        load_weights(student, imagenet_file(name) if weights == "imagenet" else weights)
+    return student
+
+
 def check_kind(name: str, spec: ImageSpec) -> None:
     """Refuse a classifier for detection, or the other way round.
 
@@ -129,7 +145,12 @@ def check_method(config: Config, spec: ImageSpec) -> None:
             "detectors do not have: use --method graph"
         )
     if spec.task == "classification":
-        given = {"--foreground": config.method.foreground, "--inherit": config.model.inherit}
+        given = {
+            "--foreground": config.method.foreground,
+            "--inherit": config.model.inherit,
+            "--teacher-weights": config.model.teacher_weights,
+            "--student-weights": config.model.student_weights,
+        }
         for flag, value in given.items():
             if value:
                 raise ConfigError(f"{flag}: is for detectors, and these images have no boxes")
@@ -158,6 +179,8 @@ def teacher_training(config: Config) -> Config:
         config,
         {
             "student": config.model.teacher,
+            "student_weights": config.model.teacher_weights,
+            "inherit": False,
             "method": "none",
             "levels": None,
             "epochs": config.model.teacher_epochs,
@@ -328,7 +351,7 @@ def _build_models(
 ) -> tuple[Objective, Teacher | None]:
     method = config.method.method
     torch.manual_seed(config.optim.seed)
-    student = new_model(config.model.student, spec)
+    student = new_student(config, spec)
     teacher_model, graph = None, None
     levels: tuple[int, ...] = ()
     if uses_teacher(config):

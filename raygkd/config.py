@@ -95,6 +95,12 @@ class ModelConfig:
     teacher_epochs: int = option(
         20, "epochs for the teacher that is trained when --teacher is a name", minimum=1
     )
+    teacher_weights: str | None = option(
+        None, "what a detector's training as teacher starts from: a file of weights, or imagenet"
+    )
+    student_weights: str | None = option(
+        None, "what a detector's training as student starts from: a file of weights, or imagenet"
+    )
     inherit: bool = option(
         False, "start a detector's neck and head from the teacher's where shapes agree"
     )

@@ -37,6 +37,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 VOC_LAYOUT = "the folders JPEGImages and Annotations, there or below VOCdevkit"
+VOC_FOLDERS = [f"VOC{year}" for year in VOC_YEARS]
 COCO_NAME = re.compile(r"(?:instances_)?((train|val|test)\d*)")
 COCO_LAYOUT = "annotations/instances_train*.json with its folder of images, or a single .json file"
 
@@ -55,21 +56,23 @@ def _voc(options: SourceOptions) -> Source:
     2007. A folder in VOC layout by itself: train.txt, val.txt and test.txt in ImageSets/Main, or
     trainval.txt and test.txt, or without any list all images for training.
 
-    The classes are VOC's 20 where no others occur in the training annotations, and otherwise those
-    that occur there, sorted.
+    The classes of VOC2007 and VOC2012 are VOC's 20 where no others occur in the training
+    annotations; of other folders, those that occur there, sorted.
     """
     if options.download:
         _download_voc(needed_folder("voc", options), options.years)
     root = existing_folder("voc", options)
     faults = Faults(options.strict)
+    parts = _voc_parts(root, options.years)
     annotated = [
         (split, annotation)
-        for split, folder, image_ids in _voc_parts(root, options.years)
+        for split, folder, image_ids in parts
         for annotation in _voc_annotations(folder, image_ids, faults)
     ]
     trained = (annotation.names for split, annotation in annotated if split == "train")
     found = {name for names in trained for name in names if name}
-    class_names = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
+    is_voc = any(folder.name in VOC_FOLDERS for _, folder, _ in parts)
+    class_names = VOC_CLASSES if is_voc and found <= set(VOC_CLASSES) else sorted(found)
     return _detection_source("voc", root, class_names, annotated, faults)
 
 

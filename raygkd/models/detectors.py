@@ -276,6 +276,13 @@ def is_detector(name: str) -> bool:
     return _parts(name) is not None
 
 
+def backbone_of(name: str) -> str:
+    """Return the name of a detector's backbone, as torchvision has it."""
+    parts = NAME.fullmatch(name)
+    assert parts is not None
+    return parts[2]
+
+
 def build_detector(name: str, num_classes: int, image_size: int) -> Detector:
     """Return a new detector. Its weights are random and depend on torch's seed alone.
 

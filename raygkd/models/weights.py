@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from raygkd.errors import ConfigError, DataError
-from raygkd.models.detectors import Detector
+from raygkd.models.detectors import Detector, backbone_of
 
 BODY = "net.backbone.body."
 # in torchvision's networks; their shapes follow the number of classes
@@ -97,6 +99,31 @@ def load_weights(detector: Detector, path: str | os.PathLike[str]) -> list[str]:
         for path in _weighted_modules(detector)
         if path in kept or not path.startswith(f"{part}.")
     ]
+
+
+def imagenet_file(name: str) -> Path:
+    """Return the file of torchvision's ImageNet weights of a detector's backbone.
+
+    It is fetched into torch's own folder of downloads where it is not there.
+
+    Args:
+        name: of the detector.
+
+    Raises:
+        DataError: it cannot be fetched.
+    """
+    url = torchvision.models.get_model_weights(backbone_of(name)).DEFAULT.url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except OSError as error:
+            raise DataError(
+                f"the ImageNet weights of {name} cannot be fetched from {url} ({error}): put the "
+                f"file at {path}, or give a file of weights"
+            ) from error
+    return path
 
 
 def _weighted_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -92,6 +92,9 @@ def with_absolute_paths(config: Config) -> Config:
         "space": config.search.space,
         "teacher": config.model.teacher if is_model_file(config.model.teacher) else None,
     }
+    for name in ("teacher_weights", "student_weights"):
+        weights = getattr(config.model, name)
+        paths[name] = None if weights == "imagenet" else weights
     local = {name: path for name, path in paths.items() if path and "://" not in path}
     return with_settings(
         config, {name: os.path.abspath(os.path.expanduser(path)) for name, path in local.items()}

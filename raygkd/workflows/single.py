@@ -47,7 +47,13 @@ def teach(config: Config, *, console: Console, resume: Path | None = None) -> di
             f"--teacher {config.model.teacher}: is a file, and 'raygkd teacher' trains a new "
             "model: give the name of one, such as resnet20"
         )
-    alone = {"student": config.model.teacher, "method": "none", "levels": None}
+    alone = {
+        "student": config.model.teacher,
+        "student_weights": config.model.teacher_weights,
+        "inherit": False,
+        "method": "none",
+        "levels": None,
+    }
     return _train(with_settings(config, alone), "teacher", console, resume)
 
 
@@ -152,7 +158,7 @@ def check_student(config: Config, images: Images) -> None:
     workers = config.cluster.workers
     steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
     with _naming("--student"):
-        student = build.new_model(config.model.student, images.spec)
+        student = build.new_student(config, images.spec)
         feature_shapes(student, (), images.spec.image_size)
 
 
@@ -166,8 +172,9 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     """
     name = config.model.teacher
     if not build.is_model_file(name):
-        build.teacher_training(config)
-        teacher = build.new_model(name, spec)
+        wanted = build.teacher_training(config)
+        with _naming("--teacher"):
+            teacher = build.new_student(wanted, spec)
     else:
         file = load_model_file(name)
         build.check_teacher(file, spec, name)
@@ -257,9 +264,9 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
         return load_model_file(path), path
     wanted = build.teacher_training(config)
     tree = to_mapping(wanted)
-    key = fingerprint(
-        [tree["model"]["student"], tree["optim"], session.images.augment, session.images.identity]
-    )
+    started_from = [tree["model"][name] for name in ("student", "student_weights")]
+    images = session.images
+    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity])
     folder = session.output / "teachers" / f"{config.model.teacher.replace(':', '-')}-{key}"
     if (folder / MODEL).exists():
         session.console.print(f"teacher {config.model.teacher}: kept from an earlier run")

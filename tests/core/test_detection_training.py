@@ -5,6 +5,7 @@ Shapes: B batch, S side of the canvas.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from small_detections import (
     SCENES,
     SIDE,
     SPEC,
+    TEACHER,
     Oracle,
     detection_config,
     detection_training,
@@ -29,7 +32,7 @@ from torch import Tensor
 from raygkd import build
 from raygkd.data.parquet import ImageTable
 from raygkd.engine import Detection, check_terms, read_checkpoint, restore, save_checkpoint
-from raygkd.errors import ConfigError
+from raygkd.errors import ConfigError, DataError
 
 PARTS = {"loss_task_classification", "loss_task_bbox_regression", "loss_task_bbox_ctrness"}
 GRAPH = {"task", "vertex", "edge", "spectral"}
@@ -170,3 +173,36 @@ def test_a_detector_in_use_gives_what_the_model_finds() -> None:
         assert torch.equal(rows[:count, 4], one["scores"])
         assert torch.equal(rows[:count, 5].long(), one["labels"])
         assert (rows[count:] == -1).all()
+
+
+def test_a_student_starts_from_weights_of_a_file_or_of_imagenet(
+    scenes: ImageTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(7)
+    body = torchvision.models.resnet18(weights=None)
+    file = tmp_path / "body.pt"
+    torch.save(body.state_dict(), file)
+    # where torchvision keeps what it has fetched
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    url = torchvision.models.ResNet18_Weights.DEFAULT.url
+    fetched = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+    fetched.parent.mkdir(parents=True)
+    shutil.copy(file, fetched)
+    for start in (str(file), "imagenet"):
+        training = detection_training(scenes, method="none", student=TEACHER, student_weights=start)
+        state = training.objective.student.state_dict()
+        for name, tensor in body.layer4.state_dict().items():
+            assert torch.equal(state[f"net.backbone.body.layer4.{name}"], tensor)
+
+
+def test_weights_that_are_not_there_are_refused(
+    scenes: ImageTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "missing.pt"
+    with pytest.raises(DataError, match=f"cannot read weights {missing}: No such file"):
+        detection_training(scenes, student_weights=str(missing))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    # nothing listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"cannot be fetched from https://.*put the file at"):
+        detection_training(scenes, student_weights="imagenet")

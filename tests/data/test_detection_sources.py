@@ -59,9 +59,11 @@ def test_voc_images_with_none_one_and_many_boxes(tmp_path):
     assert source.warnings == ()
 
 
-def test_voc_classes_are_the_usual_ones_unless_others_occur_in_training(tmp_path):
-    usual = open_source("voc", write_voc(tmp_path / "usual", {"a": [DOG]}))
+def test_voc_has_its_usual_classes_and_other_folders_those_of_their_training_images(tmp_path):
+    usual = open_source("voc", write_voc(tmp_path / "VOC2007", {"a": [DOG]}))
     assert usual.class_names == VOC_CLASSES
+    other = open_source("voc", write_voc(tmp_path / "pets", {"a": [DOG]}))
+    assert other.class_names == ("dog",)
     lists = {"train": ["a"], "test": ["b"]}
     own = write_voc(tmp_path / "own", {"a": [DOG, OWN], "b": [CAT, DOG]}, lists)
     source = open_source("voc", own)
@@ -443,7 +445,7 @@ def test_chosen_classes_keep_the_order_of_the_data_set(tmp_path):
 
 
 def test_unknown_classes_are_refused_with_near_ones(tmp_path):
-    root = write_voc(tmp_path, {"a": [DOG]})
+    root = write_voc(tmp_path / "VOC2007", {"a": [DOG]})
     with pytest.raises(ConfigError, match=r"'persn': no class of voc; did you mean 'person'\?"):
         open_source("voc", root, classes=["dog", "persn"])
     with pytest.raises(ConfigError, match="--classes: name at least one class"):
