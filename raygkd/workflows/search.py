@@ -228,7 +228,9 @@ def _draw(session: Session, trials: Sequence[TrialResult], others: Mapping[str, 
             scores[entry["key"]][entry["step"]] = entry["values"][METRIC]
     curves = [Curve(status=trial.status, scores=scores[trial.trial_id]) for trial in trials]
     path = session.folder / "search.png"
-    draw_search(path, curves, {name: file.scores[METRIC] for name, file in others.items()})
+    # a model file that was not written by a run tells no score
+    known = {name: file.scores[METRIC] for name, file in others.items() if METRIC in file.scores}
+    draw_search(path, curves, known)
     session.tracker.figure("search", path)
 
 
