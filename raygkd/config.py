@@ -230,7 +230,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "clip_norm": 10.0,
     }
     for dataset, teacher, student, epochs, lr in (
-        ("digits-voc", "resnet18_fpn64", "mobilenet_v3_small_fpn32", 8, 1e-3),
+        ("digits-voc", "resnet18_fpn64", "mobilenet_v3_small_fpn32", 8, 3e-3),
         ("voc", "resnet50_fpn", "resnet18_fpn", 20, 1e-4),
         ("coco", "resnet50_fpn", "resnet18_fpn", 20, 1e-4),
     )
