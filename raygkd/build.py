@@ -164,6 +164,20 @@ def is_model_file(teacher: str) -> bool:
     return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
 
 
+def teacher_alone(config: Config) -> Config:
+    """Return the configuration that trains the teacher's model in the student's place."""
+    return with_settings(
+        config,
+        {
+            "student": config.model.teacher,
+            "student_weights": config.model.teacher_weights,
+            "inherit": False,
+            "method": "none",
+            "levels": None,
+        },
+    )
+
+
 def teacher_training(config: Config) -> Config:
     """Return the configuration that trains the teacher of a run by itself.
 
@@ -175,18 +189,9 @@ def teacher_training(config: Config) -> Config:
             f"--warmup-epochs {config.optim.warmup_epochs}: the teacher is trained with it too, so "
             f"it must be below --teacher-epochs {config.model.teacher_epochs}"
         )
+    # the grace period is the search's, and may be longer than the teacher's training
     return with_settings(
-        config,
-        {
-            "student": config.model.teacher,
-            "student_weights": config.model.teacher_weights,
-            "inherit": False,
-            "method": "none",
-            "levels": None,
-            "epochs": config.model.teacher_epochs,
-            # of the search, which may be longer than the teacher's training
-            "grace_period": 1,
-        },
+        teacher_alone(config), {"epochs": config.model.teacher_epochs, "grace_period": 1}
     )
 
 

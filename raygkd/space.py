@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raygkd.config import Config, base_type, coerce, settings, with_settings, yaml_mapping
+from raygkd.config import (
+    Config,
+    OptimConfig,
+    base_type,
+    coerce,
+    settings,
+    with_settings,
+    yaml_mapping,
+)
 from raygkd.errors import ConfigError, near
 
 KINDS = {
@@ -48,7 +56,7 @@ def searchable() -> list[str]:
 
 
 def default_space(
-    method: str, channels: Mapping[int, int], *, lr: float = 0.05, detection: bool = False
+    method: str, channels: Mapping[int, int], *, lr: float = OptimConfig.lr, detection: bool = False
 ) -> tuple[Dimension, ...]:
     """Return the space that is searched unless ``--space`` replaces it.
 

@@ -56,12 +56,8 @@ class BoxTransform:
     def blank(self) -> dict[str, NDArray]:
         """Return a sample of a black canvas without boxes."""
         size = self.image_size
-        return {
-            "image": np.zeros((3, size, size), np.uint8),
-            "boxes": np.zeros((self.most, 4), np.float32),
-            "classes": np.full(self.most, -1, np.int64),
-            "ratio": np.ones((), np.float32),
-        }
+        nothing = np.zeros((3, size, size), np.uint8), np.empty((0, 4)), np.empty(0)
+        return self._arrays(*nothing, ratio=1.0)
 
     def sample(
         self, image_CHW: Tensor, boxes: ImageBoxes, *, seed: int, epoch: int, row: int
@@ -87,13 +83,17 @@ class BoxTransform:
                 image_CHW = F.horizontal_flip(image_CHW)
                 xyxy_M4[:, [0, 2]] = self.image_size - xyxy_M4[:, [2, 0]]
         keep = placed & ~boxes.crowd
-        sample = self.blank()
-        count = int(keep.sum())
-        sample["image"] = image_CHW.numpy()
-        sample["boxes"][:count] = xyxy_M4[keep]
-        sample["classes"][:count] = boxes.label[keep]
-        sample["ratio"] = np.array(ratio, np.float32)
-        return sample
+        return self._arrays(image_CHW.numpy(), xyxy_M4[keep], boxes.label[keep], ratio)
+
+    def _arrays(
+        self, image_CSS: NDArray, xyxy_M4: NDArray, label_M: NDArray, ratio: float
+    ) -> dict[str, NDArray]:
+        """Return a sample, its boxes filled up to ``most``."""
+        boxes = np.zeros((self.most, 4), np.float32)
+        classes = np.full(self.most, -1, np.int64)
+        boxes[: len(xyxy_M4)], classes[: len(label_M)] = xyxy_M4, label_M
+        ratio_array = np.array(ratio, np.float32)
+        return {"image": image_CSS, "boxes": boxes, "classes": classes, "ratio": ratio_array}
 
     def _place(
         self, image_CHW: Tensor, xyxy_M4: NDArray[np.float32], draw: random.Random | None

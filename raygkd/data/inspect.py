@@ -22,6 +22,7 @@ from raygkd.data.plan import shuffled
 from raygkd.data.splits import SPLITS
 from raygkd.data.windows import decode_rows
 from raygkd.errors import DataError
+from raygkd.files import whole_file
 
 if TYPE_CHECKING:
     from raygkd.data.parquet import ImageTable
@@ -98,10 +99,9 @@ def sample_sheet(
         sheet = _class_sheet(table, columns, min(len(table.class_names), max_classes))
     else:
         sheet = _box_sheet(table, table.boxes, columns)
-    temporary = f"{path_png}.{os.getpid()}.tmp"
     try:
-        sheet.save(temporary, "PNG")
-        os.replace(temporary, path_png)
+        with whole_file(path_png) as temporary:
+            sheet.save(temporary, "PNG")
     except OSError as error:
         raise DataError(f"cannot write '{path_png}': {error.strerror}") from error
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from raygkd.data.boxes import Boxes
 from raygkd.engine.distributed import all_sum, share_buffers
+from raygkd.engine.means import RunningMeans
 from raygkd.engine.objective import Objective, Teacher
 from raygkd.engine.step import check_terms, training_step
-from raygkd.engine.tasks import Task
+from raygkd.engine.tasks import Task, pixels
 from raygkd.errors import Diverged
 
 Normalise = Callable[[Tensor], Tensor]
@@ -86,8 +87,7 @@ class Training:
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Return images as float (B, C, H, W) in 0..1 and the task's targets, on the device."""
-        images_BCHW = batch["image"].to(self.device, non_blocking=True)
-        return images_BCHW.float().div_(255.0), self.task.targets(batch, self.device)
+        return pixels(batch, self.device), self.task.targets(batch, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the mixed-precision context of a forward pass."""
@@ -124,21 +124,17 @@ class Training:
         # the state of the generator is a function of (seed, epoch, rank), whatever ran before
         torch.manual_seed(hash_seed(self.seed, self.epoch, self.rank))
         meter = self.task.meter(self.device)
-        sums: dict[str, Tensor] = {}
+        losses = RunningMeans(self.device)
         gradient_norms: dict[str, float] = {}
         self.objective.train()
-        for batch in self.stream.train_batches(self.epoch):
-            if self.epoch == 0 and not sums:
+        for step, batch in enumerate(self.stream.train_batches(self.epoch)):
+            if self.epoch == 0 and step == 0:
                 gradient_norms = check_terms(self, batch)
             terms, output = training_step(self, batch)
             meter.update(output, batch)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.double()
-        names = list(sums)
+            losses.add(terms)
         bad = torch.tensor(float(self.stream.bad_images), dtype=torch.float64, device=self.device)
-        steps = torch.ones_like(bad) * self.stream.steps_per_epoch
-        *totals, bad_images, all_steps = all_sum(torch.stack([*sums.values(), bad, steps])).tolist()
-        means = {name: total / all_steps for name, total in zip(names, totals, strict=True)}
+        means = losses.compute()
         broken = [name for name, mean in means.items() if not abs(mean) < float("inf")]
         if broken:
             raise Diverged(broken[0], self.epoch + 1)
@@ -147,7 +143,7 @@ class Training:
             **{f"loss_{name}": mean for name, mean in means.items()},
             **{f"gradient_{name}": norm for name, norm in gradient_norms.items()},
             **meter.compute(),
-            "bad_images": bad_images,
+            "bad_images": float(all_sum(bad)),
         }
 
     @torch.no_grad()
@@ -161,7 +157,7 @@ class Training:
         return {name: value for name, value in scores.items() if isinstance(value, float)}
 
     def _eval_inputs(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return self.normalise(self.to_device(batch)[0])
+        return self.normalise(pixels(batch, self.device))
 
 
 def hash_seed(seed: int, epoch: int, rank: int) -> int:

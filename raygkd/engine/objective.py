@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H height, W width, K classes, M boxes of an image.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,6 @@ class Teacher:
 
     def __init__(self, model: nn.Module, levels: Sequence[int]):
         self.model = model.eval().requires_grad_(False)
-        self._levels = tuple(levels)
         self._tap = FeatureTap(model, levels)
 
     @torch.no_grad()
@@ -50,12 +50,12 @@ class Teacher:
         if isinstance(self.model, Detector):
             # its heads have nothing to say to the student
             features = self.model.features(images_BCHW)
-            return TeacherOutput({level: features[level] for level in self._levels})
+            return TeacherOutput({level: features[level] for level in self._tap.levels})
         logits_BK, features = self._tap(images_BCHW)
         return TeacherOutput(features, logits_BK)
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Student, adapters and loss terms in one module, so that DDP sees one forward pass.
 
     Args:
@@ -83,6 +83,7 @@ class Objective(nn.Module):
         self.term_weights = {name: w for name, w in self.term_weights.items() if w}
         self._tap = FeatureTap(student, levels)
 
+    @abstractmethod
     def forward(
         self, images_BCHW: Tensor, targets: Any, teacher: TeacherOutput | None
     ) -> tuple[dict[str, Tensor], Any]:
@@ -93,7 +94,6 @@ class Objective(nn.Module):
             targets: what ``Task.targets`` gives.
             teacher: what the teacher says of the same images, where the method needs it.
         """
-        raise NotImplementedError
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the terms: L_task + alpha L_V + beta L_E + gamma L_S."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from raygkd.engine.distributed import gather
 from raygkd.engine.loop import Training
 from raygkd.errors import DataError
+from raygkd.files import whole_file
 from raygkd.models.files import read_tensors
 
 FORMAT = "raygkd-checkpoint-1"
@@ -46,12 +46,8 @@ def save_checkpoint(path: Path, training: Training) -> None:
         "config": training.config,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with whole_file(path) as temporary:
         torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from raygkd.data.boxes import Boxes
 from raygkd.detection_metrics import DetectionMeter, Detections
 from raygkd.engine.distributed import all_sum, gather
+from raygkd.engine.means import RunningMeans
 from raygkd.metrics import ClassificationMeter
 
 Batch = Mapping[str, Tensor]
 Inputs = Callable[[Batch], Tensor]
+
+
+def pixels(batch: Batch, device: torch.device) -> Tensor:
+    """Return a batch's images as float (B, 3, S, S) in 0..1, on a device."""
+    return batch["image"].to(device, non_blocking=True).float().div_(255.0)
 
 
 class TrainingMeter(Protocol):
@@ -150,19 +156,13 @@ def on_image(found: Mapping[str, Tensor], ratio: float) -> Detections:
 
 class _PartsMeter:
     def __init__(self, device: torch.device):
-        self._device = device
-        self._images = 0
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._images = torch.zeros((), dtype=torch.float64, device=device)
+        self._means = RunningMeans(device)
 
     def update(self, output: Mapping[str, Tensor], batch: Batch) -> None:
         self._images += len(batch["image"])
-        self._steps += 1
-        for name, part in output.items():
-            self._sums[name] = self._sums.get(name, 0.0) + part.double()
+        self._means.add(output)
 
     def compute(self) -> dict[str, float]:
-        counts = torch.tensor([self._images, self._steps], dtype=torch.float64, device=self._device)
-        images, steps, *sums = all_sum(torch.cat([counts, torch.stack([*self._sums.values()])]))
-        means = {name: float(total / steps) for name, total in zip(self._sums, sums, strict=True)}
-        return {"images": float(images), **{f"loss_task_{name}": m for name, m in means.items()}}
+        parts = {f"loss_task_{name}": mean for name, mean in self._means.compute().items()}
+        return {"images": float(all_sum(self._images)), **parts}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import zipfile
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raygkd.errors import DataError
+from raygkd.files import whole_file
 from raygkd.models.by_name import build_model
 
 FORMAT = "raygkd model 1"
@@ -47,21 +47,15 @@ def save_model_file(path: str | os.PathLike[str], model_file: ModelFile) -> None
     Raises:
         DataError: the file cannot be written there.
     """
-    path = Path(path)
     contents = {field.name: getattr(model_file, field.name) for field in fields(ModelFile)}
     contents["state_dict"] = {
         name: tensor.detach().cpu() for name, tensor in model_file.state_dict.items()
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **contents}, file)
-        os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"cannot write model file {path}: {error.strerror}") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def load_model_file(path: str | os.PathLike[str]) -> ModelFile:

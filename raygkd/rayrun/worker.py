@@ -18,6 +18,7 @@ from raygkd import config as configuration
 from raygkd.build import build_task, build_training, normaliser
 from raygkd.config import Config
 from raygkd.engine import Training, fit, read_checkpoint, restore, save_checkpoint
+from raygkd.engine.tasks import pixels
 from raygkd.models import ModelFile, build_from_file
 from raygkd.rayrun.ingest import RayStream, SharedImages
 
@@ -160,5 +161,5 @@ def score(
     return build_task(images.spec, stream.boxes).score(
         build_from_file(model_file).to(device),
         stream.eval_batches(split),
-        lambda batch: normalise(batch["image"].to(device).float().div_(255.0)),
+        lambda batch: normalise(pixels(batch, device)),
     )

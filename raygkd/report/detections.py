@@ -5,7 +5,6 @@ Shapes: H height, W width, C channels (3: red, green, blue).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from raygkd.data.boxes import ImageBoxes
 from raygkd.data.inspect import BACKGROUND, FONT_SIZE, GAP, INK, MARGIN, SMALL_FONT_SIZE
 from raygkd.detection_metrics import Detections
+from raygkd.files import whole_file
 from raygkd.report.figures import DOTS_PER_INCH
 
 # longest side of an image on the sheet, and heights of the legend and of a class's tag, in pixels
@@ -67,9 +67,8 @@ def draw_detections(
             sheet.paste(
                 tile, (MARGIN + column * (TILE + GAP), LEGEND_HEIGHT + sum(heights[:place]))
             )
-    temporary = path_png.with_name(path_png.name + ".tmp")
-    sheet.save(temporary, "PNG")
-    os.replace(temporary, path_png)
+    with whole_file(path_png) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def draw_per_class(
@@ -103,9 +102,8 @@ def draw_per_class(
     axes.set_yticks(places, names)
     axes.set_ylim(places[-1] + class_height / 2, places[0] - class_height / 2)
     figure.legend(loc="outside upper center", ncols=len(scores), frameon=False)
-    temporary = path_png.with_name(path_png.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
-    os.replace(temporary, path_png)
+    with whole_file(path_png) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
 
 
 def _tile(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from raygkd.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,9 +70,8 @@ def draw_search(path: Path, curves: Sequence[Curve], others: Mapping[str, float]
         axes.plot([], [], color=color, marker=mark, label=status)
     axes.plot([], [], color="tab:orange", linewidth=3, marker="o", label="best")
     axes.legend(loc="lower right", frameon=False)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
 
 
 def _draw_trial(axes: Axes, curve: Curve, *, is_best: bool) -> None:

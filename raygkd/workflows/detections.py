@@ -9,7 +9,7 @@ import torch
 
 from raygkd.build import normaliser
 from raygkd.data.windows import decode_rows, targets_of
-from raygkd.engine.tasks import on_image
+from raygkd.engine.tasks import on_image, pixels
 from raygkd.models import ModelFile, build_from_file
 from raygkd.report.detections import draw_detections, draw_per_class
 from raygkd.workflows.session import Session
@@ -33,7 +33,8 @@ def draw(
     rows = session.images.rows["test"][:SHEET]
     transform = session.images.transform("test")
     detector = build_from_file(model)
-    normalise = normaliser(model.mean, model.std, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    normalise = normaliser(model.mean, model.std, cpu)
     images, objects, found = [], [], []
     decoded = decode_rows(session.images.table, rows, skip_bad=True)
     for image_CHW, boxes in zip(decoded, targets_of(session.images.table, rows)):
@@ -41,8 +42,8 @@ def draw(
             continue
         sample = transform.sample(image_CHW, boxes, seed=0, epoch=0, row=0)
         with torch.no_grad():
-            canvas_1CSS = torch.from_numpy(sample["image"])[None].float().div_(255.0)
-            [output] = detector(normalise(canvas_1CSS))
+            batch = {"image": torch.from_numpy(sample["image"])[None]}
+            [output] = detector(normalise(pixels(batch, cpu)))
         found.append(on_image(output, float(sample["ratio"])))
         images.append(image_CHW.permute(1, 2, 0).numpy())
         objects.append(boxes)

@@ -20,6 +20,7 @@ from raygkd import __version__, tracking
 from raygkd.build import is_model_file
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.errors import ConfigError, ResourceError, UserError
+from raygkd.files import whole_file
 from raygkd.inputs import Images, open_images
 from raygkd.rayrun import cluster, ingest, trainer
 from raygkd.report.console import progress
@@ -110,9 +111,8 @@ def new_run_folder(output: Path, kind: str) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import nn
 
 from raygkd import build
 from raygkd.build import ImageSpec
-from raygkd.config import Config, fingerprint, to_mapping, to_yaml, with_settings
+from raygkd.config import Config, fingerprint, to_mapping, to_yaml
 from raygkd.data.plan import steps_per_epoch
 from raygkd.engine import read_checkpoint
 from raygkd.errors import ConfigError, UserError
@@ -47,14 +47,7 @@ def teach(config: Config, *, console: Console, resume: Path | None = None) -> di
             f"--teacher {config.model.teacher}: is a file, and 'raygkd teacher' trains a new "
             "model: give the name of one, such as resnet20"
         )
-    alone = {
-        "student": config.model.teacher,
-        "student_weights": config.model.teacher_weights,
-        "inherit": False,
-        "method": "none",
-        "levels": None,
-    }
-    return _train(with_settings(config, alone), "teacher", console, resume)
+    return _train(build.teacher_alone(config), "teacher", console, resume)
 
 
 def distil(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from outcomes import CLASSES, PROGRESS, ROWS, Ran, files, mlflow_runs, png
+from untrained import untrained_file
 
 from raygkd import cli, tracking
-from raygkd.models import ModelFile, build_classifier, save_model_file
+from raygkd.build import ImageSpec
+from raygkd.models import save_model_file
 
 torch.set_num_threads(1)
 
@@ -123,14 +125,10 @@ def model_file(tmp_path: Path) -> Callable[..., Path]:
 
     def write(*class_names: str) -> Path:
         path = tmp_path / "teacher.pt"
-        state = build_classifier("resnet20", len(class_names)).state_dict()
-        numbers = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "image_size": (12, 12), "scores": {}}
-        save_model_file(
-            path,
-            ModelFile(
-                name="resnet20", class_names=class_names, state_dict=state, config="", **numbers
-            ),
+        spec = ImageSpec(
+            class_names=class_names, image_size=(12, 12), mean=(0.5,) * 3, std=(0.2,) * 3
         )
+        save_model_file(path, untrained_file("resnet20", spec))
         return path
 
     return write

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from untrained import untrained_file
 
 from raygkd.build import ImageSpec, build_training
 from raygkd.config import Config, from_mapping, with_settings
@@ -18,7 +19,7 @@ from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.prepare import prepare
 from raygkd.engine import Training
-from raygkd.models import ModelFile, build_model
+from raygkd.models import ModelFile
 
 SIDE = 96
 SPEC = ImageSpec(
@@ -75,19 +76,7 @@ def scenes_stream(
 
 def detector_file(name: str = TEACHER, seed: int = 100) -> ModelFile:
     """Return a model file of random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_model(name, len(SPEC.class_names), SPEC.image_size)
-    return ModelFile(
-        name=name,
-        class_names=SPEC.class_names,
-        image_size=SPEC.image_size,
-        mean=SPEC.mean,
-        std=SPEC.std,
-        state_dict=model.state_dict(),
-        scores={},
-        config="",
-    )
+    return untrained_file(name, SPEC, seed)
 
 
 def detection_config(**settings: Any) -> Config:

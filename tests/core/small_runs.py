@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from untrained import untrained_file
 
 from raygkd.build import ImageSpec, build_training
 from raygkd.config import Config, with_settings
@@ -21,7 +22,7 @@ from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.prepare import prepare
 from raygkd.engine import Training
 from raygkd.engine.loop import Stream
-from raygkd.models import ModelFile, build_classifier
+from raygkd.models import ModelFile
 from raygkd.models.classifiers import CLASSIFIERS
 from raygkd.models.staged import StagedClassifier
 
@@ -117,19 +118,7 @@ def random_stream(batches: int = 4) -> TensorStream:
 
 def random_teacher(name: str = "resnet8", seed: int = 100) -> ModelFile:
     """Return a model file of random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_classifier(name, CLASSES)
-    return ModelFile(
-        name=name,
-        class_names=SPEC.class_names,
-        image_size=SPEC.image_size,
-        mean=SPEC.mean,
-        std=SPEC.std,
-        state_dict=model.state_dict(),
-        scores={},
-        config="",
-    )
+    return untrained_file(name, SPEC, seed)
 
 
 def make_config(**settings: Any) -> Config:

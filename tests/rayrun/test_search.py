@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from untrained import untrained_file
 
 from raygkd.config import ClusterConfig, Config, ModelConfig, OptimConfig, SearchConfig
 from raygkd.engine import read_checkpoint
 from raygkd.inputs import Images
-from raygkd.models import ModelFile, build_classifier
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.ingest import share
 from raygkd.rayrun.search import SearchObserver, TrialResult, run_search
@@ -53,17 +53,7 @@ def searched(
         cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
         search=SearchConfig(trials=2, grace_period=EPOCHS),
     )
-    spec = digits.spec
-    teacher = ModelFile(
-        name="resnet8",
-        class_names=spec.class_names,
-        image_size=spec.image_size,
-        mean=spec.mean,
-        std=spec.std,
-        state_dict=build_classifier("resnet8", 10).state_dict(),
-        scores={},
-        config="",
-    )
+    teacher = untrained_file("resnet8", digits.spec)
     recorder = Recorder()
     trials = run_search(
         make_job(config, share(digits, cache_mb=64), teacher),

@@ -26,9 +26,10 @@ from records import (
     running,
     strange_numbers,
 )
+from untrained import untrained_file
 
+from raygkd.build import ImageSpec
 from raygkd.models import (
-    ModelFile,
     build_classifier,
     build_from_file,
     count_parameters,
@@ -113,18 +114,10 @@ class Trained:
 def given_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of random weights."""
     path = tmp_path_factory.mktemp("teacher") / "model.pt"
-    torch.manual_seed(0)
-    model_file = ModelFile(
-        name="resnet14",
-        class_names=tuple("0123456789"),
-        image_size=(8, 8),
-        mean=(0.3,) * 3,
-        std=(0.4,) * 3,
-        state_dict=build_classifier("resnet14", 10).state_dict(),
-        scores={},
-        config="",
+    spec = ImageSpec(
+        class_names=tuple("0123456789"), image_size=(8, 8), mean=(0.3,) * 3, std=(0.4,) * 3
     )
-    save_model_file(path, model_file)
+    save_model_file(path, untrained_file("resnet14", spec))
     return path
 
 

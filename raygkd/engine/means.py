@@ -1,0 +1,33 @@
+"""Means over the steps of an epoch and over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from raygkd.engine.distributed import all_sum
+
+
+class RunningMeans:
+    """Sums named scalars step by step, in float64 and on their device, without waiting for it.
+
+    Args:
+        device: of the scalars.
+    """
+
+    def __init__(self, device: torch.device):
+        self._steps = torch.zeros((), dtype=torch.float64, device=device)
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add the scalars of a step; every step has the same names."""
+        self._steps += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.double()
+
+    def compute(self) -> dict[str, float]:
+        """Return name -> mean, equal on every rank; every rank must call, after a step or more."""
+        steps, *sums = all_sum(torch.stack([self._steps, *self._sums.values()])).tolist()
+        return {name: total / steps for name, total in zip(self._sums, sums, strict=True)}
