@@ -195,9 +195,14 @@ def teacher_training(config: Config) -> Config:
     )
 
 
-def student_alone(config: Config) -> Config:
-    """Return the same run without its teacher: the control every distilled student is held to."""
-    return with_settings(config, {"method": "none"})
+def student_alone(config: Config, params: Mapping[str, Any]) -> Config:
+    """Return a trial without its teacher: the control that its student is held to.
+
+    Args:
+        config: of the search.
+        params: the trial's settings, whose learning rate the control has too.
+    """
+    return with_settings(config, {**params, "method": "none", "inherit": False})
 
 
 def check_teacher(teacher: ModelFile, spec: ImageSpec, where: str) -> None:
@@ -272,8 +277,8 @@ def level_shapes(
 
 
 def uses_teacher(config: Config) -> bool:
-    """Return whether the method needs a teacher."""
-    return config.method.method != "none"
+    """Return whether a run needs a teacher, to learn from or to start from."""
+    return config.method.method != "none" or config.model.inherit
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
@@ -361,7 +366,7 @@ def _build_models(
     levels: tuple[int, ...] = ()
     if uses_teacher(config):
         if teacher_file is None:
-            raise ValueError(f"method {method!r} needs a teacher")
+            raise ValueError("this run needs a teacher")
         teacher_model = build_from_file(teacher_file)
         if config.model.inherit and isinstance(student, Detector):
             assert isinstance(teacher_model, Detector)
@@ -382,7 +387,9 @@ def _build_models(
             kd_temperature=config.method.kd_temperature,
         )
     objective.to(device)
-    teacher = Teacher(teacher_model, levels) if teacher_model is not None else None
+    teacher = None
+    if teacher_model is not None and method != "none":
+        teacher = Teacher(teacher_model, levels)
     # only now, when both models have their taps
     if config.optim.compile:
         student.compile()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raygkd import config as configuration
-from raygkd.build import build_task, build_training, normaliser
+from raygkd.build import build_task, build_training, normaliser, uses_teacher
 from raygkd.config import Config
 from raygkd.engine import Training, fit, read_checkpoint, restore, save_checkpoint
 from raygkd.engine.tasks import pixels
@@ -74,7 +74,7 @@ def make_training(
     return build_training(
         config,
         spec=job.images.spec,
-        teacher_file=teacher if config.method.method != "none" else None,
+        teacher_file=teacher if uses_teacher(config) else None,
         stream=stream,
         device=device,
         rank=rank,

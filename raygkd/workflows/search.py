@@ -48,8 +48,9 @@ _COMPARED = ("test_score", "parameters")
 def tune(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
     """Search the method's settings (``raygkd tune``); return what ``--json`` prints.
 
-    The teacher is trained first where none is given, then the student alone as the control, then
-    the trials. Validation chooses; the test split is scored once, for the three models at the end.
+    The teacher is trained first where none is given, then the trials, then the student alone as
+    their control: with the best trial's settings, so that the teacher is all it lacks. Validation
+    chooses; the test split is scored once, for the three models at the end.
     """
     started = time.monotonic()
     check_names(config)
@@ -67,16 +68,20 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
             texts={"config.yaml": to_yaml(session.config)},
         )
         teacher, teacher_path = get_teacher(session, "search")
-        alone = train_one(
-            session,
-            build.student_alone(session.config),
-            role="student-alone",
-            folder=session.folder / "student-alone",
-            teacher=None,
-            parent="search",
-        )
         trials = _search(session, teacher, space, resume=resume is not None)
-        result = _conclude(session, trials, {"teacher": teacher, "student_alone": alone})
+        winner, best = _winner(session, trials)
+        alone = best
+        if build.uses_teacher(session.config):
+            alone = train_one(
+                session,
+                build.student_alone(session.config, winner.params),
+                role="student-alone",
+                folder=session.folder / "student-alone",
+                teacher=None,
+                parent="search",
+            )
+        models = {"teacher": teacher, "student_alone": alone, "best": best}
+        result = _conclude(session, trials, winner, models)
     result["teacher"]["path"] = str(teacher_path)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_text(Path(result["run"]) / RESULT, json.dumps(result, indent=2))
@@ -177,11 +182,13 @@ def _search(
 
 
 def _conclude(
-    session: Session, trials: Sequence[TrialResult], others: dict[str, ModelFile]
+    session: Session,
+    trials: Sequence[TrialResult],
+    winner: TrialResult,
+    models: dict[str, ModelFile],
 ) -> dict[str, Any]:
-    """Score the winner beside teacher and student alone, record it, and return the result."""
-    winner, best = _winner(session, trials)
-    models = {**others, "best": best}
+    """Score the best student beside teacher and student alone, record it, return the result."""
+    best = models["best"]
     scores = test_scores(session, models)
     save_model_file(session.folder / MODEL, best)
     rows = model_rows(models, scores)
@@ -189,7 +196,7 @@ def _conclude(
     numbers = {f"{role}_{key}": row[key] for role, row in rows.items() for key in _COMPARED}
     assert winner.val_score is not None
     tracker.metrics("search", {METRIC: winner.val_score, **numbers}, step=0)
-    _draw(session, trials, {"teacher": others["teacher"], "student alone": others["student_alone"]})
+    _draw(session, trials, {"teacher": models["teacher"], "student alone": models["student_alone"]})
     if session.images.spec.task == "detection":
         detections.draw(session, "search", best, scores)
     tracker.tags("search", {f"best.{name}": str(value) for name, value in winner.params.items()})

@@ -58,7 +58,7 @@ def distil(config: Config, *, console: Console, resume: Path | None = None) -> d
 def _train(config: Config, role: str, console: Console, resume: Path | None) -> dict[str, Any]:
     started = time.monotonic()
     check_names(config)
-    with_teacher = config.method.method != "none"
+    with_teacher = build.uses_teacher(config)
 
     def check(images: Images) -> None:
         check_student(config, images)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from untrained import untrained_file
 
-from raygkd.build import ImageSpec, build_training
+from raygkd.build import ImageSpec, build_training, uses_teacher
 from raygkd.config import Config, from_mapping, with_settings
 from raygkd.data import PlainStream, open_source, split_rows
 from raygkd.data.box_transforms import build_box_transform
@@ -96,7 +96,7 @@ def detection_training(
 ) -> Training:
     """Return a run on the scenes."""
     config = detection_config(**settings)
-    teacher = detector_file(config.model.teacher) if config.method.method != "none" else None
+    teacher = detector_file(config.model.teacher) if uses_teacher(config) else None
     return build_training(
         config,
         spec=SPEC,

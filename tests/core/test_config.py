@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raygkd.build import student_alone, teacher_training
+from raygkd.build import student_alone, teacher_alone, teacher_training, uses_teacher
 from raygkd.config import (
     SECTIONS,
     Config,
@@ -333,10 +333,19 @@ def test_teacher_is_trained_as_a_student_of_the_labels_alone():
     assert (teacher.method.method, teacher.optim.epochs) == ("none", 5)
 
 
-def test_student_alone_differs_in_the_method_only():
-    config = with_settings(Config(), {"epochs": 30, "method": "graph+kd"})
-    alone = student_alone(config)
-    assert alone == with_settings(config, {"method": "none"})
+def test_student_alone_is_the_trial_without_its_teacher():
+    config = with_settings(Config(), {"epochs": 30, "method": "graph+kd", "inherit": True})
+    params = {"lr": 0.2, "weight_decay": 1e-3, "alpha": 0.5}
+    alone = student_alone(config, params)
+    assert alone == with_settings(config, {**params, "method": "none", "inherit": False})
+    assert uses_teacher(config)
+    assert not uses_teacher(alone)
+
+
+def test_a_student_that_inherits_needs_a_teacher_whatever_it_learns_from():
+    config = with_settings(Config(), {"method": "none", "inherit": True})
+    assert uses_teacher(config)
+    assert not uses_teacher(teacher_alone(config))
 
 
 # YAML files

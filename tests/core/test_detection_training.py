@@ -122,15 +122,16 @@ def test_foreground_weights_change_the_vertex_loss_alone(scenes: ImageTable) -> 
         assert norms[None][term] == norms[0.9][term]
 
 
-def test_a_student_inherits_neck_and_head_of_its_teacher(scenes: ImageTable) -> None:
-    settings = {"student": "fcos_mobilenet_v3_small_fpn32", "inherit": True}
+@pytest.mark.parametrize("method", ["graph", "none"])
+def test_a_student_inherits_neck_and_head_of_its_teacher(scenes: ImageTable, method: str) -> None:
+    settings = {"student": "fcos_mobilenet_v3_small_fpn32", "inherit": True, "method": method}
     training = detection_training(scenes, **settings)
-    assert training.teacher is not None
-    student, teacher = training.objective.student, training.teacher.model
-    shared = [name for name in student.state_dict() if name.startswith("net.head.")]
+    assert (training.teacher is None) == (method == "none")
+    student, teacher = training.objective.student.state_dict(), detector_file().state_dict
+    shared = [name for name in student if name.startswith("net.head.")]
     assert shared
     for name in shared:
-        assert torch.equal(student.state_dict()[name], teacher.state_dict()[name])
+        assert torch.equal(student[name], teacher[name])
 
 
 def test_families_whose_pyramids_overlap_are_matched_on_the_levels_both_have(
