@@ -42,6 +42,7 @@ from raygkd.models import (
     feature_shapes,
     imagenet_file,
     inherit,
+    inheritable,
     is_detector,
     load_weights,
     stage_modules,
@@ -278,7 +279,26 @@ def level_shapes(
 
 def uses_teacher(config: Config) -> bool:
     """Return whether a run needs a teacher, to learn from or to start from."""
-    return config.method.method != "none" or config.model.inherit
+    return config.method.method != "none" or bool(config.model.inherit)
+
+
+def start_from_teacher(config: Config, student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Copy the teacher's neck and heads into a detector as far as the settings tell.
+
+    Returns:
+        The paths of the modules copied, none for a classifier.
+
+    Raises:
+        ConfigError: it is to inherit, and nothing fits.
+    """
+    if not isinstance(student, Detector) or not isinstance(teacher, Detector):
+        return []
+    model = config.model
+    if model.inherit is None:
+        nothing_else = model.student_weights in (None, "imagenet")
+        wanted = config.method.method != "none" and nothing_else
+        return inherit(student, teacher) if wanted and inheritable(student, teacher) else []
+    return inherit(student, teacher) if model.inherit else []
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
@@ -368,9 +388,7 @@ def _build_models(
         if teacher_file is None:
             raise ValueError("this run needs a teacher")
         teacher_model = build_from_file(teacher_file)
-        if config.model.inherit and isinstance(student, Detector):
-            assert isinstance(teacher_model, Detector)
-            inherit(student, teacher_model)
+        start_from_teacher(config, student, teacher_model)
         if "graph" in method:
             levels = chosen_levels(config, teacher_model, student)
             graph = build_graph_loss(config, teacher_model, student, spec.image_size)

@@ -138,7 +138,7 @@ def _setting_options(command: str) -> Callable[[Any], Any]:
             text = leaf.metadata["help"]
             if leaf.default is not None and leaf.default is not False and "[default" not in text:
                 text += f" [default: {_shown(leaf.default)}]"
-            if kind is bool:
+            if configuration.base_type(kind) is bool:
                 flags = f"{configuration.flag(name)}/--no-{name.replace('_', '-')}"
                 option = click.option(flags, name, default=None, help=text)
             else:

@@ -101,8 +101,10 @@ class ModelConfig:
     student_weights: str | None = option(
         None, "what a detector's training as student starts from: a file of weights, or imagenet"
     )
-    inherit: bool = option(
-        False, "start a detector's neck and head from the teacher's where shapes agree"
+    inherit: bool | None = option(
+        None,
+        "start a detector's neck and head from the teacher's where shapes agree [default: when it "
+        "distils, unless --student-weights is a file]",
     )
 
 

@@ -12,7 +12,7 @@ from raygkd.models.detectors import (
 from raygkd.models.files import ModelFile, build_from_file, load_model_file, save_model_file
 from raygkd.models.levels import check_levels, feature_shapes, stage_modules
 from raygkd.models.taps import FeatureTap
-from raygkd.models.weights import imagenet_file, inherit, load_weights
+from raygkd.models.weights import imagenet_file, inherit, inheritable, load_weights
 
 __all__ = [
     "MOST_DETECTIONS",
@@ -30,6 +30,7 @@ __all__ = [
     "feature_shapes",
     "imagenet_file",
     "inherit",
+    "inheritable",
     "is_detector",
     "load_model_file",
     "load_weights",

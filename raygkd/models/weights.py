@@ -23,21 +23,28 @@ CLASS_LAYERS = (
 )
 
 
+def inheritable(student: Detector, teacher: Detector) -> dict[str, nn.Module]:
+    """Return path -> the teacher's module, of what its neck and heads can give the student.
+
+    Modules agree when their paths and the shapes of their weights do; where the pyramids have
+    different levels none does. The body, which is the backbone without its feature pyramid, is no
+    part of it.
+    """
+    if student.pyramid != teacher.pyramid:
+        return {}
+    own = _weighted_modules(student)
+    return {
+        path: module
+        for path, module in _weighted_modules(teacher).items()
+        if not path.startswith(BODY) and path in own and _shapes(module) == _shapes(own[path])
+    }
+
+
 def inherit(student: Detector, teacher: Detector) -> list[str]:
-    """Copy the teacher's neck and heads into the student, module by module, where they agree.
-
-    Two modules agree when their paths and the shapes of their weights do. The body, which is the
-    backbone without its feature pyramid, is left as it is.
-
-    Args:
-        student: it changes.
-        teacher: of a pyramid with the same levels.
-
-    Returns:
-        The paths of the modules copied.
+    """Copy into the student what ``inheritable`` gives; return the paths of the modules copied.
 
     Raises:
-        ConfigError: the levels differ, or nothing agrees.
+        ConfigError: there is nothing to copy.
     """
     if student.pyramid != teacher.pyramid:
         of_student, of_teacher = (
@@ -47,20 +54,15 @@ def inherit(student: Detector, teacher: Detector) -> list[str]:
             f"the student cannot inherit from a teacher of other levels ({of_teacher}, its own are "
             f"{of_student}): choose detectors of one family, or do not inherit"
         )
-    copied = []
-    sources = _weighted_modules(teacher)
-    for path, module in _weighted_modules(student).items():
-        source = sources.get(path)
-        if path.startswith(BODY) or source is None or _shapes(source) != _shapes(module):
-            continue
-        module.load_state_dict(source.state_dict())
-        copied.append(path)
-    if not copied:
+    sources = inheritable(student, teacher)
+    if not sources:
         raise ConfigError(
             "nothing of the teacher's neck and heads fits the student: choose detectors of the "
             "same _fpn width, or do not inherit"
         )
-    return copied
+    for path, source in sources.items():
+        student.get_submodule(path).load_state_dict(source.state_dict())
+    return list(sources)
 
 
 def load_weights(detector: Detector, path: str | os.PathLike[str]) -> list[str]:

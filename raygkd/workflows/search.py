@@ -35,6 +35,7 @@ from raygkd.workflows.single import (
     get_teacher,
     model_rows,
     places,
+    show_inherited,
     show_levels,
     teacher_model,
     test_scores,
@@ -97,6 +98,7 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
     space = read_space(config.search.space) if config.search.space else None
     check_student(config, images)
     teacher = teacher_model(config, images.spec)
+    show_inherited(config, images.spec, teacher, console)
     channels: dict[int, int] = {}
     if "graph" in config.method.method:
         shapes = build.level_shapes(config, teacher, images.spec)

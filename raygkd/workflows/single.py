@@ -64,6 +64,7 @@ def _train(config: Config, role: str, console: Console, resume: Path | None) -> 
         check_student(config, images)
         if with_teacher:
             teacher = teacher_model(config, images.spec)
+            show_inherited(config, images.spec, teacher, console)
             if "graph" in config.method.method:
                 show_levels(config, images.spec, teacher, console)
 
@@ -176,6 +177,23 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     with _naming("--teacher"):
         feature_shapes(teacher, (), spec.image_size)
     return teacher
+
+
+def show_inherited(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:
+    """Print what a detector starts with of its teacher.
+
+    Raises:
+        ConfigError: it is to inherit, and nothing fits.
+    """
+    student = build.new_model(config.model.student, spec)
+    with _naming("--inherit"):
+        copied = build.start_from_teacher(config, student, teacher)
+    if copied:
+        parameters = sum(count_parameters(student.get_submodule(path)) for path in copied)
+        console.print(
+            f"the student starts from the teacher's neck and heads: {parameters:,} of its "
+            f"{count_parameters(student):,} parameters"
+        )
 
 
 def show_levels(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:

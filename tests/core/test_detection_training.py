@@ -124,7 +124,8 @@ def test_foreground_weights_change_the_vertex_loss_alone(scenes: ImageTable) -> 
 
 @pytest.mark.parametrize("method", ["graph", "none"])
 def test_a_student_inherits_neck_and_head_of_its_teacher(scenes: ImageTable, method: str) -> None:
-    settings = {"student": "fcos_mobilenet_v3_small_fpn32", "inherit": True, "method": method}
+    inherits = None if method == "graph" else True
+    settings = {"student": "fcos_mobilenet_v3_small_fpn32", "inherit": inherits, "method": method}
     training = detection_training(scenes, **settings)
     assert (training.teacher is None) == (method == "none")
     student, teacher = training.objective.student.state_dict(), detector_file().state_dict
@@ -132,6 +133,35 @@ def test_a_student_inherits_neck_and_head_of_its_teacher(scenes: ImageTable, met
     assert shared
     for name in shared:
         assert torch.equal(student[name], teacher[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "inherits"),
+    [
+        ({}, True),
+        ({"student_weights": "imagenet"}, True),
+        ({"student_weights": "detector.pt"}, False),
+        ({"student_weights": "detector.pt", "inherit": True}, True),
+        ({"inherit": False}, False),
+        ({"method": "none"}, False),
+        ({"student": "fcos_mobilenet_v3_small_fpn16"}, False),
+        ({"student": "retinanet_mobilenet_v3_small_fpn16"}, False),
+    ],
+)
+def test_a_student_inherits_where_it_distils_and_has_no_weights_of_its_own(
+    settings: dict[str, Any], inherits: bool
+) -> None:
+    config = detection_config(**{"student": "fcos_mobilenet_v3_small_fpn32", **settings})
+    names = config.model.student, config.model.teacher
+    student, teacher = (build.new_model(name, SPEC) for name in names)
+    assert bool(build.start_from_teacher(config, student, teacher)) == inherits
+
+
+def test_a_student_that_is_told_to_inherit_and_cannot_is_refused() -> None:
+    config = detection_config(inherit=True)
+    student, teacher = (build.new_model(name, SPEC) for name in (config.model.student, TEACHER))
+    with pytest.raises(ConfigError, match="choose detectors of the same _fpn width"):
+        build.start_from_teacher(config, student, teacher)
 
 
 def test_families_whose_pyramids_overlap_are_matched_on_the_levels_both_have(

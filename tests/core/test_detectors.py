@@ -22,6 +22,7 @@ from raygkd.models import (
     detector_names,
     feature_shapes,
     inherit,
+    inheritable,
     is_detector,
     load_model_file,
     load_weights,
@@ -425,8 +426,10 @@ def test_layers_of_the_classes_are_not_inherited_from_other_numbers_of_classes()
     ],
 )
 def test_nothing_to_inherit_is_refused(teacher: str, width: int, message: str) -> None:
+    pair = smallest("fcos"), smallest(teacher, width=width)
+    assert inheritable(*pair) == {}
     with pytest.raises(ConfigError, match=message):
-        inherit(smallest("fcos"), smallest(teacher, width=width))
+        inherit(*pair)
 
 
 @pytest.mark.parametrize("part", ["detector", "torchvision"])
