@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from raygkd.config import Config, OptimConfig, to_yaml, with_settings
+from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.boxes import Boxes
+from raygkd.data.transforms import build_transform
 from raygkd.engine import (
     Classification,
     ClassifierObjective,
@@ -37,12 +39,14 @@ from raygkd.models import (
     ModelFile,
     build_from_file,
     build_model,
+    check_image_size,
     check_levels,
     classifier_names,
     feature_shapes,
     imagenet_file,
     inherit,
     inheritable,
+    is_classifier,
     is_detector,
     load_weights,
     stage_modules,
@@ -88,37 +92,33 @@ def new_model(name: str, spec: ImageSpec) -> nn.Module:
     Raises:
         ConfigError: an unknown name, or a model for another task.
     """
-    model = build_model(name, len(spec.class_names), spec.image_size)
-    check_kind(name, spec)
-    return model
+    check_kind(name, spec.task)
+    return build_model(name, len(spec.class_names), spec.image_size)
 
 
-def new_student(config: Config, spec: ImageSpec) -> nn.Module:
-    """Return the student as its training starts, but for what it inherits of the teacher.
+def start_from_weights(config: Config, student: nn.Module) -> None:
+    """Load into a detector the weights that its training starts from, where there are any.
 
     Raises:
-        ConfigError: an unknown name, or a model for another task.
         DataError: weights that cannot be had or do not fit.
     """
     name, weights = config.model.student, config.model.student_weights
-    student = new_model(name, spec)
     if weights is not None and isinstance(student, Detector):
         load_weights(student, imagenet_file(name) if weights == "imagenet" else weights)
-    return student
 
 
-def check_kind(name: str, spec: ImageSpec) -> None:
-    """Refuse a classifier for detection, or the other way round.
+def check_kind(name: str, task: str) -> None:
+    """Refuse a classifier for detection, or the other way round; an unknown name is neither.
 
     Raises:
         ConfigError: the model is for another task than the images.
     """
-    if is_detector(name) and spec.task == "classification":
+    if is_detector(name) and task == "classification":
         raise ConfigError(
             f"{name} is a detector, and the images have labels but no boxes: choose a classifier "
             "such as resnet8"
         )
-    if not is_detector(name) and spec.task == "detection":
+    if is_classifier(name) and task == "detection":
         raise ConfigError(
             f"{name} is a classifier, and the images have boxes: choose a detector such as "
             "retinanet_resnet18_fpn"
@@ -134,19 +134,29 @@ def normaliser(
     return lambda images_BCHW: (images_BCHW - mean_1C11) / std_1C11
 
 
-def check_method(config: Config, spec: ImageSpec) -> None:
+def check_settings(config: Config, task: str) -> None:
     """Refuse settings that the images' task does not know.
 
     Raises:
-        ConfigError: logit distillation of detectors, or settings of detectors for classifiers.
+        ConfigError: logit distillation of detectors or an image size they do not take, random
+            changes of the other task, or settings of detectors for classifiers.
     """
-    if spec.task == "detection" and "kd" in config.method.method:
-        raise ConfigError(
-            f"--method {config.method.method}: matches the class scores of whole images, which "
-            "detectors do not have: use --method graph"
-        )
-    if spec.task == "classification":
+    size, augment = config.data.image_size, config.data.augment
+    if task == "detection":
+        if "kd" in config.method.method:
+            raise ConfigError(
+                f"--method {config.method.method}: matches the class scores of whole images, which "
+                "detectors do not have: use --method graph"
+            )
+        if size is not None:
+            check_image_size(size)
+        if augment != "auto":
+            build_box_transform(augment, size or 32, train=True, most=1)
+    else:
+        if augment != "auto":
+            build_transform(augment, size or 32, train=True)
         given = {
+            "--score": config.data.score != "auto",
             "--foreground": config.method.foreground,
             "--inherit": config.model.inherit,
             "--teacher-weights": config.model.teacher_weights,
@@ -206,21 +216,21 @@ def student_alone(config: Config, params: Mapping[str, Any]) -> Config:
     return with_settings(config, {**params, "method": "none", "inherit": False})
 
 
-def check_teacher(teacher: ModelFile, spec: ImageSpec, where: str) -> None:
+def check_teacher(teacher: ModelFile, spec: ImageSpec) -> None:
     """Refuse a teacher of other classes, or for another task.
 
     Raises:
         ConfigError: it is for another task, or its classes are not the data's, in the same order.
     """
-    check_kind(teacher.name, spec)
+    check_kind(teacher.name, spec.task)
     if teacher.class_names != spec.class_names:
         known, wanted = (
             f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
             for names in (teacher.class_names, spec.class_names)
         )
         raise ConfigError(
-            f"--teacher {where}: it knows {known} but the data has {wanted}: train a teacher on "
-            "this data with 'raygkd teacher'"
+            f"it knows {known} but the data has {wanted}: train a teacher on this data with "
+            "'raygkd teacher'"
         )
 
 
@@ -263,6 +273,7 @@ def build_graph_loss(
         mode=method.spectral_mode,
         attention=method.attention,
         weights=method.weights,
+        centre=method.centre,
         foreground=method.foreground,
         canvas=image_size[0],
     )
@@ -381,7 +392,8 @@ def _build_models(
 ) -> tuple[Objective, Teacher | None]:
     method = config.method.method
     torch.manual_seed(config.optim.seed)
-    student = new_student(config, spec)
+    student = new_model(config.model.student, spec)
+    start_from_weights(config, student)
     teacher_model, graph = None, None
     levels: tuple[int, ...] = ()
     if uses_teacher(config):

@@ -20,8 +20,16 @@ from raygkd import config as configuration
 from raygkd.config import Config
 from raygkd.errors import ConfigError, RunFailed, UserError, near
 
+# what only a student's distillation knows; its method is an option of every command
+_DISTILLATION = {
+    name for name, (section, _, _) in configuration.settings().items() if section == "method"
+} - {"method"} | {"inherit", "student_weights"}
 # sections and settings that a command has no options for; all others are options of every command
-_WITHOUT = {"teacher": {"search", "teacher_epochs"}, "train": {"search"}, "tune": set()}
+_WITHOUT = {
+    "teacher": {"search", "teacher_epochs"} | _DISTILLATION,
+    "train": {"search"},
+    "tune": set(),
+}
 
 
 class _Commands(click.Group):
@@ -276,8 +284,8 @@ def train(config_file: str | None, resume: str | None, as_json: bool, **options:
 def teacher(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
     """Train a teacher alone; the model file it writes is for --teacher.
 
-    --teacher is the name of the model and --epochs how long it trains. Settings of the student and
-    of the method are not used; they are here so that all commands take the same ones.
+    --teacher is the name of the model and --epochs how long it trains. --student and --method are
+    not used; they are here so that all commands take them.
     """
     _execute("teach", config_file, resume, as_json, options, _show_single)
 

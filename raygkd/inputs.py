@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from raygkd.build import ImageSpec
 from raygkd.config import DataConfig, fingerprint
 from raygkd.data import box_transforms
+from raygkd.data.detection_sources import DETECTION_SOURCES
 from raygkd.data.normalisation import channel_statistics
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.plan import shuffled
@@ -123,6 +124,13 @@ def open_images(
             [table.fingerprint(), side, *(rows[split].tolist() for split in sorted(rows))]
         ),
     )
+
+
+def task_of(dataset: str) -> str | None:
+    """Return a data set's task, None where its name does not tell: parquet, or an unknown one."""
+    if dataset in DETECTION_SOURCES:
+        return "detection"
+    return "classification" if dataset in SOURCES.names() else None
 
 
 def _is_uniform(sizes: NDArray[np.int64]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PureWindowsPath
@@ -109,7 +109,8 @@ class Annotation:
         size: width and height in pixels, None where they are not written.
         marks: place of each box in the annotation's file ("object 1"), for messages.
         names: class name of each box.
-        xyxy: sides of each box in pixels, float64 (M, 4); NaN where there is no number.
+        xyxy: sides of each box in pixels, float64 (M, 4); NaN where there are not four numbers.
+        unread: what is written of a box instead of four numbers, by the box's position.
         difficult: as in ``ImageBoxes`` (M,).
         crowd: as in ``ImageBoxes`` (M,).
     """
@@ -121,6 +122,7 @@ class Annotation:
     marks: list[str]
     names: list[str]
     xyxy: NDArray[np.float64]
+    unread: Mapping[int, str]
     difficult: NDArray[np.bool_]
     crowd: NDArray[np.bool_]
 
@@ -150,10 +152,11 @@ def read_voc(path: Path, images: Mapping[str, Path], folder: Path) -> Annotation
     # some programs write the whole path, of whatever system
     file_name = PureWindowsPath(root.findtext("filename", "").strip()).name
     objects = root.findall("object")
-    corners = [
-        _numbers([box.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")])
+    written = [
+        [box.findtext(f"bndbox/{side}", "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
         for box in objects
     ]
+    corners = [_numbers(sides) for sides in written]
     return Annotation(
         place=str(path),
         image_id=path.stem,
@@ -162,6 +165,7 @@ def read_voc(path: Path, images: Mapping[str, Path], folder: Path) -> Annotation
         marks=[f"object {number}" for number in range(1, len(objects) + 1)],
         names=[box.findtext("name", "").strip() for box in objects],
         xyxy=np.array(corners).reshape(-1, 4) - [1, 1, 0, 0],
+        unread=_unread(written, corners),
         difficult=np.array([box.findtext("difficult", "").strip() == "1" for box in objects], bool),
         crowd=np.zeros(len(objects), bool),
     )
@@ -173,7 +177,7 @@ def load_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
     Polygons are left out. Each entry has the keys of ``COCO_KEYS``.
 
     Raises:
-        DataError: not readable, not JSON, or without one of the lists or keys.
+        DataError: not readable, not JSON, without one of the lists or keys, or without images.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -192,6 +196,8 @@ def load_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
             for key, kind in keys.items():
                 if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
                     raise DataError(f"'{path}': {name}[{number}] has no '{key}' ({KINDS[kind]})")
+    if not contents["images"]:
+        raise DataError(f"'{path}' lists no images: fill its list 'images' or remove the file")
     return contents
 
 
@@ -226,6 +232,7 @@ def read_coco(
         else:
             boxes[box["image_id"]].append(box)
     names = dict.fromkeys(categories[key] for key in sorted(categories))
+    sides = {key: [_numbers(box["bbox"]) for box in found] for key, found in boxes.items()}
     return list(names), [
         Annotation(
             place=f"{path} image {key}",
@@ -234,7 +241,8 @@ def read_coco(
             size=_size(image.get("width"), image.get("height")),
             marks=[_mark(box) for box in boxes[key]],
             names=[categories[box["category_id"]] for box in boxes[key]],
-            xyxy=_sides([_numbers(box["bbox"]) for box in boxes[key]]),
+            xyxy=_sides(sides[key]),
+            unread=_unread([box["bbox"] for box in boxes[key]], sides[key]),
             difficult=np.zeros(len(boxes[key]), bool),
             crowd=np.array([bool(box.get("iscrowd", 0)) for box in boxes[key]], bool),
         )
@@ -304,7 +312,8 @@ def _report(
     for fault, is_faulty in found.items():
         for box in np.flatnonzero(is_faulty & remain):
             sides = " ".join(f"{side:g}" for side in annotation.xyxy[box])
-            detail = repr(annotation.names[box]) if fault is Fault.UNKNOWN_CLASS else sides
+            written = annotation.unread.get(int(box), sides)
+            detail = repr(annotation.names[box]) if fault is Fault.UNKNOWN_CLASS else written
             faults.add(fault, f"{annotation.place} {annotation.marks[box]}", detail)
         if fault.action == "dropped":
             remain &= ~is_faulty
@@ -362,6 +371,15 @@ def _numbers(values: Any) -> list[float]:
     except (TypeError, ValueError, OverflowError):
         numbers = []
     return numbers if len(numbers) == 4 else [math.nan] * 4
+
+
+def _unread(written: Sequence[Sequence[Any]], numbers: list[list[float]]) -> dict[int, str]:
+    """Return what is written of the boxes that have not four numbers, by their position."""
+    return {
+        box: " ".join(repr(value) for value in written[box])
+        for box, sides in enumerate(numbers)
+        if np.isnan(sides).all()
+    }
 
 
 def _sides(xywh: list[list[float]]) -> NDArray[np.float64]:

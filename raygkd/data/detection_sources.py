@@ -25,12 +25,15 @@ from raygkd.data.sources import (
     Sample,
     Source,
     SourceOptions,
+    check_classes,
     existing_folder,
     needed_folder,
 )
 from raygkd.data.splits import SPLITS
 from raygkd.errors import ConfigError, DataError
 
+DETECTION_SOURCES = ("voc", "coco", "digits-voc")
+DIGITS = tuple("0123456789")
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
@@ -105,8 +108,10 @@ def _digits_voc(options: SourceOptions) -> Source:
     root = options.data_dir
     if root is not None:
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            if options.classes is not None:
+                check_classes("digits-voc", DIGITS, options.classes)
             write_scenes(root, images=SCENES)
-        return replace(_voc(options), name="digits-voc")
+        return replace(_voc(replace(options, download=False)), name="digits-voc")
     samples = [
         Sample(
             0,
@@ -119,7 +124,7 @@ def _digits_voc(options: SourceOptions) -> Source:
         for split, count in SCENES.items()
         for index, scene in enumerate(make_scenes(split, count))
     ]
-    return Source("digits-voc", tuple("0123456789"), samples)
+    return Source("digits-voc", DIGITS, samples)
 
 
 def _detection_source(
@@ -167,7 +172,10 @@ def _voc_parts(root: Path, years: tuple[str, ...]) -> list[VocPart]:
     _check_years(years)
     folders = _voc_folders(root)
     if not folders:
-        raise DataError(f"no VOC layout in '{root}': expected {VOC_LAYOUT}")
+        raise DataError(
+            f"no VOC layout in '{root}': expected {VOC_LAYOUT}; --dataset voc --download fetches "
+            "Pascal VOC there"
+        )
     of_year = {
         year: folder for folder in folders for year in VOC_YEARS if folder.name == f"VOC{year}"
     }
@@ -241,7 +249,10 @@ def _listed(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"'{path}' cannot be read: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    image_ids = [line.strip() for line in lines if line.strip()]
+    if not image_ids:
+        raise DataError(f"'{path}' lists no image: fill it or remove it")
+    return image_ids
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -299,5 +310,4 @@ def _coco_folder(contents: dict, path: Path) -> Path:
     for folder in folders:
         if any(os.path.isfile(folder / name) for name in names):
             return folder
-    example = f", such as '{names[0]}'" if names else ""
-    raise DataError(f"no folder in '{above}' holds images of '{path}'{example}")
+    raise DataError(f"no folder in '{above}' holds images of '{path}', such as '{names[0]}'")

@@ -32,6 +32,7 @@ SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "te
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SEED = 0
 VOC_YEARS = ("2007", "2012")
+DOWNLOADED = ("cifar10", "cifar100", "voc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class SourceOptions:
     download: bool
     strict: bool
     years: tuple[str, ...]
+    classes: Sequence[str] | None
 
 
 Opener = Callable[[SourceOptions], Source]
@@ -123,25 +125,34 @@ def open_source(
         download=download,
         strict=strict,
         years=years,
+        classes=classes,
     )
     source = SOURCES.get(name)(options)
     return source if classes is None else _of_classes(source, classes)
+
+
+def check_classes(dataset: str, known: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuse classes that a data set does not have, or none at all.
+
+    Raises:
+        ConfigError: such a class, with the near ones.
+    """
+    if not wanted:
+        raise ConfigError("--classes: name at least one class")
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"--classes {name!r}: no class of {dataset}{near(name, known)} "
+                f"(known: {', '.join(known)})"
+            )
 
 
 def _of_classes(source: Source, classes: Sequence[str]) -> Source:
     """Return a data set with the boxes of some classes; the images stay, also those without."""
     if source.task != "detection":
         raise ConfigError(f"--classes: {source.name} has no boxes to choose from; leave it out")
-    for name in classes:
-        if name not in source.class_names:
-            known = ", ".join(source.class_names)
-            raise ConfigError(
-                f"--classes {name!r}: no class of {source.name}{near(name, source.class_names)} "
-                f"(known: {known})"
-            )
+    check_classes(source.name, source.class_names, classes)
     kept = [name for name in source.class_names if name in classes]
-    if not kept:
-        raise ConfigError("--classes: name at least one class")
     new_label = np.array(
         [kept.index(name) if name in kept else -1 for name in source.class_names], np.int64
     )
@@ -255,7 +266,8 @@ def _imagefolder(options: SourceOptions) -> Source:
 def needed_folder(name: str, options: SourceOptions) -> Path:
     """Return the folder of a data set that needs one; ConfigError where it is not given."""
     if options.data_dir is None:
-        raise ConfigError(f"--dataset {name} needs --data-dir, the folder with its files")
+        fetched = "; --download fetches them into it" if name in DOWNLOADED else ""
+        raise ConfigError(f"--dataset {name} needs --data-dir, the folder with its files{fetched}")
     return options.data_dir
 
 

@@ -60,8 +60,9 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
     """Return the norm of each term's gradient in the student's parameters, on one batch.
 
     A term that is zero, not finite, or does not move the student is a mistake in the set-up that
-    would otherwise pass in silence. Several ranks average what they find, each on its own batch,
-    so that all of them stop or none. Parameters, gradients and buffers stay as they were.
+    would otherwise pass in silence. Only where no image has a box a detector's own loss may be
+    zero. Several ranks average what they find, each on its own batch, so that all of them stop or
+    none. Parameters, gradients and buffers stay as they were.
 
     Raises:
         ConfigError: such a term, by name.
@@ -77,9 +78,13 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
                 buffer.copy_(buffers[name])
     found_T2 = torch.tensor(found, dtype=torch.float64, device=training.device)
     means_T2 = all_sum(found_T2) / all_sum(torch.ones_like(found_T2))
+    labelled = all_sum(
+        torch.tensor(float(not training.task.is_blank(batch)), device=found_T2.device)
+    )
     norms = {}
     for name, (value, norm) in zip(terms, means_T2.tolist(), strict=True):
-        if not (math.isfinite(value) and value != 0.0 and math.isfinite(norm) and norm > 0.0):
+        reaches = math.isfinite(value) and value != 0.0 and math.isfinite(norm) and norm > 0.0
+        if not reaches and not (name == "task" and value == 0.0 and labelled == 0.0):
             raise ConfigError(
                 f"loss term '{name}' is {value:g} with a gradient of norm {norm:g} in the "
                 "student at the first step, so it cannot teach it: check --levels, --dim and that "

@@ -44,6 +44,9 @@ class Task(Protocol):
     def targets(self, batch: Batch, device: torch.device) -> Any:
         """Return what an objective is told of a batch."""
 
+    def is_blank(self, batch: Batch) -> bool:
+        """Return whether a batch has nothing that its images could be asked for."""
+
     def meter(self, device: torch.device) -> TrainingMeter:
         """Return a meter for one epoch of training."""
 
@@ -71,6 +74,10 @@ class Classification:
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return the labels (B,)."""
         return batch["label"].to(device, non_blocking=True)
+
+    def is_blank(self, batch: Batch) -> bool:
+        """Return False: every image has a label."""
+        return False
 
     def meter(self, device: torch.device) -> TrainingMeter:
         """Return a meter of the "train_accuracy"."""
@@ -125,6 +132,10 @@ class Detection:
             {"boxes": boxes_M4[labels_M >= 0], "labels": labels_M[labels_M >= 0]}
             for boxes_M4, labels_M in zip(boxes, classes, strict=True)
         ]
+
+    def is_blank(self, batch: Batch) -> bool:
+        """Return whether no image of a batch has a box."""
+        return bool((batch["classes"] < 0).all())
 
     def meter(self, device: torch.device) -> TrainingMeter:
         """Return a meter of the parts of the task loss, "loss_task_NAME"."""

@@ -1,6 +1,6 @@
 """Feature maps -> quantities of their channels relational graph (arXiv 2405.08547)."""
 
-from raygkd.graph.adjacency import adjacency, normalised_channels
+from raygkd.graph.adjacency import adjacency, centred, normalised_channels
 from raygkd.graph.attention import (
     ATTENTION_MODES,
     attention_masks,
@@ -29,6 +29,7 @@ __all__ = [
     "WEIGHTS",
     "adjacency",
     "attention_masks",
+    "centred",
     "choice_problem",
     "deflated_factor",
     "dimension_problem",

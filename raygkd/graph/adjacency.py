@@ -10,6 +10,9 @@ from torch import Tensor
 
 from raygkd.graph.precision import full_precision
 
+# the error of a mean, in units of eps times the mean
+ROUNDING = 16
+
 
 @full_precision
 def normalised_channels(features_BCHW: Tensor) -> Tensor:
@@ -38,6 +41,28 @@ def normalised_channels(features_BCHW: Tensor) -> Tensor:
     dead_BC1 = squares_BC1 <= limits.eps**2 * largest_B11
     rows_BCN = maps_BCN / squares_BC1.masked_fill(dead_BC1, 1.0).sqrt()
     return rows_BCN.masked_fill(dead_BC1, 0.0)
+
+
+@full_precision
+def centred(features_BCHW: Tensor) -> Tensor:
+    """Subtract from each channel its mean over the positions: cosines then are correlations.
+
+    A channel that is constant to rounding becomes exactly zero, and so does its gradient: dividing
+    what rounding leaves of it by its norm would make noise a signal.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+
+    Returns:
+        (B, C, H, W), float32, or float64 for float64 maps.
+
+    Source: [ours]; that detectors are compared by correlations is PKD's, arXiv 2207.02039.
+    """
+    means_BC11 = features_BCHW.mean((2, 3), keepdim=True)
+    rest_BCHW = features_BCHW - means_BC11
+    rounding_BC11 = ROUNDING * torch.finfo(rest_BCHW.dtype).eps * means_BC11.detach().abs()
+    constant_BC11 = rest_BCHW.detach().abs().amax((2, 3), keepdim=True) <= rounding_BC11
+    return rest_BCHW.masked_fill(constant_BC11, 0.0)
 
 
 @full_precision

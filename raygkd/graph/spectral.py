@@ -93,7 +93,7 @@ def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
 def nontrivial_pairs(channels: int, positions: int, weights: str = "shifted") -> int:
     """Return min(C, K) - 1: how many non-zero eigenvalues the rank of the factor lets S' have."""
     columns = positions + 1 if weights == "shifted" else positions
-    return min(channels, columns) - 1
+    return max(0, min(channels, columns) - 1)
 
 
 @full_precision

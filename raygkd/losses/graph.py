@@ -22,6 +22,7 @@ from raygkd.graph import (
     WEIGHTS,
     adjacency,
     attention_masks,
+    centred,
     choice_problem,
     deflated_factor,
     dimension_problem,
@@ -167,6 +168,8 @@ class GraphDistillationLoss(nn.Module):
         mode: mode of ``spectral_loss``.
         attention: mode of ``edge_loss``.
         weights: graph weights of ``spectral_loss``.
+        centre: compare maps whose channels are ``centred``, so that what a channel has everywhere
+            counts for nothing; of a map of one position nothing is left, and its losses are 0.
         foreground: share of the objects' boxes in the weights of the vertex loss, from 0 to 1, see
             ``foreground_weights``; None weighs all positions alike.
         canvas: side in pixels of the square that both models see; ``foreground`` needs it.
@@ -190,6 +193,7 @@ class GraphDistillationLoss(nn.Module):
         mode: str = "residual",
         attention: str = "outer",
         weights: str = "shifted",
+        centre: bool = False,
         foreground: float | None = None,
         canvas: int | None = None,
     ):
@@ -208,6 +212,7 @@ class GraphDistillationLoss(nn.Module):
         self.teacher_shapes = dict(teacher_shapes)
         self.temperature, self.dim = temperature, dim
         self.mode, self.attention, self.weights = mode, attention, weights
+        self.centre = centre
         self.foreground, self.canvas = foreground, canvas
         self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
         self.adapters = nn.ModuleDict(
@@ -242,6 +247,8 @@ class GraphDistillationLoss(nn.Module):
                 student_features[level], teacher_features[level]
             )
             student_BCHW = self.adapters[str(level)](student_BCHW)
+            if self.centre:
+                student_BCHW, teacher_BCHW = centred(student_BCHW), centred(teacher_BCHW)
             for name, terms in totals.items():
                 terms.append(self._term(name, student_BCHW, teacher_BCHW, boxes))
         return {name: torch.stack(terms).mean() for name, terms in totals.items()}
@@ -282,7 +289,8 @@ class GraphDistillationLoss(nn.Module):
         for level, student in self.student_shapes.items():
             teacher = self.teacher_shapes[level]
             height, width = min(student[1], teacher[1]), min(student[2], teacher[2])
-            pairs = nontrivial_pairs(teacher[0], height * width, self.weights)
+            # centred channels lie in a space of one dimension less
+            pairs = nontrivial_pairs(teacher[0], height * width - self.centre, self.weights)
             rows.append(
                 {
                     "level": level,
@@ -358,5 +366,9 @@ def _level_problems(
         ]
     if not student_levels:
         return ["no levels: choose at least one"]
-    problems = {level: dimension_problem(dim, teacher_shapes[level][0]) for level in teacher_levels}
-    return [f"level {level}: {problem}" for level, problem in problems.items() if problem]
+    fewest = min(shape[0] for shape in teacher_shapes.values())
+    problem = dimension_problem(dim, fewest)
+    if problem is None:
+        return []
+    narrow = [str(level) for level in teacher_levels if teacher_shapes[level][0] == fewest]
+    return [f"level{'s' if len(narrow) > 1 else ''} {', '.join(narrow)}: {problem}"]

@@ -1,11 +1,17 @@
 """Classifiers and detectors, their levels and feature maps, and the files of their weights."""
 
 from raygkd.models.by_name import build_model
-from raygkd.models.classifiers import build_classifier, classifier_names, count_parameters
+from raygkd.models.classifiers import (
+    build_classifier,
+    classifier_names,
+    count_parameters,
+    is_classifier,
+)
 from raygkd.models.detectors import (
     MOST_DETECTIONS,
     Detector,
     build_detector,
+    check_image_size,
     detector_names,
     is_detector,
 )
@@ -23,6 +29,7 @@ __all__ = [
     "build_detector",
     "build_from_file",
     "build_model",
+    "check_image_size",
     "check_levels",
     "classifier_names",
     "count_parameters",
@@ -31,6 +38,7 @@ __all__ = [
     "imagenet_file",
     "inherit",
     "inheritable",
+    "is_classifier",
     "is_detector",
     "load_model_file",
     "load_weights",

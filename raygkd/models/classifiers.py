@@ -37,6 +37,13 @@ def classifier_names() -> list[str]:
     return CLASSIFIERS.names()
 
 
+def is_classifier(name: str) -> bool:
+    """Return whether :func:`build_classifier` knows the name."""
+    if name.startswith(TORCHVISION):
+        return name.removeprefix(TORCHVISION) in _torchvision_names()
+    return name in classifier_names()
+
+
 def build_classifier(name: str, num_classes: int) -> nn.Module:
     """Return a new classifier of images (B, 3, H, W) into logits (B, ``num_classes``).
 

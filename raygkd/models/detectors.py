@@ -276,6 +276,19 @@ def is_detector(name: str) -> bool:
     return _parts(name) is not None
 
 
+def check_image_size(image_size: int) -> None:
+    """Refuse a side of the input, in pixels, that detectors do not take.
+
+    Raises:
+        ConfigError: it is no multiple of 32.
+    """
+    if image_size < 32 or image_size % 32:
+        raise ConfigError(
+            f"--image-size {image_size}: must be a multiple of 32 for a detector: set it to "
+            f"{max(32, round(image_size / 32) * 32)}"
+        )
+
+
 def backbone_of(name: str) -> str:
     """Return the name of a detector's backbone, as torchvision has it."""
     parts = NAME.fullmatch(name)
@@ -311,7 +324,7 @@ def build_detector(name: str, num_classes: int, image_size: int) -> Detector:
     """
     parts = _parts(name)
     if parts is None:
-        written = name.partition("_fpn")[2]
+        written = name.rpartition("fpn")[2]
         width = written if written.isdecimal() and int(written) in WIDTHS else ""
         raise ConfigError(
             f"unknown detector {name!r}{near(name, [known + width for known in detector_names()])} "
@@ -320,11 +333,7 @@ def build_detector(name: str, num_classes: int, image_size: int) -> Detector:
         )
     if num_classes < 1:
         raise ConfigError(f"a detector needs at least 1 class, got {num_classes}")
-    if image_size < 32 or image_size % 32:
-        raise ConfigError(
-            f"a detector's image size is a multiple of 32, got {image_size}: set it to "
-            f"{max(32, round(image_size / 32) * 32)}"
-        )
+    check_image_size(image_size)
     family = FAMILIES[parts[0]]
     backbone = _backbone(parts[1], family.levels, parts[2])
     net = family.build(backbone, num_classes + family.background, image_size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raygkd.errors import ConfigError, DataError
 from raygkd.models.detectors import Detector, backbone_of
+from raygkd.models.files import FORMAT
 
 BODY = "net.backbone.body."
 # in torchvision's networks; their shapes follow the number of classes
@@ -68,16 +69,16 @@ def inherit(student: Detector, teacher: Detector) -> list[str]:
 def load_weights(detector: Detector, path: str | os.PathLike[str]) -> list[str]:
     """Load a file of weights into a detector, or into its body.
 
-    The file is a state dict: of a ``Detector``, of one of torchvision's detectors, or of one of
-    torchvision's ResNet or MobileNetV3 classifiers, whose last layers are left out. Nothing in it
-    is executed. Layers whose shape follows the number of classes keep the weights they have where
-    the file is of another number. An error may leave the detector half loaded.
+    The file is a model file, or a state dict: of a ``Detector``, of one of torchvision's detectors,
+    or of one of torchvision's ResNet or MobileNetV3 classifiers, whose last layers are left out.
+    Nothing in it is executed. Layers whose shape follows the number of classes keep the weights
+    they have where the file is of another number. An error may leave the detector half loaded.
 
     Returns:
         The paths of the modules that keep the weights they had.
 
     Raises:
-        DataError: the file cannot be read, is no state dict, or does not fit.
+        DataError: the file cannot be read, holds no weights, or does not fit.
     """
     state, part = _recognised(_read_state(path), path)
     target = detector.get_submodule(part)
@@ -87,14 +88,19 @@ def load_weights(detector: Detector, path: str | os.PathLike[str]) -> list[str]:
         for name, tensor in state.items()
         if not (name.startswith(CLASS_LAYERS) and name in own and own[name].shape != tensor.shape)
     }
+    for name, weight in fitting.items():
+        if name in own and own[name].shape != weight.shape:
+            found, wanted = (list(tensor.shape) for tensor in (weight, own[name]))
+            raise _misfit(path, f"{name} has the shape {found}, not {wanted}")
     try:
         outcome = target.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:
-        raise DataError(f"{path} does not fit: {str(error).splitlines()[1].strip()}") from error
-    problems = [f"it lacks {name}" for name in outcome.missing_keys if name not in state]
-    problems += [f"the detector has no {name}" for name in outcome.unexpected_keys]
-    if problems:
-        raise DataError(f"{path} does not fit: {problems[0]} (problem 1 of {len(problems)})")
+    except RuntimeError as error:  # shapes under names that torchvision's networks had before
+        raise _misfit(path, "its layers have other shapes") from error
+    for name in outcome.missing_keys:
+        if name not in state:
+            raise _misfit(path, f"it lacks {name}")
+    for name in outcome.unexpected_keys:
+        raise _misfit(path, f"the detector has no {name}")
     kept = {f"{part}.{name}".rpartition(".")[0] for name in outcome.missing_keys}
     return [
         path
@@ -141,13 +147,23 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
+def _misfit(path: str | os.PathLike[str], problem: str) -> DataError:
+    return DataError(
+        f"{path} does not fit: {problem}; give weights of the same backbone and _fpn width"
+    )
+
+
 def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise DataError(f"cannot read weights {path}: {error.strerror}") from error
+        raise DataError(
+            f"cannot read weights {path}: {error.strerror}; give a file of weights, or imagenet"
+        ) from error
     except Exception as error:  # what the unpickler raises on foreign bytes has no common type
         raise DataError(f"{path} is damaged or holds more than weights") from error
+    if isinstance(state, Mapping) and state.get("format") == FORMAT:
+        state = state.get("state_dict")
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise DataError(f"{path} is no state dict: save one with torch.save(model.state_dict())")
     return state

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from raygkd import build
-from raygkd.config import Config, to_yaml, with_settings
+from raygkd.config import Config, given, to_yaml, with_settings
 from raygkd.data.windows import load_window
 from raygkd.engine import read_checkpoint
 from raygkd.errors import RunFailed, UserError
@@ -35,8 +35,7 @@ from raygkd.workflows.single import (
     get_teacher,
     model_rows,
     places,
-    show_inherited,
-    show_levels,
+    show_pair,
     teacher_model,
     test_scores,
     train_one,
@@ -98,24 +97,27 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
     space = read_space(config.search.space) if config.search.space else None
     check_student(config, images)
     teacher = teacher_model(config, images.spec)
-    show_inherited(config, images.spec, teacher, console)
     channels: dict[int, int] = {}
     if "graph" in config.method.method:
         shapes = build.level_shapes(config, teacher, images.spec)
         channels = {level: shape[0] for level, shape in shapes.items()}
-    detection = images.spec.task == "detection"
+    chosen = config.method.levels
     space = space or default_space(
-        config.method.method, channels, lr=config.optim.lr, detection=detection
+        config.method.method,
+        {level: width for level, width in channels.items() if chosen is None or level in chosen},
+        lr=config.optim.lr,
+        detection=images.spec.task == "detection",
+        # what a user decides is not searched; but the best learning rate is near a good one
+        fixed=given(config) - {"lr"},
     )
     check_space(space, config, channels)
     for dimension in space:
         if dimension.name == "batch_size":
             largest = max(extremes(dimension))
             check_student(with_settings(config, {"batch_size": largest}), images)
-    if channels:
-        # all levels with as many pairs as there can be; a trial takes some of both
-        whole = with_settings(config, {"levels": None, "dim": min(channels.values()) - 1})
-        show_levels(whole, images.spec, teacher, console)
+    # all levels with as many pairs as there can be; a trial takes some of both
+    most = {"dim": min(channels.values()) - 1} if channels else {}
+    show_pair(with_settings(config, most), images.spec, teacher, console)
     return space
 
 

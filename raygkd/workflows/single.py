@@ -18,7 +18,7 @@ from raygkd.config import Config, fingerprint, to_mapping, to_yaml
 from raygkd.data.plan import steps_per_epoch
 from raygkd.engine import read_checkpoint
 from raygkd.errors import ConfigError, UserError
-from raygkd.inputs import Images
+from raygkd.inputs import Images, task_of
 from raygkd.models import (
     ModelFile,
     build_from_file,
@@ -57,16 +57,14 @@ def distil(config: Config, *, console: Console, resume: Path | None = None) -> d
 
 def _train(config: Config, role: str, console: Console, resume: Path | None) -> dict[str, Any]:
     started = time.monotonic()
-    check_names(config)
+    check_names(config, role)
     with_teacher = build.uses_teacher(config)
 
     def check(images: Images) -> None:
-        check_student(config, images)
+        check_student(config, images, role)
         if with_teacher:
             teacher = teacher_model(config, images.spec)
-            show_inherited(config, images.spec, teacher, console)
-            if "graph" in config.method.method:
-                show_levels(config, images.spec, teacher, console)
+            show_pair(config, images.spec, teacher, console)
 
     with open_session(config, role, console, resume, check) as session:
         models = {"teacher": get_teacher(session)[0]} if with_teacher else {}
@@ -117,20 +115,46 @@ def places(session: Session, key: str, run_name: str) -> dict[str, Any]:
     }
 
 
-def check_names(config: Config) -> None:
-    """Refuse unknown models before anything starts.
+def check_names(config: Config, role: str = "student") -> None:
+    """Refuse what can be told to be wrong without the images, before anything starts.
+
+    Args:
+        config: what to train.
+        role: "student", or "teacher" where one is trained alone.
 
     Raises:
-        ConfigError: an unknown model name.
-        DataError: a teacher file that is missing or damaged.
+        ConfigError: an unknown model, or models and settings that are not for the data set's task.
+        DataError: a teacher's file or weights that are missing or damaged, or weights of another
+            model.
     """
-    with _naming("--teacher"):
-        if build.is_model_file(config.model.teacher):
-            load_model_file(config.model.teacher)
-        else:
-            build_model(config.model.teacher, 2, NAME_CHECK_SIZE)
-    with _naming("--student"):
-        build_model(config.model.student, 2, NAME_CHECK_SIZE)
+    task = task_of(config.data.dataset)
+    if task is not None:
+        build.check_settings(config, task)
+    name = config.model.teacher
+    if build.is_model_file(name):
+        with _naming("--teacher"):
+            file = load_model_file(name)
+        if config.model.teacher_weights is not None:
+            raise ConfigError(
+                f"--teacher-weights: the teacher {name} is trained already: leave it out"
+            )
+        if task is not None:
+            with _naming(f"--teacher {name}"):
+                build.check_kind(file.name, task)
+    elif role == "student":
+        _check_model(build.teacher_alone(config), task, "teacher")
+    _check_model(config, task, role)
+
+
+def _check_model(config: Config, task: str | None, role: str) -> None:
+    """Refuse the model that is trained, or its weights; the options are named after the role."""
+    name = config.model.student
+    with _naming(f"--{role}"):
+        model = build_model(name, 2, NAME_CHECK_SIZE)
+        if task is not None:
+            build.check_kind(name, task)
+    with _naming(f"--{role}-weights"):
+        build.start_from_weights(config, model)
 
 
 @contextlib.contextmanager
@@ -142,17 +166,22 @@ def _naming(option: str) -> Iterator[None]:
         raise type(error)(f"{option}: {error}") from error
 
 
-def check_student(config: Config, images: Images) -> None:
+def check_student(config: Config, images: Images, role: str = "student") -> None:
     """Refuse images that the student cannot train on.
+
+    Args:
+        config: what to train.
+        images: what to train on.
+        role: "student", or "teacher" where one is trained alone.
 
     Raises:
         ConfigError: they are fewer than a batch, too small for the student, or of another task.
     """
-    build.check_method(config, images.spec)
+    build.check_settings(config, images.spec.task)
     workers = config.cluster.workers
     steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
-    with _naming("--student"):
-        student = build.new_student(config, images.spec)
+    with _naming(f"--{role}"):
+        student = build.new_model(config.model.student, images.spec)
         feature_shapes(student, (), images.spec.image_size)
 
 
@@ -168,46 +197,40 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     if not build.is_model_file(name):
         wanted = build.teacher_training(config)
         with _naming("--teacher"):
-            teacher = build.new_student(wanted, spec)
+            teacher = build.new_model(wanted.model.student, spec)
     else:
         file = load_model_file(name)
-        build.check_teacher(file, spec, name)
         with _naming(f"--teacher {name}"):
+            build.check_teacher(file, spec)
             teacher = build_from_file(file)
     with _naming("--teacher"):
         feature_shapes(teacher, (), spec.image_size)
     return teacher
 
 
-def show_inherited(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:
-    """Print what a detector starts with of its teacher.
+def show_pair(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:
+    """Print what the student starts with of the teacher, and the levels that are matched.
 
     Raises:
-        ConfigError: it is to inherit, and nothing fits.
+        ConfigError: unknown levels, a spectral dimension too large for one, or nothing to inherit.
     """
     student = build.new_model(config.model.student, spec)
     with _naming("--inherit"):
         copied = build.start_from_teacher(config, student, teacher)
+    graph = None
+    if "graph" in config.method.method:
+        with _naming("--levels"):
+            build.chosen_levels(config, teacher, student)
+        with _naming("--dim"):
+            graph = build.build_graph_loss(config, teacher, student, spec.image_size)
     if copied:
         parameters = sum(count_parameters(student.get_submodule(path)) for path in copied)
         console.print(
             f"the student starts from the teacher's neck and heads: {parameters:,} of its "
             f"{count_parameters(student):,} parameters"
         )
-
-
-def show_levels(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:
-    """Print the levels that a configuration matches.
-
-    Raises:
-        ConfigError: unknown levels, or a spectral dimension too large for one.
-    """
-    student = build.new_model(config.model.student, spec)
-    with _naming("--levels"):
-        build.chosen_levels(config, teacher, student)
-    with _naming("--dim"):
-        graph = build.build_graph_loss(config, teacher, student, spec.image_size)
-    console.print(levels_table(graph.describe()))
+    if graph is not None:
+        console.print(levels_table(graph.describe()))
 
 
 def train_one(

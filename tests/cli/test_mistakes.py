@@ -309,6 +309,7 @@ def test_all_wrong_values_are_told_at_once(refused: Refused) -> None:
     [
         (("train", "--bach-size", "4"), "no option --bach-size; did you mean '--batch-size'"),
         (("train", "--trials", "4"), "no option --trials; did you mean '--strict'?"),
+        (("teacher", "--inherit"), "no option --inherit"),
         (("train", "--epochs"), "option '--epochs' requires an argument"),
         (("train", "extra"), "unexpected extra argument (extra) (try 'raygkd train --help')"),
         (("tun",), "no command 'tun'; did you mean 'tune'? (commands: data, teacher, train, tune"),

@@ -46,7 +46,9 @@ def test_what_only_one_command_uses_is_an_option_of_that_command() -> None:
     search = {name for name, (section, _, _) in settings().items() if section == "search"}
     assert names["tune"] == set(settings())
     assert names["train"] == set(settings()) - search
-    assert names["teacher"] == set(settings()) - search - {"teacher_epochs"}
+    method = {name for name, (section, _, _) in settings().items() if section == "method"}
+    students = method - {"method"} | {"student_weights", "inherit", "teacher_epochs"}
+    assert names["teacher"] == set(settings()) - search - students
 
 
 def test_an_option_means_the_same_in_every_command() -> None:

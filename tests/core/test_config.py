@@ -18,6 +18,7 @@ from raygkd.config import (
     flag,
     from_mapping,
     from_yaml,
+    given,
     settings,
     to_mapping,
     to_yaml,
@@ -346,6 +347,13 @@ def test_a_student_that_inherits_needs_a_teacher_whatever_it_learns_from():
     config = with_settings(Config(), {"method": "none", "inherit": True})
     assert uses_teacher(config)
     assert not uses_teacher(teacher_alone(config))
+
+
+def test_what_is_given_is_what_differs_from_the_defaults_of_the_data_set():
+    plain = from_mapping({"data": {"dataset": "voc"}})
+    assert given(plain) - {"dataset"} == set()
+    changed = with_settings(plain, {"alpha": 0.7, "levels": [3], "lr": plain.optim.lr})
+    assert given(changed) - {"dataset"} == {"alpha", "levels"}
 
 
 # YAML files

@@ -112,6 +112,15 @@ def test_resumed_run_equals_one_without_a_break(scenes: ImageTable, tmp_path: Pa
     assert same(weights(resumed.objective), weights(whole.objective))
 
 
+def test_a_first_batch_without_boxes_is_no_mistake_in_the_set_up(scenes: ImageTable) -> None:
+    models = {"teacher": "ssdlite_resnet18_fpn16", "student": "ssdlite_mobilenet_v3_small_fpn16"}
+    training = detection_training(scenes, batch_size=1, **models)
+    blank, *_ = (b for b in training.stream.train_batches(0) if training.task.is_blank(b))
+    norms = check_terms(training, blank)
+    assert norms["task"] == 0.0
+    assert min(norms[name] for name in GRAPH - {"task"}) > 0.0
+
+
 def test_foreground_weights_change_the_vertex_loss_alone(scenes: ImageTable) -> None:
     norms = {}
     for share in (None, 0.9):

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from untrained import untrained_file
 
+from raygkd.build import ImageSpec
 from raygkd.errors import ConfigError, DataError
 from raygkd.models import (
     Detector,
@@ -96,7 +98,7 @@ def test_unknown_name_is_refused_with_what_is_allowed(name: str, hint: str) -> N
 
 @pytest.mark.parametrize(
     ("classes", "image_size", "message"),
-    [(0, 64, "at least 1 class, got 0"), (3, 100, "got 100: set it to 96"), (3, 0, "set it to 32")],
+    [(0, 64, "at least 1 class, got 0"), (3, 100, "-size 100: .*: set it to 96"), (3, 0, "to 32")],
 )
 def test_wrong_sizes_are_refused(classes: int, image_size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -106,8 +108,9 @@ def test_wrong_sizes_are_refused(classes: int, image_size: int, message: str) ->
 def test_name_tells_whether_a_model_is_a_detector_or_a_classifier() -> None:
     assert isinstance(build_model("fcos_mobilenet_v3_small_fpn16", 3, (64, 64)), Detector)
     assert not isinstance(build_model("resnet8", 3, (32, 32)), Detector)
-    with pytest.raises(ConfigError, match="unknown detector 'fcos_resnet8_fpn'"):
-        build_model("fcos_resnet8_fpn", 3, (64, 64))
+    for name in ("fcos_resnet8_fpn", "fasterrcn_resnet18", "torchvision:fasterrcnn_resnet50_fpn"):
+        with pytest.raises(ConfigError, match=f"unknown detector '{name}'; did you mean '[frs]"):
+            build_model(name, 3, (64, 64))
     with pytest.raises(ConfigError, match="takes square images, got 64 x 96 pixels"):
         build_model("fcos_resnet18_fpn", 3, (64, 96))
 
@@ -476,6 +479,18 @@ def test_layers_of_another_number_of_classes_keep_their_weights(
     assert kept == [f"net.{layer}" for layer in expected]
 
 
+def test_model_file_of_a_detector_of_other_classes_gives_its_weights(tmp_path: Path) -> None:
+    sizes = {"image_size": (64, 64), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    spec = ImageSpec(class_names=("a", "b"), task="detection", **sizes)
+    file = untrained_file("retinanet_mobilenet_v3_small_fpn16", spec)
+    save_model_file(tmp_path / "model.pt", file)
+    detector = smallest("retinanet")
+    kept = load_weights(detector, tmp_path / "model.pt")
+    assert kept == ["net.head.classification_head.cls_logits"]
+    for name, tensor in detector.state_dict().items():
+        assert torch.equal(tensor, file.state_dict[name]) != name.startswith(kept[0]), name
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small"])
 def test_weights_of_a_classifier_are_loaded_into_the_body(backbone: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -499,9 +514,13 @@ def resnet18(**changes: Tensor | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resnet18(**{"bn1.weight": None}), r"it lacks bn1.weight \(problem 1 of 1\)"),
+        (lambda: resnet18(**{"bn1.weight": None}), "lacks bn1.weight; give weights of the same ba"),
         (lambda: resnet18(**{"layer1.2.x": torch.zeros(1)}), "the detector has no layer1.2.x"),
-        (lambda: resnet18(**{"bn1.bias": torch.zeros(2)}), "size mismatch for bn1.bias"),
+        (lambda: resnet18(**{"bn1.bias": torch.zeros(2)}), r"bn1.bias has the shape \[2\], not "),
+        (
+            lambda: {"backbone.fpn.inner_blocks.0.bias": torch.zeros(2)},
+            "its layers have other shapes",
+        ),
         (lambda: {"features.0.weight": torch.zeros(1)}, "it lacks conv1.weight"),
         (lambda: {"weight": torch.zeros(1)}, "is of no detector, ResNet or MobileNetV3"),
         (lambda: {"net.x": 1}, "is no state dict"),
@@ -521,7 +540,7 @@ def test_file_that_does_not_fit_is_refused_in_one_line(
 
 def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
     detector = smallest("fcos")
-    with pytest.raises(DataError, match=r"cannot read weights .*No such file"):
+    with pytest.raises(DataError, match=r"cannot read .*No such file.*; give a file of we"):
         load_weights(detector, tmp_path / "weights.pth")
     (tmp_path / "weights.pth").write_bytes(b"weights")
     with pytest.raises(DataError, match="is damaged"):

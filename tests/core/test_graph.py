@@ -12,6 +12,7 @@ from raygkd.errors import ConfigError
 from raygkd.graph import (
     adjacency,
     attention_masks,
+    centred,
     full_precision,
     normalised_channels,
     relational_attention,
@@ -69,6 +70,33 @@ def test_nan_is_not_taken_for_a_dead_channel():
     features_BCHW = random_maps(1, 3, 2, 2)
     features_BCHW[0, 1, 0, 0] = float("nan")
     assert adjacency(features_BCHW).isnan().any()
+
+
+def test_centred_channels_have_no_mean_and_their_cosines_are_correlations():
+    features_BCHW = random_maps(2, 5, 3, 4) + 7
+    centred_BCHW = centred(features_BCHW)
+    torch.testing.assert_close(centred_BCHW.mean((2, 3)), torch.zeros(2, 5).double())
+    expected = torch.stack([torch.corrcoef(one) for one in features_BCHW.flatten(2)])
+    torch.testing.assert_close(adjacency(centred_BCHW), expected)
+    shift_BC11 = random_maps(2, 5, 1, 1)
+    torch.testing.assert_close(centred(features_BCHW + shift_BC11), centred_BCHW)
+    assert gradcheck(centred, random_maps(1, 2, 2, 2).requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_a_constant_channel_is_dead_when_it_is_centred(dtype: torch.dtype, value: float):
+    features_BCHW = random_maps(1, 3, 5, 7, dtype=dtype)
+    features_BCHW[:, 1] = value
+    features_BCHW.requires_grad_()
+    centred_BCHW = centred(features_BCHW)
+    assert centred_BCHW[:, 1].eq(0).all()
+    assert centred_BCHW[:, 0].ne(0).all()
+    adjacency(centred_BCHW).square().sum().backward()
+    assert features_BCHW.grad is not None
+    assert features_BCHW.grad[:, 1].eq(0).all()
+    assert features_BCHW.grad.isfinite().all()
+    assert centred(torch.full((1, 1, 2, 2), torch.nan)).isnan().all()
 
 
 def test_attention_masks_follow_their_formula_and_average_to_one():

@@ -23,6 +23,7 @@ from raygkd.graph import (
     WEIGHTS,
     adjacency,
     attention_masks,
+    centred,
     deflated_factor,
     foreground_weights,
     relational_attention,
@@ -536,6 +537,33 @@ def test_module_averages_each_term_over_levels_on_the_coarser_grid():
         torch.testing.assert_close(terms[name], value)
 
 
+def test_module_that_centres_compares_centred_maps_and_forgets_every_channels_mean():
+    module, plain = make_module(centre=True), make_module()
+    student, teacher = level_features()
+    terms = module(student, teacher)
+    deep = module.adapters["3"](student[3]), F.avg_pool2d(teacher[3], 2)
+    shallow = module.adapters["1"](F.avg_pool2d(student[1], 2)), teacher[1]
+    for name, loss in (("vertex", vertex_loss), ("edge", edge_loss)):
+        pairs = ([centred(one) for one in maps] for maps in (shallow, deep))
+        torch.testing.assert_close(terms[name], sum(loss(*maps, 0.5) for maps in pairs) / 2)
+    shifted = {level: maps + 3.0 for level, maps in teacher.items()}
+    for name, value in module(student, shifted).items():
+        torch.testing.assert_close(value, terms[name], rtol=1e-4, atol=1e-6)
+    assert (plain(student, shifted)["vertex"] - plain(student, teacher)["vertex"]).abs() > 0.01
+
+
+def test_a_map_of_one_position_has_nothing_left_when_it_is_centred():
+    shapes = {1: (4, 1, 1)}
+    module = make_module(centre=True, student_shapes=shapes, teacher_shapes=shapes)
+    maps = {1: positive_maps(2, 4, 1, 1, dtype=torch.float32)}
+    assert {name: term.item() for name, term in module(maps, maps).items()} == {
+        "vertex": 0.0,
+        "edge": 0.0,
+        "spectral": 0.0,
+    }
+    assert module.describe()[0]["spectral_pairs"] == 0
+
+
 def test_module_leaves_out_terms_of_weight_zero():
     module = make_module(beta=0.0)
     assert module.term_weights == {"vertex": 1.0, "spectral": 3.0}
@@ -674,7 +702,8 @@ def test_module_reports_all_wrong_settings_at_once():
         ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "alpha, beta, gamma are all 0"),
         ({"student_shapes": {}, "teacher_shapes": {}}, "no levels: choose at least one"),
         ({"student_shapes": {1: (4, 6, 6)}}, r"the same levels; got \[1\] and \[1, 3\]"),
-        ({"dim": 0}, "level 1: .* got 0; level 3: .* got 0"),
+        ({"dim": 0}, "^level 1: .* got 0$"),
+        ({"dim": 6, "teacher_shapes": {1: (6, 4, 4), 3: (6, 2, 2)}}, "^levels 1, 3: .* got 6$"),
         ({"foreground": 1.5}, r"share must be from 0 to 1; got 1\.5; .* needs canvas"),
     ],
 )

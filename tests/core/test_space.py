@@ -165,6 +165,24 @@ def test_default_space_of_the_graph_varies_all_of_its_settings():
     assert space["dim"].values == (2, 4, 8)
 
 
+def test_default_space_of_detectors_varies_the_same_settings_in_other_ranges():
+    channels = dict.fromkeys(range(3, 8), 64)
+    space, other = (
+        {d.name: d for d in default_space("graph", channels, lr=1e-3, detection=detection)}
+        for detection in (True, False)
+    )
+    assert list(space) == list(other)
+    assert space["lr"].values == (4e-4, 4e-3)
+    assert space["temperature"].values[0] >= other["temperature"].values[1]
+    # the finest levels, whose maps have the most positions
+    assert all(levels[0] == 3 for levels in space["levels"].values)
+
+
+def test_settings_that_are_fixed_are_not_searched():
+    space = default_space("graph", CHANNELS, fixed={"levels", "alpha", "seed"})
+    assert {dimension.name for dimension in space} == {"lr", "temperature", "dim", "beta", "gamma"}
+
+
 def test_default_space_varies_what_each_method_uses():
     names = {
         method: {dimension.name for dimension in default_space(method, CHANNELS)}
@@ -210,7 +228,7 @@ def test_unknown_level_is_refused_with_the_known_ones():
     levels = Dimension("levels", "choice", ([1], [2, 4]))
     assert check(levels) == ["search space: level 4 is not there (allowed: 1, 2, 3)"]
     assert check(Dimension("lr", "uniform", (0.1, 0.2)), levels=[5]) == [
-        "search space: level 5 is not there (allowed: 1, 2, 3)"
+        "--levels: level 5 is not there (allowed: 1, 2, 3)"
     ]
 
 

@@ -42,6 +42,7 @@ def annotation_of(
         marks=[f"object {number}" for number in range(1, count + 1)],
         names=names or ["cat"] * count,
         xyxy=np.array(boxes, np.float64).reshape(-1, 4),
+        unread={},
         difficult=np.arange(count) == 0,
         crowd=np.arange(count) == 1,
     )
@@ -102,15 +103,18 @@ def test_what_is_no_xml_is_refused(tmp_path: Path, text: str) -> None:
         read_voc(tmp_path / "a.xml", {}, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "nan", "wide"])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("", "'' '1' '5' '5'"), ("nan", "nan 0 5 5"), ("wide", "'wide' '1' '5' '5'")],
+)
 def test_voc_side_that_is_no_number_drops_the_box_alone(
-    tmp_path: Path, image: Path, text: str
+    tmp_path: Path, image: Path, text: str, shown: str
 ) -> None:
     write_xml(tmp_path / "a.xml", "a.jpg", [("cat", text, 1, 5, 5), ("dog", 2, 2, 9, 9)])
     boxes, warnings = checked(read_voc(tmp_path / "a.xml", {"a.jpg": image}, tmp_path))
     assert boxes.label.tolist() == [1]
     (warning,) = warnings
-    assert f"without four finite numbers, first in {tmp_path}/a.xml object 1 (nan" in warning
+    assert f"without four finite numbers, first in {tmp_path}/a.xml object 1 ({shown})" in warning
 
 
 def test_good_boxes_stay_as_they_are(image: Path) -> None:

@@ -99,6 +99,21 @@ def test_voc_folder_without_a_training_list_is_refused(tmp_path):
         open_source("voc", root)
 
 
+@pytest.mark.parametrize(
+    ("lists", "empty"),
+    [
+        ({"train": "", "trainval": "ab"}, "train"),
+        ({"trainval": "", "test": "b"}, "trainval"),
+        ({"train": "a", "val": "", "test": "b"}, "val"),
+        ({"train": "a", "val": "b", "test": ""}, "test"),
+    ],
+)
+def test_empty_voc_list_is_refused(tmp_path, lists, empty):
+    root = write_voc(tmp_path, {"a": [CAT], "b": [CAT]}, lists)
+    with pytest.raises(DataError, match=rf"Main/{empty}.txt' lists no image: fill it or remove it"):
+        open_source("voc", root)
+
+
 @pytest.mark.parametrize("place", ["", "VOCdevkit", "VOCdevkit/photos", "photos", "VOC2007/.."])
 def test_own_voc_folder_is_found_with_or_without_a_devkit_above(tmp_path, place):
     write_voc(tmp_path / "data" / place, {"a": [OWN]})
@@ -155,11 +170,11 @@ def test_other_years_are_refused(tmp_path, years):
 
 def test_what_has_no_voc_layout_is_refused(tmp_path):
     (tmp_path / "JPEGImages").mkdir()
-    with pytest.raises(DataError, match=r"no VOC layout in '.*': expected .* Annotations"):
+    with pytest.raises(DataError, match=r"no VOC layout in '.*': .* Annotations.*--download"):
         open_source("voc", tmp_path)
     with pytest.raises(DataError, match=r"no folder '.*nowhere'"):
         open_source("voc", tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="voc needs --data-dir"):
+    with pytest.raises(ConfigError, match=r"voc needs --data-dir, .* --download fetches them"):
         open_source("voc")
 
 
@@ -225,7 +240,7 @@ def resize_annotation(root: Path) -> str:
 )
 def test_voc_fault_is_counted_or_in_strict_mode_refused(tmp_path, spoil):
     images = {"a": [CAT], "b": [DOG], "c": [CAT]}
-    root = write_voc(tmp_path, images, {"train": ["a", "b", "c"], "test": []})
+    root = write_voc(tmp_path, images, {"train": ["a", "b", "c"]})
     warning = spoil(root).format(root, root)
     source = open_source("voc", root)
     assert {"a", "c"} <= boxes_of(source).keys()
@@ -382,7 +397,7 @@ def test_coco_without_its_images_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds images of '.*labels.json', such as 'a.jpg'"):
         open_source("coco", tmp_path)
     (tmp_path / "labels.json").write_text(json.dumps(coco_contents({}, NAMES)))
-    with pytest.raises(DataError, match=r"no folder in '.*' holds images of"):
+    with pytest.raises(DataError, match=r"labels.json' lists no images: fill its list 'images' "):
         open_source("coco", tmp_path)
 
 
@@ -463,6 +478,13 @@ def test_scenes_are_a_data_set_without_files():
     assert source.class_names == tuple("0123456789")
     assert (source.task, source.warnings) == ("detection", ())
     assert len({sample.image_id for sample in source.samples}) == 1200
+
+
+def test_scenes_are_not_written_for_classes_that_they_do_not_have(tmp_path):
+    for classes in (["zebra"], []):
+        with pytest.raises(ConfigError, match="--classes"):
+            open_source("digits-voc", tmp_path / "scenes", classes=classes)
+    assert not list(tmp_path.iterdir())
 
 
 def test_scenes_in_a_folder_are_the_same_and_are_written_once(tmp_path, monkeypatch):

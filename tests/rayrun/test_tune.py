@@ -27,6 +27,7 @@ from records import (
 
 from raygkd import config as configuration
 from raygkd import tracking
+from raygkd.build import student_alone
 from raygkd.models import load_model_file
 
 TUNE = (
@@ -158,6 +159,20 @@ def test_parameters_of_a_trial_are_what_was_searched_and_a_file_has_the_rest(
         text = Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
         config = configuration.from_yaml(text.read_text(), where="artifact")
         assert config == configuration.with_settings(whole, trial["params"])
+
+
+def test_the_student_alone_trains_as_the_best_trial_but_without_a_teacher(
+    searched: Searched, client: MlflowClient, tmp_path: Path
+) -> None:
+    [run_id] = children(client, searched.result, "student-alone")
+    text = Path(client.download_artifacts(run_id, "config.yaml", str(tmp_path)))
+    config = configuration.from_yaml(text.read_text(), where="artifact")
+    whole = configuration_of(searched.folder)
+    assert config == student_alone(whole, searched.result["best"]["params"])
+    assert config.optim.lr == searched.result["best"]["params"]["lr"]
+    found = curves(client, run_id)
+    assert set(found["val_score"]) == set(range(1, EPOCHS + 1))
+    assert not TERMS & set(found)
 
 
 def test_every_trial_has_every_term_of_every_epoch(
