@@ -35,6 +35,7 @@ from raygkd.errors import ConfigError
 from raygkd.losses import GraphDistillationLoss
 from raygkd.models import (
     MOST_DETECTIONS,
+    TORCHVISION_WEIGHTS,
     Detector,
     ModelFile,
     build_from_file,
@@ -43,13 +44,13 @@ from raygkd.models import (
     check_levels,
     classifier_names,
     feature_shapes,
-    imagenet_file,
     inherit,
     inheritable,
     is_classifier,
     is_detector,
     load_weights,
     stage_modules,
+    torchvision_file,
 )
 
 
@@ -104,7 +105,9 @@ def start_from_weights(config: Config, student: nn.Module) -> None:
     """
     name, weights = config.model.student, config.model.student_weights
     if weights is not None and isinstance(student, Detector):
-        load_weights(student, imagenet_file(name) if weights == "imagenet" else weights)
+        load_weights(
+            student, torchvision_file(name, weights) if weights in TORCHVISION_WEIGHTS else weights
+        )
 
 
 def check_kind(name: str, task: str) -> None:

@@ -98,12 +98,12 @@ class ModelConfig:
     teacher_weights: str | None = option(
         None,
         "what a detector's training as teacher starts from: a file of weights (also a model file "
-        "that raygkd wrote), or imagenet",
+        "that raygkd wrote), imagenet for its backbone, or coco",
     )
     student_weights: str | None = option(
         None,
         "what a detector's training as student starts from: a file of weights (also a model file "
-        "that raygkd wrote), or imagenet",
+        "that raygkd wrote), imagenet for its backbone, or coco",
     )
     inherit: bool | None = option(
         None,

@@ -18,10 +18,17 @@ from raygkd.models.detectors import (
 from raygkd.models.files import ModelFile, build_from_file, load_model_file, save_model_file
 from raygkd.models.levels import check_levels, feature_shapes, stage_modules
 from raygkd.models.taps import FeatureTap
-from raygkd.models.weights import imagenet_file, inherit, inheritable, load_weights
+from raygkd.models.weights import (
+    TORCHVISION_WEIGHTS,
+    inherit,
+    inheritable,
+    load_weights,
+    torchvision_file,
+)
 
 __all__ = [
     "MOST_DETECTIONS",
+    "TORCHVISION_WEIGHTS",
     "Detector",
     "FeatureTap",
     "ModelFile",
@@ -35,7 +42,6 @@ __all__ = [
     "count_parameters",
     "detector_names",
     "feature_shapes",
-    "imagenet_file",
     "inherit",
     "inheritable",
     "is_classifier",
@@ -44,4 +50,5 @@ __all__ = [
     "load_weights",
     "save_model_file",
     "stage_modules",
+    "torchvision_file",
 ]

@@ -16,6 +16,9 @@ from raygkd.models.detectors import Detector, backbone_of
 from raygkd.models.files import FORMAT
 
 BODY = "net.backbone.body."
+TORCHVISION_WEIGHTS = ("imagenet", "coco")
+# the detectors of torchvision's that a Detector of the same name equals
+TRAINED_ON_COCO = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn")
 # in torchvision's networks; their shapes follow the number of classes
 CLASS_LAYERS = (
     "head.classification_head.cls_logits.",
@@ -109,18 +112,26 @@ def load_weights(detector: Detector, path: str | os.PathLike[str]) -> list[str]:
     ]
 
 
-def imagenet_file(name: str) -> Path:
-    """Return the file of torchvision's ImageNet weights of a detector's backbone.
+def torchvision_file(name: str, kind: str) -> Path:
+    """Return the file of weights that torchvision has for a detector.
 
     It is fetched into torch's own folder of downloads where it is not there.
 
     Args:
         name: of the detector.
+        kind: "imagenet", of its backbone, or "coco", of the whole detector.
 
     Raises:
+        ConfigError: torchvision has no detector of this name.
         DataError: it cannot be fetched.
     """
-    url = torchvision.models.get_model_weights(backbone_of(name)).DEFAULT.url
+    if kind == "coco" and name not in TRAINED_ON_COCO:
+        raise ConfigError(
+            f"torchvision has no {name} that was trained on COCO: choose "
+            f"{' or '.join(TRAINED_ON_COCO)}, or start from imagenet or a file"
+        )
+    model = name if kind == "coco" else backbone_of(name)
+    url = torchvision.models.get_model_weights(model).DEFAULT.url
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.exists():
         try:
@@ -128,7 +139,7 @@ def imagenet_file(name: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise DataError(
-                f"the ImageNet weights of {name} cannot be fetched from {url} ({error}): put the "
+                f"the {kind} weights of {name} cannot be fetched from {url} ({error}): put the "
                 f"file at {path}, or give a file of weights"
             ) from error
     return path
@@ -158,7 +169,8 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(
-            f"cannot read weights {path}: {error.strerror}; give a file of weights, or imagenet"
+            f"cannot read weights {path}: {error.strerror}; give a file of weights, or "
+            f"{' or '.join(TORCHVISION_WEIGHTS)}"
         ) from error
     except Exception as error:  # what the unpickler raises on foreign bytes has no common type
         raise DataError(f"{path} is damaged or holds more than weights") from error

@@ -22,6 +22,7 @@ from raygkd.config import Config, to_yaml, with_settings
 from raygkd.errors import ConfigError, ResourceError, UserError
 from raygkd.files import whole_file
 from raygkd.inputs import Images, open_images
+from raygkd.models import TORCHVISION_WEIGHTS
 from raygkd.rayrun import cluster, ingest, trainer
 from raygkd.report.console import progress
 
@@ -95,7 +96,7 @@ def with_absolute_paths(config: Config) -> Config:
     }
     for name in ("teacher_weights", "student_weights"):
         weights = getattr(config.model, name)
-        paths[name] = None if weights == "imagenet" else weights
+        paths[name] = None if weights in TORCHVISION_WEIGHTS else weights
     local = {name: path for name, path in paths.items() if path and "://" not in path}
     return with_settings(
         config, {name: os.path.abspath(os.path.expanduser(path)) for name, path in local.items()}

@@ -33,6 +33,7 @@ from raygkd import build
 from raygkd.data.parquet import ImageTable
 from raygkd.engine import Detection, check_terms, read_checkpoint, restore, save_checkpoint
 from raygkd.errors import ConfigError, DataError
+from raygkd.models.weights import TRAINED_ON_COCO, torchvision_file
 
 PARTS = {"loss_task_classification", "loss_task_bbox_regression", "loss_task_bbox_ctrness"}
 GRAPH = {"task", "vertex", "edge", "spectral"}
@@ -233,6 +234,20 @@ def test_a_student_starts_from_weights_of_a_file_or_of_imagenet(
         state = training.objective.student.state_dict()
         for name, tensor in body.layer4.state_dict().items():
             assert torch.equal(state[f"net.backbone.body.layer4.{name}"], tensor)
+
+
+@pytest.mark.parametrize("name", TRAINED_ON_COCO)
+def test_weights_of_detectors_trained_on_coco_are_torchvisions(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    fetched = tmp_path / "checkpoints" / url.rpartition("/")[2]
+    fetched.parent.mkdir(parents=True)
+    fetched.touch()
+    assert torchvision_file(name, "coco") == fetched
+    with pytest.raises(ConfigError, match=f"no {name}64 that was trained on COCO: choose faster"):
+        torchvision_file(f"{name}64", "coco")
 
 
 def test_weights_that_are_not_there_are_refused(
