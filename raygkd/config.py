@@ -218,6 +218,18 @@ class SearchConfig:
     max_concurrent: int | None = option(
         None, "most trials at the same time [default: as many as fit]", minimum=1
     )
+    searcher: str = option(
+        "random",
+        "how settings are drawn: each by itself, or by what the trials before scored (Optuna's "
+        "tree-structured Parzen estimator)",
+        choices=("random", "tpe"),
+    )
+    scheduler: str = option(
+        "asha",
+        "which trials are stopped early: those behind at a rung; hyperband: the same with several "
+        "grace periods, each for a share of the trials; or none",
+        choices=("asha", "hyperband", "none"),
+    )
     grace_period: int = option(1, "epochs every trial trains before it can be stopped", minimum=1)
     reduction_factor: int = option(3, "one in this many trials goes on beyond each rung", minimum=2)
     space: str | None = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import SearchAlgorithm, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raygkd.config import ClusterConfig, Config, to_mapping
@@ -249,7 +251,7 @@ def _trainable(job: Job, cluster: ClusterConfig, cpus: float, folder: Path) -> A
 def _tuner(
     trainable: Any, domains: dict[str, Any], config: Config, concurrent: int, folder: Path
 ) -> tune.Tuner:
-    search, warm = config.search, config.cluster.workers == 1
+    warm = config.cluster.workers == 1
     checkpoints = tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1 if warm else 0)
     return tune.Tuner(
         trainable,
@@ -257,16 +259,10 @@ def _tuner(
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
-            num_samples=search.trials,
-            search_alg=BasicVariantGenerator(
-                max_concurrent=concurrent, random_state=config.optim.seed
-            ),
-            scheduler=AsyncHyperBandScheduler(
-                time_attr="epoch",
-                max_t=config.optim.epochs,
-                grace_period=search.grace_period,
-                reduction_factor=search.reduction_factor,
-            ),
+            num_samples=config.search.trials,
+            max_concurrent_trials=concurrent,
+            search_alg=searcher(config),
+            scheduler=scheduler(config),
             reuse_actors=warm,
         ),
         run_config=tune.RunConfig(
@@ -276,6 +272,40 @@ def _tuner(
             callbacks=[_Relay()],
             checkpoint_config=checkpoints,
         ),
+    )
+
+
+def searcher(config: Config) -> SearchAlgorithm | Searcher:
+    """Return what draws the settings of the trials."""
+    if config.search.searcher == "random":
+        return BasicVariantGenerator(random_state=config.optim.seed)
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # it warns that lists, such as choices of levels, cannot be kept in a store; there is none
+    warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
+    return OptunaSearch(seed=config.optim.seed)
+
+
+def scheduler(config: Config) -> TrialScheduler:
+    """Return what stops trials early."""
+    search, epochs = config.search, config.optim.epochs
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    # a bracket's grace period is that of the one before, times the reduction factor
+    brackets = 1
+    while (
+        search.scheduler == "hyperband"
+        and search.grace_period * search.reduction_factor**brackets < epochs
+    ):
+        brackets += 1
+    return AsyncHyperBandScheduler(
+        time_attr="epoch",
+        max_t=epochs,
+        grace_period=search.grace_period,
+        reduction_factor=search.reduction_factor,
+        brackets=brackets,
     )
 
 

@@ -31,7 +31,7 @@ SPEC = ImageSpec(
 TUNE = (
     *("tune", "--dataset", "voc", "--trials", TRIALS, "--epochs", 2),
     *("--student", "fcos_mobilenet_v3_small_fpn16"),
-    *("--image-size", SIDE, "--batch-size", 8, "--seed", 3),
+    *("--image-size", SIDE, "--batch-size", 8, "--seed", 3, "--scheduler", "none"),
 )
 MEASURES = {"val_score", "val_map", "val_map50", "val_map75", "val_ap50_voc", "val_ap50_voc07"}
 
@@ -56,7 +56,7 @@ def test_a_search_for_detectors_ends_with_what_one_for_classifiers_does(
         assert 0 <= result[role]["test_score"] <= 1
     assert result["teacher"]["parameters"] > 5 * result["best"]["parameters"]
     assert len(result["trials"]) == TRIALS
-    assert all(trial["status"] in ("finished", "stopped") for trial in result["trials"])
+    assert all(trial["status"] == "finished" for trial in result["trials"])
     assert json.loads((Path(result["run"]) / "result.json").read_text()) == result
 
 

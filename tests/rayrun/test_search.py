@@ -1,8 +1,9 @@
-"""Trials of two workers each: training runs inside a search, at the same time on two CPUs."""
+"""How trials are drawn and stopped, and trials of two workers each, two at the same time."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +12,27 @@ import pytest
 import torch
 from untrained import untrained_file
 
-from raygkd.config import ClusterConfig, Config, ModelConfig, OptimConfig, SearchConfig
+from raygkd.config import (
+    ClusterConfig,
+    Config,
+    ModelConfig,
+    OptimConfig,
+    SearchConfig,
+    with_settings,
+)
 from raygkd.engine import read_checkpoint
 from raygkd.inputs import Images
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.ingest import share
-from raygkd.rayrun.search import SearchObserver, TrialResult, run_search
+from raygkd.rayrun.search import (
+    METRIC,
+    SearchObserver,
+    TrialResult,
+    run_search,
+    scheduler,
+    searcher,
+    tune_domain,
+)
 from raygkd.rayrun.worker import make_job
 from raygkd.space import Dimension
 
@@ -105,3 +121,43 @@ def test_every_epoch_of_every_trial_is_told_with_finite_numbers(
     learnt = told.epochs[trials[0].trial_id]
     terms = {"loss_task", "loss_vertex", "loss_edge", "loss_spectral"}
     assert all(terms <= set(metrics) for metrics in learnt)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rungs"),
+    [
+        ({}, [[1, 3, 9, 27]]),
+        ({"grace_period": 2, "reduction_factor": 4}, [[2, 8]]),
+        ({"scheduler": "hyperband"}, [[1, 3, 9, 27], [3, 9, 27], [9, 27]]),
+        ({"scheduler": "hyperband", "grace_period": 10}, [[10]]),
+        ({"scheduler": "none"}, []),
+    ],
+)
+def test_a_trial_can_be_stopped_at_the_rungs_of_its_bracket(
+    settings: dict[str, Any], rungs: list[list[int]]
+) -> None:
+    config = with_settings(Config(optim=OptimConfig(epochs=27)), settings)
+    brackets = scheduler(config).debug_string().split("Bracket:")[1:]
+    found = [sorted(int(rung) for rung in re.findall(r"Iter (\d+)", b)) for b in brackets]
+    assert found == rungs
+
+
+def test_tpe_draws_more_of_what_has_scored_well() -> None:
+    config = with_settings(Config(), {"searcher": "tpe", "seed": 3})
+    domains = {
+        "levels": tune_domain(Dimension("levels", "choice", ([1], [2, 3], [1, 2, 3]))),
+        "lr": tune_domain(Dimension("lr", "loguniform", (1e-4, 1.0))),
+    }
+    tpe = searcher(config)
+    tpe.set_search_properties(METRIC, "max", domains)
+    drawn = []
+    for trial in map(str, range(60)):
+        drawn.append(tpe.suggest(trial))
+        score = -abs(math.log10(drawn[-1]["lr"] / 0.01)) - (drawn[-1]["levels"] != [2, 3])
+        tpe.on_trial_complete(trial, {METRIC: score})
+    right = [params["levels"] == [2, 3] and 1e-3 < params["lr"] < 0.1 for params in drawn]
+    # of 20 that are drawn by themselves it is about 3
+    assert sum(right[-20:]) >= 9
+    again = searcher(config)
+    again.set_search_properties(METRIC, "max", domains)
+    assert again.suggest("0") == drawn[0]
