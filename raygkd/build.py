@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,6 +332,7 @@ def build_training(
     device: torch.device,
     rank: int = 0,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+    begun: float | None = None,
 ) -> Training:
     """Return a run of one rank, ready for its first epoch.
 
@@ -342,7 +344,9 @@ def build_training(
         device: where to train.
         rank: of this process.
         parallel: wraps the objective for several ranks (DDP).
+        begun: when its preparation began, as ``time.perf_counter`` tells it; None for now.
     """
+    begun = time.perf_counter() if begun is None else begun
     optim = config.optim
     objective, teacher_model = _build_models(config, spec, teacher_file, device)
     optimizer = build_optimizer(optim, objective)
@@ -370,6 +374,7 @@ def build_training(
         clip_norm=optim.clip_norm,
         amp=amp,
         config=to_yaml(config),
+        begun=begun,
     )
 
 

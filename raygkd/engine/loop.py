@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +63,7 @@ class Training:
         normalise, teacher_normalise: pixels in 0..1 to each model's own input.
         epochs: how many epochs the run has.
         epoch: how many are done.
+        begun: when this process began to prepare the run, as ``time.perf_counter`` tells it.
         amp: dtype of autocast, or None.
     """
 
@@ -84,6 +85,8 @@ class Training:
     amp: torch.dtype | None = None
     config: str = ""
     epoch: int = 0
+    begun: float = field(default_factory=time.perf_counter)
+    first_step_seconds: float | None = field(default=None, init=False)
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Return images as float (B, C, H, W) in 0..1 and the task's targets, on the device."""
@@ -100,16 +103,19 @@ class Training:
         unweighted term, what the task measures in training ("train_accuracy"), "val_score" and the
         other measures of the validation split ("val_loss"), "lr" (of the next step),
         "epoch_seconds", "images_per_second" (training only, all ranks together), "bad_images"; the
-        first epoch has "gradient_NAME" too, what ``check_terms`` returns. They are equal on every
-        rank, but for the times, which each rank measures.
+        first epoch has "gradient_NAME" too, what ``check_terms`` returns. The first epoch of this
+        process has "first_step_seconds", from ``begun`` to the end of its first step. They are
+        equal on every rank, but for the times, which each rank measures.
 
         Raises:
             Diverged: the loss of this epoch is not finite; on all ranks alike.
             ConfigError: see ``check_terms``; in the first epoch, on all ranks alike.
         """
-        started = time.perf_counter()
+        started, is_first = time.perf_counter(), self.first_step_seconds is None
         metrics = self._train_epoch()
         trained = time.perf_counter()
+        if is_first and self.first_step_seconds is not None:
+            metrics["first_step_seconds"] = self.first_step_seconds
         metrics |= {f"val_{name}": value for name, value in self.evaluate("val").items()}
         self.epoch += 1
         metrics |= {
@@ -131,6 +137,8 @@ class Training:
             if self.epoch == 0 and step == 0:
                 gradient_norms = check_terms(self, batch)
             terms, output = training_step(self, batch)
+            if self.first_step_seconds is None:
+                self.first_step_seconds = time.perf_counter() - self.begun
             meter.update(output, batch)
             losses.add(terms)
         bad = torch.tensor(float(self.stream.bad_images), dtype=torch.float64, device=self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ def make_training(
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> Training:
     """Return a run of one rank whose stream starts at ``first_epoch``."""
+    begun = time.perf_counter()
     stream = RayStream(
         job.images,
         batch_size=config.optim.batch_size // world_size,
@@ -79,6 +81,7 @@ def make_training(
         device=device,
         rank=rank,
         parallel=parallel,
+        begun=begun,
     )
 
 

@@ -42,6 +42,7 @@ from raygkd.workflows.single import (
 )
 
 REGISTERED = "raygkd-{dataset}-{student}"
+FIRST_STEP = "first_step_seconds"
 _COMPARED = ("test_score", "parameters")
 
 
@@ -131,6 +132,7 @@ class SearchProgress(SearchObserver):
         self._epochs: dict[str, int] = {}
         self._ended: set[str] = set()
         self._best = 0.0
+        self.first_steps: list[float] = []
 
     def started(self, trial_id: str, params: Mapping[str, Any]) -> None:
         """Open the trial's MLflow run."""
@@ -148,6 +150,7 @@ class SearchProgress(SearchObserver):
         """Log an epoch."""
         self._epochs[trial_id] = int(metrics["epoch"])
         self._best = max(self._best, metrics[METRIC])
+        self.first_steps += [metrics[FIRST_STEP]] if FIRST_STEP in metrics else []
         self._session.tracker.metrics(trial_id, metrics, step=self._epochs[trial_id])
         self._show()
 
@@ -173,16 +176,23 @@ def _search(
     concurrent = min(fitting, config.search.trials, config.search.max_concurrent or fitting)
     with progress(session.console, f"trials ({concurrent} at a time)") as advance:
         advance(0, config.search.trials)
-        return run_search(
+        observer = SearchProgress(session, advance)
+        trials = run_search(
             make_job(config, session.shared, teacher),
             config,
             space,
             cpus=cpus,
             concurrent=concurrent,
             folder=session.folder,
-            observer=SearchProgress(session, advance),
+            observer=observer,
             resume=resume,
         )
+    if observer.first_steps:
+        session.console.print(
+            f"time to first step of a trial: median {np.median(observer.first_steps):.2f} s, "
+            f"longest {max(observer.first_steps):.2f} s"
+        )
+    return trials
 
 
 def _conclude(

@@ -34,7 +34,7 @@ SPEC = ImageSpec(
     class_names=tuple("0123456789"), image_size=(8, 8), mean=(0.3,) * 3, std=(0.37,) * 3
 )
 BATCH = 64
-TIMES = ("epoch_seconds", "images_per_second")
+TIMES = ("epoch_seconds", "images_per_second", "first_step_seconds")
 
 
 def _layer(in_channels: int, channels: int, *after: nn.Module) -> nn.Sequential:

@@ -160,6 +160,7 @@ def test_epoch_reports_loss_terms_as_means_over_steps(digits: ImageTable):
     assert metrics["bad_images"] == 0
     assert metrics["epoch_seconds"] > 0
     assert metrics["images_per_second"] > 256 / metrics["epoch_seconds"]
+    assert metrics["first_step_seconds"] > 0
 
 
 def test_student_learns_digits(digits: ImageTable):

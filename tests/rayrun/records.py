@@ -25,8 +25,9 @@ from raygkd.data.windows import load_window
 from raygkd.inputs import Images, open_images
 from raygkd.models import load_model_file
 
-# what each process measures by its own clock
+# what each process measures by its own clock, in every epoch and in its first
 TIMES = ("epoch_seconds", "images_per_second")
+FIRST_STEP = "first_step_seconds"
 EVERY_EPOCH = {
     "train_loss", "loss_task", "train_accuracy", "val_score", "val_loss", "val_top5", "lr",
     "epoch", "bad_images", *TIMES,
@@ -42,7 +43,7 @@ def journal(folder: Path) -> list[dict[str, float]]:
 
 def without_times(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return what does not depend on the clock."""
-    return {name: value for name, value in metrics.items() if name not in TIMES}
+    return {name: value for name, value in metrics.items() if name not in (*TIMES, FIRST_STEP)}
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, dict[int, float]]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from ray.tune import with_parameters
+from records import FIRST_STEP, TIMES
 from untrained import untrained_file
 
 from raygkd.config import (
@@ -28,6 +30,8 @@ from raygkd.rayrun.search import (
     METRIC,
     SearchObserver,
     TrialResult,
+    WarmTrial,
+    numbers,
     run_search,
     scheduler,
     searcher,
@@ -121,6 +125,41 @@ def test_every_epoch_of_every_trial_is_told_with_finite_numbers(
     learnt = told.epochs[trials[0].trial_id]
     terms = {"loss_task", "loss_vertex", "loss_edge", "loss_spectral"}
     assert all(terms <= set(metrics) for metrics in learnt)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"lr": 0.2, "batch_size": 16, "levels": [1], "dim": 2, "gamma": 0.0, "clip_norm": 1.0},
+        {"lr": 1e30, "alpha": 0.5},
+    ],
+    ids=["another", "one that diverged"],
+)
+def test_a_trial_does_not_depend_on_the_one_that_its_process_ran_before(
+    digits: Images, nodes: list[Resources], before: dict[str, Any]
+) -> None:
+    config = Config(
+        model=ModelConfig(teacher="resnet8", student="resnet8"), optim=OptimConfig(epochs=2)
+    )
+    teacher = untrained_file("resnet8", digits.spec)
+    warm_trial = with_parameters(
+        WarmTrial, job=make_job(config, share(digits, cache_mb=64), teacher)
+    )
+    params = {"lr": 0.05, "levels": [2, 3], "temperature": 0.3}
+    fresh, used = warm_trial(params), warm_trial(before)
+    try:
+        used.train()
+        assert used.reset(params)
+        for _ in range(2):
+            expected, found = (
+                {n: v for n, v in numbers(trial.train()).items() if n not in (*TIMES, FIRST_STEP)}
+                for trial in (fresh, used)
+            )
+            assert found == expected
+        assert found["epoch"] == 2
+    finally:
+        fresh.stop()
+        used.stop()
 
 
 @pytest.mark.parametrize(

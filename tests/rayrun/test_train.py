@@ -17,6 +17,7 @@ from commands import REPOSITORY, Command
 from mlflow import MlflowClient
 from records import (
     EVERY_EPOCH,
+    FIRST_STEP,
     TIMES,
     configuration_of,
     curves,
@@ -264,7 +265,7 @@ def test_mlflow_has_every_term_score_and_time_of_every_epoch(
     terms = {f"loss_{term}" for term in GRAPH_TERMS}
     for name in EVERY_EPOCH | terms:
         assert set(found[name]) == set(range(1, EPOCHS + 1)), name
-    first = {f"gradient_{term}" for term in ("task", *GRAPH_TERMS)}
+    first = {FIRST_STEP, *(f"gradient_{term}" for term in ("task", *GRAPH_TERMS))}
     assert set(found) == EVERY_EPOCH | terms | first | {"test_score"}
     for epoch, metrics in enumerate(journal(trained.folder), start=1):
         assert {name: found[name][epoch] for name in metrics} == metrics

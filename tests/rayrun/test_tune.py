@@ -183,6 +183,7 @@ def test_every_trial_has_every_term_of_every_epoch(
         for name in EVERY_EPOCH | TERMS | {"diverged"}:
             assert set(found[name]) == set(range(1, trial["epochs"] + 1)), name
         assert found["val_score"][trial["epochs"]] == trial["val_score"]
+        assert set(found["first_step_seconds"]) == {1}
         assert not [name for name in found if "test" in name]
 
 
