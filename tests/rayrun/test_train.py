@@ -185,7 +185,7 @@ def test_a_resumed_run_goes_on_in_its_mlflow_run_and_misses_no_epoch(
     assert run.info.status == "FINISHED"
     assert run.data.tags["raygkd.role"] == "teacher"
     found = curves(client, run.info.run_id)
-    assert set(found) == EVERY_EPOCH | {"gradient_task", "test_score"}
+    assert set(found) == EVERY_EPOCH | {FIRST_STEP, "gradient_task", "test_score"}
     for epoch, metrics in enumerate(plain, start=1):
         assert {name: found[name][epoch] for name in metrics} == metrics
     assert found["test_score"] == {EPOCHS: teacher.result["models"]["teacher"]["test_score"]}

@@ -305,7 +305,8 @@ class Resumed:
 
 
 @pytest.fixture(scope="module")
-def resumed(raygkd: Start, stopped: Stopped) -> Resumed:
+def resumed(raygkd: Start, stopped: Stopped, detection: Command) -> Resumed:
+    """The search for detectors goes on meanwhile: waiting is most of what either does."""
     command = raygkd("tune", "--resume", stopped.folder)
     assert command.wait() == 0, command.err
     return Resumed(command, json.loads((stopped.folder / "result.json").read_text()))
