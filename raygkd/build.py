@@ -102,6 +102,7 @@ def start_from_weights(config: Config, student: nn.Module) -> None:
     """Load into a detector the weights that its training starts from, where there are any.
 
     Raises:
+        ConfigError: weights that torchvision does not have.
         DataError: weights that cannot be had or do not fit.
     """
     name, weights = config.model.student, config.model.student_weights
@@ -294,7 +295,11 @@ def level_shapes(
 
 def uses_teacher(config: Config) -> bool:
     """Return whether a run needs a teacher, to learn from or to start from."""
-    return config.method.method != "none" or bool(config.model.inherit)
+    return _distils(config) or bool(config.model.inherit)
+
+
+def _distils(config: Config) -> bool:
+    return config.method.method != "none"
 
 
 def start_from_teacher(config: Config, student: nn.Module, teacher: nn.Module) -> list[str]:
@@ -308,12 +313,11 @@ def start_from_teacher(config: Config, student: nn.Module, teacher: nn.Module) -
     """
     if not isinstance(student, Detector) or not isinstance(teacher, Detector):
         return []
-    model = config.model
-    if model.inherit is None:
-        nothing_else = model.student_weights in (None, "imagenet")
-        wanted = config.method.method != "none" and nothing_else
-        return inherit(student, teacher) if wanted and inheritable(student, teacher) else []
-    return inherit(student, teacher) if model.inherit else []
+    wanted = config.model.inherit
+    if wanted is None:
+        nothing_else = config.model.student_weights in (None, "imagenet")
+        wanted = _distils(config) and nothing_else and bool(inheritable(student, teacher))
+    return inherit(student, teacher) if wanted else []
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
@@ -426,7 +430,7 @@ def _build_models(
         )
     objective.to(device)
     teacher = None
-    if teacher_model is not None and method != "none":
+    if teacher_model is not None and _distils(config):
         teacher = Teacher(teacher_model, levels)
     # only now, when both models have their taps
     if config.optim.compile:

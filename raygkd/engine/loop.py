@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -63,7 +63,8 @@ class Training:
         normalise, teacher_normalise: pixels in 0..1 to each model's own input.
         epochs: how many epochs the run has.
         epoch: how many are done.
-        begun: when this process began to prepare the run, as ``time.perf_counter`` tells it.
+        begun: when this process began to prepare the run, as ``time.perf_counter`` tells it; None
+            from its first step on.
         amp: dtype of autocast, or None.
     """
 
@@ -78,6 +79,7 @@ class Training:
     normalise: Normalise
     teacher_normalise: Normalise
     device: torch.device
+    begun: float | None
     epochs: int
     seed: int
     rank: int = 0
@@ -85,8 +87,6 @@ class Training:
     amp: torch.dtype | None = None
     config: str = ""
     epoch: int = 0
-    begun: float = field(default_factory=time.perf_counter)
-    first_step_seconds: float | None = field(default=None, init=False)
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Return images as float (B, C, H, W) in 0..1 and the task's targets, on the device."""
@@ -111,11 +111,9 @@ class Training:
             Diverged: the loss of this epoch is not finite; on all ranks alike.
             ConfigError: see ``check_terms``; in the first epoch, on all ranks alike.
         """
-        started, is_first = time.perf_counter(), self.first_step_seconds is None
+        started = time.perf_counter()
         metrics = self._train_epoch()
         trained = time.perf_counter()
-        if is_first and self.first_step_seconds is not None:
-            metrics["first_step_seconds"] = self.first_step_seconds
         metrics |= {f"val_{name}": value for name, value in self.evaluate("val").items()}
         self.epoch += 1
         metrics |= {
@@ -132,13 +130,15 @@ class Training:
         meter = self.task.meter(self.device)
         losses = RunningMeans(self.device)
         gradient_norms: dict[str, float] = {}
+        first_step: dict[str, float] = {}
         self.objective.train()
         for step, batch in enumerate(self.stream.train_batches(self.epoch)):
             if self.epoch == 0 and step == 0:
                 gradient_norms = check_terms(self, batch)
             terms, output = training_step(self, batch)
-            if self.first_step_seconds is None:
-                self.first_step_seconds = time.perf_counter() - self.begun
+            if self.begun is not None:
+                first_step = {"first_step_seconds": time.perf_counter() - self.begun}
+                self.begun = None
             meter.update(output, batch)
             losses.add(terms)
         bad = torch.tensor(float(self.stream.bad_images), dtype=torch.float64, device=self.device)
@@ -150,6 +150,7 @@ class Training:
             "train_loss": means.pop("total"),
             **{f"loss_{name}": mean for name, mean in means.items()},
             **{f"gradient_{name}": norm for name, norm in gradient_norms.items()},
+            **first_step,
             **meter.compute(),
             "bad_images": float(all_sum(bad)),
         }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ray.tune import with_parameters
-from records import FIRST_STEP, TIMES
+from records import without_times
 from untrained import untrained_file
 
 from raygkd.config import (
@@ -151,10 +151,7 @@ def test_a_trial_does_not_depend_on_the_one_that_its_process_ran_before(
         used.train()
         assert used.reset(params)
         for _ in range(2):
-            expected, found = (
-                {n: v for n, v in numbers(trial.train()).items() if n not in (*TIMES, FIRST_STEP)}
-                for trial in (fresh, used)
-            )
+            expected, found = (without_times(numbers(trial.train())) for trial in (fresh, used))
             assert found == expected
         assert found["epoch"] == 2
     finally:
