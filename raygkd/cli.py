@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from raygkd import __version__
+from raygkd import __version__, resuming
 from raygkd import config as configuration
 from raygkd.config import Config
 from raygkd.errors import ConfigError, RunFailed, UserError, near
@@ -30,6 +30,10 @@ _WITHOUT = {
     "train": {"search"},
     "tune": set(),
 }
+
+
+# command -> function of raygkd.workflows
+WORKFLOWS = {"tune": "tune", "train": "distil", "teacher": "teach"}
 
 
 class _Commands(click.Group):
@@ -171,7 +175,10 @@ _CONFIG = click.option(
     "--config", "config_file", metavar="FILE", help="YAML file of settings; options override it"
 )
 _RESUME = click.option(
-    "--resume", metavar="FOLDER", help="go on with the run in this folder, by its own settings"
+    "--resume",
+    metavar="FOLDER",
+    help="go on with the run in this folder, or with the newest one that was broken off in this "
+    "output folder",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
 
@@ -185,43 +192,37 @@ def _run_command(name: str) -> Callable[[Any], Any]:
 
 
 def resolve(
-    config_file: str | None, options: Mapping[str, Any], resume: str | None
+    command: str, config_file: str | None, options: Mapping[str, Any], resume: str | None
 ) -> tuple[Config, Path | None]:
     """Return the configuration of a command, and the folder of the run it resumes.
 
     Defaults are overridden by ``--config``, and that by the options. A run is resumed with its own
-    configuration.
+    configuration; what is given beside ``--resume`` must be the same.
 
     Raises:
         ConfigError: unreadable files, unknown keys, values that are not allowed.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    if resume is not None:
-        folder = Path(resume).expanduser().resolve()
-        path = folder / "config.yaml"
-        if config_file or given:
-            extra = "--config" if config_file else configuration.flag(next(iter(given)))
-            raise ConfigError(f"--resume takes the run's own settings: leave out {extra}")
-        if not path.is_file():
-            raise ConfigError(
-                f"--resume {resume}: holds no config.yaml; give the folder of a run, which is in "
-                "OUTPUT/runs"
-            )
-        return configuration.from_yaml(path.read_text(), where=str(path)), folder
-    tree: dict[str, Any] = {}
-    if config_file is not None:
-        try:
-            text = Path(config_file).read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"--config {config_file}: cannot be read: {error.strerror}"
-            ) from error
-        tree = configuration.yaml_mapping(text, where=config_file)
-        configuration.check_keys(tree, where=config_file)
     known = configuration.settings()
-    for name, value in given.items():
-        tree.setdefault(known[name][0], {})[name] = value
-    return configuration.from_mapping(tree, where=config_file or "options"), None
+    tree = _config_tree(config_file) if config_file is not None else {}
+    for name, value in options.items():
+        if value is not None:
+            tree.setdefault(known[name][0], {})[name] = value
+    if resume is None:
+        return configuration.from_mapping(tree, where=config_file or "options"), None
+    folder = resuming.run_folder(resume, command)
+    asked = {name: value for leaves in tree.values() for name, value in leaves.items()}
+    return resuming.own_config(folder, asked), folder
+
+
+def _config_tree(config_file: str) -> dict[str, Any]:
+    """Return the settings of a YAML file, by section."""
+    try:
+        text = Path(config_file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--config {config_file}: cannot be read: {error.strerror}") from error
+    tree = configuration.yaml_mapping(text, where=config_file)
+    configuration.check_keys(tree, where=config_file)
+    return tree
 
 
 @contextlib.contextmanager
@@ -240,20 +241,21 @@ def _only_results_on_stdout() -> Iterator[Any]:
 
 
 def _execute(
-    workflow: str,
+    command: str,
     config_file: str | None,
     resume: str | None,
     as_json: bool,
     options: dict[str, Any],
     show: Callable[[Any, dict[str, Any]], None],
 ) -> None:
-    config, folder = resolve(config_file, options, resume)
+    config, folder = resolve(command, config_file, options, resume)
     with _only_results_on_stdout() as out:
         from raygkd import workflows
         from raygkd.report.console import WarningsToConsole, console_of, stderr_console
 
         logging.getLogger("raygkd").handlers = [WarningsToConsole()]
-        result = getattr(workflows, workflow)(config, console=stderr_console(), resume=folder)
+        workflow = getattr(workflows, WORKFLOWS[command])
+        result = workflow(config, console=stderr_console(), resume=folder)
         if as_json:
             out.write(json.dumps(result) + "\n")
         else:
@@ -277,7 +279,7 @@ def train(config_file: str | None, resume: str | None, as_json: bool, **options:
 
     The teacher is trained first unless --teacher is a model file, and kept for the next run.
     """
-    _execute("distil", config_file, resume, as_json, options, _show_single)
+    _execute("train", config_file, resume, as_json, options, _show_single)
 
 
 @_run_command("teacher")
@@ -287,7 +289,7 @@ def teacher(config_file: str | None, resume: str | None, as_json: bool, **option
     --teacher is the name of the model and --epochs how long it trains. --student and --method are
     not used; they are here so that all commands take them.
     """
-    _execute("teach", config_file, resume, as_json, options, _show_single)
+    _execute("teacher", config_file, resume, as_json, options, _show_single)
 
 
 def _show_search(out: Any, result: dict[str, Any]) -> None:

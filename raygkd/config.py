@@ -196,6 +196,9 @@ class ClusterConfig:
         "CPUs of each training process [default: 1 in a search, else a share of the machine]",
         above=0.0,
     )
+    max_failures: int = option(
+        3, "how many lost processes or nodes a run or trial goes on after", minimum=0
+    )
     address: str | None = option(None, "address of a running Ray cluster [default: start one here]")
 
 

@@ -49,6 +49,14 @@ class Diverged(RunFailed):
         )
 
 
+class StorageError(RunFailed):
+    """A file cannot be written: no space is left, or the folder has become read-only."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop and did, between two steps; raised on every rank alike."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'a' or 'b'?"`` for a misspelled name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)

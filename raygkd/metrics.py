@@ -5,7 +5,7 @@ Shapes: B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,14 @@ class ClassificationMeter:
         right_K = totals.new_zeros(self.num_classes).index_add_(0, labels_B, right_B)
         count_K = totals.new_zeros(self.num_classes).index_add_(0, labels_B, ones_B)
         self._sums += torch.cat([totals, right_K, count_K]).to(self._sums.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sums so far."""
+        return {"sums": self._sums}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._sums = state["sums"].to(self._sums.device)
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> None:
         """Replace the sums by those of all ranks; once, after the last batch.

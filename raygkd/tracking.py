@@ -29,7 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from raygkd.errors import TrackingError
+from raygkd.errors import StorageError, TrackingError
+from raygkd.files import append_line, whole_lines
 
 # a server that is down must be noticed in seconds, and a request that MLflow repeats on its own
 # could make a run twice: the thread here tries again by itself, and looks first
@@ -347,10 +348,12 @@ class Tracker:
         """End all open runs, then wait until everything is sent.
 
         Warns when the server does not take it in ``timeout`` seconds: the journal keeps it, and a
-        Tracker on the same journal sends it.
+        Tracker on the same journal sends it. Where the journal cannot be written, which is what
+        ended the runs then, they are left open.
         """
-        for key in sorted(self._open):
-            self.end(key, status)
+        with contextlib.suppress(StorageError):
+            for key in sorted(self._open):
+                self.end(key, status)
         self._deadline = time.monotonic() + timeout
         self._closing.set()
         self._queue.put(None)
@@ -399,8 +402,7 @@ class Tracker:
             self._logged |= {(key, name, operation["step"]) for name in operation["values"]}
 
     def _write(self, entry: dict[str, Any]) -> None:
-        with self.journal.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.journal, json.dumps(entry))
 
     def _strings(self, values: Mapping[str, Any]) -> dict[str, str]:
         return {
@@ -534,14 +536,8 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     Raises:
         TrackingError: another line is damaged.
     """
-    if not path.exists():
-        return []
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if whole != text:
-        os.truncate(path, len(whole))
     entries = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             entries.append(json.loads(line))
         except ValueError:

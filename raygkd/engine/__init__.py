@@ -1,6 +1,6 @@
 """Training: one step, the loop over epochs, and the state it can be resumed from."""
 
-from raygkd.engine.loop import Training, fit
+from raygkd.engine.loop import Training
 from raygkd.engine.objective import (
     ClassifierObjective,
     DetectorObjective,
@@ -23,7 +23,6 @@ __all__ = [
     "TeacherOutput",
     "Training",
     "check_terms",
-    "fit",
     "read_checkpoint",
     "restore",
     "save_checkpoint",

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+
+class StopVote:
+    """Whether any rank has been asked to stop, told to all of them after the same step.
+
+    With several ranks the answer is that of the step before, so that none waits for the others.
+
+    Args:
+        is_asked: whether this rank has been.
+        device: where the ranks exchange tensors.
+    """
+
+    def __init__(self, is_asked: Callable[[], bool], device: torch.device):
+        self._is_asked = is_asked
+        self._device = device
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def __call__(self) -> bool:
+        """Return the answer; every rank must call, equally often."""
+        if not active():
+            return self._is_asked()
+        known = False
+        if self._pending is not None:
+            work, votes = self._pending
+            work.wait()
+            known = bool(votes.item())
+        votes = torch.tensor(float(self._is_asked()), device=self._device)
+        self._pending = dist.all_reduce(votes, async_op=True), votes
+        return known
 
 
 def active() -> bool:

@@ -5,22 +5,23 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from raygkd.data.boxes import Boxes
-from raygkd.engine.distributed import all_sum, share_buffers
+from raygkd.engine.distributed import StopVote, all_sum, share_buffers
 from raygkd.engine.means import RunningMeans
 from raygkd.engine.objective import Objective, Teacher
 from raygkd.engine.step import check_terms, training_step
-from raygkd.engine.tasks import Task, pixels
-from raygkd.errors import Diverged
+from raygkd.engine.tasks import Task, TrainingMeter, pixels
+from raygkd.errors import Diverged, Stopped
 
 Normalise = Callable[[Tensor], Tensor]
 
@@ -51,6 +52,24 @@ class Stream(Protocol):
 
 
 @dataclass(kw_only=True)
+class EpochPart:
+    """The part of an epoch that this rank has trained.
+
+    Attributes:
+        meter, losses: of its steps.
+        gradient_norms: what ``check_terms`` found, in the first epoch.
+        steps: how many are done.
+        seconds: that they took.
+    """
+
+    meter: TrainingMeter
+    losses: RunningMeans
+    gradient_norms: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
 class Training:
     """Everything one rank of a run owns.
 
@@ -63,6 +82,8 @@ class Training:
         normalise, teacher_normalise: pixels in 0..1 to each model's own input.
         epochs: how many epochs the run has.
         epoch: how many are done.
+        metrics: of the last epoch that is done.
+        part: what is done of the epoch after it; None between epochs.
         begun: when this process began to prepare the run, as ``time.perf_counter`` tells it; None
             from its first step on.
         amp: dtype of autocast, or None.
@@ -87,6 +108,8 @@ class Training:
     amp: torch.dtype | None = None
     config: str = ""
     epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    part: EpochPart | None = None
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Return images as float (B, C, H, W) in 0..1 and the task's targets, on the device."""
@@ -96,8 +119,8 @@ class Training:
         """Return the mixed-precision context of a forward pass."""
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
-    def run_epoch(self) -> dict[str, float]:
-        """Train one epoch and score the validation split; return the epoch's metrics.
+    def run_epoch(self, is_asked_to_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Train one epoch, or what is left of it, and score the validation split; return metrics.
 
         The metrics are "epoch" (from 1), "train_loss" (the weighted sum), "loss_NAME" for every
         unweighted term, what the task measures in training ("train_accuracy"), "val_score" and the
@@ -107,51 +130,67 @@ class Training:
         process has "first_step_seconds", from ``begun`` to the end of its first step. They are
         equal on every rank, but for the times, which each rank measures.
 
+        Args:
+            is_asked_to_stop: is called after each step.
+
         Raises:
+            Stopped: it was asked to, on one rank or more; ``part`` is what is done.
             Diverged: the loss of this epoch is not finite; on all ranks alike.
             ConfigError: see ``check_terms``; in the first epoch, on all ranks alike.
         """
-        started = time.perf_counter()
-        metrics = self._train_epoch()
+        part = self.part = self.part or self.new_part()
+        first_step = self._train_steps(part, StopVote(is_asked_to_stop, self.device))
+        metrics = self._training_metrics(part) | first_step
         trained = time.perf_counter()
         metrics |= {f"val_{name}": value for name, value in self.evaluate("val").items()}
         self.epoch += 1
         metrics |= {
             "epoch": self.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "epoch_seconds": time.perf_counter() - started,
-            "images_per_second": metrics.pop("images") / (trained - started),
+            "epoch_seconds": part.seconds + time.perf_counter() - trained,
+            "images_per_second": metrics.pop("images") / part.seconds,
         }
+        self.metrics, self.part = metrics, None
         return metrics
 
-    def _train_epoch(self) -> dict[str, float]:
+    def new_part(self) -> EpochPart:
+        """Return an epoch of which nothing is done yet."""
         # the state of the generator is a function of (seed, epoch, rank), whatever ran before
         torch.manual_seed(hash_seed(self.seed, self.epoch, self.rank))
-        meter = self.task.meter(self.device)
-        losses = RunningMeans(self.device)
-        gradient_norms: dict[str, float] = {}
+        return EpochPart(meter=self.task.meter(self.device), losses=RunningMeans(self.device))
+
+    def _train_steps(self, part: EpochPart, must_stop: StopVote) -> dict[str, float]:
+        """Train the steps of an epoch that are left; return "first_step_seconds" where it is."""
         first_step: dict[str, float] = {}
+        started = time.perf_counter() - part.seconds
         self.objective.train()
-        for step, batch in enumerate(self.stream.train_batches(self.epoch)):
-            if self.epoch == 0 and step == 0:
-                gradient_norms = check_terms(self, batch)
+        batches = itertools.islice(self.stream.train_batches(self.epoch), part.steps, None)
+        for batch in batches:
+            if self.epoch == part.steps == 0:
+                part.gradient_norms = check_terms(self, batch)
             terms, output = training_step(self, batch)
             if self.begun is not None:
                 first_step = {"first_step_seconds": time.perf_counter() - self.begun}
                 self.begun = None
-            meter.update(output, batch)
-            losses.add(terms)
+            part.meter.update(output, batch)
+            part.losses.add(terms)
+            part.steps += 1
+            part.seconds = time.perf_counter() - started
+            if must_stop():
+                raise Stopped
+        return first_step
+
+    def _training_metrics(self, part: EpochPart) -> dict[str, float]:
         bad = torch.tensor(float(self.stream.bad_images), dtype=torch.float64, device=self.device)
-        means = losses.compute()
+        means = part.losses.compute()
         broken = [name for name, mean in means.items() if not abs(mean) < float("inf")]
         if broken:
             raise Diverged(broken[0], self.epoch + 1)
         return {
             "train_loss": means.pop("total"),
             **{f"loss_{name}": mean for name, mean in means.items()},
-            **{f"gradient_{name}": norm for name, norm in gradient_norms.items()},
-            **first_step,
-            **meter.compute(),
+            **{f"gradient_{name}": norm for name, norm in part.gradient_norms.items()},
+            **part.meter.compute(),
             "bad_images": float(all_sum(bad)),
         }
 
@@ -173,9 +212,3 @@ def hash_seed(seed: int, epoch: int, rank: int) -> int:
     """Return one seed for (seed, epoch, rank), by torch-independent integer mixing."""
     value = (seed * 1_000_003 + epoch) * 1_000_003 + rank
     return (value * 0x9E3779B97F4A7C15) % (1 << 63)
-
-
-def fit(training: Training, report: Callable[[dict[str, float], Training], None]) -> None:
-    """Train all epochs that are left; ``report`` gets each one's metrics, on every rank."""
-    while training.epoch < training.epochs:
-        report(training.run_epoch(), training)

@@ -27,6 +27,16 @@ class RunningMeans:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.double()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sums of this rank so far."""
+        return {"steps": self._steps, **{f"sum_{name}": s for name, s in self._sums.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        sums = {name: value.to(self._steps.device) for name, value in state.items()}
+        self._steps = sums.pop("steps")
+        self._sums = {name.removeprefix("sum_"): value for name, value in sums.items()}
+
     def compute(self) -> dict[str, float]:
         """Return name -> mean, equal on every rank; every rank must call, after a step or more."""
         steps, *sums = all_sum(torch.stack([self._steps, *self._sums.values()])).tolist()

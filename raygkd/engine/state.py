@@ -14,7 +14,7 @@ from raygkd.errors import DataError
 from raygkd.files import whole_file
 from raygkd.models.files import read_tensors
 
-FORMAT = "raygkd-checkpoint-1"
+FORMAT = "raygkd-checkpoint-2"
 
 
 def _rng(training: Training) -> dict[str, Tensor]:
@@ -24,13 +24,31 @@ def _rng(training: Training) -> dict[str, Tensor]:
     return state
 
 
+def _part(training: Training) -> dict[str, Any] | None:
+    """Return what is done of the epoch that is under way, on this rank."""
+    part = training.part
+    if part is None:
+        return None
+    return {
+        "meter": part.meter.state_dict(),
+        "losses": part.losses.state_dict(),
+        "gradient_norms": part.gradient_norms,
+        "steps": part.steps,
+        "seconds": part.seconds,
+    }
+
+
 def save_checkpoint(path: Path, training: Training) -> None:
     """Write all that changes in a run; rank 0 writes, and every rank must call.
 
-    Student, adapters, optimiser, schedule, scaler, epoch, every rank's random state, and the
-    configuration as YAML. The file appears whole or not at all.
+    Student, adapters, optimiser, schedule, scaler, epoch and its metrics, every rank's random state
+    and its part of the epoch under way, and the configuration as YAML. The file appears whole or
+    not at all.
+
+    Raises:
+        StorageError: it cannot be written.
     """
-    rng = gather(_rng(training))
+    rng, parts = gather(_rng(training)), gather(_part(training))
     if training.rank != 0:
         return
     objective = training.objective
@@ -42,12 +60,14 @@ def save_checkpoint(path: Path, training: Training) -> None:
         "schedule": training.schedule.state_dict(),
         "scaler": training.scaler.state_dict(),
         "epoch": training.epoch,
+        "metrics": training.metrics,
+        "parts": parts,
         "rng": rng,
         "config": training.config,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        torch.save(state, temporary)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -73,6 +93,9 @@ def restore(training: Training, state: dict[str, Any]) -> None:
     Args:
         training: a run of the same configuration.
         state: what ``read_checkpoint`` gave.
+
+    Raises:
+        DataError: it was written in the middle of an epoch by another number of ranks.
     """
     objective = training.objective
     objective.student.load_state_dict(state["student"])
@@ -81,10 +104,29 @@ def restore(training: Training, state: dict[str, Any]) -> None:
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
     training.scaler.load_state_dict(state["scaler"])
-    training.epoch = state["epoch"]
+    training.epoch, training.metrics = state["epoch"], state["metrics"]
+    _restore_part(training, state["parts"])
     # with another number of ranks the states do not fit, and each epoch seeds itself anyway
     if training.rank < len(state["rng"]):
         rng = state["rng"][training.rank]
         torch.set_rng_state(rng["cpu"])
         if training.device.type == "cuda" and "cuda" in rng:
             torch.cuda.set_rng_state(rng["cuda"], training.device)
+
+
+def _restore_part(training: Training, parts: list[dict[str, Any] | None]) -> None:
+    if parts[0] is None:
+        return
+    ranks = len(gather(training.rank))
+    if ranks != len(parts):
+        raise DataError(
+            f"the checkpoint was written in the middle of an epoch by {len(parts)} worker(s): go "
+            f"on with as many, not {ranks}"
+        )
+    state = parts[training.rank]
+    assert state is not None
+    part = training.part = training.new_part()
+    part.meter.load_state_dict(state["meter"])
+    part.losses.load_state_dict(state["losses"])
+    part.gradient_norms = state["gradient_norms"]
+    part.steps, part.seconds = state["steps"], state["seconds"]

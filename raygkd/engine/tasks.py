@@ -37,6 +37,12 @@ class TrainingMeter(Protocol):
     def compute(self) -> dict[str, float]:
         """Return "images", how many there were, and the measures, of all ranks together."""
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sums of this rank so far."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state_dict`` gave."""
+
 
 class Task(Protocol):
     """What depends on the kind of targets; the loop is the same for all kinds."""
@@ -108,6 +114,12 @@ class _AccuracyMeter:
         scores = self._meter.compute()
         return {"images": scores["count"], "train_accuracy": scores["accuracy"]}
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._meter.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._meter.load_state_dict(state)
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -177,3 +189,11 @@ class _PartsMeter:
     def compute(self) -> dict[str, float]:
         parts = {f"loss_task_{name}": mean for name, mean in self._means.compute().items()}
         return {"images": float(all_sum(self._images)), **parts}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"images": self._images, **self._means.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        means = dict(state)
+        self._images = means.pop("images").to(self._images.device)
+        self._means.load_state_dict(means)

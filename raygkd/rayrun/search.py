@@ -1,31 +1,30 @@
-"""The search over the method's settings: ASHA on Ray Tune, trials in warm actors."""
+"""The search over the method's settings: ASHA on Ray Tune, trials in warm actors.
+
+Tune runs the trials; which settings they have and when they stop is the history's to say.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from ray import tune
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import SearchAlgorithm, Searcher
-from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search import Searcher
 
-from raygkd.config import ClusterConfig, Config, to_mapping
-from raygkd.engine import Training, read_checkpoint, restore, save_checkpoint
-from raygkd.errors import Diverged, UserError
-from raygkd.rayrun.trainer import known_cause, torch_trainer
-from raygkd.rayrun.worker import CHECKPOINT, Job, make_training
+from raygkd.config import ClusterConfig, Config
+from raygkd.errors import StorageError
+from raygkd.rayrun.history import JOURNAL, METRIC, History, SearchObserver, Trial
+from raygkd.rayrun.trials import ERROR, IS_MISTAKE, IS_STORAGE, WarmTrial, distributed_trial
+from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
 from raygkd.space import Dimension
 
-METRIC = "val_score"
-# what a trial scores whose loss is not finite: below any accuracy, and a number that can be ranked
-DIVERGED = {METRIC: 0.0, "diverged": 1.0}
 # Ray's own entries of a result
 _OWN = (
     "epoch", "lr", "train_loss", "train_accuracy", "epoch_seconds", "images_per_second",
@@ -41,19 +40,21 @@ class TrialResult:
     """How one trial went.
 
     Attributes:
-        trial_id: Tune's name for it.
+        number: from 0, in the order of the draws.
         params: the searched settings.
         epochs: trained.
+        scores: epoch -> validation score.
         val_score: after the last epoch; None if it failed before the first.
-        status: "finished", "stopped" (by ASHA), "diverged" or "failed".
+        status: "finished", "stopped" (early, by the scheduler), "diverged" or "failed".
         checkpoint: of the last epoch, or None.
         error: one line, where it failed.
         is_mistake: it failed by a mistake of the user's.
     """
 
-    trial_id: str
+    number: int
     params: dict[str, Any]
     epochs: int
+    scores: dict[int, float]
     val_score: float | None
     status: str
     checkpoint: Path | None
@@ -61,41 +62,102 @@ class TrialResult:
     is_mistake: bool = False
 
 
-class SearchObserver:
-    """What a search tells of its trials while it runs, in the driver. Override what is wanted."""
+class _Driver:
+    """What Tune asks and tells, passed on to the history of the search in this process.
 
-    def started(self, trial_id: str, params: Mapping[str, Any]) -> None:
-        """Tell that a trial starts, or starts again."""
-
-    def reported(self, trial_id: str, metrics: Mapping[str, float]) -> None:
-        """Tell the metrics of an epoch."""
-
-    def ended(self, trial_id: str, failed: bool) -> None:
-        """Tell that a trial is over."""
-
-
-class _Relay(tune.Callback):
-    """Passes Tune's events on to the observer of the search that runs in this process.
-
-    Tune pickles its callbacks into the state it is resumed from, and an observer holds threads
-    and connections: so the class knows it, and the pickled object does not.
+    Tune pickles what it is given into a state that nobody reads, and a history holds an observer's
+    threads and connections: so the class knows it, and the pickled object does not.
     """
 
-    observer: SearchObserver = SearchObserver()
+    history: History
+    trials: dict[str, Trial]
+    problem: Exception | None
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.observer.started(trial.trial_id, trial.config)
+    @classmethod
+    def serve(cls, history: History) -> None:
+        """Make a history the one that this process's search asks and tells."""
+        cls.history, cls.trials, cls.problem = history, {}, None
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        self.observer.reported(trial.trial_id, numbers(result))
+    @classmethod
+    def begin(cls, trial_id: str) -> Trial | None:
+        """Return the next trial, None if there is no other."""
+        with cls._noting_problems():
+            if not cls.history.left:
+                return None
+            trial = cls.trials[trial_id] = cls.history.begin()
+            return trial
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.observer.ended(trial.trial_id, failed=False)
+    @classmethod
+    def report(cls, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Take a result; return whether the trial is over."""
+        trial = cls.trials[trial_id]
+        with cls._noting_problems():
+            if result.get(IS_STORAGE):
+                raise StorageError(result[ERROR])
+            if ERROR in result:
+                cls.history.fail(trial, result[ERROR], is_mistake=result[IS_MISTAKE])
+            elif METRIC in result:
+                cls.history.report(trial, numbers(result))
+        return trial.is_over
+
+    @classmethod
+    def fail(cls, trial_id: str, error: str) -> None:
+        """Take that a trial is given up."""
+        with cls._noting_problems():
+            cls.history.fail(cls.trials[trial_id], error, is_mistake=False)
+
+    @classmethod
+    @contextlib.contextmanager
+    def _noting_problems(cls) -> Iterator[None]:
+        """Keep what is raised: Tune would make an error of its own of it, with a traceback."""
+        try:
+            yield
+        except Exception as error:
+            cls.problem = error
+            raise
+
+
+class _Settings(Searcher):
+    """Tune's searcher: the history's next trial."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        trial = _Driver.begin(trial_id)
+        if trial is None:
+            return Searcher.FINISHED
+        return {"trial": trial.number, "params": trial.params}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _Decisions(FIFOScheduler):
+    """Tune's scheduler: the history's decision."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        over = _Driver.report(trial.trial_id, result)
+        return TrialScheduler.STOP if over else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        _Driver.report(trial.trial_id, result)
+
+
+class _Faults(tune.Callback):
+    """Tune's faults, told to the history."""
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _Driver.history.lose(_Driver.trials[trial.trial_id], trial.num_failures)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.observer.ended(trial.trial_id, failed=True)
+        # the last line of a traceback is the error, the first one of what Ray says of a lost actor
+        lines = Path(trial.error_file).read_text().rpartition("Failure # ")[2].splitlines()[1:]
+        told = [line.strip() for line in lines if line.strip()]
+        _Driver.fail(trial.trial_id, (told[-1] if "Traceback" in lines[0] else told[0])[:300])
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
@@ -108,78 +170,46 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-class WarmTrial(tune.Trainable):
-    """A trial of one training process, in an actor that later trials use again.
+class RandomSettings(Searcher):
+    """Draws each trial's settings by themselves.
 
-    The actor keeps its imports and the decoded images; everything a trial learns is made anew.
+    Args:
+        domains: setting -> Tune's form of how it is drawn.
+        seed: of the draws.
     """
 
-    def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
-        """Start the first trial of this actor."""
-        assert job is not None
-        self._job = job
-        self._training: Training | None = None
-        self.reset_config(config)
+    def __init__(self, domains: Mapping[str, Any], seed: int):
+        super().__init__(METRIC, "max")
+        self._domains = domains
+        self._random = np.random.default_rng(seed)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial."""
-        self.cleanup()
-        self._params = new_config
-        self._training = None
-        return True
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Return the settings of the next trial."""
+        return {
+            name: domain.sample(random_state=self._random) for name, domain in self._domains.items()
+        }
 
-    def _start(self, first_epoch: int) -> Training:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        settings = self._job.settings(self._params)
-        return make_training(self._job, settings, device=device, first_epoch=first_epoch)
-
-    def step(self) -> dict[str, Any]:
-        """Train one epoch."""
-        if self._training is None:
-            self._training = self._start(0)
-        training = self._training
-        try:
-            metrics = training.run_epoch()
-        except Diverged as error:
-            return {**DIVERGED, "epoch": error.epoch, "done": True}
-        return metrics | {"diverged": 0.0, "done": training.epoch >= training.epochs}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the trial's state."""
-        assert self._training is not None
-        save_checkpoint(Path(checkpoint_dir) / CHECKPOINT, self._training)
-
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on where ``save_checkpoint`` was."""
-        state = read_checkpoint(Path(checkpoint_dir) / CHECKPOINT)
-        self._training = self._start(state["epoch"])
-        restore(self._training, state)
-
-    def cleanup(self) -> None:
-        """Stop the stream of the trial that is over."""
-        if self._training is not None:
-            self._training.stream.close()
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Ignore how a trial went."""
 
 
-def distributed_trial(
-    params: dict[str, Any], job: Job, cluster: ClusterConfig, cpus: float, storage: Path
-) -> None:
-    """Run a trial of several training processes: a TorchTrainer inside a Tune trial."""
-    trainer = torch_trainer(
-        dataclasses.replace(job, config=to_mapping(job.settings(params))),
-        cluster,
-        cpus=cpus,
-        name=tune.get_context().get_trial_id(),
-        storage=storage,
-        callbacks=[TuneReportCallback()],
-    )
-    try:
-        trainer.fit()
-    except Exception as error:
-        cause = known_cause(error)
-        if not isinstance(cause, Diverged):
-            raise
-        tune.report({**DIVERGED, "epoch": cause.epoch})
+class ListedSettings(Searcher):
+    """Gives settings one after the other.
+
+    Args:
+        settings: of each trial.
+    """
+
+    def __init__(self, settings: Sequence[Mapping[str, Any]]):
+        super().__init__(METRIC, "max")
+        self._settings = settings
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Return the settings of the trial of this number."""
+        return dict(self._settings[int(trial_id)])
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Ignore how a trial went."""
 
 
 def tune_domain(dimension: Dimension) -> Any:
@@ -196,11 +226,11 @@ def run_search(
     *,
     cpus: float,
     concurrent: int,
-    folder: Path,
     observer: SearchObserver,
-    resume: bool = False,
 ) -> list[TrialResult]:
     """Try settings until all trials are over; return them, best first.
+
+    A search that was broken off in the job's folder goes on.
 
     Args:
         job: what every trial trains, before its settings are put in.
@@ -208,84 +238,133 @@ def run_search(
         space: the searched settings.
         cpus: of each training process.
         concurrent: trials at the same time.
-        folder: absolute path for Tune's state and the checkpoints.
         observer: is told what happens.
-        resume: go on with the search that was broken off in ``folder``.
+
+    Raises:
+        StorageError: a checkpoint or the journal cannot be written.
     """
-    trainable = _trainable(job, config.cluster, cpus, folder)
-    _Relay.observer = observer
-    domains = {dimension.name: tune_domain(dimension) for dimension in space}
-    state = str(folder / "search")
-    # a run may have been broken off before its search began
-    if resume and tune.Tuner.can_restore(state):
-        tuner = tune.Tuner.restore(
-            state,
-            trainable=trainable,
-            param_space=domains,
-            resume_unfinished=True,
-            restart_errored=True,
-        )
-    else:
-        tuner = _tuner(trainable, domains, config, concurrent, folder)
+    history = History(
+        job.folder / JOURNAL,
+        searcher(config, space),
+        scheduler(config),
+        trials=config.search.trials,
+        epochs=config.optim.epochs,
+        seed=config.optim.seed,
+        observer=observer,
+    )
+    results = _run(job, config, history, cpus=cpus, concurrent=concurrent)
     return sorted(
-        (_trial_result(result, config.optim.epochs) for result in tuner.fit()),
+        results,
         key=lambda trial: (-1.0 if trial.val_score is None else trial.val_score, trial.epochs),
         reverse=True,
     )
 
 
-def _trainable(job: Job, cluster: ClusterConfig, cpus: float, folder: Path) -> Any:
+def run_settings(
+    job: Job,
+    config: Config,
+    settings: Sequence[Mapping[str, Any]],
+    *,
+    cpus: float,
+    concurrent: int,
+    observer: SearchObserver,
+) -> list[TrialResult]:
+    """Train with each of some settings to the end; return how it went, in their order.
+
+    What was broken off in the job's folder goes on.
+
+    Args:
+        job: what is trained, before the settings are put in.
+        config: the base configuration.
+        settings: setting -> value, of each run.
+        cpus: of each training process.
+        concurrent: runs at the same time.
+        observer: is told what happens.
+
+    Raises:
+        StorageError: a checkpoint or the journal cannot be written.
+    """
+    history = History(
+        job.folder / JOURNAL,
+        ListedSettings(settings),
+        FIFOScheduler(),
+        trials=len(settings),
+        epochs=config.optim.epochs,
+        seed=config.optim.seed,
+        observer=observer,
+    )
+    return _run(job, config, history, cpus=cpus, concurrent=concurrent)
+
+
+def _run(
+    job: Job, config: Config, history: History, *, cpus: float, concurrent: int
+) -> list[TrialResult]:
+    """Run the trials of a history that are left; return all of them by number."""
+    if history.left:
+        _Driver.serve(history)
+        with tempfile.TemporaryDirectory(prefix="raygkd-tune-") as folder:
+            tuner = _tuner(job, config, history.left, cpus, concurrent, folder)
+            try:
+                tuner.fit()
+            except Exception as error:
+                raise (_Driver.problem or error) from error
+    return [_trial_result(trial, job.folder) for trial in history.trials]
+
+
+def _tuner(
+    job: Job, config: Config, trials: int, cpus: float, concurrent: int, folder: str
+) -> tune.Tuner:
+    return tune.Tuner(
+        _trainable(job, config.cluster, cpus),
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="max",
+            num_samples=trials,
+            max_concurrent_trials=concurrent,
+            search_alg=_Settings(),
+            scheduler=_Decisions(),
+            reuse_actors=config.cluster.workers == 1,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            # checkpoints and history are ours; what Tune writes serves its own way to resume
+            storage_path=folder,
+            verbose=0,
+            callbacks=[_Faults()],
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=0, checkpoint_at_end=False
+            ),
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+        ),
+    )
+
+
+def _trainable(job: Job, cluster: ClusterConfig, cpus: float) -> Any:
     if cluster.workers == 1:
         resources = {"CPU": cpus, "GPU": cluster.gpus_per_worker}
         return tune.with_resources(
             tune.with_parameters(WarmTrial, job=job), tune.PlacementGroupFactory([resources])
         )
     return tune.with_resources(
-        tune.with_parameters(
-            distributed_trial, job=job, cluster=cluster, cpus=cpus, storage=folder / "trials"
-        ),
+        tune.with_parameters(distributed_trial, job=job, cluster=cluster, cpus=cpus),
         tune.PlacementGroupFactory([_TRIAL_BUNDLE]),
     )
 
 
-def _tuner(
-    trainable: Any, domains: dict[str, Any], config: Config, concurrent: int, folder: Path
-) -> tune.Tuner:
-    warm = config.cluster.workers == 1
-    checkpoints = tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1 if warm else 0)
-    return tune.Tuner(
-        trainable,
-        param_space=domains,
-        tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            num_samples=config.search.trials,
-            max_concurrent_trials=concurrent,
-            search_alg=searcher(config),
-            scheduler=scheduler(config),
-            reuse_actors=warm,
-        ),
-        run_config=tune.RunConfig(
-            name="search",
-            storage_path=str(folder),
-            verbose=0,
-            callbacks=[_Relay()],
-            checkpoint_config=checkpoints,
-        ),
-    )
-
-
-def searcher(config: Config) -> SearchAlgorithm | Searcher:
+def searcher(config: Config, space: Sequence[Dimension]) -> Searcher:
     """Return what draws the settings of the trials."""
+    domains = {dimension.name: tune_domain(dimension) for dimension in space}
     if config.search.searcher == "random":
-        return BasicVariantGenerator(random_state=config.optim.seed)
+        return RandomSettings(domains, config.optim.seed)
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # it warns that lists, such as choices of levels, cannot be kept in a store; there is none
     warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
-    return OptunaSearch(seed=config.optim.seed)
+    tpe = OptunaSearch(seed=config.optim.seed)
+    tpe.set_search_properties(METRIC, "max", domains)
+    return tpe
 
 
 def scheduler(config: Config) -> TrialScheduler:
@@ -302,6 +381,8 @@ def scheduler(config: Config) -> TrialScheduler:
         brackets += 1
     return AsyncHyperBandScheduler(
         time_attr="epoch",
+        metric=METRIC,
+        mode="max",
         max_t=epochs,
         grace_period=search.grace_period,
         reduction_factor=search.reduction_factor,
@@ -309,23 +390,16 @@ def scheduler(config: Config) -> TrialScheduler:
     )
 
 
-def _trial_result(result: Any, epochs: int) -> TrialResult:
-    metrics = result.metrics or {}
-    done = int(metrics.get("epoch", 0))
-    status = "finished" if done >= epochs else "stopped"
-    if metrics.get("diverged"):
-        status = "diverged"
-    if result.error is not None:
-        status = "failed"
-    cause = known_cause(result.error) or result.error if result.error is not None else None
-    place = metrics.get(CHECKPOINT_PATH_KEY) or (result.checkpoint and result.checkpoint.path)
+def _trial_result(trial: Trial, folder: Path) -> TrialResult:
+    checkpoint = trial_folder(folder, trial.number) / CHECKPOINT
     return TrialResult(
-        trial_id=metrics.get("trial_id") or Path(result.path).name.split("_")[1],
-        params=dict(result.config or {}),
-        epochs=done,
-        val_score=metrics.get(METRIC),
-        status=status,
-        checkpoint=Path(place) / CHECKPOINT if place else None,
-        error=" ".join(str(cause).split())[:300] if cause is not None else None,
-        is_mistake=isinstance(cause, UserError),
+        number=trial.number,
+        params=trial.params,
+        epochs=trial.epoch,
+        scores={int(epoch["epoch"]): epoch[METRIC] for epoch in trial.epochs},
+        val_score=trial.epochs[-1][METRIC] if trial.epochs else None,
+        status=trial.status,
+        checkpoint=checkpoint if checkpoint.exists() else None,
+        error=trial.error,
+        is_mistake=trial.is_mistake,
     )

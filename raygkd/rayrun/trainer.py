@@ -13,10 +13,15 @@ from typing import Any, NoReturn
 import ray.train
 from ray.exceptions import RayTaskError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.failure_handling import (
+    DefaultFailurePolicy,
+    FailureDecision,
+)
 from ray.train.v2.api.callback import UserCallback
 
 from raygkd.config import ClusterConfig
-from raygkd.errors import Diverged, UserError
+from raygkd.errors import RunFailed, UserError
+from raygkd.files import append_line, whole_lines
 from raygkd.rayrun.worker import CHECKPOINT, Job, train_worker
 
 JOURNAL = "metrics.jsonl"
@@ -24,7 +29,7 @@ POLL_SECONDS = 0.2
 
 
 class MetricsJournal(UserCallback):
-    """Appends rank 0's metrics of each epoch to a file.
+    """Appends rank 0's metrics of each epoch to a file, once.
 
     Ray runs it in the controller process, which is on the driver's machine; the driver reads the
     file as it grows, and it is the record on disk that training leaves.
@@ -37,8 +42,17 @@ class MetricsJournal(UserCallback):
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Write one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(metrics[0]) + "\n")
+        if len(whole_lines(self.path)) < metrics[0]["epoch"]:
+            append_line(self.path, json.dumps(metrics[0]))
+
+
+class _FaultsAlone(DefaultFailurePolicy):
+    """Starts the workers again after a fault, and not after what would only come again."""
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        if known_cause(training_failed_error) is not None:
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 class _Trainer(TorchTrainer):
@@ -47,18 +61,20 @@ class _Trainer(TorchTrainer):
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
 
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        parts["failure_policy"] = _FaultsAlone(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(**parts)
+
 
 def torch_trainer(
-    job: Job, cluster: ClusterConfig, *, cpus: float, name: str, storage: Path, callbacks: list[Any]
+    job: Job, cluster: ClusterConfig, *, cpus: float, callbacks: list[Any]
 ) -> TorchTrainer:
-    """Return the trainer of one run; a run of the same name and storage is resumed.
+    """Return the trainer of one run, which goes on from the checkpoint in the job's folder.
 
     Args:
         job: what to train.
-        cluster: number of workers and their GPUs.
+        cluster: number of workers and their GPUs, and how many faults they are started again after.
         cpus: of each worker.
-        name: of the run, a folder inside ``storage``.
-        storage: absolute path that all nodes share.
         callbacks: get every report.
     """
     return _Trainer(
@@ -70,11 +86,12 @@ def torch_trainer(
             resources_per_worker={"CPU": cpus, "GPU": cluster.gpus_per_worker},
         ),
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            name="train",
+            storage_path=str(job.folder),
             # a worker group that can never start is an error, not a wait without end
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=ray.train.FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
+            ),
             callbacks=callbacks,
         ),
     )
@@ -85,45 +102,39 @@ def train(
     cluster: ClusterConfig,
     *,
     cpus: float,
-    folder: Path,
     on_epoch: Callable[[dict[str, float]], None],
 ) -> Path:
     """Train a run to its end; return the path of its last checkpoint.
+
+    A run that was broken off in the job's folder goes on.
 
     Args:
         job: what to train.
         cluster: number of workers and their GPUs.
         cpus: of each worker.
-        folder: absolute path of the run's folder; a run that was broken off there goes on.
         on_epoch: is told each epoch's metrics, in another thread; of a run that goes on, those of
             the epochs before too, which may not all have been told when it was broken off.
 
     Raises:
         UserError: a user's mistake that shows in a worker.
         Diverged: the loss went non-finite.
+        StorageError: the checkpoint cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = folder / JOURNAL
+    job.folder.mkdir(parents=True, exist_ok=True)
+    journal = job.folder / JOURNAL
     journal.touch()
-    trainer = torch_trainer(
-        job,
-        cluster,
-        cpus=cpus,
-        name="train",
-        storage=folder,
-        callbacks=[MetricsJournal(journal)],
-    )
+    trainer = torch_trainer(job, cluster, cpus=cpus, callbacks=[MetricsJournal(journal)])
     with _followed(journal, on_epoch):
         try:
-            result = trainer.fit()
+            trainer.fit()
         except Exception as error:
             raise_cause(error)
-    return Path(result.checkpoint.path) / CHECKPOINT
+    return job.folder / CHECKPOINT
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
     """Return the metrics of a run's last epoch, from its journal."""
-    return json.loads((folder / JOURNAL).read_text().splitlines()[-1])
+    return json.loads(whole_lines(folder / JOURNAL)[-1])
 
 
 @contextlib.contextmanager
@@ -159,8 +170,8 @@ def _pass_on(file: Any, on_epoch: Callable[[dict[str, float]], None]) -> None:
         on_epoch(json.loads(line))
 
 
-def known_cause(error: BaseException) -> UserError | Diverged | None:
-    """Return the user's mistake or divergence behind an error that came through Ray."""
+def known_cause(error: BaseException) -> UserError | RunFailed | None:
+    """Return the user's mistake or known failure behind an error that came through Ray."""
     queue: list[BaseException | None] = [error]
     seen: set[int] = set()
     while queue:
@@ -169,7 +180,7 @@ def known_cause(error: BaseException) -> UserError | Diverged | None:
             continue
         seen.add(id(current))
         # Ray's form of an error is one of its class too, with a traceback for its text
-        if isinstance(current, UserError | Diverged) and not isinstance(current, RayTaskError):
+        if isinstance(current, UserError | RunFailed) and not isinstance(current, RayTaskError):
             return current
         queue += [current.__cause__, current.__context__]
         queue += [getattr(current, "cause", None)]
@@ -178,5 +189,5 @@ def known_cause(error: BaseException) -> UserError | Diverged | None:
 
 
 def raise_cause(error: BaseException) -> NoReturn:
-    """Raise what lies behind an error of Ray's: the user's mistake, the divergence, or itself."""
+    """Raise what lies behind an error of Ray's: a mistake or failure that is known, or itself."""
     raise known_cause(error) or error

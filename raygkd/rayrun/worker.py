@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+import dataclasses
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from raygkd import config as configuration
 from raygkd.build import build_task, build_training, normaliser, uses_teacher
 from raygkd.config import Config
-from raygkd.engine import Training, fit, read_checkpoint, restore, save_checkpoint
+from raygkd.engine import Training, read_checkpoint, restore, save_checkpoint
 from raygkd.engine.tasks import pixels
+from raygkd.errors import Stopped
 from raygkd.models import ModelFile, build_from_file
 from raygkd.rayrun.ingest import RayStream, SharedImages
+from raygkd.rayrun.stopping import StopFolder, StopPoll
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -34,22 +37,52 @@ class Job:
         config: the run's settings as plain values.
         images: the shared images.
         teacher: reference to the teacher's ModelFile; None where the method needs none.
+        folder: absolute path of the run, on storage that all nodes share; its checkpoint is there,
+            and its name is the run's.
+        stop: where the run is asked to stop.
     """
 
     config: dict[str, Any]
     images: SharedImages
     teacher: ObjectRef | None
+    folder: Path
+    stop: StopFolder
 
     def settings(self, changes: Mapping[str, Any] | None = None) -> Config:
         """Return the configuration, with the settings of a trial put in."""
         config = configuration.from_mapping(self.config)
         return configuration.with_settings(config, changes) if changes else config
 
+    def of_trial(self, number: int, changes: Mapping[str, Any]) -> Job:
+        """Return the job of one trial of this run, with its settings and a folder of its own."""
+        return dataclasses.replace(
+            self,
+            config=configuration.to_mapping(self.settings(changes)),
+            folder=trial_folder(self.folder, number),
+        )
 
-def make_job(config: Config, images: SharedImages, teacher: ModelFile | None) -> Job:
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Return the folder of a trial inside that of its search."""
+    return folder / "trials" / f"{number:04d}"
+
+
+def make_job(
+    config: Config,
+    images: SharedImages,
+    teacher: ModelFile | None,
+    *,
+    folder: Path,
+    stop: StopFolder,
+) -> Job:
     """Return a job whose teacher lies in the object store."""
-    reference = ray.put(teacher) if teacher is not None else None
-    return Job(config=configuration.to_mapping(config), images=images, teacher=reference)
+    return Job(
+        config=configuration.to_mapping(config),
+        images=images,
+        teacher=ray.put(teacher) if teacher is not None else None,
+        folder=folder,
+        stop=stop,
+    )
 
 
 def make_training(
@@ -85,19 +118,27 @@ def make_training(
     )
 
 
-def train_worker(job: Job) -> None:
-    """Run one rank of a TorchTrainer: every epoch is reported with a checkpoint of rank 0."""
-    import ray.train
-    import ray.train.torch
+def run_epochs(
+    job: Job,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> Iterator[dict[str, float]]:
+    """Train a run from its checkpoint on, if it has one; yield the metrics of every epoch.
 
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    checkpoint = ray.train.get_checkpoint()
-    state = None
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            state = read_checkpoint(Path(folder) / CHECKPOINT)
+    The checkpoint is written before its epoch is told. So the first metrics of a run that goes on
+    are those of its checkpoint, which nobody may have heard of. Asked to stop, it writes a
+    checkpoint after the step, answers, and waits for its end.
+
+    Raises:
+        Diverged: the loss is not finite.
+        StorageError: the checkpoint cannot be written.
+        UserError: a mistake that shows in training only.
+    """
+    path = job.folder / CHECKPOINT
+    state = read_checkpoint(path) if path.exists() else None
     training = make_training(
         job,
         job.settings(),
@@ -105,12 +146,43 @@ def train_worker(job: Job) -> None:
         rank=rank,
         world_size=world_size,
         first_epoch=state["epoch"] if state else 0,
-        parallel=_parallel(device, world_size),
+        parallel=parallel,
     )
-    if state:
-        restore(training, state)
-    fit(training, _report)
-    training.stream.close()
+    try:
+        if state:
+            restore(training, state)
+        if training.metrics:
+            yield training.metrics
+        while training.epoch < training.epochs:
+            training.run_epoch(StopPoll(job.stop))
+            save_checkpoint(path, training)
+            yield training.metrics
+    except Stopped:
+        save_checkpoint(path, training)
+        if rank == 0:
+            job.stop.answer(job.folder.name)
+        # the driver ends this process
+        threading.Event().wait()
+    finally:
+        training.stream.close()
+
+
+def train_worker(job: Job) -> None:
+    """Run one rank of a TorchTrainer: every epoch is reported."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    world_size = context.get_world_size()
+    for metrics in run_epochs(
+        job,
+        device=device,
+        rank=context.get_world_rank(),
+        world_size=world_size,
+        parallel=_parallel(device, world_size),
+    ):
+        ray.train.report(metrics)
 
 
 def _parallel(device: torch.device, world_size: int) -> Callable[[nn.Module], nn.Module]:
@@ -118,15 +190,6 @@ def _parallel(device: torch.device, world_size: int) -> Callable[[nn.Module], nn
         return lambda module: module
     ids = [device] if device.type == "cuda" else None
     return lambda module: DistributedDataParallel(module, device_ids=ids)
-
-
-def _report(metrics: dict[str, float], training: Training) -> None:
-    import ray.train
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder) / CHECKPOINT, training)
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if training.rank == 0 else None
-        ray.train.report(metrics, checkpoint=checkpoint)
 
 
 def score_models(

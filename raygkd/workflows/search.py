@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,23 +20,24 @@ from raygkd.engine import read_checkpoint
 from raygkd.errors import RunFailed, UserError
 from raygkd.inputs import Images
 from raygkd.models import ModelFile, is_detector, save_model_file
-from raygkd.rayrun.search import METRIC, SearchObserver, TrialResult, run_search
-from raygkd.rayrun.worker import make_job
+from raygkd.rayrun.history import METRIC, SearchObserver, Trial
+from raygkd.rayrun.search import TrialResult, run_search
+from raygkd.rayrun.worker import make_job, trial_folder
 from raygkd.report.console import Advance, progress
 from raygkd.report.figures import Curve, draw_search
+from raygkd.resuming import RESULT
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
-from raygkd.tracking import read_journal
 from raygkd.workflows import detections
 from raygkd.workflows.session import Session, open_session, require_room, run_tags, write_text
 from raygkd.workflows.single import (
     MODEL,
-    RESULT,
     check_names,
     check_student,
     get_teacher,
     model_rows,
     places,
     show_pair,
+    teacher_facts,
     teacher_model,
     test_scores,
     train_one,
@@ -43,7 +45,9 @@ from raygkd.workflows.single import (
 
 REGISTERED = "raygkd-{dataset}-{student}"
 FIRST_STEP = "first_step_seconds"
+_OF_TRIAL = ("number", "params", "epochs", "val_score", "status", "error")
 _COMPARED = ("test_score", "parameters")
+_log = logging.getLogger(__name__)
 
 
 def tune(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
@@ -57,9 +61,11 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
     check_names(config)
     space: tuple[Dimension, ...] = ()
 
-    def check(images: Images) -> None:
+    def check(images: Images) -> dict[str, Any]:
         nonlocal space
         space = search_space(config, images, console)
+        dimensions = {f"search space, {d.name}": {d.kind: list(d.values)} for d in space}
+        return {**teacher_facts(config), **dimensions}
 
     with open_session(config, "search", console, resume, check) as session:
         session.tracker.start(
@@ -69,7 +75,7 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
             texts={"config.yaml": to_yaml(session.config)},
         )
         teacher, teacher_path = get_teacher(session, "search")
-        trials = _search(session, teacher, space, resume=resume is not None)
+        trials = _search(session, teacher, space)
         winner, best = _winner(session, trials)
         alone = best
         if build.uses_teacher(session.config):
@@ -128,47 +134,72 @@ class SearchProgress(SearchObserver):
     def __init__(self, session: Session, advance: Advance):
         self._session = session
         self._advance = advance
-        self._trials = session.config.search.trials
-        self._epochs: dict[str, int] = {}
-        self._ended: set[str] = set()
-        self._best = 0.0
+        self._trials: dict[int, Trial] = {}
         self.first_steps: list[float] = []
 
-    def started(self, trial_id: str, params: Mapping[str, Any]) -> None:
+    def running(self) -> list[str]:
+        """Return the names of the folders of the trials that are under way."""
+        running = [trial for trial in self._trials.values() if not trial.is_over]
+        return [trial_folder(self._session.folder, trial.number).name for trial in running]
+
+    def known(self, trial: Trial) -> None:
+        """Count a trial of an earlier process; it is not under way until it starts again."""
+        if trial.is_over:
+            self._trials[trial.number] = trial
+        self._show()
+
+    def started(self, trial: Trial) -> None:
         """Open the trial's MLflow run."""
+        self._trials[trial.number] = trial
         self._session.tracker.start(
-            trial_id,
-            f"trial {trial_id.rpartition('_')[2]}",
+            trial_key(trial.number),
+            f"trial {trial.number}",
             parent="search",
-            params=params,
+            params=trial.params,
             tags=run_tags(self._session, "trial"),
-            texts={"config.yaml": to_yaml(with_settings(self._session.config, params))},
+            texts={"config.yaml": to_yaml(with_settings(self._session.config, trial.params))},
         )
         self._show()
 
-    def reported(self, trial_id: str, metrics: Mapping[str, float]) -> None:
+    def reported(self, trial: Trial, metrics: Mapping[str, float]) -> None:
         """Log an epoch."""
-        self._epochs[trial_id] = int(metrics["epoch"])
-        self._best = max(self._best, metrics[METRIC])
         self.first_steps += [metrics[FIRST_STEP]] if FIRST_STEP in metrics else []
-        self._session.tracker.metrics(trial_id, metrics, step=self._epochs[trial_id])
+        key = trial_key(trial.number)
+        self._session.tracker.metrics(key, metrics, step=int(metrics["epoch"]))
         self._show()
 
-    def ended(self, trial_id: str, failed: bool) -> None:
+    def ended(self, trial: Trial) -> None:
         """Close the trial's MLflow run."""
-        self._ended.add(trial_id)
-        self._session.tracker.end(trial_id, "FAILED" if failed else "FINISHED")
+        status = "FAILED" if trial.status == "failed" else "FINISHED"
+        self._session.tracker.end(trial_key(trial.number), status)
         self._show()
+
+    def lost(self, trial: Trial, failures: int) -> None:
+        """Warn that a trial goes on after a fault."""
+        _log.warning(
+            "trial %d lost its process (%d of at most %d times); it goes on after epoch %d",
+            trial.number,
+            failures,
+            self._session.config.cluster.max_failures,
+            trial.epoch,
+        )
 
     def _show(self) -> None:
-        running = len(self._epochs.keys() - self._ended)
-        epochs = sum(self._epochs.values())
-        note = f"{running} running, {epochs} epochs, best val {self._best:.4f}"
-        self._advance(len(self._ended), self._trials, note)
+        trials = self._trials.values()
+        over = sum(trial.is_over for trial in trials)
+        epochs = sum(trial.epoch for trial in trials)
+        best = max((epoch[METRIC] for trial in trials for epoch in trial.epochs), default=0.0)
+        note = f"{len(trials) - over} running, {epochs} epochs, best val {best:.4f}"
+        self._advance(over, self._session.config.search.trials, note)
+
+
+def trial_key(number: int) -> str:
+    """Return the key of a trial's MLflow run."""
+    return f"trial-{number:04d}"
 
 
 def _search(
-    session: Session, teacher: ModelFile, space: tuple[Dimension, ...], *, resume: bool
+    session: Session, teacher: ModelFile, space: tuple[Dimension, ...]
 ) -> list[TrialResult]:
     config = session.config
     cpus = config.cluster.cpus_per_worker or 1.0
@@ -177,16 +208,17 @@ def _search(
     with progress(session.console, f"trials ({concurrent} at a time)") as advance:
         advance(0, config.search.trials)
         observer = SearchProgress(session, advance)
-        trials = run_search(
-            make_job(config, session.shared, teacher),
+        job = make_job(
             config,
-            space,
-            cpus=cpus,
-            concurrent=concurrent,
+            session.shared,
+            teacher,
             folder=session.folder,
-            observer=observer,
-            resume=resume,
+            stop=session.interrupts.folder,
         )
+        with session.interrupts.waiting_for(observer.running):
+            trials = run_search(
+                job, config, space, cpus=cpus, concurrent=concurrent, observer=observer
+            )
     if observer.first_steps:
         session.console.print(
             f"time to first step of a trial: median {np.median(observer.first_steps):.2f} s, "
@@ -233,8 +265,8 @@ def _conclude(
         "best": rows.pop("best") | chosen,
         **rows,
         "trials": [
-            {name: getattr(trial, name) for name in ("params", "epochs", "val_score", "status")}
-            | {"run_id": tracker.run_id(trial.trial_id), "error": trial.error}
+            {name: getattr(trial, name) for name in _OF_TRIAL}
+            | {"run_id": tracker.run_id(trial_key(trial.number))}
             for trial in trials
         ],
         **places(session, "search", "parent_run_id"),
@@ -243,11 +275,7 @@ def _conclude(
 
 def _draw(session: Session, trials: Sequence[TrialResult], others: Mapping[str, ModelFile]) -> None:
     """Draw all trials' scores, for the run's folder and MLflow."""
-    scores: dict[str, dict[int, float]] = {trial.trial_id: {} for trial in trials}
-    for entry in read_journal(session.tracker.journal):
-        if entry.get("op") == "metrics" and entry["key"] in scores:
-            scores[entry["key"]][entry["step"]] = entry["values"][METRIC]
-    curves = [Curve(status=trial.status, scores=scores[trial.trial_id]) for trial in trials]
+    curves = [Curve(status=trial.status, scores=trial.scores) for trial in trials]
     path = session.folder / "search.png"
     # a model file that was not written by a run tells no score
     known = {name: file.scores[METRIC] for name, file in others.items() if METRIC in file.scores}

@@ -9,23 +9,29 @@ import platform
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from raygkd import __version__, tracking
 from raygkd.build import is_model_file
 from raygkd.config import Config, to_yaml, with_settings
-from raygkd.errors import ConfigError, ResourceError, UserError
+from raygkd.errors import ResourceError, StorageError, UserError
 from raygkd.files import whole_file
 from raygkd.inputs import Images, open_images
 from raygkd.models import TORCHVISION_WEIGHTS
 from raygkd.rayrun import cluster, ingest, trainer
+from raygkd.rayrun.stopping import StopFolder
 from raygkd.report.console import progress
+from raygkd.resuming import CONFIG, check_facts, note_facts
+from raygkd.workflows.interrupts import Interrupts
 
+# what MLflow has to take what is left
+CLOSE_SECONDS = 4.0
 # role of a run -> the command that makes it
 COMMANDS = {"teacher": "teacher", "student": "train", "search": "tune"}
 
@@ -41,6 +47,7 @@ class Session:
         nodes: what the nodes of the cluster have.
         images: the images; ``shared`` are they in the object store.
         tracker: MLflow.
+        interrupts: Ctrl-C.
         console: for progress.
     """
 
@@ -51,6 +58,7 @@ class Session:
     images: Images
     shared: ingest.SharedImages
     tracker: tracking.Tracker
+    interrupts: Interrupts
     console: Console
 
     @property
@@ -122,7 +130,7 @@ def open_session(
     role: str,
     console: Console,
     resume: Path | None,
-    check: Callable[[Images], None],
+    check: Callable[[Images], Mapping[str, Any]],
 ) -> Iterator[Session]:
     """Open tracking, images and cluster, the cheapest check first; close them whatever happens.
 
@@ -133,14 +141,13 @@ def open_session(
         role: "teacher", "student" or "search".
         console: for progress.
         resume: folder of the run to go on with.
-        check: refuses images that do not go with the models, before anything is started.
+        check: refuses images that do not go with the models, before anything is started; returns
+            what a run must rest on when it is resumed, besides the images.
 
     Raises:
         UserError: whatever cannot be had, before anything is started.
     """
     started = time.monotonic()
-    if resume is not None:
-        _require_run_of(COMMANDS[role], resume)
     output = output_folder(config.output.output)
     known = cluster.known_nodes(config.cluster.address)
     if known is not None:
@@ -149,17 +156,27 @@ def open_session(
     experiment = tracking.connect(uri, config.output.experiment, output)
     with progress(console, "preparing images") as advance:
         images = open_images(config.data, seed=config.optim.seed, output=output, progress=advance)
-    check(images)
+    facts = {**_image_facts(images), **check(images)}
+    folder = resume or new_run_folder(output, COMMANDS[role])
+    if resume is not None:
+        check_facts(folder, facts)
     data_cpus = _data_cpus(not ingest.fits_in_memory(images, config.data.cache_mb))
     if known is not None:
         require_room(config, known, data_cpus)
     config = with_absolute_paths(config)
-    folder = resume or new_run_folder(output, COMMANDS[role])
-    with cluster.cluster(config.cluster.address) as nodes, _mistakes_themselves():
+    interrupts = Interrupts(StopFolder(folder / "stop"), lambda line: console.print(line))
+    with (
+        interrupts.handled(),
+        cluster.cluster(config.cluster.address) as nodes,
+        _mistakes_themselves(),
+    ):
         require_room(config, nodes, data_cpus)
         with progress(console, "decoding images") as advance:
             shared = ingest.share(images, config.data.cache_mb, advance)
-        write_text(folder / "config.yaml", to_yaml(config))
+        write_text(folder / CONFIG, to_yaml(config))
+        # the last of what a run is resumed by
+        if resume is None:
+            note_facts(folder, facts)
         session = Session(
             config=config,
             folder=folder,
@@ -168,6 +185,7 @@ def open_session(
             images=images,
             shared=shared,
             tracker=tracking.Tracker(uri, experiment, folder / "tracking.jsonl"),
+            interrupts=interrupts,
             console=console,
         )
         with _closing(session, role):
@@ -184,28 +202,32 @@ def _mistakes_themselves() -> Iterator[None]:
         trainer.raise_cause(error)
 
 
-def _require_run_of(command: str, folder: Path) -> None:
-    """Raise a ConfigError for a run that another command made; runs are named after theirs."""
-    if not folder.name.startswith(f"{command}-"):
-        raise ConfigError(
-            f"--resume {folder}: is no run of 'raygkd {command}' (their names start with "
-            f"{command}-): use the command that made it"
-        )
+def _image_facts(images: Images) -> dict[str, Any]:
+    """Return what tells a data set from another one, or from itself when it has changed."""
+    counts = {f"data set, {split} images": len(rows) for split, rows in images.rows.items()}
+    return {
+        **counts,
+        "data set, classes": list(images.spec.class_names),
+        "data set, side of the model input": images.spec.image_size[0],
+        "data set, fingerprint of images and splits": images.identity,
+    }
 
 
 @contextlib.contextmanager
 def _closing(session: Session, role: str) -> Iterator[None]:
     status = "FAILED"
+    command = f"raygkd {COMMANDS[role]} --resume {session.folder}"
     try:
         yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        command = f"raygkd {COMMANDS[role]} --resume {session.folder}"
         session.console.print(f"stopped; go on with: {command}", soft_wrap=True)
         raise
+    except StorageError as error:
+        raise StorageError(f"{error}: make room there, then go on with: {command}") from error
     finally:
-        session.tracker.close(status)
+        session.tracker.close(status, timeout=CLOSE_SECONDS)
 
 
 def require_room(config: Config, nodes: Sequence[cluster.Resources], data_cpus: float) -> int:

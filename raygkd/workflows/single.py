@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -31,11 +32,11 @@ from raygkd.models import (
 from raygkd.rayrun import trainer, worker
 from raygkd.report.console import progress
 from raygkd.report.tables import levels_table
+from raygkd.resuming import RESULT
 from raygkd.workflows import detections
 from raygkd.workflows.session import Session, open_session, run_tags, write_text
 
 MODEL = "model.pt"
-RESULT = "result.json"
 # pixels; any size will do to see whether there is a model of a name
 NAME_CHECK_SIZE = (64, 64)
 
@@ -60,11 +61,13 @@ def _train(config: Config, role: str, console: Console, resume: Path | None) -> 
     check_names(config, role)
     with_teacher = build.uses_teacher(config)
 
-    def check(images: Images) -> None:
+    def check(images: Images) -> dict[str, Any]:
         check_student(config, images, role)
-        if with_teacher:
-            teacher = teacher_model(config, images.spec)
-            show_pair(config, images.spec, teacher, console)
+        if not with_teacher:
+            return {}
+        teacher = teacher_model(config, images.spec)
+        show_pair(config, images.spec, teacher, console)
+        return teacher_facts(config)
 
     with open_session(config, role, console, resume, check) as session:
         models = {"teacher": get_teacher(session)[0]} if with_teacher else {}
@@ -86,6 +89,15 @@ def _train(config: Config, role: str, console: Console, resume: Path | None) -> 
     result["seconds"] = round(time.monotonic() - started, 1)
     write_text(Path(result["run"]) / RESULT, json.dumps(result, indent=2))
     return result
+
+
+def teacher_facts(config: Config) -> dict[str, Any]:
+    """Return what tells a teacher that is given from another one in the same file."""
+    name = config.model.teacher
+    if not build.is_model_file(name):
+        return {}
+    digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    return {"teacher, fingerprint of the file": digest[:16]}
 
 
 def model_rows(
@@ -256,7 +268,9 @@ def train_one(
     """
     if (folder / MODEL).exists():
         return load_model_file(folder / MODEL)
-    job = worker.make_job(config, session.shared, teacher)
+    job = worker.make_job(
+        config, session.shared, teacher, folder=folder, stop=session.interrupts.folder
+    )
     session.tracker.start(
         role,
         f"{role} {config.model.student}",
@@ -273,9 +287,8 @@ def train_one(
             advance(epoch, config.optim.epochs, f"val {metrics['val_score']:.4f}")
 
         advance(0, config.optim.epochs)
-        checkpoint = trainer.train(
-            job, config.cluster, cpus=session.cpus(), folder=folder, on_epoch=on_epoch
-        )
+        with session.interrupts.waiting_for(lambda: [folder.name]):
+            checkpoint = trainer.train(job, config.cluster, cpus=session.cpus(), on_epoch=on_epoch)
     last = trainer.last_metrics(folder)
     scores = {name: value for name, value in last.items() if name.startswith("val_")}
     model_file = build.student_file(

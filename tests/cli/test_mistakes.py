@@ -12,7 +12,9 @@ import pytest
 import ray
 from outcomes import ROWS, Ran, files, mlflow_runs
 
-from raygkd.config import Config, to_yaml
+from raygkd.config import Config, to_yaml, with_settings
+from raygkd.inputs import open_images
+from raygkd.resuming import note_facts
 
 Refused = Callable[..., str]
 TOO_MANY = "4096"
@@ -409,23 +411,77 @@ def run_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "train-20250101"
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(Config()))
+    note_facts(folder, {})
     return folder
 
 
 def test_resuming_what_is_no_run(refused: Refused, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
         error = refused("tune", "--resume", folder)
-        assert f"--resume {folder}: holds no config.yaml; give the folder of a run" in error
+        assert f"--resume {folder}: holds no config.yaml; give an output folder, or the" in error
 
 
 def test_resuming_with_other_options(
     refused: Refused, run_folder: Path, yaml_file: Callable[[str], Path]
 ) -> None:
-    message = "--resume takes the run's own settings: leave out"
-    error = refused("train", "--resume", run_folder, "--epochs", "3")
-    assert f"{message} --epochs" in error
-    error = refused("train", "--resume", run_folder, "--config", yaml_file(""))
-    assert f"{message} --config" in error
+    config = yaml_file("{data: {dataset: cifar10}, optim: {epochs: 10}}")
+    error = refused("train", "--resume", run_folder, "--lr", "0.3", "--config", config, lines=2)
+    assert error.splitlines() == [
+        f"error: {flag}: is {now} and was {before} when the run began: leave it out, or begin "
+        "another run"
+        for flag, now, before in (("--dataset", "cifar10", "digits"), ("--lr", "0.3", "0.05"))
+    ]
+
+
+def test_resuming_an_output_folder_without_an_unfinished_run(
+    refused: Refused, run_folder: Path
+) -> None:
+    (run_folder / "result.json").write_text("{}")
+    output = run_folder.parent / "output"
+    (output / "runs").mkdir(parents=True)
+    run_folder.rename(output / "runs" / run_folder.name)
+    for command in ("train", "tune"):
+        error = refused(command, "--resume", output)
+        assert f"--resume {output}: holds no run of 'raygkd {command}' that was broken" in error
+
+
+def test_resuming_a_run_without_its_facts(refused: Refused, run_folder: Path) -> None:
+    (run_folder / "facts.json").unlink()
+    error = refused("train", "--resume", run_folder)
+    assert f"--resume {run_folder}: holds no facts.json" in error
+
+
+def test_resuming_on_other_images_and_settings_of_the_search(
+    raygkd: Callable[..., Ran], workplace: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tune-20250101"
+    folder.mkdir()
+    output = workplace / "raygkd-output"
+    space = tmp_path / "space.yaml"
+    space.write_text("{lr: {choice: [0.1, 0.3]}, dim: {choice: [2]}}")
+    config = with_settings(
+        Config(), {"space": str(space), "limit_train": 300, "output": str(output)}
+    )
+    (folder / "config.yaml").write_text(to_yaml(config))
+    open_images(config.data, seed=0, output=output)
+    note_facts(
+        folder,
+        {
+            "data set, train images": 500,
+            "search space, lr": {"choice": [0.1, 0.2]},
+            "search space, beta": {"choice": [1.0]},
+        },
+    )
+    ran = raygkd("tune", "--resume", folder)
+    assert (ran.code, ran.out) == (2, "")
+    assert mlflow_runs(output / "mlflow.db") == 0
+    changed = [line.split(": ", 3)[2:] for line in ran.err.splitlines() if "error" in line]
+    shown = {name: rest.partition(" when")[0] for name, rest in changed}
+    assert shown["data set, train images"] == "is 300 and was 500"
+    assert shown["search space, lr"] == ("is {'choice': [0.1, 0.3]} and was {'choice': [0.1, 0.2]}")
+    assert shown["search space, beta"] == "is missing and was {'choice': [1.0]}"
+    assert shown["search space, dim"] == "is {'choice': [2]} and was missing"
+    assert shown["data set, val images"] == "is 144 and was missing"
 
 
 def test_resuming_the_run_of_another_command(refused: Refused, run_folder: Path) -> None:

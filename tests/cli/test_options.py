@@ -28,7 +28,7 @@ def resolved(command: str, *arguments: str | Path) -> Config:
     options = COMMANDS[command].make_context(command, list(map(str, arguments))).params
     config_file, resume = options.pop("config_file"), options.pop("resume")
     options.pop("as_json")
-    config, _ = cli.resolve(config_file, options, resume)
+    config, _ = cli.resolve(command, config_file, options, resume)
     return config
 
 
@@ -102,7 +102,10 @@ def test_the_stored_configuration_is_given_back(tmp_path: Path) -> None:
     run.mkdir()
     (run / "config.yaml").write_text(to_yaml(config))
     assert resolved("tune", "--config", run / "config.yaml") == config
-    assert cli.resolve(None, {"epochs": None}, str(run)) == (config, run)
+    (run / "facts.json").write_text("{}")
+    given = {"epochs": None, "lr": 1e-3, "max_failures": 7}
+    resumed = with_settings(config, {"max_failures": 7})
+    assert cli.resolve("tune", None, given, str(run)) == (resumed, run)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["tune", "--help"], ["data", "info", "--help"]])

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -41,7 +42,7 @@ from raygkd.engine import (
     save_checkpoint,
     training_step,
 )
-from raygkd.errors import ConfigError, Diverged
+from raygkd.errors import ConfigError, DataError, Diverged, Stopped
 from raygkd.losses import SPECTRAL_MODES
 
 RANKS = 2
@@ -101,6 +102,27 @@ def scenario_epochs(rank: int, digits: ImageTable, folder: Path) -> Result:
         "metrics": metrics,
         "weights": weights(whole.objective),
         "restored_rng": rng,
+        "resumed_metrics": curve(resumed),
+        "resumed_weights": weights(resumed.objective),
+    }
+
+
+def scenario_stop(rank: int, digits: ImageTable, folder: Path) -> Result:
+    """One rank is asked to stop after its first step; then all go on from the checkpoint."""
+    whole = ddp_training(rank, digits)
+    expected = curve(whole)
+    stopped = ddp_training(rank, digits)
+    with contextlib.suppress(Stopped):
+        stopped.run_epoch(lambda: rank == 1)
+    assert stopped.part is not None
+    save_checkpoint(folder / "stopped.pt", stopped)
+    dist.barrier()
+    resumed = ddp_training(rank, digits)
+    restore(resumed, read_checkpoint(folder / "stopped.pt"))
+    return {
+        "steps": stopped.part.steps,
+        "metrics": expected,
+        "weights": weights(whole.objective),
         "resumed_metrics": curve(resumed),
         "resumed_weights": weights(resumed.objective),
     }
@@ -186,6 +208,7 @@ def scenario_detection(rank: int, digits: ImageTable, folder: Path) -> Result:
 SCENARIOS = {
     "step": scenario_step,
     "epochs": scenario_epochs,
+    "stop": scenario_stop,
     "evaluation": scenario_evaluation,
     "divergence": scenario_divergence,
     "check": scenario_check,
@@ -255,6 +278,23 @@ def test_resumed_ranks_go_on_as_without_a_break(ranks: list[Result]):
         epochs = result["epochs"]
         assert epochs["resumed_metrics"] == epochs["metrics"][1:]
         assert same(epochs["resumed_weights"], epochs["weights"])
+
+
+def test_ranks_stop_after_the_same_step_and_go_on_as_without_a_break(ranks: list[Result]):
+    stops = [result["stop"] for result in ranks]
+    # what one rank is asked after its first step, all know after the second
+    assert [stop["steps"] for stop in stops] == [2] * RANKS
+    for stop in stops:
+        assert stop["resumed_metrics"] == stop["metrics"]
+        assert same(stop["resumed_weights"], stop["weights"])
+
+
+def test_part_of_an_epoch_is_refused_by_another_number_of_ranks(
+    ranks: list[Result], digits: ImageTable, folder: Path
+):
+    alone = make_training(digits)
+    with pytest.raises(DataError, match=r"in the middle of an epoch by 2 worker.* not 1$"):
+        restore(alone, read_checkpoint(folder / "stopped.pt"))
 
 
 def test_checkpoint_holds_the_random_state_of_every_rank(ranks: list[Result], folder: Path):

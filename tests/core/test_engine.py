@@ -40,7 +40,6 @@ from raygkd.engine import (
     Teacher,
     Training,
     check_terms,
-    fit,
     read_checkpoint,
     restore,
     save_checkpoint,
@@ -48,7 +47,7 @@ from raygkd.engine import (
 )
 from raygkd.engine.loop import hash_seed
 from raygkd.engine.schedule import lr_factor
-from raygkd.errors import ConfigError, DataError, Diverged
+from raygkd.errors import ConfigError, DataError, Diverged, Stopped
 from raygkd.models import build_classifier, build_from_file, load_model_file, save_model_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -166,14 +165,6 @@ def test_epoch_reports_loss_terms_as_means_over_steps(digits: ImageTable):
 def test_student_learns_digits(digits: ImageTable):
     training = make_training(digits, method="none", epochs=8, batch_size=32, lr=0.1)
     assert curve(training)[-1]["val_score"] > 0.7
-
-
-def test_fit_reports_every_epoch_that_is_left():
-    training = make_training(random_stream(), method="none", epochs=3)
-    training.run_epoch()
-    reported: list[tuple[float, Training]] = []
-    fit(training, lambda metrics, run: reported.append((metrics["epoch"], run)))
-    assert reported == [(2, training), (3, training)]
 
 
 def test_equal_seeds_give_equal_curves_and_other_seeds_others(digits: ImageTable):
@@ -493,7 +484,8 @@ def test_checkpoint_holds_the_whole_run_and_no_teacher(digits: ImageTable, tmp_p
     save_checkpoint(tmp_path / "new" / "checkpoint.pt", training)
     state = torch.load(tmp_path / "new" / "checkpoint.pt", weights_only=True)
     assert state.keys() == {
-        "format", "student", "adapters", "optimizer", "schedule", "scaler", "epoch", "rng", "config"
+        "format", "student", "adapters", "optimizer", "schedule", "scaler", "epoch", "metrics",
+        "parts", "rng", "config",
     }  # fmt: skip
     assert same(state["student"], training.objective.student.state_dict())
     assert state["adapters"].keys() == {f"adapters.{level}.weight" for level in (1, 2, 3)}
@@ -502,6 +494,8 @@ def test_checkpoint_holds_the_whole_run_and_no_teacher(digits: ImageTable, tmp_p
     assert all(entry["momentum_buffer"].any() for entry in state["optimizer"]["state"].values())
     assert state["schedule"]["last_epoch"] == 4
     assert state["epoch"] == 1
+    assert state["metrics"] == training.metrics
+    assert state["parts"] == [None]
     assert len(state["rng"]) == 1
     assert torch.equal(state["rng"][0]["cpu"], torch.get_rng_state())
     assert from_yaml(state["config"], where="checkpoint") == make_config()
@@ -539,6 +533,45 @@ def test_resumed_run_equals_one_without_a_break(
     ]
     assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
     assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_run_that_is_stopped_after_a_step_goes_on_as_one_without_a_break(
+    digits: ImageTable, tmp_path: Path, steps: int
+):
+    def run() -> Training:
+        return make_training(digits, student="tiny-dropout", levels=[1], epochs=2)
+
+    whole = run()
+    expected = curve(whole)
+    stopped = run()
+    asked = iter([False] * (steps - 1) + [True])
+    with pytest.raises(Stopped):
+        stopped.run_epoch(lambda: next(asked))
+    assert next(asked, None) is None
+    assert stopped.part is not None
+    assert (stopped.epoch, stopped.part.steps, stopped.metrics) == (0, steps, {})
+    save_checkpoint(tmp_path / "checkpoint.pt", stopped)
+    torch.manual_seed(99)
+    resumed = run()
+    restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
+    assert curve(resumed) == expected
+    assert same(weights(resumed.objective), weights(whole.objective))
+    assert resumed.part is None
+
+
+def test_run_that_goes_on_counts_the_seconds_before_the_break(digits: ImageTable, tmp_path: Path):
+    training = make_training(digits, method="none", epochs=1)
+    with pytest.raises(Stopped):
+        training.run_epoch(lambda: True)
+    assert training.part is not None
+    training.part.seconds = 1000.0
+    save_checkpoint(tmp_path / "checkpoint.pt", training)
+    resumed = make_training(digits, method="none", epochs=1)
+    restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
+    metrics = resumed.run_epoch()
+    assert metrics["epoch_seconds"] > 1000
+    assert metrics["images_per_second"] < 1
 
 
 def test_restoring_brings_back_the_random_state(tmp_path: Path):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,19 +26,12 @@ from raygkd.config import (
 from raygkd.engine import read_checkpoint
 from raygkd.inputs import Images
 from raygkd.rayrun.cluster import Resources
+from raygkd.rayrun.history import METRIC, SearchObserver, Trial
 from raygkd.rayrun.ingest import share
-from raygkd.rayrun.search import (
-    METRIC,
-    SearchObserver,
-    TrialResult,
-    WarmTrial,
-    numbers,
-    run_search,
-    scheduler,
-    searcher,
-    tune_domain,
-)
-from raygkd.rayrun.worker import make_job
+from raygkd.rayrun.search import TrialResult, numbers, run_search, scheduler, searcher
+from raygkd.rayrun.stopping import StopFolder
+from raygkd.rayrun.trials import WarmTrial
+from raygkd.rayrun.worker import Job, make_job
 from raygkd.space import Dimension
 
 EPOCHS = 2
@@ -48,18 +42,29 @@ SPACE = (Dimension("lr", "choice", (0.05, 1e30)), Dimension("alpha", "uniform", 
 class Recorder(SearchObserver):
     """Keeps what a search tells."""
 
-    params: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    epochs: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)
-    over: dict[str, bool] = field(default_factory=dict)
+    params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    epochs: dict[int, list[Mapping[str, float]]] = field(default_factory=dict)
+    over: dict[int, str] = field(default_factory=dict)
 
-    def started(self, trial_id: str, params: Mapping[str, Any]) -> None:
-        self.params[trial_id] = params
+    def started(self, trial: Trial) -> None:
+        self.params[trial.number] = trial.params
 
-    def reported(self, trial_id: str, metrics: Mapping[str, float]) -> None:
-        self.epochs.setdefault(trial_id, []).append(metrics)
+    def reported(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        self.epochs.setdefault(trial.number, []).append(metrics)
 
-    def ended(self, trial_id: str, failed: bool) -> None:
-        self.over[trial_id] = failed
+    def ended(self, trial: Trial) -> None:
+        self.over[trial.number] = trial.status
+
+
+def job_of(config: Config, images: Images, folder: Path) -> Job:
+    """Return the job of a search in a folder, with an untrained teacher."""
+    return make_job(
+        config,
+        share(images, cache_mb=64),
+        untrained_file("resnet8", images.spec),
+        folder=folder,
+        stop=StopFolder(folder / "stop"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +78,9 @@ def searched(
         cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
         search=SearchConfig(trials=2, grace_period=EPOCHS),
     )
-    teacher = untrained_file("resnet8", digits.spec)
     recorder = Recorder()
-    trials = run_search(
-        make_job(config, share(digits, cache_mb=64), teacher),
-        config,
-        SPACE,
-        cpus=0.5,
-        concurrent=2,
-        folder=tmp_path_factory.mktemp("search"),
-        observer=recorder,
-    )
+    job = job_of(config, digits, tmp_path_factory.mktemp("search"))
+    trials = run_search(job, config, SPACE, cpus=0.5, concurrent=2, observer=recorder)
     return trials, recorder
 
 
@@ -114,15 +111,14 @@ def test_every_epoch_of_every_trial_is_told_with_finite_numbers(
     searched: tuple[list[TrialResult], Recorder],
 ) -> None:
     trials, told = searched
-    ids = {trial.trial_id for trial in trials}
-    assert told.over == dict.fromkeys(ids, False)
+    assert told.over == {trial.number: trial.status for trial in trials}
     for trial in trials:
-        epochs = told.epochs[trial.trial_id]
-        assert told.params[trial.trial_id] == trial.params
+        epochs = told.epochs[trial.number]
+        assert told.params[trial.number] == trial.params
         assert [metrics["epoch"] for metrics in epochs] == list(range(1, trial.epochs + 1))
         assert epochs[-1]["val_score"] == trial.val_score
         assert all(math.isfinite(value) for metrics in epochs for value in metrics.values())
-    learnt = told.epochs[trials[0].trial_id]
+    learnt = told.epochs[trials[0].number]
     terms = {"loss_task", "loss_vertex", "loss_edge", "loss_spectral"}
     assert all(terms <= set(metrics) for metrics in learnt)
 
@@ -136,20 +132,18 @@ def test_every_epoch_of_every_trial_is_told_with_finite_numbers(
     ids=["another", "one that diverged"],
 )
 def test_a_trial_does_not_depend_on_the_one_that_its_process_ran_before(
-    digits: Images, nodes: list[Resources], before: dict[str, Any]
+    digits: Images, nodes: list[Resources], before: dict[str, Any], tmp_path: Path
 ) -> None:
     config = Config(
         model=ModelConfig(teacher="resnet8", student="resnet8"), optim=OptimConfig(epochs=2)
     )
-    teacher = untrained_file("resnet8", digits.spec)
-    warm_trial = with_parameters(
-        WarmTrial, job=make_job(config, share(digits, cache_mb=64), teacher)
-    )
+    warm_trial = with_parameters(WarmTrial, job=job_of(config, digits, tmp_path))
     params = {"lr": 0.05, "levels": [2, 3], "temperature": 0.3}
-    fresh, used = warm_trial(params), warm_trial(before)
+    fresh = warm_trial({"trial": 0, "params": params})
+    used = warm_trial({"trial": 1, "params": before})
     try:
         used.train()
-        assert used.reset(params)
+        assert used.reset({"trial": 2, "params": params})
         for _ in range(2):
             expected, found = (without_times(numbers(trial.train())) for trial in (fresh, used))
             assert found == expected
@@ -180,12 +174,11 @@ def test_a_trial_can_be_stopped_at_the_rungs_of_its_bracket(
 
 def test_tpe_draws_more_of_what_has_scored_well() -> None:
     config = with_settings(Config(), {"searcher": "tpe", "seed": 3})
-    domains = {
-        "levels": tune_domain(Dimension("levels", "choice", ([1], [2, 3], [1, 2, 3]))),
-        "lr": tune_domain(Dimension("lr", "loguniform", (1e-4, 1.0))),
-    }
-    tpe = searcher(config)
-    tpe.set_search_properties(METRIC, "max", domains)
+    space = (
+        Dimension("levels", "choice", ([1], [2, 3], [1, 2, 3])),
+        Dimension("lr", "loguniform", (1e-4, 1.0)),
+    )
+    tpe = searcher(config, space)
     drawn = []
     for trial in map(str, range(60)):
         drawn.append(tpe.suggest(trial))
@@ -194,6 +187,4 @@ def test_tpe_draws_more_of_what_has_scored_well() -> None:
     right = [params["levels"] == [2, 3] and 1e-3 < params["lr"] < 0.1 for params in drawn]
     # of 20 that are drawn by themselves it is about 3
     assert sum(right[-20:]) >= 9
-    again = searcher(config)
-    again.set_search_properties(METRIC, "max", domains)
-    assert again.suggest("0") == drawn[0]
+    assert searcher(config, space).suggest("0") == drawn[0]

@@ -98,7 +98,7 @@ def test_the_result_is_what_the_command_promises(searched: Searched, output: Pat
         assert result[role]["parameters"] == parameters
         assert 0 <= result[role]["test_score"] <= 1
     assert [set(trial) for trial in trials] == TRIALS * [
-        {"params", "epochs", "val_score", "status", "run_id", "error"}
+        {"number", "params", "epochs", "val_score", "status", "run_id", "error"}
     ]
     assert set(result["mlflow"]) == {"tracking_uri", "experiment_id", "parent_run_id"}
     assert result["mlflow"]["tracking_uri"] == tracking.default_uri(output)

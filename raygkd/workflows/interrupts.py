@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM: what runs finishes its step and writes a checkpoint; the second ends all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from raygkd.rayrun.stopping import POLL_SECONDS, StopFolder
+
+# of the 15 seconds that a stop may take; the rest is for MLflow and Ray
+ANSWER_SECONDS = 8.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Turns the first signal into a request and then a KeyboardInterrupt, the second into the end.
+
+    Args:
+        folder: where training processes are asked to stop.
+        tell: shows a line.
+    """
+
+    def __init__(self, folder: StopFolder, tell: Callable[[str], None]):
+        self.folder = folder
+        self._tell = tell
+        self._deadline: float | None = None
+        self._running: Callable[[], Collection[str]] = tuple
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle signals inside the block."""
+        self.folder.withdraw()
+        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        alarm = signal.signal(signal.SIGALRM, self._on_alarm)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            for number, handler in [*before.items(), (signal.SIGALRM, alarm)]:
+                signal.signal(number, handler)
+            self.folder.withdraw()
+
+    @contextlib.contextmanager
+    def waiting_for(self, running: Callable[[], Collection[str]]) -> Iterator[None]:
+        """Let a stop inside the block wait for the checkpoints of these runs.
+
+        Args:
+            running: returns the names of the runs that are under way.
+        """
+        self._running = running
+        try:
+            yield
+        finally:
+            self._running = tuple
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._deadline is not None:
+            os.write(2, b"stopped at once\n")
+            os._exit(130)
+        self._deadline = time.monotonic() + ANSWER_SECONDS
+        if not self._running():
+            raise KeyboardInterrupt
+        self._tell("stopping: the step is finished and a checkpoint written; again to stop at once")
+        self.folder.ask()
+        signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
+
+    def _on_alarm(self, number: int, frame: Any) -> None:
+        assert self._deadline is not None
+        late = time.monotonic() > self._deadline
+        if late or set(self._running()) <= self.folder.answered():
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            raise KeyboardInterrupt
