@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -232,6 +233,85 @@ def run_search(
         key=lambda trial: (-1.0 if trial.val_score is None else trial.val_score, trial.epochs),
         reverse=True,
     )
+
+
+class _Given(Searcher):
+    """Draws settings that are given, in their order."""
+
+    def __init__(self, settings: Sequence[Mapping[str, Any]]):
+        super().__init__()
+        self._waiting = [dict(values) for values in settings]
+
+    def set_search_properties(self, *args: Any, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
+
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_text(json.dumps(self._waiting))
+
+    def restore(self, checkpoint_path: str) -> None:
+        self._waiting = json.loads(Path(checkpoint_path).read_text())
+
+
+def run_settings(
+    job: Job,
+    config: Config,
+    settings: Sequence[Mapping[str, Any]],
+    *,
+    cpus: float,
+    concurrent: int,
+    folder: Path,
+    observer: SearchObserver,
+    resume: bool = False,
+) -> list[TrialResult]:
+    """Train settings, each through all epochs; return the results in the order of the settings.
+
+    Args:
+        job: what every trial trains, before its settings are put in.
+        config: the base configuration.
+        settings: names and values of each trial.
+        cpus: of each training process.
+        concurrent: trials at the same time.
+        folder: absolute path for Tune's state and the checkpoints.
+        observer: is told what happens.
+        resume: go on with what was broken off in ``folder``.
+    """
+    trainable = _trainable(job, config.cluster, cpus, folder)
+    _Relay.observer = observer
+    warm = config.cluster.workers == 1
+    state = str(folder / "trials-given")
+    if resume and tune.Tuner.can_restore(state):
+        tuner = tune.Tuner.restore(
+            state, trainable=trainable, resume_unfinished=True, restart_errored=True
+        )
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=len(settings),
+                max_concurrent_trials=concurrent,
+                metric=METRIC,
+                mode="max",
+                search_alg=_Given(settings),
+                reuse_actors=warm,
+            ),
+            run_config=tune.RunConfig(
+                name="trials-given",
+                storage_path=str(folder),
+                verbose=0,
+                callbacks=[_Relay()],
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=1, checkpoint_frequency=1 if warm else 0
+                ),
+            ),
+        )
+    results = [_trial_result(result, config.optim.epochs) for result in tuner.fit()]
+    return sorted(results, key=lambda trial: settings.index(trial.params))
 
 
 def _trainable(job: Job, cluster: ClusterConfig, cpus: float, folder: Path) -> Any:

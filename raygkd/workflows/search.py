@@ -19,14 +19,15 @@ from raygkd.engine import read_checkpoint
 from raygkd.errors import RunFailed, UserError
 from raygkd.inputs import Images
 from raygkd.models import ModelFile, is_detector, save_model_file
-from raygkd.rayrun.search import METRIC, SearchObserver, TrialResult, run_search
+from raygkd.rayrun.search import METRIC, TrialResult, run_search
 from raygkd.rayrun.worker import make_job
-from raygkd.report.console import Advance, progress
+from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
 from raygkd.tracking import read_journal
 from raygkd.workflows import detections
-from raygkd.workflows.session import Session, open_session, require_room, run_tags, write_text
+from raygkd.workflows.repeat import repeat
+from raygkd.workflows.session import Session, open_session, run_tags, write_text
 from raygkd.workflows.single import (
     MODEL,
     RESULT,
@@ -40,9 +41,10 @@ from raygkd.workflows.single import (
     test_scores,
     train_one,
 )
+from raygkd.workflows.trials import SearchProgress, at_once
 
 REGISTERED = "raygkd-{dataset}-{student}"
-FIRST_STEP = "first_step_seconds"
+RULE = "highest validation score after the last epoch trained"
 _COMPARED = ("test_score", "parameters")
 
 
@@ -51,7 +53,8 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
 
     The teacher is trained first where none is given, then the trials, then the student alone as
     their control: with the best trial's settings, so that the teacher is all it lacks. Validation
-    chooses; the test split is scored once, for the three models at the end.
+    chooses; the test split is scored once, for the models at the end: these three, and with
+    ``--repeat`` those of other seeds.
     """
     started = time.monotonic()
     check_names(config)
@@ -69,7 +72,9 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
             texts={"config.yaml": to_yaml(session.config)},
         )
         teacher, teacher_path = get_teacher(session, "search")
+        searching = time.monotonic()
         trials = _search(session, teacher, space, resume=resume is not None)
+        chosen = selection(session.config, trials, seconds=time.monotonic() - searching)
         winner, best = _winner(session, trials)
         alone = best
         if build.uses_teacher(session.config):
@@ -81,8 +86,13 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
                 teacher=None,
                 parent="search",
             )
+        repeated = repeat(session, teacher, winner, resume=resume is not None)
         models = {"teacher": teacher, "student_alone": alone, "best": best}
+        session.tracker.tags(
+            "search", {f"selection.{name}": str(value) for name, value in chosen.items()}
+        )
         result = _conclude(session, trials, winner, models)
+        result |= {"selection": chosen, "repeat": repeated}
     result["teacher"]["path"] = str(teacher_path)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_text(Path(result["run"]) / RESULT, json.dumps(result, indent=2))
@@ -122,61 +132,14 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
     return space
 
 
-class SearchProgress(SearchObserver):
-    """Records a search in MLflow and shows how far it is."""
-
-    def __init__(self, session: Session, advance: Advance):
-        self._session = session
-        self._advance = advance
-        self._trials = session.config.search.trials
-        self._epochs: dict[str, int] = {}
-        self._ended: set[str] = set()
-        self._best = 0.0
-        self.first_steps: list[float] = []
-
-    def started(self, trial_id: str, params: Mapping[str, Any]) -> None:
-        """Open the trial's MLflow run."""
-        self._session.tracker.start(
-            trial_id,
-            f"trial {trial_id.rpartition('_')[2]}",
-            parent="search",
-            params=params,
-            tags=run_tags(self._session, "trial"),
-            texts={"config.yaml": to_yaml(with_settings(self._session.config, params))},
-        )
-        self._show()
-
-    def reported(self, trial_id: str, metrics: Mapping[str, float]) -> None:
-        """Log an epoch."""
-        self._epochs[trial_id] = int(metrics["epoch"])
-        self._best = max(self._best, metrics[METRIC])
-        self.first_steps += [metrics[FIRST_STEP]] if FIRST_STEP in metrics else []
-        self._session.tracker.metrics(trial_id, metrics, step=self._epochs[trial_id])
-        self._show()
-
-    def ended(self, trial_id: str, failed: bool) -> None:
-        """Close the trial's MLflow run."""
-        self._ended.add(trial_id)
-        self._session.tracker.end(trial_id, "FAILED" if failed else "FINISHED")
-        self._show()
-
-    def _show(self) -> None:
-        running = len(self._epochs.keys() - self._ended)
-        epochs = sum(self._epochs.values())
-        note = f"{running} running, {epochs} epochs, best val {self._best:.4f}"
-        self._advance(len(self._ended), self._trials, note)
-
-
 def _search(
     session: Session, teacher: ModelFile, space: tuple[Dimension, ...], *, resume: bool
 ) -> list[TrialResult]:
     config = session.config
     cpus = config.cluster.cpus_per_worker or 1.0
-    fitting = require_room(config, session.nodes, session.data_cpus)
-    concurrent = min(fitting, config.search.trials, config.search.max_concurrent or fitting)
+    concurrent = at_once(session, config.search.trials)
     with progress(session.console, f"trials ({concurrent} at a time)") as advance:
-        advance(0, config.search.trials)
-        observer = SearchProgress(session, advance)
+        observer = SearchProgress(session, advance, config.search.trials)
         trials = run_search(
             make_job(config, session.shared, teacher),
             config,
@@ -193,6 +156,26 @@ def _search(
             f"longest {max(observer.first_steps):.2f} s"
         )
     return trials
+
+
+def selection(config: Config, trials: Sequence[TrialResult], *, seconds: float) -> dict[str, Any]:
+    """Return how the winner is chosen, and what was spent on it.
+
+    Args:
+        config: of the search.
+        trials: all of them.
+        seconds: that the trials took; of a search that was resumed, since then.
+    """
+    return {
+        "rule": RULE,
+        "split": "val",
+        "trials": len(trials),
+        "epochs": config.optim.epochs,
+        "scheduler": config.search.scheduler,
+        "searcher": config.search.searcher,
+        "trained_epochs": sum(trial.epochs for trial in trials),
+        "seconds": round(seconds, 1),
+    }
 
 
 def _conclude(
