@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raygkd.config import Config, OptimConfig, to_yaml, with_settings
+from raygkd.config import (
+    Config,
+    MethodConfig,
+    OptimConfig,
+    settings,
+    to_yaml,
+    with_settings,
+)
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.boxes import Boxes
 from raygkd.data.transforms import build_transform
@@ -218,7 +225,29 @@ def student_alone(config: Config, params: Mapping[str, Any]) -> Config:
         config: of the search.
         params: the trial's settings, whose learning rate the control has too.
     """
-    return with_settings(config, {**params, "method": "none", "inherit": False})
+    return with_settings(config, without_teacher(params))
+
+
+def without_teacher(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ``student_alone``."""
+    return {**params, "method": "none", "inherit": False}
+
+
+def logit_baseline(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of plain logit distillation that a trial is held to.
+
+    Args:
+        params: the trial's settings, whose optimiser the baseline has too; what is distilled, and
+            how, is the default.
+    """
+    known = settings()
+    optim = {name: value for name, value in params.items() if known[name][0] == "optim"}
+    return {
+        **optim,
+        "method": "kd",
+        "kd_temperature": MethodConfig.kd_temperature,
+        "kd_weight": MethodConfig.kd_weight,
+    }
 
 
 def check_teacher(teacher: ModelFile, spec: ImageSpec) -> None:

@@ -293,7 +293,7 @@ def teacher(config_file: str | None, resume: str | None, as_json: bool, **option
 
 
 def _show_search(out: Any, result: dict[str, Any]) -> None:
-    from raygkd.report.tables import models_table, trials_table
+    from raygkd.report.tables import missing_scores, models_table, repeat_table, trials_table
 
     best, alone, teacher = result["best"], result["student_alone"], result["teacher"]
     rows = [
@@ -303,6 +303,10 @@ def _show_search(out: Any, result: dict[str, Any]) -> None:
     ]
     out.print(trials_table(result["trials"]))
     out.print(models_table(rows))
+    if result["repeat"] is not None:
+        out.print(repeat_table(best["model"], result["repeat"]))
+        for line in missing_scores(result["repeat"]):
+            out.print(line, soft_wrap=True)
     out.print(f"curves      {Path(result['run']) / 'search.png'}", soft_wrap=True)
     _show_next(out, result)
 

@@ -21,6 +21,7 @@ from typing import Any
 from raygkd.errors import ConfigError, near
 
 METHODS = ("none", "kd", "graph", "graph+kd")
+LARGEST_SEED = 2**32 - 1
 
 
 def option(
@@ -181,7 +182,7 @@ class OptimConfig:
     )
     compile: bool = option(False, "compile the models with torch.compile")
     seed: int = option(
-        0, "seed of initial weights, data order and augmentation", minimum=0, maximum=2**32 - 1
+        0, "seed of initial weights, data order and augmentation", minimum=0, maximum=LARGEST_SEED
     )
 
 
@@ -238,6 +239,12 @@ class SearchConfig:
     space: str | None = option(
         None,
         "YAML file that replaces the search space, an entry is 'lr: {loguniform: [0.02, 0.2]}'",
+    )
+    repeat: int = option(
+        0,
+        "re-train the best settings, the student alone and logit distillation with so many other "
+        "seeds, and report mean and spread on the test split",
+        minimum=0,
     )
 
 
@@ -380,6 +387,11 @@ def _check_together(config: Config) -> list[str]:
     if 0 < optim.epochs <= optim.warmup_epochs:
         problems.append(
             f"--warmup-epochs {optim.warmup_epochs}: must be below --epochs {optim.epochs}"
+        )
+    if optim.seed <= LARGEST_SEED < optim.seed + config.search.repeat:
+        problems.append(
+            f"--repeat {config.search.repeat}: takes the seeds after --seed {optim.seed}, and the "
+            f"largest is {LARGEST_SEED}: lower one of them"
         )
     if not all(0 < m < 1 for m in optim.milestones):
         shown = ",".join(map(str, optim.milestones))

@@ -120,6 +120,7 @@ class History:
         self._searcher, self._scheduler = searcher, scheduler
         self._number_of_trials, self._epochs, self._seed = trials, epochs, seed
         self._observer = observer
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._replay()
         for trial in self.trials:
             observer.known(trial)

@@ -66,6 +66,49 @@ def models_table(rows: Sequence[tuple[str, str, int, float]]) -> Table:
     return table
 
 
+def repeat_table(model: str, repeat: Mapping[str, Any]) -> Table:
+    """Return the scores over several seeds, and how far the best settings are ahead.
+
+    Args:
+        model: name of the student.
+        repeat: "models", role -> "test_scores", "mean" and "std", and "best_minus", role ->
+            "differences", "mean" and "std"; None for a score that is missing and what hangs on it.
+    """
+    table = _table("Other seeds, on the test split")
+    table.add_column("")
+    table.add_column("model", overflow="fold")
+    for name in ("seeds", "mean", "std"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = [
+        (role, model, entry["test_scores"], entry, "") for role, entry in repeat["models"].items()
+    ]
+    rows += [
+        (f"best - {role}", "", entry["differences"], entry, "+")
+        for role, entry in repeat["best_minus"].items()
+    ]
+    for role, name, scores, entry, sign in rows:
+        known = sum(score is not None for score in scores)
+        seeds = str(known) if known == len(scores) else f"{known} of {len(scores)}"
+        mean = "-" if entry["mean"] is None else f"{entry['mean']:{sign}z.4f}"
+        std = "-" if entry["std"] is None else f"{entry['std']:.4f}"
+        table.add_row(role.replace("_", " "), name, seeds, mean, std)
+    return table
+
+
+def missing_scores(repeat: Mapping[str, Any]) -> list[str]:
+    """Return a line for each repeat that has no score, with the reason.
+
+    Args:
+        repeat: "trials" with "role", "seed", "status" and "error" of each.
+    """
+    return [
+        f"no score of {trial['role'].replace('_', ' ')} with seed {trial['seed']}: "
+        f"{trial['error'] or trial['status']}"
+        for trial in repeat["trials"]
+        if trial["status"] != "finished"
+    ]
+
+
 def levels_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the matched levels, as ``GraphDistillationLoss.describe`` gives them."""
     table = _table("Matched levels")

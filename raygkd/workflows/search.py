@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,15 +19,16 @@ from raygkd.engine import read_checkpoint
 from raygkd.errors import RunFailed, UserError
 from raygkd.inputs import Images
 from raygkd.models import ModelFile, is_detector, save_model_file
-from raygkd.rayrun.history import METRIC, SearchObserver, Trial
+from raygkd.rayrun.history import METRIC
 from raygkd.rayrun.search import TrialResult, run_search
-from raygkd.rayrun.worker import make_job, trial_folder
-from raygkd.report.console import Advance, progress
+from raygkd.rayrun.worker import make_job
+from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.resuming import RESULT
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
 from raygkd.workflows import detections
-from raygkd.workflows.session import Session, open_session, require_room, run_tags, write_text
+from raygkd.workflows.repeat import repeat
+from raygkd.workflows.session import Session, open_session, run_tags, write_text
 from raygkd.workflows.single import (
     MODEL,
     check_names,
@@ -42,12 +42,12 @@ from raygkd.workflows.single import (
     test_scores,
     train_one,
 )
+from raygkd.workflows.trials import SearchProgress, at_once, trial_key
 
 REGISTERED = "raygkd-{dataset}-{student}"
-FIRST_STEP = "first_step_seconds"
+RULE = "highest validation score after the last epoch trained"
 _OF_TRIAL = ("number", "params", "epochs", "val_score", "status", "error")
 _COMPARED = ("test_score", "parameters")
-_log = logging.getLogger(__name__)
 
 
 def tune(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
 
     The teacher is trained first where none is given, then the trials, then the student alone as
     their control: with the best trial's settings, so that the teacher is all it lacks. Validation
-    chooses; the test split is scored once, for the three models at the end.
+    chooses; the test split is scored once, for the models at the end: these three, and with
+    ``--repeat`` those of other seeds.
     """
     started = time.monotonic()
     check_names(config)
@@ -75,7 +76,9 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
             texts={"config.yaml": to_yaml(session.config)},
         )
         teacher, teacher_path = get_teacher(session, "search")
+        searching = time.monotonic()
         trials = _search(session, teacher, space)
+        chosen = selection(session.config, trials, seconds=time.monotonic() - searching)
         winner, best = _winner(session, trials)
         alone = best
         if build.uses_teacher(session.config):
@@ -87,8 +90,13 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
                 teacher=None,
                 parent="search",
             )
+        repeated = repeat(session, teacher, winner)
         models = {"teacher": teacher, "student_alone": alone, "best": best}
+        session.tracker.tags(
+            "search", {f"selection.{name}": str(value) for name, value in chosen.items()}
+        )
         result = _conclude(session, trials, winner, models)
+        result |= {"selection": chosen, "repeat": repeated}
     result["teacher"]["path"] = str(teacher_path)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_text(Path(result["run"]) / RESULT, json.dumps(result, indent=2))
@@ -128,96 +136,24 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
     return space
 
 
-class SearchProgress(SearchObserver):
-    """Records a search in MLflow and shows how far it is."""
-
-    def __init__(self, session: Session, advance: Advance):
-        self._session = session
-        self._advance = advance
-        self._trials: dict[int, Trial] = {}
-        self.first_steps: list[float] = []
-
-    def running(self) -> list[str]:
-        """Return the names of the folders of the trials that are under way."""
-        running = [trial for trial in self._trials.values() if not trial.is_over]
-        return [trial_folder(self._session.folder, trial.number).name for trial in running]
-
-    def known(self, trial: Trial) -> None:
-        """Count a trial of an earlier process; it is not under way until it starts again."""
-        if trial.is_over:
-            self._trials[trial.number] = trial
-        self._show()
-
-    def started(self, trial: Trial) -> None:
-        """Open the trial's MLflow run."""
-        self._trials[trial.number] = trial
-        self._session.tracker.start(
-            trial_key(trial.number),
-            f"trial {trial.number}",
-            parent="search",
-            params=trial.params,
-            tags=run_tags(self._session, "trial"),
-            texts={"config.yaml": to_yaml(with_settings(self._session.config, trial.params))},
-        )
-        self._show()
-
-    def reported(self, trial: Trial, metrics: Mapping[str, float]) -> None:
-        """Log an epoch."""
-        self.first_steps += [metrics[FIRST_STEP]] if FIRST_STEP in metrics else []
-        key = trial_key(trial.number)
-        self._session.tracker.metrics(key, metrics, step=int(metrics["epoch"]))
-        self._show()
-
-    def ended(self, trial: Trial) -> None:
-        """Close the trial's MLflow run."""
-        status = "FAILED" if trial.status == "failed" else "FINISHED"
-        self._session.tracker.end(trial_key(trial.number), status)
-        self._show()
-
-    def lost(self, trial: Trial, failures: int) -> None:
-        """Warn that a trial goes on after a fault."""
-        _log.warning(
-            "trial %d lost its process (%d of at most %d times); it goes on after epoch %d",
-            trial.number,
-            failures,
-            self._session.config.cluster.max_failures,
-            trial.epoch,
-        )
-
-    def _show(self) -> None:
-        trials = self._trials.values()
-        over = sum(trial.is_over for trial in trials)
-        epochs = sum(trial.epoch for trial in trials)
-        best = max((epoch[METRIC] for trial in trials for epoch in trial.epochs), default=0.0)
-        note = f"{len(trials) - over} running, {epochs} epochs, best val {best:.4f}"
-        self._advance(over, self._session.config.search.trials, note)
-
-
-def trial_key(number: int) -> str:
-    """Return the key of a trial's MLflow run."""
-    return f"trial-{number:04d}"
-
-
 def _search(
     session: Session, teacher: ModelFile, space: tuple[Dimension, ...]
 ) -> list[TrialResult]:
     config = session.config
-    cpus = config.cluster.cpus_per_worker or 1.0
-    fitting = require_room(config, session.nodes, session.data_cpus)
-    concurrent = min(fitting, config.search.trials, config.search.max_concurrent or fitting)
+    concurrent = at_once(session, config.search.trials)
+    job = make_job(
+        config, session.shared, teacher, folder=session.folder, stop=session.interrupts.folder
+    )
     with progress(session.console, f"trials ({concurrent} at a time)") as advance:
-        advance(0, config.search.trials)
-        observer = SearchProgress(session, advance)
-        job = make_job(
-            config,
-            session.shared,
-            teacher,
-            folder=session.folder,
-            stop=session.interrupts.folder,
-        )
+        observer = SearchProgress(session, advance, config.search.trials)
         with session.interrupts.waiting_for(observer.running):
             trials = run_search(
-                job, config, space, cpus=cpus, concurrent=concurrent, observer=observer
+                job,
+                config,
+                space,
+                cpus=config.cluster.cpus_per_worker or 1.0,
+                concurrent=concurrent,
+                observer=observer,
             )
     if observer.first_steps:
         session.console.print(
@@ -225,6 +161,26 @@ def _search(
             f"longest {max(observer.first_steps):.2f} s"
         )
     return trials
+
+
+def selection(config: Config, trials: Sequence[TrialResult], *, seconds: float) -> dict[str, Any]:
+    """Return how the winner is chosen, and what was spent on it.
+
+    Args:
+        config: of the search.
+        trials: all of them.
+        seconds: that the trials took; of a search that was resumed, since then.
+    """
+    return {
+        "rule": RULE,
+        "split": "val",
+        "trials": len(trials),
+        "epochs": config.optim.epochs,
+        "scheduler": config.search.scheduler,
+        "searcher": config.search.searcher,
+        "trained_epochs": sum(trial.epochs for trial in trials),
+        "seconds": round(seconds, 1),
+    }
 
 
 def _conclude(

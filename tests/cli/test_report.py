@@ -19,7 +19,9 @@ from raygkd.report.tables import (
     classes_table,
     info_table,
     levels_table,
+    missing_scores,
     models_table,
+    repeat_table,
     show,
     trials_table,
 )
@@ -133,6 +135,41 @@ def test_models_are_compared_in_size_and_score() -> None:
     shown = rows_of(models_table(rows))
     assert "teacher torchvision:mobilenet_v3_large 123,456,789 100% 0.9123" in shown
     assert "best student resnet8 12,345,679 10% 0.9000" in shown
+
+
+def test_other_seeds_are_shown_with_their_spread_and_what_is_missing() -> None:
+    repeat = {
+        "models": {
+            "best": {"test_scores": [0.9, 0.8], "mean": 0.85, "std": 0.070711},
+            "student_alone": {"test_scores": [0.95, 0.8], "mean": 0.875, "std": 0.10607},
+            "kd": {"test_scores": [0.7, None], "mean": None, "std": None},
+        },
+        "best_minus": {
+            "student_alone": {"differences": [-0.05, 0.05], "mean": -1e-18, "std": 0.070711},
+            "kd": {"differences": [0.2, None], "mean": None, "std": None},
+        },
+    }
+    shown = rows_of(repeat_table("resnet8", repeat))
+    assert shown[2] == "model seeds mean std"
+    assert shown[4:-1] == [
+        "best resnet8 2 0.8500 0.0707",
+        "student alone resnet8 2 0.8750 0.1061",
+        "kd resnet8 1 of 2 - -",
+        "best - student alone 2 +0.0000 0.0707",
+        "best - kd 1 of 2 - -",
+    ]
+
+
+def test_a_repeat_without_a_score_is_told_with_the_reason() -> None:
+    trials: list[dict[str, Any]] = [
+        {"role": "best", "seed": 4, "status": "finished", "error": None},
+        {"role": "student_alone", "seed": 4, "status": "diverged", "error": None},
+        {"role": "kd", "seed": 5, "status": "failed", "error": "no space left"},
+    ]
+    assert missing_scores({"trials": trials}) == [
+        "no score of student alone with seed 4: diverged",
+        "no score of kd with seed 5: no space left",
+    ]
 
 
 def test_levels_are_shown_with_shapes_and_adapters() -> None:

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from raygkd.build import student_alone, teacher_alone, teacher_training, uses_teacher
+from raygkd.build import (
+    logit_baseline,
+    student_alone,
+    teacher_alone,
+    teacher_training,
+    uses_teacher,
+)
 from raygkd.config import (
     SECTIONS,
     Config,
@@ -286,6 +292,11 @@ def test_every_default_and_every_setting_is_described():
         ({"workers": 0}, "--workers 0: must be at least 1"),
         ({"warmup_epochs": 10.0}, "--warmup-epochs 10.0: must be below --epochs 10"),
         ({"grace_period": 11}, "--grace-period 11: must be at most --epochs 10"),
+        (
+            {"seed": 2**32 - 3, "repeat": 3},
+            "--repeat 3: takes the seeds after --seed 4294967293, and the largest is 4294967295: "
+            "lower one of them",
+        ),
         ({"milestones": [0.5, 1.0]}, "--milestones 0.5,1.0: must lie between 0 and 1"),
         (
             {"alpha": 0, "beta": 0, "gamma": 0, "method": "graph+kd"},
@@ -341,6 +352,16 @@ def test_student_alone_is_the_trial_without_its_teacher():
     assert alone == with_settings(config, {**params, "method": "none", "inherit": False})
     assert uses_teacher(config)
     assert not uses_teacher(alone)
+
+
+def test_logit_baseline_has_the_optimiser_of_the_trial_and_the_defaults_of_logit_distillation():
+    config = with_settings(Config(), {"method": "graph+kd", "epochs": 30, "kd_weight": 0.3})
+    params = {"lr": 0.2, "weight_decay": 1e-3, "levels": [2], "alpha": 0.5, "kd_temperature": 2.0}
+    baseline = with_settings(config, logit_baseline(params))
+    assert baseline == with_settings(
+        config,
+        {"lr": 0.2, "weight_decay": 1e-3, "method": "kd", "kd_temperature": 4.0, "kd_weight": 0.9},
+    )
 
 
 def test_a_student_that_inherits_needs_a_teacher_whatever_it_learns_from():

@@ -22,8 +22,9 @@ from raygkd.config import Config, from_yaml
 from raygkd.data.loader import PlainStream
 from raygkd.data.splits import Splits
 from raygkd.data.windows import load_window
+from raygkd.engine import Training
 from raygkd.inputs import Images, open_images
-from raygkd.models import load_model_file
+from raygkd.models import ModelFile, load_model_file
 
 # what each process measures by its own clock, in every epoch and in its first
 TIMES = ("epoch_seconds", "images_per_second")
@@ -44,6 +45,13 @@ def journal(folder: Path) -> list[dict[str, float]]:
 def without_times(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return what does not depend on the clock."""
     return {name: value for name, value in metrics.items() if name not in (*TIMES, FIRST_STEP)}
+
+
+def tracked(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run's tracking journal holds so far."""
+    path = folder / "tracking.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, dict[int, float]]:
@@ -100,7 +108,12 @@ def whole_split(run: Path, split: str) -> tuple[NDArray[np.float32], NDArray[np.
 def plain_curve(run: Path) -> list[dict[str, float]]:
     """Train a run that has no teacher again, in this process and without Ray; give its journal."""
     config = configuration_of(run)
-    images = images_of(config)
+    training = plain_training(config, images_of(config), None)
+    return [without_times(training.run_epoch()) for _ in range(config.optim.epochs)]
+
+
+def plain_training(config: Config, images: Images, teacher: ModelFile | None) -> Training:
+    """Return a training in this process and without Ray."""
     stream = PlainStream(
         images.table,
         Splits(**images.rows),
@@ -112,16 +125,15 @@ def plain_curve(run: Path) -> list[dict[str, float]]:
         world_size=1,
         window_rows=images.window_rows,
     )
-    training = build_training(
+    return build_training(
         config,
         spec=images.spec,
-        teacher_file=None,
+        teacher_file=teacher,
         stream=stream,
         device=torch.device("cpu"),
         rank=0,
         parallel=lambda module: module,
     )
-    return [without_times(training.run_epoch()) for _ in range(config.optim.epochs)]
 
 
 def rescored(model: Path, run: Path, split: str) -> Mapping[str, float]:

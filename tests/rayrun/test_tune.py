@@ -22,6 +22,7 @@ from records import (
     rescored,
     running,
     strange_numbers,
+    tracked,
     whole_split,
 )
 
@@ -103,7 +104,24 @@ def test_the_result_is_what_the_command_promises(searched: Searched, output: Pat
     assert set(result["mlflow"]) == {"tracking_uri", "experiment_id", "parent_run_id"}
     assert result["mlflow"]["tracking_uri"] == tracking.default_uri(output)
     assert result["seconds"] > 0
+    assert result["repeat"] is None
     assert json.loads((searched.folder / "result.json").read_text()) == result
+
+
+def test_how_the_winner_was_chosen_is_told_with_what_it_cost(
+    searched: Searched, client: MlflowClient
+) -> None:
+    selection = dict(searched.result["selection"])
+    trained = sum(trial["epochs"] for trial in searched.result["trials"])
+    assert 0 < selection.pop("seconds") < searched.result["seconds"]
+    assert selection == {
+        "rule": "highest validation score after the last epoch trained",
+        **{"split": "val", "trials": TRIALS, "epochs": EPOCHS, "trained_epochs": trained},
+        **{"scheduler": "asha", "searcher": "random"},
+    }
+    tags = client.get_run(searched.result["mlflow"]["parent_run_id"]).data.tags
+    for name, value in searched.result["selection"].items():
+        assert tags[f"selection.{name}"] == str(value)
 
 
 def test_trials_are_ranked_and_the_best_is_the_best_on_validation(searched: Searched) -> None:
@@ -244,13 +262,6 @@ class Stopped:
     over: set[str]
     epochs: dict[str, int]
     order: list[str]
-
-
-def tracked(folder: Path) -> list[dict[str, Any]]:
-    """Return what a run's tracking journal holds so far."""
-    path = folder / "tracking.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
 
 
 def is_of_trial(entry: Mapping[str, Any], *operations: str) -> bool:
