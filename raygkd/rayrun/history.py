@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -187,7 +188,8 @@ class History:
         if trial.is_over:
             self._tell_end(trial)
         else:
-            self._searcher.on_trial_result(trial.name, metrics)
+            # Optuna counts reports by Tune's own entry
+            self._searcher.on_trial_result(trial.name, {**metrics, TRAINING_ITERATION: trial.epoch})
 
     def _tell_end(self, trial: Trial) -> None:
         if trial.epochs:

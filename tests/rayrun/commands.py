@@ -127,6 +127,22 @@ class Command:
         self.wait(60)
         return time.monotonic() - started
 
+    def kill(self, title: str) -> int:
+        """Kill those of its processes that have a title; return how many."""
+        killed = 0
+        for process in self._root.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline() and process.cmdline()[0].startswith(title):
+                    process.kill()
+                    killed += 1
+        return killed
+
+    def kill_all(self) -> None:
+        """Kill it and all its processes, as a machine does that stops."""
+        for process in [self._root, *self._root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def survivors(self) -> list[psutil.Process]:
         """Return those of its processes that are alive."""
         alive = []

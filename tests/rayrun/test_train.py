@@ -30,6 +30,7 @@ from records import (
 from untrained import untrained_file
 
 from raygkd.build import ImageSpec
+from raygkd.engine import read_checkpoint
 from raygkd.models import (
     build_classifier,
     build_from_file,
@@ -38,11 +39,11 @@ from raygkd.models import (
     save_model_file,
 )
 
-EPOCHS = 6
+EPOCHS, TEACHER_EPOCHS = 6, 24
 # 151 validation and 359 test images: two workers get unequal shares
 IMAGES = ("--dataset", "digits", "--limit-train", "256", "--val-fraction", "0.105", "--seed", "3")
 TEACHER = (
-    *("teacher", *IMAGES, "--teacher", "resnet14", "--epochs", str(EPOCHS)),
+    *("teacher", *IMAGES, "--teacher", "resnet14", "--epochs", TEACHER_EPOCHS),
     # streamed: one CPU is for the images, and half a one for the training
     *("--cache-mb", "0", "--cpus-per-worker", "0.5"),
 )
@@ -63,7 +64,7 @@ class Interrupted:
         all_gone: whether no process is left.
         running: MLflow runs that are said to run.
         epochs: that are done.
-        checkpoints: on disk.
+        checkpoint: what it has to go on from.
     """
 
     command: Command
@@ -72,7 +73,7 @@ class Interrupted:
     all_gone: bool
     running: list[str]
     epochs: list[dict[str, float]]
-    checkpoints: list[Path]
+    checkpoint: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def interrupted(raygkd: Start, output: Path) -> Interrupted:
         all_gone=command.gone(10),
         running=running(MlflowClient(f"sqlite:///{output / 'mlflow.db'}")),
         epochs=journal(folder),
-        checkpoints=list(folder.glob("checkpoint.pt")),
+        checkpoint=read_checkpoint(folder / "checkpoint.pt"),
     )
 
 
@@ -130,9 +131,15 @@ def training(raygkd: Start, output: Path, given_teacher: Path, interrupted: Inte
 
 @pytest.fixture(scope="module")
 def teacher(raygkd: Start, interrupted: Interrupted, training: Command) -> Trained:
-    """The interrupted teacher, brought to its end by the command that was printed."""
+    """The interrupted teacher, brought to its end by the command that was printed.
+
+    Its worker is killed on the way.
+    """
     [line] = [line for line in interrupted.command.err.splitlines() if line.startswith("stopped; ")]
     command = raygkd(*line.partition("raygkd ")[2].split())
+    command.until(lambda: len(journal(interrupted.folder)) > len(interrupted.epochs) + 2)
+    assert command.kill("ray::RayTrainWorker") == 1
+    assert len(journal(interrupted.folder)) < TEACHER_EPOCHS
     assert command.wait() == 0, command.err
     return Trained(command, json.loads((interrupted.folder / "result.json").read_text()))
 
@@ -157,8 +164,12 @@ def test_ctrl_c_ends_a_run_with_its_processes_and_its_record(interrupted: Interr
     assert interrupted.seconds < 15
     assert interrupted.all_gone, interrupted.command.survivors()
     assert interrupted.running == []
-    assert len(interrupted.epochs) in range(1, EPOCHS)
-    assert interrupted.checkpoints
+    assert len(interrupted.epochs) in range(1, TEACHER_EPOCHS)
+    assert interrupted.command.err.count("stopping: the step is finished and a checkpoint") == 1
+    # in the middle of an epoch
+    [part] = interrupted.checkpoint["parts"]
+    assert part["steps"] in range(1, 256 // 64 + 1)
+    assert interrupted.checkpoint["epoch"] >= len(interrupted.epochs)
     assert interrupted.command.out == ""
     assert f"go on with: raygkd teacher --resume {interrupted.folder}\n" in interrupted.command.err
     assert "Traceback" not in interrupted.command.err
@@ -170,7 +181,7 @@ def test_a_streamed_run_trains_as_one_without_ray(
     assert interrupted.epochs == plain[: len(interrupted.epochs)]
 
 
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
+def test_a_run_that_was_interrupted_and_lost_its_worker_ends_as_any_other(
     teacher: Trained, interrupted: Interrupted, plain: list[dict[str, float]]
 ) -> None:
     assert teacher.folder == interrupted.folder
@@ -188,7 +199,9 @@ def test_a_resumed_run_goes_on_in_its_mlflow_run_and_misses_no_epoch(
     assert set(found) == EVERY_EPOCH | {FIRST_STEP, "gradient_task", "test_score"}
     for epoch, metrics in enumerate(plain, start=1):
         assert {name: found[name][epoch] for name in metrics} == metrics
-    assert found["test_score"] == {EPOCHS: teacher.result["models"]["teacher"]["test_score"]}
+    assert found["test_score"] == {
+        TEACHER_EPOCHS: teacher.result["models"]["teacher"]["test_score"]
+    }
 
 
 def test_without_json_the_result_is_a_table_and_where_to_look_next(
