@@ -117,14 +117,26 @@ class Command:
             time.sleep(0.02)
         return found
 
-    def stop(self, number: signal.Signals) -> float:
-        """Send a signal, Ctrl-C to the whole group; return the seconds until the end."""
-        started = time.monotonic()
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, Ctrl-C to the whole group."""
         if number == signal.SIGINT:
             os.killpg(self._process.pid, number)
         else:
             self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals) -> float:
+        """Send a signal; return the seconds until the end."""
+        started = time.monotonic()
+        self.send(number)
         self.wait(60)
+        return time.monotonic() - started
+
+    def seconds_until_gone(self, title: str) -> float:
+        """Wait until it and its processes of a title have ended; return the seconds."""
+        started = time.monotonic()
+        mine = [process for process, titles in self._titles.items() if title in titles]
+        self.wait(60)
+        psutil.wait_procs(mine, 60)
         return time.monotonic() - started
 
     def kill(self, title: str) -> int:
