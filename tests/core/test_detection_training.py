@@ -32,7 +32,7 @@ from torch import Tensor
 from raygkd import build
 from raygkd.data.parquet import ImageTable
 from raygkd.engine import Detection, check_terms, read_checkpoint, restore, save_checkpoint
-from raygkd.errors import ConfigError, DataError
+from raygkd.errors import ConfigError, DataError, Stopped
 from raygkd.models.weights import TRAINED_ON_COCO, torchvision_file
 
 PARTS = {"loss_task_classification", "loss_task_bbox_regression", "loss_task_bbox_ctrness"}
@@ -111,6 +111,21 @@ def test_resumed_run_equals_one_without_a_break(scenes: ImageTable, tmp_path: Pa
     restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
     assert curve(resumed) == expected[1:]
     assert same(weights(resumed.objective), weights(whole.objective))
+
+
+def test_run_that_is_stopped_after_a_step_goes_on_as_one_without_a_break(
+    scenes: ImageTable, tmp_path: Path
+) -> None:
+    expected = curve(detection_training(scenes))
+    stopped = detection_training(scenes)
+    with pytest.raises(Stopped):
+        stopped.run_epoch(lambda: True)
+    assert stopped.part is not None
+    assert stopped.part.steps == 1
+    save_checkpoint(tmp_path / "checkpoint.pt", stopped)
+    resumed = detection_training(scenes)
+    restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
+    assert curve(resumed) == expected
 
 
 def test_a_first_batch_without_boxes_is_no_mistake_in_the_set_up(scenes: ImageTable) -> None:

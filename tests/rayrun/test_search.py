@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray.tune import with_parameters
+from ray.util import placement_group_table
 from records import without_times
 from untrained import untrained_file
 
@@ -34,8 +39,12 @@ from raygkd.rayrun.trials import WarmTrial
 from raygkd.rayrun.worker import Job, make_job
 from raygkd.space import Dimension
 
-EPOCHS = 2
-SPACE = (Dimension("lr", "choice", (0.05, 1e30)), Dimension("alpha", "uniform", (0.5, 1.0)))
+import psutil  # type: ignore[import-untyped]  # isort: skip  (ray brings it along)
+
+EPOCHS, STOPPED = 2, 8
+SPACE = (Dimension("lr", "choice", (0.05, *[1e-9] * 4, 1e30)),)
+# with it the first two draws of ten are 0.05, and one of the others 1e30
+SEED = 524
 
 
 @dataclass
@@ -67,38 +76,103 @@ def job_of(config: Config, images: Images, folder: Path) -> Job:
     )
 
 
+@dataclass(frozen=True)
+class Searched:
+    """Trials of two workers with half a CPU each, two at a time.
+
+    Attributes:
+        trials: how they went, the best first.
+        told: what the observer was told.
+        most_workers: how many of their processes were alive at the same time.
+        seconds: from the end of the search until all that it had taken was free again.
+        left: what was not, after that.
+    """
+
+    trials: list[TrialResult]
+    told: Recorder
+    most_workers: int
+    seconds: float
+    left: dict[str, Any]
+
+
+def taken(before: Mapping[str, float]) -> dict[str, Any]:
+    """Return what a search holds of the cluster: placement groups, processes, resources."""
+    groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    now = ray.available_resources()
+    missing = {name: before[name] - now.get(name, 0.0) for name in ("CPU", "memory")}
+    held = {name: amount for name, amount in missing.items() if amount > 1e-3}
+    parts = {"groups": len(groups), "processes": processes(), **held}
+    return {name: part for name, part in parts.items() if part}
+
+
+def processes() -> list[str]:
+    """Return the titles of the processes of trials, controllers and workers."""
+    titles = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            titles += process.cmdline()[:1]
+    ours = ("ray::RayTrainWorker", "ray::TrainController", "ray::ImplicitFunc")
+    return [title.split()[0] for title in titles if title.startswith(ours)]
+
+
 @pytest.fixture(scope="module")
 def searched(
     digits: Images, nodes: list[Resources], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[TrialResult], Recorder]:
-    """Two trials at a time of two workers with half a CPU each; the second one diverges."""
+) -> Searched:
+    """Two trials learn; of the eight after them seven fall behind and one diverges."""
     config = Config(
         model=ModelConfig(teacher="resnet8", student="resnet8"),
-        optim=OptimConfig(epochs=EPOCHS, seed=3),
+        optim=OptimConfig(epochs=EPOCHS, batch_size=16, seed=SEED),
         cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
-        search=SearchConfig(trials=2, grace_period=EPOCHS),
+        search=SearchConfig(trials=2 + STOPPED, grace_period=1, reduction_factor=10),
     )
     recorder = Recorder()
     job = job_of(config, digits, tmp_path_factory.mktemp("search"))
-    trials = run_search(job, config, SPACE, cpus=0.5, concurrent=2, observer=recorder)
-    return trials, recorder
+    before = ray.available_resources()
+    counts: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            counts.append(sum(title == "ray::RayTrainWorker" for title in processes()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        trials = run_search(job, config, SPACE, cpus=0.5, concurrent=2, observer=recorder)
+    finally:
+        over.set()
+        watcher.join()
+    ended = time.monotonic()
+    while taken(before) and time.monotonic() < ended + 60:
+        time.sleep(0.2)
+    return Searched(trials, recorder, max(counts), time.monotonic() - ended, taken(before))
 
 
-def test_trials_of_two_workers_end_and_are_ranked(
-    searched: tuple[list[TrialResult], Recorder],
+def test_trials_of_two_workers_end_and_are_ranked(searched: Searched) -> None:
+    trials = searched.trials
+    assert [trial.params["lr"] for trial in trials] == [0.05, 0.05, *[1e-9] * 7, 1e30]
+    assert [trial.status for trial in trials] == [
+        *["finished"] * 2,
+        *["stopped"] * 7,
+        "diverged",
+    ]
+    assert [trial.epochs for trial in trials] == [EPOCHS, EPOCHS, *[1] * STOPPED]
+    assert (trials[0].val_score or 0.0) > 0.2
+    assert trials[-1].val_score == 0.0
+
+
+def test_trials_that_are_stopped_free_workers_placement_groups_and_memory(
+    searched: Searched,
 ) -> None:
-    trials, _ = searched
-    assert [trial.params["lr"] for trial in trials] == [0.05, 1e30]
-    assert [trial.status for trial in trials] == ["finished", "diverged"]
-    assert [trial.epochs for trial in trials] == [EPOCHS, 1]
-    assert (trials[0].val_score or 0.0) > 0.05
-    assert trials[1].val_score == 0.0
+    assert searched.most_workers == 4
+    assert (searched.left, searched.seconds < 30) == ({}, True)
 
 
 def test_a_trial_of_two_workers_is_one_run_of_two_ranks(
-    searched: tuple[list[TrialResult], Recorder],
+    searched: Searched,
 ) -> None:
-    best = searched[0][0]
+    best = searched.trials[0]
     assert best.checkpoint is not None
     state = read_checkpoint(best.checkpoint)
     assert state["epoch"] == EPOCHS
@@ -108,9 +182,9 @@ def test_a_trial_of_two_workers_is_one_run_of_two_ranks(
 
 
 def test_every_epoch_of_every_trial_is_told_with_finite_numbers(
-    searched: tuple[list[TrialResult], Recorder],
+    searched: Searched,
 ) -> None:
-    trials, told = searched
+    trials, told = searched.trials, searched.told
     assert told.over == {trial.number: trial.status for trial in trials}
     for trial in trials:
         epochs = told.epochs[trial.number]
