@@ -196,6 +196,12 @@ class ClusterConfig:
         "CPUs of each training process [default: 1 in a search, else a share of the machine]",
         above=0.0,
     )
+    teacher_cache_mb: int = option(
+        0,
+        "keep what the teacher says of the training images in this many MiB of shared memory, for "
+        "all trials and epochs that see them again; 0: keep nothing",
+        minimum=0,
+    )
     address: str | None = option(None, "address of a running Ray cluster [default: start one here]")
 
 

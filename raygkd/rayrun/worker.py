@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raygkd import config as configuration
-from raygkd.build import build_task, build_training, normaliser, uses_teacher
+from raygkd.build import build_task, build_training, distils, normaliser, uses_teacher
 from raygkd.config import Config
 from raygkd.engine import Training, fit, read_checkpoint, restore, save_checkpoint
 from raygkd.engine.tasks import pixels
 from raygkd.models import ModelFile, build_from_file
 from raygkd.rayrun.ingest import RayStream, SharedImages
+from raygkd.rayrun.teacher_cache import TeacherCache, start_cache
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -34,11 +35,13 @@ class Job:
         config: the run's settings as plain values.
         images: the shared images.
         teacher: reference to the teacher's ModelFile; None where the method needs none.
+        teacher_cache: what is known of the teacher already; None to ask it every time.
     """
 
     config: dict[str, Any]
     images: SharedImages
     teacher: ObjectRef | None
+    teacher_cache: TeacherCache | None = None
 
     def settings(self, changes: Mapping[str, Any] | None = None) -> Config:
         """Return the configuration, with the settings of a trial put in."""
@@ -47,9 +50,15 @@ class Job:
 
 
 def make_job(config: Config, images: SharedImages, teacher: ModelFile | None) -> Job:
-    """Return a job whose teacher lies in the object store."""
-    reference = ray.put(teacher) if teacher is not None else None
-    return Job(config=configuration.to_mapping(config), images=images, teacher=reference)
+    """Return a job whose teacher lies in the object store, and what it says, where it is kept."""
+    limit = config.cluster.teacher_cache_mb << 20
+    cached = limit > 0 and distils(config)
+    return Job(
+        config=configuration.to_mapping(config),
+        images=images,
+        teacher=ray.put(teacher) if teacher is not None else None,
+        teacher_cache=start_cache(limit, config.method.levels) if cached else None,
+    )
 
 
 def make_training(
@@ -73,6 +82,7 @@ def make_training(
         world_size=world_size,
     )
     teacher = ray.get(job.teacher) if job.teacher is not None else None
+    cache = job.teacher_cache if distils(config) else None
     return build_training(
         config,
         spec=job.images.spec,
@@ -82,6 +92,7 @@ def make_training(
         rank=rank,
         parallel=parallel,
         begun=begun,
+        teacher_store=cache.open(repeats=stream.repeats) if cache is not None else None,
     )
 
 
