@@ -27,7 +27,7 @@ class TeacherStore(Protocol):
         """Return those parts (B, ...) that are known of every row, on the CPU."""
 
     def add(self, epoch: int, rows_B: Tensor, parts: Mapping[str, Tensor]) -> None:
-        """Take parts (B, ...) of rows, on any device; they may be kept or not."""
+        """Take parts (B, ...) of rows just asked for, on any device; they may be kept or not."""
 
 
 class Recall:

@@ -138,7 +138,8 @@ def test_entries_are_taken_until_one_does_not_fit_and_then_no_more(
     batches = torch.arange(64).view(8, 8)
     for rows in batches:
         writer.add(0, rows, parts_of(rows))
-    writer.add(1, batches[0, :2], parts_of(batches[0, :2]))
+    # it would fit
+    cache.open(repeats=False).add(1, batches[0, :2], parts_of(batches[0, :2]))
     reader = cache.open(repeats=False)
     assert [stored(reader, 0, rows) for rows in batches] == [True] * 3 + [False] * 5
     assert not stored(reader, 1, batches[0, :2])
