@@ -33,8 +33,10 @@ from raygkd.engine import (
     Detection,
     DetectorObjective,
     Objective,
+    Recall,
     Task,
     Teacher,
+    TeacherStore,
     Training,
 )
 from raygkd.engine.loop import Stream
@@ -324,10 +326,11 @@ def level_shapes(
 
 def uses_teacher(config: Config) -> bool:
     """Return whether a run needs a teacher, to learn from or to start from."""
-    return _distils(config) or bool(config.model.inherit)
+    return distils(config) or bool(config.model.inherit)
 
 
-def _distils(config: Config) -> bool:
+def distils(config: Config) -> bool:
+    """Return whether a run's student learns from a teacher."""
     return config.method.method != "none"
 
 
@@ -345,7 +348,7 @@ def start_from_teacher(config: Config, student: nn.Module, teacher: nn.Module) -
     wanted = config.model.inherit
     if wanted is None:
         nothing_else = config.model.student_weights in (None, "imagenet")
-        wanted = _distils(config) and nothing_else and bool(inheritable(student, teacher))
+        wanted = distils(config) and nothing_else and bool(inheritable(student, teacher))
     return inherit(student, teacher) if wanted else []
 
 
@@ -366,6 +369,7 @@ def build_training(
     rank: int = 0,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
     begun: float | None = None,
+    teacher_store: TeacherStore | None = None,
 ) -> Training:
     """Return a run of one rank, ready for its first epoch.
 
@@ -378,13 +382,17 @@ def build_training(
         rank: of this process.
         parallel: wraps the objective for several ranks (DDP).
         begun: when its preparation began, as ``time.perf_counter`` tells it; None for now.
+        teacher_store: what is known of the teacher already; None to ask it every time.
     """
     begun = time.perf_counter() if begun is None else begun
     optim = config.optim
-    objective, teacher_model = _build_models(config, spec, teacher_file, device)
+    objective, teacher_model = _build_models(config, spec, teacher_file, device, teacher_store)
     optimizer = build_optimizer(optim, objective)
     amp = amp_dtype(optim.amp, device)
     normalise = normaliser(spec.mean, spec.std, device)
+    recall = None
+    if teacher_model is not None and teacher_store is not None:
+        recall = Recall(teacher_model, teacher_store, objective)
     teacher_side = teacher_file if teacher_file is not None else spec
     return Training(
         task=build_task(spec, stream.boxes),
@@ -403,6 +411,7 @@ def build_training(
         device=device,
         epochs=optim.epochs,
         seed=optim.seed,
+        recall=recall,
         rank=rank,
         clip_norm=optim.clip_norm,
         amp=amp,
@@ -429,7 +438,11 @@ def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimi
 
 
 def _build_models(
-    config: Config, spec: ImageSpec, teacher_file: ModelFile | None, device: torch.device
+    config: Config,
+    spec: ImageSpec,
+    teacher_file: ModelFile | None,
+    device: torch.device,
+    store: TeacherStore | None,
 ) -> tuple[Objective, Teacher | None]:
     method = config.method.method
     torch.manual_seed(config.optim.seed)
@@ -437,13 +450,17 @@ def _build_models(
     start_from_weights(config, student)
     teacher_model, graph = None, None
     levels: tuple[int, ...] = ()
+    heard: tuple[int, ...] = ()
     if uses_teacher(config):
         if teacher_file is None:
             raise ValueError("this run needs a teacher")
         teacher_model = build_from_file(teacher_file)
         start_from_teacher(config, student, teacher_model)
         if "graph" in method:
-            levels = chosen_levels(config, teacher_model, student)
+            levels = heard = chosen_levels(config, teacher_model, student)
+            if store is not None:
+                others = with_settings(config, {"levels": store.levels})
+                heard = tuple({*levels, *chosen_levels(others, teacher_model, student)})
             graph = build_graph_loss(config, teacher_model, student, spec.image_size)
         teacher_model.to(device)
     objective: Objective
@@ -459,8 +476,8 @@ def _build_models(
         )
     objective.to(device)
     teacher = None
-    if teacher_model is not None and _distils(config):
-        teacher = Teacher(teacher_model, levels)
+    if teacher_model is not None and distils(config):
+        teacher = Teacher(teacher_model, heard)
     # only now, when both models have their taps
     if config.optim.compile:
         student.compile()

@@ -200,6 +200,12 @@ class ClusterConfig:
     max_failures: int = option(
         3, "how many lost processes or nodes a run or trial goes on after", minimum=0
     )
+    teacher_cache_mb: int = option(
+        0,
+        "keep what the teacher says of the training images in this many MiB of shared memory, for "
+        "all trials and epochs that see them again; 0: keep nothing",
+        minimum=0,
+    )
     address: str | None = option(None, "address of a running Ray cluster [default: start one here]")
 
 

@@ -62,6 +62,11 @@ class Images:
     decoded_bytes: int
     identity: str
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a training image is the same in every epoch."""
+        return self.augment == "none"
+
     def transform(self, split: str) -> Sampler:
         """Return what brings an image of a split to the model's size."""
         return _transform(self.table, self.augment, self.spec.image_size[0], train=split == "train")

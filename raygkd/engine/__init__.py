@@ -8,6 +8,7 @@ from raygkd.engine.objective import (
     Teacher,
     TeacherOutput,
 )
+from raygkd.engine.recall import Recall, TeacherStore
 from raygkd.engine.state import read_checkpoint, restore, save_checkpoint
 from raygkd.engine.step import check_terms, training_step
 from raygkd.engine.tasks import Classification, Detection, Task
@@ -18,9 +19,11 @@ __all__ = [
     "Detection",
     "DetectorObjective",
     "Objective",
+    "Recall",
     "Task",
     "Teacher",
     "TeacherOutput",
+    "TeacherStore",
     "Training",
     "check_terms",
     "read_checkpoint",

@@ -19,6 +19,7 @@ from raygkd.data.boxes import Boxes
 from raygkd.engine.distributed import StopVote, all_sum, share_buffers
 from raygkd.engine.means import RunningMeans
 from raygkd.engine.objective import Objective, Teacher
+from raygkd.engine.recall import Recall
 from raygkd.engine.step import check_terms, training_step
 from raygkd.engine.tasks import Task, TrainingMeter, pixels
 from raygkd.errors import Diverged, Stopped
@@ -78,6 +79,7 @@ class Training:
         objective: student, adapters and losses.
         parallel: the objective, wrapped by DDP where there are several ranks.
         teacher: the frozen model, or None.
+        recall: spares the teacher what is known of it already, or None.
         stream: the rank's images.
         normalise, teacher_normalise: pixels in 0..1 to each model's own input.
         epochs: how many epochs the run has.
@@ -103,6 +105,7 @@ class Training:
     begun: float | None
     epochs: int
     seed: int
+    recall: Recall | None = None
     rank: int = 0
     clip_norm: float | None = None
     amp: torch.dtype | None = None
@@ -126,8 +129,9 @@ class Training:
         unweighted term, what the task measures in training ("train_accuracy"), "val_score" and the
         other measures of the validation split ("val_loss"), "lr" (of the next step),
         "epoch_seconds", "images_per_second" (training only, all ranks together), "bad_images"; the
-        first epoch has "gradient_NAME" too, what ``check_terms`` returns. The first epoch of this
-        process has "first_step_seconds", from ``begun`` to the end of its first step. They are
+        first epoch has "gradient_NAME" too, what ``check_terms`` returns. With ``recall`` there is
+        "teacher_cached", the share of the batches that the teacher did not see. The first epoch of
+        this process has "first_step_seconds", from ``begun`` to the end of its first step. They are
         equal on every rank, but for the times, which each rank measures.
 
         Args:
@@ -190,6 +194,7 @@ class Training:
             "train_loss": means.pop("total"),
             **{f"loss_{name}": mean for name, mean in means.items()},
             **{f"gradient_{name}": norm for name, norm in part.gradient_norms.items()},
+            **({"teacher_cached": self.recall.share(self.device)} if self.recall else {}),
             **part.meter.compute(),
             "bad_images": float(all_sum(bad)),
         }

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygkd.losses import GraphDistillationLoss, kd_loss
+from raygkd.losses import GraphDistillationLoss, TeacherGraph, kd_loss
 from raygkd.models import Detector, FeatureTap
 
 
@@ -23,11 +23,11 @@ class TeacherOutput:
     """What the teacher says of one batch, without gradient.
 
     Attributes:
-        features: level -> feature map (B, C, H, W).
+        features: level -> feature map (B, C, H, W), or the graph that the losses take.
         logits_BK: class scores; None of a detector.
     """
 
-    features: dict[int, Tensor]
+    features: Mapping[int, Tensor] | Mapping[int, TeacherGraph]
     logits_BK: Tensor | None = None
 
 

@@ -52,7 +52,11 @@ def _forward(
     with training.autocast():
         teacher = None
         if training.teacher is not None:
-            teacher = training.teacher(training.teacher_normalise(images_BCHW))
+            seen_BCHW = training.teacher_normalise(images_BCHW)
+            if training.recall is not None:
+                teacher = training.recall(training.epoch, batch["row"], seen_BCHW)
+            else:
+                teacher = training.teacher(seen_BCHW)
         return model(training.normalise(images_BCHW), targets, teacher)
 
 

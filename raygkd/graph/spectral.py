@@ -15,6 +15,7 @@ d spectral dimension.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -92,8 +93,7 @@ def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
 
 def nontrivial_pairs(channels: int, positions: int, weights: str = "shifted") -> int:
     """Return min(C, K) - 1: how many non-zero eigenvalues the rank of the factor lets S' have."""
-    columns = positions + 1 if weights == "shifted" else positions
-    return max(0, min(channels, columns) - 1)
+    return max(0, min(channels, _columns(positions, weights)) - 1)
 
 
 @full_precision
@@ -124,21 +124,106 @@ def spectral_embedding(
     """
     require(dimension_problem(dim, features_BCHW.shape[1]))
     factor_BCK = deflated_factor(features_BCHW, weights)
+    spectrum_BP, basis_BPP = SymmetricEigen.apply(_smaller_gram(factor_BCK))
+    return _leading(spectrum_BP, basis_BPP, dim, factor_BCK.shape[1:], lambda: factor_BCK)
+
+
+@full_precision
+def graph_spectrum(features_BCHW: Tensor, weights: str = "shifted") -> tuple[Tensor, Tensor]:
+    """Return the decomposition that the embeddings of every dimension are taken from.
+
+    It is that of the smaller of ``M' M'^T`` and ``M'^T M'``; see ``embedding_from_spectrum``.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+        weights: "shifted" or "cosine", see ``normalised_factor``.
+
+    Returns:
+        eigenvalues (B, P), descending, and vectors (B, P, P) in columns, with P = min(C, K).
+
+    Raises:
+        ConfigError: the weights are unknown.
+
+    Source: [ours].
+    """
+    return SymmetricEigen.apply(_smaller_gram(deflated_factor(features_BCHW, weights)))
+
+
+@full_precision
+def embedding_from_spectrum(
+    features_BCHW: Tensor,
+    spectrum_BP: Tensor,
+    basis_BPP: Tensor,
+    dim: int,
+    weights: str = "shifted",
+) -> tuple[Tensor, Tensor]:
+    """Return ``spectral_embedding`` of maps whose ``graph_spectrum`` is known, bit for bit.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+        spectrum_BP: eigenvalues of ``graph_spectrum`` (B, P).
+        basis_BPP: vectors of ``graph_spectrum`` (B, P, P).
+        dim: number of pairs d, from 1 to C - 1.
+        weights: those of the spectrum.
+
+    Returns:
+        eigenvalues (B, d) and vectors (B, C, d).
+
+    Raises:
+        ConfigError: dim is outside 1..C-1, or the weights are unknown.
+
+    Source: [ours].
+    """
+    require(
+        dimension_problem(dim, features_BCHW.shape[1]),
+        choice_problem("graph weights", weights, WEIGHTS),
+    )
+    _, channels, height, width = features_BCHW.shape
+    shape = channels, _columns(height * width, weights)
+    # only the few columns of a graph of many channels are worked out again
+    return _leading(
+        spectrum_BP, basis_BPP, dim, shape, lambda: deflated_factor(features_BCHW, weights)
+    )
+
+
+def _columns(positions: int, weights: str) -> int:
+    """Return K, the columns of the factor."""
+    return positions + 1 if weights == "shifted" else positions
+
+
+def _smaller_gram(factor_BCK: Tensor) -> Tensor:
     channels, columns = factor_BCK.shape[1:]
-    dense = channels <= columns
-    gram_BPP = factor_BCK @ factor_BCK.mT if dense else factor_BCK.mT @ factor_BCK
-    spectrum_BP, basis_BPP = SymmetricEigen.apply(gram_BPP)
+    return factor_BCK @ factor_BCK.mT if channels <= columns else factor_BCK.mT @ factor_BCK
+
+
+def _leading(
+    spectrum_BP: Tensor,
+    basis_BPP: Tensor,
+    dim: int,
+    shape: Sequence[int],
+    factor: Callable[[], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return the embedding that a decomposition of the smaller Gram matrix holds.
+
+    Args:
+        spectrum_BP: eigenvalues (B, P), descending.
+        basis_BPP: vectors (B, P, P).
+        dim: number of pairs d.
+        shape: C and K of the factor.
+        factor: returns the factor M' (B, C, K); it is called where C > K.
+    """
+    channels, columns = shape
     values_Bd, vectors_BPd = spectrum_BP[:, :dim], basis_BPP[:, :, :dim]
 
     # Rounding of a Gram matrix is relative to its largest eigenvalue; the second term is that of
     # the factor itself, all that is left of a complete graph.
-    eps = torch.finfo(factor_BCK.dtype).eps
+    eps = torch.finfo(spectrum_BP.dtype).eps
     rounding_B1 = eps * max(channels, columns) * (spectrum_BP[:, :1].detach() + 100 * eps)
     null_Bd = values_Bd <= rounding_B1
-    if dense:
+    if channels <= columns:
         vectors_BCd = vectors_BPd
     else:
-        vectors_BCd = factor_BCK @ vectors_BPd
+        vectors_BCd = factor() @ vectors_BPd
         vectors_BCd = vectors_BCd * values_Bd.masked_fill(null_Bd, 1.0).rsqrt()[:, None, :]
     missing = (0, dim - values_Bd.shape[1])
     return (

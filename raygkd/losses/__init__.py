@@ -3,6 +3,7 @@
 from raygkd.losses.graph import (
     SPECTRAL_MODES,
     GraphDistillationLoss,
+    TeacherGraph,
     edge_loss,
     spectral_loss,
     vertex_loss,
@@ -13,6 +14,7 @@ from raygkd.losses.spectral import procrustes_distance, residual_distance, subsp
 __all__ = [
     "SPECTRAL_MODES",
     "GraphDistillationLoss",
+    "TeacherGraph",
     "edge_loss",
     "kd_loss",
     "procrustes_distance",

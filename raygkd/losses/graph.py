@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,10 @@ from raygkd.graph import (
     choice_problem,
     deflated_factor,
     dimension_problem,
+    embedding_from_spectrum,
     foreground_weights,
     full_precision,
+    graph_spectrum,
     nontrivial_pairs,
     relational_attention,
     require,
@@ -142,12 +145,41 @@ def spectral_loss(
         choice_problem("spectral mode", mode, SPECTRAL_MODES),
     )
     teacher = spectral_embedding(teacher_BCHW.detach(), dim, weights)
+    return _spectral_distance(student_BCHW, teacher, mode, weights)
+
+
+def _spectral_distance(
+    student_BCHW: Tensor, teacher: tuple[Tensor, Tensor], mode: str, weights: str
+) -> Tensor:
+    """Return ``spectral_loss`` against an embedding, values (B, d) and vectors (B, C, d)."""
     if mode == "residual":
         return residual_distance(deflated_factor(student_BCHW, weights), *teacher).mean()
-    student = spectral_embedding(student_BCHW, dim, weights)
+    student = spectral_embedding(student_BCHW, teacher[0].shape[1], weights)
     if mode == "subspace":
         return subspace_distance(*student, *teacher).mean()
     return procrustes_distance(*student, *teacher).mean()
+
+
+@dataclass(frozen=True)
+class TeacherGraph:
+    """What the losses of one level take of the teacher, at any temperature and dimension.
+
+    Masks and adjacency are not held but follow from the maps: masks cost next to nothing, and an
+    adjacency has the size of a basis at a fifth of its arithmetic.
+
+    Attributes:
+        maps_BCHW: on the grid of the comparison, centred where the loss centres.
+        spectrum: what ``graph_spectrum`` gives of the maps, where it is known.
+    """
+
+    maps_BCHW: Tensor
+    spectrum: tuple[Tensor, Tensor] | None = None
+
+    def embedding(self, dim: int, weights: str) -> tuple[Tensor, Tensor]:
+        """Return ``spectral_embedding`` of the maps; a known spectrum must be of the weights."""
+        if self.spectrum is None:
+            return spectral_embedding(self.maps_BCHW, dim, weights)
+        return embedding_from_spectrum(self.maps_BCHW, *self.spectrum, dim, weights)
 
 
 class GraphDistillationLoss(nn.Module):
@@ -222,17 +254,36 @@ class GraphDistillationLoss(nn.Module):
             }
         )
 
+    def teacher_graph(
+        self, level: int, teacher_BCHW: Tensor, spectrum: tuple[Tensor, Tensor] | None = None
+    ) -> TeacherGraph:
+        """Return what the losses of a level take of the teacher.
+
+        Args:
+            level: of the feature maps.
+            teacher_BCHW: feature maps (B, C_t, H_t, W_t).
+            spectrum: what ``with_spectrum`` has found of the same maps, where it is known.
+        """
+        grid = _coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
+        teacher_BCHW = _pooled(teacher_BCHW.detach(), grid)
+        return TeacherGraph(centred(teacher_BCHW) if self.centre else teacher_BCHW, spectrum)
+
+    def with_spectrum(self, graph: TeacherGraph) -> TeacherGraph:
+        """Return a level's graph with its spectrum, of the weights that this loss has."""
+        return TeacherGraph(graph.maps_BCHW, graph_spectrum(graph.maps_BCHW, self.weights))
+
     def forward(
         self,
         student_features: Mapping[int, Tensor],
-        teacher_features: Mapping[int, Tensor],
+        teacher: Mapping[int, Tensor] | Mapping[int, TeacherGraph],
         boxes: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return the unweighted terms, each a scalar averaged over the levels.
 
         Args:
             student_features: level -> feature maps (B, C_s, H_s, W_s).
-            teacher_features: level -> feature maps (B, C_t, H_t, W_t).
+            teacher: level -> feature maps (B, C_t, H_t, W_t), or what ``teacher_graph`` makes of
+                them.
             boxes: of each image, (M, 4) in pixels of the canvas; ``foreground`` needs them.
 
         Returns:
@@ -243,30 +294,33 @@ class GraphDistillationLoss(nn.Module):
         """
         totals: dict[str, list[Tensor]] = {name: [] for name in self.term_weights}
         for level in self.student_shapes:
-            student_BCHW, teacher_BCHW = _on_coarser_grid(
-                student_features[level], teacher_features[level]
-            )
-            student_BCHW = self.adapters[str(level)](student_BCHW)
+            of_teacher = teacher[level]
+            if isinstance(of_teacher, Tensor):
+                of_teacher = self.teacher_graph(level, of_teacher)
+            grid = of_teacher.maps_BCHW.shape[2], of_teacher.maps_BCHW.shape[3]
+            student_BCHW = self.adapters[str(level)](_pooled(student_features[level], grid))
             if self.centre:
-                student_BCHW, teacher_BCHW = centred(student_BCHW), centred(teacher_BCHW)
+                student_BCHW = centred(student_BCHW)
             for name, terms in totals.items():
-                terms.append(self._term(name, student_BCHW, teacher_BCHW, boxes))
+                terms.append(self._term(name, student_BCHW, of_teacher, boxes))
         return {name: torch.stack(terms).mean() for name, terms in totals.items()}
 
     def _term(
         self,
         name: str,
         student_BCHW: Tensor,
-        teacher_BCHW: Tensor,
+        teacher: TeacherGraph,
         boxes: Sequence[Tensor] | None,
     ) -> Tensor:
         """Return one loss of one level."""
+        teacher_BCHW = teacher.maps_BCHW
         if name == "vertex":
             weights_BHW = self._position_weights(boxes, teacher_BCHW)
             return vertex_loss(student_BCHW, teacher_BCHW, self.temperature, weights_BHW)
         if name == "edge":
             return edge_loss(student_BCHW, teacher_BCHW, self.temperature, self.attention)
-        return spectral_loss(student_BCHW, teacher_BCHW, self.dim, self.mode, self.weights)
+        embedding = teacher.embedding(self.dim, self.weights)
+        return _spectral_distance(student_BCHW, embedding, self.mode, self.weights)
 
     def _position_weights(
         self, boxes: Sequence[Tensor] | None, teacher_BCHW: Tensor
@@ -288,7 +342,7 @@ class GraphDistillationLoss(nn.Module):
         rows: list[dict[str, object]] = []
         for level, student in self.student_shapes.items():
             teacher = self.teacher_shapes[level]
-            height, width = min(student[1], teacher[1]), min(student[2], teacher[2])
+            height, width = _coarser_grid(student, teacher)
             # centred channels lie in a space of one dimension less
             pairs = nontrivial_pairs(teacher[0], height * width - self.centre, self.weights)
             rows.append(
@@ -322,14 +376,17 @@ def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
     return adapter
 
 
-def _on_coarser_grid(student_BCHW: Tensor, teacher_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Average-pool whichever map is finer so that both have one grid."""
-    height = min(student_BCHW.shape[2], teacher_BCHW.shape[2])
-    width = min(student_BCHW.shape[3], teacher_BCHW.shape[3])
-    return (
-        F.adaptive_avg_pool2d(student_BCHW, (height, width)),
-        F.adaptive_avg_pool2d(teacher_BCHW, (height, width)),
-    )
+def _coarser_grid(student: Shape, teacher: Shape) -> tuple[int, int]:
+    """Return H and W of the coarser of two maps."""
+    return min(student[1], teacher[1]), min(student[2], teacher[2])
+
+
+def _pooled(maps_BCHW: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average-pool maps to a grid of H and W, where they have another."""
+    # pooling to the same grid changes no bit, and takes longer than an adjacency
+    if maps_BCHW.shape[2:] == grid:
+        return maps_BCHW
+    return F.adaptive_avg_pool2d(maps_BCHW, grid)
 
 
 def _weight_problems(**weights: float) -> list[str]:

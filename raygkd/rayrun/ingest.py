@@ -165,6 +165,11 @@ class RayStream:
         """The boxes of every image of the table, where it is for detection."""
         return self._images.table.boxes
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a training image is the same in every epoch."""
+        return self._images.repeats
+
     def train_batches(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Yield the batches of an epoch, with the arrays of a ``Window``."""
         return self._batches(Pass("train", epoch))

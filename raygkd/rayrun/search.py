@@ -28,7 +28,7 @@ from raygkd.space import Dimension
 # Ray's own entries of a result
 _OWN = (
     "epoch", "lr", "train_loss", "train_accuracy", "epoch_seconds", "images_per_second",
-    "bad_images", "diverged", "first_step_seconds",
+    "bad_images", "diverged", "first_step_seconds", "teacher_cached",
 )  # fmt: skip
 # the actor of a trial that trains in workers of its own takes no CPU, or two trials could wait for
 # each other's workers for ever

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raygkd import config as configuration
-from raygkd.build import build_task, build_training, normaliser, uses_teacher
+from raygkd.build import build_task, build_training, distils, normaliser, uses_teacher
 from raygkd.config import Config
 from raygkd.engine import Training, read_checkpoint, restore, save_checkpoint
 from raygkd.engine.tasks import pixels
@@ -25,6 +25,7 @@ from raygkd.errors import Stopped
 from raygkd.models import ModelFile, build_from_file
 from raygkd.rayrun.ingest import RayStream, SharedImages
 from raygkd.rayrun.stopping import StopFolder, StopPoll
+from raygkd.rayrun.teacher_cache import TeacherCache, start_cache
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -40,6 +41,7 @@ class Job:
         folder: absolute path of the run, on storage that all nodes share; its checkpoint is there,
             and its name is the run's.
         stop: where the run is asked to stop.
+        teacher_cache: what is known of the teacher already; None to ask it every time.
     """
 
     config: dict[str, Any]
@@ -47,6 +49,7 @@ class Job:
     teacher: ObjectRef | None
     folder: Path
     stop: StopFolder
+    teacher_cache: TeacherCache | None = None
 
     def settings(self, changes: Mapping[str, Any] | None = None) -> Config:
         """Return the configuration, with the settings of a trial put in."""
@@ -75,13 +78,16 @@ def make_job(
     folder: Path,
     stop: StopFolder,
 ) -> Job:
-    """Return a job whose teacher lies in the object store."""
+    """Return a job whose teacher lies in the object store, and what it says, where it is kept."""
+    limit = config.cluster.teacher_cache_mb << 20
+    cached = limit > 0 and distils(config)
     return Job(
         config=configuration.to_mapping(config),
         images=images,
         teacher=ray.put(teacher) if teacher is not None else None,
         folder=folder,
         stop=stop,
+        teacher_cache=start_cache(limit, config.method.levels) if cached else None,
     )
 
 
@@ -106,6 +112,10 @@ def make_training(
         world_size=world_size,
     )
     teacher = ray.get(job.teacher) if job.teacher is not None else None
+    store = None
+    cache = job.teacher_cache if distils(config) else None
+    if cache is not None:
+        store = cache.open(seed=config.optim.seed, repeats=stream.repeats)
     return build_training(
         config,
         spec=job.images.spec,
@@ -115,6 +125,7 @@ def make_training(
         rank=rank,
         parallel=parallel,
         begun=begun,
+        teacher_store=store,
     )
 
 

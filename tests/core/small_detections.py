@@ -18,7 +18,7 @@ from raygkd.data import PlainStream, open_source, split_rows
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.prepare import prepare
-from raygkd.engine import Training
+from raygkd.engine import TeacherStore, Training
 from raygkd.models import ModelFile
 
 SIDE = 96
@@ -92,6 +92,7 @@ def detection_training(
     rank: int = 0,
     world_size: int = 1,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+    teacher_store: TeacherStore | None = None,
     **settings: Any,
 ) -> Training:
     """Return a run on the scenes."""
@@ -105,6 +106,7 @@ def detection_training(
         device=torch.device("cpu"),
         rank=rank,
         parallel=parallel,
+        teacher_store=teacher_store,
     )
 
 

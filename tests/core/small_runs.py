@@ -20,7 +20,7 @@ from raygkd.config import Config, with_settings
 from raygkd.data import PlainStream, build_transform, open_source, split_rows
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.prepare import prepare
-from raygkd.engine import Training
+from raygkd.engine import TeacherStore, Training
 from raygkd.engine.loop import Stream
 from raygkd.models import ModelFile
 from raygkd.models.classifiers import CLASSIFIERS
@@ -133,6 +133,7 @@ def make_training(
     rank: int = 0,
     world_size: int = 1,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+    teacher_store: TeacherStore | None = None,
     **settings: Any,
 ) -> Training:
     """Return a run of one rank on a stream, or on the digits of a table."""
@@ -150,6 +151,7 @@ def make_training(
         device=CPU,
         rank=rank,
         parallel=parallel,
+        teacher_store=teacher_store,
     )
 
 

@@ -240,7 +240,13 @@ def test_value_beyond_a_limit_is_refused(name: str, value: float, allowed: str):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("kd_weight", 1.0), ("momentum", 0.0), ("alpha", 0.0), ("image_size", 4), ("cache_mb", 0)],
+    [
+        ("kd_weight", 1.0),
+        ("momentum", 0.0),
+        ("alpha", 0.0),
+        ("image_size", 4),
+        ("teacher_cache_mb", 0),
+    ],
 )
 def test_value_on_an_inclusive_limit_is_allowed(name: str, value: float):
     with_settings(Config(), {name: value})

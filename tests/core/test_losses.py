@@ -25,7 +25,9 @@ from raygkd.graph import (
     attention_masks,
     centred,
     deflated_factor,
+    embedding_from_spectrum,
     foreground_weights,
+    graph_spectrum,
     relational_attention,
     spectral_embedding,
 )
@@ -562,6 +564,47 @@ def test_a_map_of_one_position_has_nothing_left_when_it_is_centred():
         "spectral": 0.0,
     }
     assert module.describe()[0]["spectral_pairs"] == 0
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("mode", SPECTRAL_MODES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_known_teacher_graph_gives_the_bits_that_the_teachers_maps_do(
+    mode: str, weights: str, centre: bool
+):
+    student, teacher = level_features()
+    # it was made by a run of another temperature, dimension and form
+    maker = make_module(temperature=2.0, dim=1, weights=weights, centre=centre)
+    known = {k: maker.with_spectrum(maker.teacher_graph(k, maps)) for k, maps in teacher.items()}
+    for level, wide in ((1, False), (3, True)):
+        spectrum = known[level].spectrum
+        assert spectrum is not None
+        assert (spectrum[1].shape[1] < TEACHER_SHAPES[level][0]) is wide
+    # the graph of level 3 has no fifth pair
+    for dim, temperature, attention in ((1, 0.5, "outer"), (3, 0.1, "softmax"), (5, 3.0, "outer")):
+        module = make_module(
+            dim=dim,
+            temperature=temperature,
+            attention=attention,
+            mode=mode,
+            weights=weights,
+            centre=centre,
+        )
+        results = []
+        for given in (teacher, known):
+            inputs = {level: maps.clone().requires_grad_() for level, maps in student.items()}
+            terms = module(inputs, given)
+            wanted = [*inputs.values(), *module.parameters()]
+            results.append([*terms.values(), *torch.autograd.grad(sum(terms.values()), wanted)])
+        assert all(torch.equal(plain, again) for plain, again in zip(*results, strict=True))
+
+
+def test_an_embedding_from_a_spectrum_is_of_a_dimension_that_the_map_has():
+    maps = positive_maps(2, 6, 3, 3)
+    spectrum = graph_spectrum(maps)
+    for dim in (0, 6):
+        with pytest.raises(ConfigError, match=f"1 to C - 1 = 5.*got {dim}"):
+            embedding_from_spectrum(maps, *spectrum, dim)
 
 
 def test_module_leaves_out_terms_of_weight_zero():

@@ -1,0 +1,257 @@
+"""What the teacher says of the training images, kept in the object store for trials and epochs.
+
+An actor owns what is kept, so that it outlives the trial that worked it out. Trials fetch once an
+epoch what there is, find rows in it by themselves, and send what they had to work out. Whatever
+goes wrong with it costs arithmetic alone: a trial that loses the cache goes on without.
+
+Shapes: B batch, N rows of an entry.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
+from ray.exceptions import RayError
+from torch import Tensor
+
+Rows = NDArray[np.int64]
+# seed and epoch (0 where all have the same images) and images of a batch: one of another size is
+# rounded in another way, and a trial's results would depend on which other trials came before
+Key = tuple[int, int, int]
+
+# a directory is small, and an actor that does not tell it by then is as good as lost
+REPLY_SECONDS = 60.0
+# messages to the actor that wait at a time: each holds a batch
+MOST_WAITING = 8
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What one batch gave.
+
+    Attributes:
+        rows: name of a part -> its rows (N,).
+        dtypes: name of a part -> what its arrays are of, in torch.
+        parts: reference to name -> array (N, ...).
+    """
+
+    rows: dict[str, Rows]
+    dtypes: dict[str, torch.dtype]
+    parts: ObjectRef
+
+
+class Keeper:
+    """The actor: takes entries in the order they come until one does not fit, and then no more.
+
+    Args:
+        limit: most bytes.
+    """
+
+    def __init__(self, limit: int):
+        self._limit, self._bytes, self._full = limit, 0, False
+        self._entries: dict[Key, list[Entry]] = {}
+        self._rows: dict[tuple[Key, str], set[int]] = {}
+
+    def add(
+        self,
+        key: Key,
+        rows: dict[str, Rows],
+        dtypes: dict[str, torch.dtype],
+        parts: dict[str, NDArray],
+    ) -> None:
+        """Keep an entry, without the parts whose rows are all there already."""
+        fresh = {
+            name: part
+            for name, part in parts.items()
+            if not self._rows.get((key, name), set()).issuperset(rows[name].tolist())
+        }
+        size = sum(part.nbytes + rows[name].nbytes for name, part in fresh.items())
+        self._full = self._full or self._bytes + size > self._limit
+        if self._full or not fresh:
+            return
+        entry = Entry(
+            rows={name: rows[name] for name in fresh},
+            dtypes={name: dtypes[name] for name in fresh},
+            parts=ray.put(fresh),
+        )
+        self._bytes += size
+        self._entries.setdefault(key, []).append(entry)
+        for name in fresh:
+            self._rows.setdefault((key, name), set()).update(rows[name].tolist())
+
+    def directory(self, key: Key) -> tuple[list[Entry], bool]:
+        """Return the entries under a key, and whether no more are taken."""
+        return self._entries.get(key, []), self._full
+
+    def held(self) -> int:
+        """Return the bytes of all entries."""
+        return self._bytes
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """What trials are sent of the cache.
+
+    Attributes:
+        keeper: handle of the actor.
+        levels: levels whose maps are kept whichever of them a trial matches; None for all.
+    """
+
+    keeper: Any
+    levels: tuple[int, ...] | None
+
+    def open(self, *, seed: int, repeats: bool) -> CachedTeacher:
+        """Return one rank's access.
+
+        Args:
+            seed: of the random changes to the images.
+            repeats: there are none, so that all epochs have the same images.
+        """
+        return CachedTeacher(self.keeper, self.levels, seed=seed, repeats=repeats)
+
+
+def start_cache(limit: int, levels: tuple[int, ...] | None) -> TeacherCache:
+    """Return a cache of ``limit`` bytes, which is there until its last handle is gone."""
+    return TeacherCache(ray.remote(num_cpus=0)(Keeper).remote(limit), levels)
+
+
+class CachedTeacher:
+    """One rank's access to the cache (the ``TeacherStore`` of the training loop).
+
+    Args:
+        keeper: handle of the actor.
+        levels: see ``TeacherCache``.
+        seed: of the random changes to the images.
+        repeats: there are none, so that what is known of one epoch is known of all.
+    """
+
+    def __init__(self, keeper: Any, levels: tuple[int, ...] | None, *, seed: int, repeats: bool):
+        self.levels = levels
+        self._keeper, self._seed, self._repeats = keeper, seed, repeats
+        self._epoch: int | None = None
+        self._directory = _Directory([])
+        self._full = False
+        self._waiting: list[ObjectRef] = []
+
+    def known(self, epoch: int, rows_B: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Return those parts (B, ...) that are known of every row; the first call of an epoch asks
+        the actor.
+        """
+        if self._keeper is None:
+            return {}
+        try:
+            if epoch != self._epoch:
+                self._epoch = epoch
+                asked = self._keeper.directory.remote(self._key(epoch, rows_B))
+                entries, self._full = ray.get(asked, timeout=REPLY_SECONDS)
+                self._directory = _Directory(entries)
+            return self._directory.take(rows_B.numpy(), names)
+        except RayError as error:
+            self._give_up(error)
+            return {}
+
+    def add(self, epoch: int, rows_B: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Send what is not known of rows, without waiting for more than the ones before."""
+        if self._keeper is None or self._full:
+            return
+        rows_by_name, arrays = {}, {}
+        for name, part in parts.items():
+            new_B = self._directory.note(rows_B.numpy(), name)
+            if new_B.any():
+                rows_by_name[name] = rows_B.numpy()[new_B]
+                arrays[name] = _to_numpy(part)[new_B]
+        if not arrays:
+            return
+        dtypes = {name: parts[name].dtype for name in arrays}
+        try:
+            sent = self._keeper.add.remote(self._key(epoch, rows_B), rows_by_name, dtypes, arrays)
+            self._waiting.append(sent)
+            if len(self._waiting) > MOST_WAITING:
+                _, self._waiting = ray.wait(self._waiting)
+        except RayError as error:
+            self._give_up(error)
+
+    def _key(self, epoch: int, rows_B: Tensor) -> Key:
+        seed, epoch = (0, 0) if self._repeats else (self._seed, epoch)
+        return seed, epoch, len(rows_B)
+
+    def _give_up(self, error: RayError) -> None:
+        reason = " ".join(str(error).split())[:200]
+        _log.warning(f"the teacher cache is lost, and the teacher is asked again: {reason}")
+        self._keeper, self._directory = None, _Directory([])
+
+
+class _Directory:
+    """Finds rows in the entries of an epoch, and reads each entry once."""
+
+    def __init__(self, entries: list[Entry]):
+        self._entries = entries
+        self._parts: dict[int, dict[str, NDArray]] = {}
+        # name -> rows in ascending order, the number of the entry of each, its place in that entry
+        self._places: dict[str, tuple[Rows, Rows, Rows]] = {}
+        self._sent: dict[str, set[int]] = {}
+
+    def take(self, rows: Rows, names: Collection[str]) -> dict[str, Tensor]:
+        """Return those parts that all rows have, each (B, ...)."""
+        found = {name: self._find(rows, name) for name in names}
+        whole = {name: place for name, place in found.items() if (place[0] >= 0).all()}
+        self._read({number for entries, _ in whole.values() for number in entries.tolist()})
+        return {name: self._gather(name, *place) for name, place in whole.items()}
+
+    def note(self, rows: Rows, name: str) -> NDArray[np.bool_]:
+        """Return which rows of a part were neither known nor noted before (B,), and note them."""
+        sent = self._sent.setdefault(name, set())
+        known = self._find(rows, name)[0] >= 0
+        new = ~known & np.array([row not in sent for row in rows.tolist()])
+        sent.update(rows.tolist())
+        return new
+
+    def _find(self, rows: Rows, name: str) -> tuple[Rows, Rows]:
+        """Return the entry and the place of each row; the entry is -1 where it is not known."""
+        if name not in self._places:
+            self._places[name] = self._index(name)
+        ordered, entries, places = self._places[name]
+        if len(ordered) == 0:
+            return np.full(len(rows), -1), np.zeros(len(rows), np.int64)
+        index = np.searchsorted(ordered, rows).clip(max=len(ordered) - 1)
+        return np.where(ordered[index] == rows, entries[index], -1), places[index]
+
+    def _index(self, name: str) -> tuple[Rows, Rows, Rows]:
+        having = [(n, e.rows[name]) for n, e in enumerate(self._entries) if name in e.rows]
+        if not having:
+            return (np.zeros(0, np.int64),) * 3
+        rows = np.concatenate([part for _, part in having])
+        entries = np.concatenate([np.full(len(part), number) for number, part in having])
+        places = np.concatenate([np.arange(len(part)) for _, part in having])
+        order = np.argsort(rows, kind="stable")
+        return rows[order], entries[order], places[order]
+
+    def _read(self, numbers: set[int]) -> None:
+        missing = sorted(numbers - self._parts.keys())
+        references = [self._entries[number].parts for number in missing]
+        read = ray.get(references, timeout=REPLY_SECONDS)
+        self._parts |= zip(missing, read, strict=True)
+
+    def _gather(self, name: str, entries: Rows, places: Rows) -> Tensor:
+        first = self._parts[int(entries[0])][name]
+        gathered = np.empty((len(entries), *first.shape[1:]), first.dtype)
+        for number in np.unique(entries).tolist():
+            here = entries == number
+            gathered[here] = self._parts[number][name][places[here]]
+        return torch.from_numpy(gathered).view(self._entries[int(entries[0])].dtypes[name])
+
+
+def _to_numpy(part: Tensor) -> NDArray:
+    """Return a tensor's values, those of bfloat16 as int16 of the same bits."""
+    part = part.cpu()
+    return (part.view(torch.int16) if part.dtype == torch.bfloat16 else part).numpy()
