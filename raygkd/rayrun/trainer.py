@@ -11,48 +11,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import ray.train
-from ray.exceptions import RayTaskError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.failure_handling import (
-    DefaultFailurePolicy,
-    FailureDecision,
-)
-from ray.train.v2.api.callback import UserCallback
 
 from raygkd.config import ClusterConfig
-from raygkd.errors import RunFailed, UserError
-from raygkd.files import append_line, whole_lines
+from raygkd.files import whole_lines
+from raygkd.rayrun.controlling import FaultsAlone, MetricsJournal, known_cause
 from raygkd.rayrun.worker import CHECKPOINT, Job, train_worker
 
 JOURNAL = "metrics.jsonl"
 POLL_SECONDS = 0.2
-
-
-class MetricsJournal(UserCallback):
-    """Appends rank 0's metrics of each epoch to a file, once.
-
-    Ray runs it in the controller process, which is on the driver's machine; the driver reads the
-    file as it grows, and it is the record on disk that training leaves.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        """Write one line."""
-        if len(whole_lines(self.path)) < metrics[0]["epoch"]:
-            append_line(self.path, json.dumps(metrics[0]))
-
-
-class _FaultsAlone(DefaultFailurePolicy):
-    """Starts the workers again after a fault, and not after what would only come again."""
-
-    def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        if known_cause(training_failed_error) is not None:
-            return FailureDecision.RAISE
-        return super().make_decision(training_failed_error)
 
 
 class _Trainer(TorchTrainer):
@@ -62,7 +29,7 @@ class _Trainer(TorchTrainer):
         pass
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts["failure_policy"] = _FaultsAlone(self.run_config.failure_config)
+        parts["failure_policy"] = FaultsAlone(self.run_config.failure_config)
         return super()._initialize_and_run_controller(**parts)
 
 
@@ -168,24 +135,6 @@ def _pass_on(file: Any, on_epoch: Callable[[dict[str, float]], None]) -> None:
             file.seek(place)
             return
         on_epoch(json.loads(line))
-
-
-def known_cause(error: BaseException) -> UserError | RunFailed | None:
-    """Return the user's mistake or known failure behind an error that came through Ray."""
-    queue: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while queue:
-        current = queue.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        # Ray's form of an error is one of its class too, with a traceback for its text
-        if isinstance(current, UserError | RunFailed) and not isinstance(current, RayTaskError):
-            return current
-        queue += [current.__cause__, current.__context__]
-        queue += [getattr(current, "cause", None)]
-        queue += list(getattr(current, "worker_failures", {}).values())
-    return None
 
 
 def raise_cause(error: BaseException) -> NoReturn:

@@ -11,8 +11,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raygkd.config import ClusterConfig
 from raygkd.errors import Diverged, StorageError, UserError
+from raygkd.rayrun.controlling import known_cause
 from raygkd.rayrun.history import METRIC
-from raygkd.rayrun.trainer import known_cause, torch_trainer
+from raygkd.rayrun.trainer import torch_trainer
 from raygkd.rayrun.worker import Job, run_epochs
 
 # what a trial scores whose loss is not finite: below any accuracy, and a number that can be ranked

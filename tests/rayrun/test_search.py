@@ -41,10 +41,13 @@ from raygkd.space import Dimension
 
 import psutil  # type: ignore[import-untyped]  # isort: skip  (ray brings it along)
 
-EPOCHS, STOPPED = 2, 8
+EPOCHS, GRACE = 3, 2
 SPACE = (Dimension("lr", "choice", (0.05, *[1e-9] * 4, 1e30)),)
-# with it the first two draws of ten are 0.05, and one of the others 1e30
-SEED = 524
+# number of trials -> a seed with which the first two draws are 0.05 and one other is 1e30
+SEEDS = {4: 1301, 10: 524}
+# titles of the processes that train, and of the others that a trial of several has
+TRIALS, WORKERS = "ray::ResourceTrainable", "ray::RayTrainWorker"
+OTHERS = ("ray::TrainController", "ray::ImplicitFunc")
 
 
 @dataclass
@@ -78,19 +81,19 @@ def job_of(config: Config, images: Images, folder: Path) -> Job:
 
 @dataclass(frozen=True)
 class Searched:
-    """Trials of two workers with half a CPU each, two at a time.
+    """Trials, two at a time.
 
     Attributes:
         trials: how they went, the best first.
         told: what the observer was told.
-        most_workers: how many of their processes were alive at the same time.
+        most_processes: how many that train were alive at the same time.
         seconds: from the end of the search until all that it had taken was free again.
         left: what was not, after that.
     """
 
     trials: list[TrialResult]
     told: Recorder
-    most_workers: int
+    most_processes: int
     seconds: float
     left: dict[str, Any]
 
@@ -101,72 +104,94 @@ def taken(before: Mapping[str, float]) -> dict[str, Any]:
     now = ray.available_resources()
     missing = {name: before[name] - now.get(name, 0.0) for name in ("CPU", "memory")}
     held = {name: amount for name, amount in missing.items() if amount > 1e-3}
-    parts = {"groups": len(groups), "processes": processes(), **held}
+    parts = {"groups": len(groups), "processes": processes(TRIALS, WORKERS, *OTHERS), **held}
     return {name: part for name, part in parts.items() if part}
 
 
-def processes() -> list[str]:
-    """Return the titles of the processes of trials, controllers and workers."""
-    titles = []
+def processes(*titles: str) -> list[str]:
+    """Return the titles of the processes that begin with one of some."""
+    found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            titles += process.cmdline()[:1]
-    ours = ("ray::RayTrainWorker", "ray::TrainController", "ray::ImplicitFunc")
-    return [title.split()[0] for title in titles if title.startswith(ours)]
+            found += process.cmdline()[:1]
+    return [title.split()[0] for title in found if title.startswith(titles)]
 
 
-@pytest.fixture(scope="module")
-def searched(
-    digits: Images, nodes: list[Resources], tmp_path_factory: pytest.TempPathFactory
+def search(
+    images: Images, folder: Path, cluster: ClusterConfig, trials: int, seed: int
 ) -> Searched:
-    """Two trials learn; of the eight after them seven fall behind and one diverges."""
+    """Run trials of three epochs, two at a time; all but two are stopped before the third."""
     config = Config(
         model=ModelConfig(teacher="resnet8", student="resnet8"),
-        optim=OptimConfig(epochs=EPOCHS, batch_size=16, seed=SEED),
-        cluster=ClusterConfig(workers=2, cpus_per_worker=0.5),
-        search=SearchConfig(trials=2 + STOPPED, grace_period=1, reduction_factor=10),
+        optim=OptimConfig(epochs=EPOCHS, batch_size=16, seed=seed),
+        cluster=cluster,
+        search=SearchConfig(trials=trials, grace_period=GRACE, reduction_factor=10),
     )
     recorder = Recorder()
-    job = job_of(config, digits, tmp_path_factory.mktemp("search"))
-    before = ray.available_resources()
+    job = job_of(config, images, folder)
+    before = ray.cluster_resources()
     counts: list[int] = []
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.5):
-            counts.append(sum(title == "ray::RayTrainWorker" for title in processes()))
+        while not over.wait(0.3):
+            counts.append(len(processes(TRIALS if cluster.workers == 1 else WORKERS)))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        trials = run_search(job, config, SPACE, cpus=0.5, concurrent=2, observer=recorder)
+        found = run_search(job, config, SPACE, cpus=0.5, concurrent=2, observer=recorder)
     finally:
         over.set()
         watcher.join()
     ended = time.monotonic()
     while taken(before) and time.monotonic() < ended + 60:
         time.sleep(0.2)
-    return Searched(trials, recorder, max(counts), time.monotonic() - ended, taken(before))
+    return Searched(found, recorder, max(counts), time.monotonic() - ended, taken(before))
+
+
+@pytest.fixture(scope="module")
+def searched(
+    digits: Images, nodes: list[Resources], tmp_path_factory: pytest.TempPathFactory
+) -> Searched:
+    """Four trials of two workers with half a CPU each."""
+    cluster = ClusterConfig(workers=2, cpus_per_worker=0.5)
+    return search(digits, tmp_path_factory.mktemp("search"), cluster, 4, SEEDS[4])
+
+
+@pytest.fixture(scope="module")
+def warm(
+    digits: Images, nodes: list[Resources], tmp_path_factory: pytest.TempPathFactory
+) -> Searched:
+    """Ten trials of one process each, in two actors."""
+    return search(digits, tmp_path_factory.mktemp("warm"), ClusterConfig(), 10, SEEDS[10])
 
 
 def test_trials_of_two_workers_end_and_are_ranked(searched: Searched) -> None:
     trials = searched.trials
-    assert [trial.params["lr"] for trial in trials] == [0.05, 0.05, *[1e-9] * 7, 1e30]
-    assert [trial.status for trial in trials] == [
-        *["finished"] * 2,
-        *["stopped"] * 7,
-        "diverged",
-    ]
-    assert [trial.epochs for trial in trials] == [EPOCHS, EPOCHS, *[1] * STOPPED]
+    assert [trial.params["lr"] for trial in trials] == [0.05, 0.05, 1e-9, 1e30]
+    assert [trial.status for trial in trials] == ["finished", "finished", "stopped", "diverged"]
+    assert [trial.epochs for trial in trials] == [EPOCHS, EPOCHS, GRACE, 1]
     assert (trials[0].val_score or 0.0) > 0.2
     assert trials[-1].val_score == 0.0
 
 
+def test_eight_of_ten_trials_are_stopped_and_a_diverging_one_blocks_nobody(warm: Searched) -> None:
+    assert [trial.params["lr"] for trial in warm.trials] == [0.05, 0.05, *[1e-9] * 7, 1e30]
+    statuses = [trial.status for trial in warm.trials]
+    assert statuses == ["finished", "finished", *["stopped"] * 7, "diverged"]
+    assert [trial.epochs for trial in warm.trials] == [EPOCHS, EPOCHS, *[GRACE] * 7, 1]
+    # it was not the last one
+    assert warm.trials[-1].number == 8
+
+
+@pytest.mark.parametrize(("name", "most"), [("searched", 4), ("warm", 2)])
 def test_trials_that_are_stopped_free_workers_placement_groups_and_memory(
-    searched: Searched,
+    request: pytest.FixtureRequest, name: str, most: int
 ) -> None:
-    assert searched.most_workers == 4
-    assert (searched.left, searched.seconds < 30) == ({}, True)
+    found: Searched = request.getfixturevalue(name)
+    assert found.most_processes == most
+    assert (found.left, found.seconds < 30) == ({}, True)
 
 
 def test_a_trial_of_two_workers_is_one_run_of_two_ranks(
