@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from raygkd.errors import StorageError, TrackingError
-from raygkd.files import append_line, whole_lines
+from raygkd.files import append_line, make_folder, whole_lines
 
 # a server that is down must be noticed in seconds, and a request that MLflow repeats on its own
 # could make a run twice: the thread here tries again by itself, and looks first
@@ -49,6 +49,8 @@ PARENT_TAG = "mlflow.parentRunId"
 START_TAG = "raygkd.start"
 ALIAS = "champion"
 _TAG_LIMIT = 5000
+# a server that hung may take so long over what it had been asked before it hung
+_SETTLE_SECONDS = 1.0
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _log = logging.getLogger(__name__)
 # what goes wrong is told here in one line; MLflow would add tracebacks and hints
@@ -170,7 +172,9 @@ def _without_secrets(text: str, uri: str) -> str:
 
 def _reason(error: Exception, uri: str) -> str:
     """Return an error as a short line without secrets."""
-    text = _without_secrets(" ".join(str(error).split()), uri)[:200]
+    # SQLAlchemy puts advice before and the whole statement after what the store says
+    told = " ".join(str(error).split()).partition(" [SQL: ")[0].rpartition("prematurely) ")[2]
+    text = _without_secrets(told, uri)[:200]
     return text if isinstance(error, MlflowException) else f"{type(error).__name__}: {text}"
 
 
@@ -235,14 +239,16 @@ class Tracker:
         self._starting: set[str] = set()
         self._logged: set[tuple[str, str, int]] = set()
         self._told: set[tuple[str, str]] = set()
+        self._unanswered: set[str] = set()
         self._sequence = 0
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._lock = threading.Lock()
         self._failing = False
+        self._unwritable = False
         self._all_sent = False
         self._closing = threading.Event()
         self._deadline = math.inf
-        journal.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(journal.parent)
         self._take_up()
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         self._thread.start()
@@ -349,11 +355,13 @@ class Tracker:
 
         Warns when the server does not take it in ``timeout`` seconds: the journal keeps it, and a
         Tracker on the same journal sends it. Where the journal cannot be written, which is what
-        ended the runs then, they are left open.
+        ended the runs then, MLflow alone is told.
         """
-        with contextlib.suppress(StorageError):
-            for key in sorted(self._open):
+        for key in sorted(self._open):
+            try:
                 self.end(key, status)
+            except StorageError:
+                self._queue.put(self._operation("end", key, status=status))
         self._deadline = time.monotonic() + timeout
         self._closing.set()
         self._queue.put(None)
@@ -383,11 +391,13 @@ class Tracker:
     def _append(self, op: str, key: str, **fields: Any) -> None:
         """Write an operation to the journal and queue it."""
         with self._lock:
-            operation = {"op": op, "key": key, "sequence": self._sequence, **fields}
-            operation["time"] = int(time.time() * 1000)
+            operation = self._operation(op, key, sequence=self._sequence, **fields)
             self._note(operation)
             self._write(operation)
             self._queue.put(operation)
+
+    def _operation(self, op: str, key: str, **fields: Any) -> dict[str, Any]:
+        return {"op": op, "key": key, **fields, "time": int(time.time() * 1000)}
 
     def _note(self, operation: dict[str, Any]) -> None:
         """Keep in mind what an operation in the journal means for later ones."""
@@ -431,8 +441,8 @@ class Tracker:
                 self._tell_outage(error)
             else:
                 self._failing = False
-                with self._lock:
-                    self._write({"sent": operation["sequence"]})
+                if "sequence" in operation:
+                    self._write_down({"sent": operation["sequence"]})
                 break
             if self._closing.wait(wait):
                 if time.monotonic() > self._deadline:
@@ -442,6 +452,20 @@ class Tracker:
         if op == "start":
             self._starting.discard(key)
         return True
+
+    def _write_down(self, entry: dict[str, Any]) -> None:
+        """Write what MLflow has done; where it is not written, it is only asked for it again."""
+        try:
+            with self._lock:
+                self._write(entry)
+        except StorageError as error:
+            if not self._unwritable:
+                self._unwritable = True
+                _log.warning(
+                    "what MLflow at %s takes is sent again when this run is resumed: %s",
+                    self.uri,
+                    error,
+                )
 
     def _tell_outage(self, error: Exception) -> None:
         if not self._failing:
@@ -473,12 +497,21 @@ class Tracker:
         if key in self._run_ids:
             self._client.update_run(self._run_ids[key], status="RUNNING")
         else:
-            run_id = self._find_run(operation["token"]) or self._create_run(operation)
-            with self._lock:
-                self._write({"key": key, "run_id": run_id})
+            run_id = self._made_before(operation["token"]) or self._create_run(operation)
+            self._write_down({"key": key, "run_id": run_id})
             self._run_ids[key] = run_id
         params = [Param(name, value) for name, value in operation["params"].items()]
         self._client.log_batch(self._run_ids[key], params=params, tags=_tags(operation))
+
+    def _made_before(self, token: str) -> str | None:
+        """Return the run that an earlier request for it has made, also one without an answer."""
+        run_id = self._find_run(token)
+        if run_id is None and token in self._unanswered:
+            # the server may be at work on both requests at the same time
+            time.sleep(_SETTLE_SECONDS)
+            run_id = self._find_run(token)
+        self._unanswered.add(token)
+        return run_id
 
     def _find_run(self, token: str) -> str | None:
         found = self._client.search_runs(

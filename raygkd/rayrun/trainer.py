@@ -21,7 +21,7 @@ from ray.train.v2.api.callback import UserCallback
 
 from raygkd.config import ClusterConfig
 from raygkd.errors import RunFailed, UserError
-from raygkd.files import append_line, whole_lines
+from raygkd.files import append_line, make_folder, whole_lines
 from raygkd.rayrun.worker import CHECKPOINT, Job, train_worker
 
 JOURNAL = "metrics.jsonl"
@@ -120,7 +120,7 @@ def train(
         Diverged: the loss went non-finite.
         StorageError: the checkpoint cannot be written.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(job.folder)
     journal = job.folder / JOURNAL
     journal.touch()
     trainer = torch_trainer(job, cluster, cpus=cpus, callbacks=[MetricsJournal(journal)])

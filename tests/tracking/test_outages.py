@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from disks import Disk
 from mlflow import MlflowClient
 from servers import PATIENCE, Server, wait_for
 
-from raygkd.errors import TrackingError
+from raygkd.errors import StorageError, TrackingError
 from raygkd.tracking import Tracker, connect, read_journal
 
 # a process that makes a store, logs to a server that is down, and ends by a crash or in order
@@ -202,3 +204,73 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once(
         assert sorted(point.step for point in points) == list(range(20))
     (message,) = messages(caplog)
     assert f"MLflow at {server.uri} does not answer" in message
+
+
+# a server that hangs, and goes on
+
+
+def test_a_run_whose_start_was_not_answered_is_made_once(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    experiment = connect(server.uri, "hung", tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    create_run = MlflowClient.create_run
+
+    def hang(*given: Any, **named: Any) -> Any:
+        server.pause()
+        monkeypatch.setattr(MlflowClient, "create_run", create_run)
+        return create_run(*given, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_run", hang)
+    tracker = Tracker(server.uri, experiment, tmp_path / "journal.jsonl")
+    try:
+        tracker.start("run", "run")
+        wait_for(lambda: messages(caplog))
+    finally:
+        server.go_on()
+    tracker.close(timeout=PATIENCE)
+    found = MlflowClient(tracking_uri=server.uri).search_runs([experiment])
+    assert [run.info.run_id for run in found] == [tracker.run_id("run")]
+    (message,) = messages(caplog)
+    assert f"MLflow at {server.uri} does not answer" in message
+
+
+# a journal that cannot be written
+
+
+def log_steps(tracker: Tracker, number: int) -> None:
+    for step in range(number):
+        tracker.metrics("run", {"loss": step}, step=step)
+
+
+def test_mlflow_hears_the_end_that_cannot_be_written_down(
+    uri: str, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    disk = Disk(tmp_path, megabytes=1)
+    try:
+        journal = tmp_path / "journal.jsonl"
+        tracker = Tracker(uri, experiment, journal)
+        tracker.start("run", "run")
+        run_id = tracker.run_id("run")
+        assert run_id is not None
+        disk.fill()
+        with pytest.raises(StorageError, match=f"cannot write {journal}: No space left"):
+            log_steps(tracker, 1000)
+        tracker.close("FAILED")
+        assert client.get_run(run_id).info.status == "FAILED"
+        disk.make_room()
+        written = len([entry for entry in read_journal(journal) if entry.get("op") == "metrics"])
+
+        tracker = Tracker(uri, experiment, journal)
+        tracker.start("run", "run")
+        tracker.metrics("run", {"loss": 0}, step=0)
+        tracker.close()
+        assert tracker.run_id("run") == run_id
+        assert client.get_run(run_id).info.status == "FINISHED"
+        points = client.get_metric_history(run_id, "loss")
+        assert [point.step for point in points] == list(range(written))
+    finally:
+        disk.end()
