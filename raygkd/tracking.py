@@ -49,8 +49,6 @@ PARENT_TAG = "mlflow.parentRunId"
 START_TAG = "raygkd.start"
 ALIAS = "champion"
 _TAG_LIMIT = 5000
-# a server that hung may take so long over what it had been asked before it hung
-_SETTLE_SECONDS = 1.0
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _log = logging.getLogger(__name__)
 # what goes wrong is told here in one line; MLflow would add tracebacks and hints
@@ -239,7 +237,6 @@ class Tracker:
         self._starting: set[str] = set()
         self._logged: set[tuple[str, str, int]] = set()
         self._told: set[tuple[str, str]] = set()
-        self._unanswered: set[str] = set()
         self._sequence = 0
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._lock = threading.Lock()
@@ -497,21 +494,11 @@ class Tracker:
         if key in self._run_ids:
             self._client.update_run(self._run_ids[key], status="RUNNING")
         else:
-            run_id = self._made_before(operation["token"]) or self._create_run(operation)
+            run_id = self._find_run(operation["token"]) or self._create_run(operation)
             self._write_down({"key": key, "run_id": run_id})
             self._run_ids[key] = run_id
         params = [Param(name, value) for name, value in operation["params"].items()]
         self._client.log_batch(self._run_ids[key], params=params, tags=_tags(operation))
-
-    def _made_before(self, token: str) -> str | None:
-        """Return the run that an earlier request for it has made, also one without an answer."""
-        run_id = self._find_run(token)
-        if run_id is None and token in self._unanswered:
-            # the server may be at work on both requests at the same time
-            time.sleep(_SETTLE_SECONDS)
-            run_id = self._find_run(token)
-        self._unanswered.add(token)
-        return run_id
 
     def _find_run(self, token: str) -> str | None:
         found = self._client.search_runs(
