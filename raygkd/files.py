@@ -26,7 +26,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _telling_of_storage(path):
+    with telling_of_storage(path):
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -38,6 +38,16 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, where there is none.
+
+    Raises:
+        StorageError: there is no space left, or the folder above is read-only.
+    """
+    with telling_of_storage(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def append_line(path: Path, line: str) -> None:
     """Write a line at the end of a file; it is there as a whole, also after a crash, or not at all.
 
@@ -45,7 +55,7 @@ def append_line(path: Path, line: str) -> None:
         StorageError: there is no space left, or the folder is read-only.
     """
     text = f"{line}\n".encode()
-    with _telling_of_storage(path):
+    with telling_of_storage(path):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(file).st_size
@@ -72,8 +82,8 @@ def whole_lines(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _telling_of_storage(path: Path) -> Iterator[None]:
-    """Raise a StorageError for what fails because nothing can be written."""
+def telling_of_storage(path: Path) -> Iterator[None]:
+    """Raise a StorageError for what fails because nothing can be written to ``path``."""
     try:
         yield
     except Exception as error:
@@ -81,6 +91,6 @@ def _telling_of_storage(path: Path) -> Iterator[None]:
         # torch.save has an error of its own, raised while it handled the system's
         while cause is not None:
             if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
-                raise StorageError(f"cannot write {path}: {cause.strerror}") from error
+                raise StorageError(f"cannot write {path}: {os.strerror(cause.errno)}") from error
             cause = cause.__cause__ or cause.__context__
         raise

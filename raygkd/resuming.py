@@ -11,7 +11,7 @@ from typing import Any
 from raygkd import config as configuration
 from raygkd.config import Config
 from raygkd.errors import ConfigError
-from raygkd.files import whole_file
+from raygkd.files import make_folder, whole_file
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -97,7 +97,7 @@ def note_facts(folder: Path, facts: Mapping[str, Any]) -> None:
         folder: of the run.
         facts: what it is -> plain value, as JSON has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with whole_file(folder / FACTS) as temporary:
         temporary.write_text(json.dumps(facts, indent=2))
 

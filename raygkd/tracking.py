@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from raygkd.errors import StorageError, TrackingError
-from raygkd.files import append_line, whole_lines
+from raygkd.files import append_line, make_folder, whole_lines
 
 # a server that is down must be noticed in seconds, and a request that MLflow repeats on its own
 # could make a run twice: the thread here tries again by itself, and looks first
@@ -170,7 +170,9 @@ def _without_secrets(text: str, uri: str) -> str:
 
 def _reason(error: Exception, uri: str) -> str:
     """Return an error as a short line without secrets."""
-    text = _without_secrets(" ".join(str(error).split()), uri)[:200]
+    # SQLAlchemy puts advice before and the whole statement after what the store says
+    told = " ".join(str(error).split()).partition(" [SQL: ")[0].rpartition("prematurely) ")[2]
+    text = _without_secrets(told, uri)[:200]
     return text if isinstance(error, MlflowException) else f"{type(error).__name__}: {text}"
 
 
@@ -239,10 +241,11 @@ class Tracker:
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._lock = threading.Lock()
         self._failing = False
+        self._unwritable = False
         self._all_sent = False
         self._closing = threading.Event()
         self._deadline = math.inf
-        journal.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(journal.parent)
         self._take_up()
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         self._thread.start()
@@ -349,11 +352,13 @@ class Tracker:
 
         Warns when the server does not take it in ``timeout`` seconds: the journal keeps it, and a
         Tracker on the same journal sends it. Where the journal cannot be written, which is what
-        ended the runs then, they are left open.
+        ended the runs then, MLflow alone is told.
         """
-        with contextlib.suppress(StorageError):
-            for key in sorted(self._open):
+        for key in sorted(self._open):
+            try:
                 self.end(key, status)
+            except StorageError:
+                self._queue.put(self._operation("end", key, status=status))
         self._deadline = time.monotonic() + timeout
         self._closing.set()
         self._queue.put(None)
@@ -383,11 +388,13 @@ class Tracker:
     def _append(self, op: str, key: str, **fields: Any) -> None:
         """Write an operation to the journal and queue it."""
         with self._lock:
-            operation = {"op": op, "key": key, "sequence": self._sequence, **fields}
-            operation["time"] = int(time.time() * 1000)
+            operation = self._operation(op, key, sequence=self._sequence, **fields)
             self._note(operation)
             self._write(operation)
             self._queue.put(operation)
+
+    def _operation(self, op: str, key: str, **fields: Any) -> dict[str, Any]:
+        return {"op": op, "key": key, **fields, "time": int(time.time() * 1000)}
 
     def _note(self, operation: dict[str, Any]) -> None:
         """Keep in mind what an operation in the journal means for later ones."""
@@ -431,8 +438,8 @@ class Tracker:
                 self._tell_outage(error)
             else:
                 self._failing = False
-                with self._lock:
-                    self._write({"sent": operation["sequence"]})
+                if "sequence" in operation:
+                    self._write_down({"sent": operation["sequence"]})
                 break
             if self._closing.wait(wait):
                 if time.monotonic() > self._deadline:
@@ -442,6 +449,20 @@ class Tracker:
         if op == "start":
             self._starting.discard(key)
         return True
+
+    def _write_down(self, entry: dict[str, Any]) -> None:
+        """Write what MLflow has done; where it is not written, it is only asked for it again."""
+        try:
+            with self._lock:
+                self._write(entry)
+        except StorageError as error:
+            if not self._unwritable:
+                self._unwritable = True
+                _log.warning(
+                    "what MLflow at %s takes is sent again when this run is resumed: %s",
+                    self.uri,
+                    error,
+                )
 
     def _tell_outage(self, error: Exception) -> None:
         if not self._failing:
@@ -474,8 +495,7 @@ class Tracker:
             self._client.update_run(self._run_ids[key], status="RUNNING")
         else:
             run_id = self._find_run(operation["token"]) or self._create_run(operation)
-            with self._lock:
-                self._write({"key": key, "run_id": run_id})
+            self._write_down({"key": key, "run_id": run_id})
             self._run_ids[key] = run_id
         params = [Param(name, value) for name, value in operation["params"].items()]
         self._client.log_batch(self._run_ids[key], params=params, tags=_tags(operation))

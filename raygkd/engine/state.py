@@ -11,7 +11,7 @@ from torch import Tensor
 from raygkd.engine.distributed import gather
 from raygkd.engine.loop import Training
 from raygkd.errors import DataError
-from raygkd.files import whole_file
+from raygkd.files import make_folder, whole_file
 from raygkd.models.files import read_tensors
 
 FORMAT = "raygkd-checkpoint-2"
@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, training: Training) -> None:
         "rng": rng,
         "config": training.config,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with whole_file(path) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
 

@@ -22,8 +22,8 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
 }
 TUNE_ENVIRONMENT = {
-    # a driver that is killed knows of every trial that it started
-    "TUNE_GLOBAL_CHECKPOINT_S": "0",
+    # what Tune would resume by is not used, and to copy it while it is written may fail
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",
     # the command line closes MLflow runs on Ctrl-C itself
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

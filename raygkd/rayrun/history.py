@@ -21,7 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raygkd.errors import DataError
-from raygkd.files import append_line, whole_lines
+from raygkd.files import append_line, make_folder, whole_lines
 
 JOURNAL = "trials.jsonl"
 METRIC = "val_score"
@@ -121,7 +121,7 @@ class History:
         self._searcher, self._scheduler = searcher, scheduler
         self._number_of_trials, self._epochs, self._seed = trials, epochs, seed
         self._observer = observer
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._replay()
         for trial in self.trials:
             observer.known(trial)

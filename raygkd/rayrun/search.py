@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from raygkd.config import ClusterConfig, Config
 from raygkd.errors import StorageError
+from raygkd.files import telling_of_storage
 from raygkd.rayrun.history import JOURNAL, METRIC, History, SearchObserver, Trial
 from raygkd.rayrun.trials import ERROR, IS_MISTAKE, IS_STORAGE, WarmTrial, distributed_trial
 from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
@@ -67,6 +68,9 @@ class _Driver:
 
     Tune pickles what it is given into a state that nobody reads, and a history holds an observer's
     threads and connections: so the class knows it, and the pickled object does not.
+
+    What is raised here ends the search: it is kept in ``problem``, nothing is asked or told any
+    more, and Tune stops. Tune would print it with a traceback, and some of it would not stop it.
     """
 
     history: History
@@ -82,15 +86,17 @@ class _Driver:
     def begin(cls, trial_id: str) -> Trial | None:
         """Return the next trial, None if there is no other."""
         with cls._noting_problems():
-            if not cls.history.left:
-                return None
-            trial = cls.trials[trial_id] = cls.history.begin()
-            return trial
+            if cls.problem is None and cls.history.left:
+                trial = cls.trials[trial_id] = cls.history.begin()
+                return trial
+        return None
 
     @classmethod
     def report(cls, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Take a result; return whether the trial is over."""
         trial = cls.trials[trial_id]
+        if cls.problem is not None:
+            return True
         with cls._noting_problems():
             if result.get(IS_STORAGE):
                 raise StorageError(result[ERROR])
@@ -98,23 +104,23 @@ class _Driver:
                 cls.history.fail(trial, result[ERROR], is_mistake=result[IS_MISTAKE])
             elif METRIC in result:
                 cls.history.report(trial, numbers(result))
-        return trial.is_over
+        return trial.is_over or cls.problem is not None
 
     @classmethod
     def fail(cls, trial_id: str, error: str) -> None:
         """Take that a trial is given up."""
+        if cls.problem is not None:
+            return
         with cls._noting_problems():
             cls.history.fail(cls.trials[trial_id], error, is_mistake=False)
 
     @classmethod
     @contextlib.contextmanager
     def _noting_problems(cls) -> Iterator[None]:
-        """Keep what is raised: Tune would make an error of its own of it, with a traceback."""
         try:
             yield
         except Exception as error:
             cls.problem = error
-            raise
 
 
 class _Settings(Searcher):
@@ -145,6 +151,16 @@ class _Decisions(FIFOScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         _Driver.report(trial.trial_id, result)
+
+
+class _Problems(tune.Stopper):
+    """Tune's stopper: a problem of the driver's ends all trials."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return _Driver.problem is not None
 
 
 class _Faults(tune.Callback):
@@ -304,10 +320,10 @@ def _run(
         _Driver.serve(history)
         with tempfile.TemporaryDirectory(prefix="raygkd-tune-") as folder:
             tuner = _tuner(job, config, history.left, cpus, concurrent, folder)
-            try:
+            with telling_of_storage(Path(folder)):
                 tuner.fit()
-            except Exception as error:
-                raise (_Driver.problem or error) from error
+        if _Driver.problem is not None:
+            raise _Driver.problem
     return [_trial_result(trial, job.folder) for trial in history.trials]
 
 
@@ -331,6 +347,7 @@ def _tuner(
             storage_path=folder,
             verbose=0,
             callbacks=[_Faults()],
+            stop=_Problems(),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=0, checkpoint_at_end=False
             ),

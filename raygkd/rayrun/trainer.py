@@ -14,7 +14,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from raygkd.config import ClusterConfig
-from raygkd.files import whole_lines
+from raygkd.files import make_folder, whole_lines
 from raygkd.rayrun.controlling import FaultsAlone, MetricsJournal, known_cause
 from raygkd.rayrun.worker import CHECKPOINT, Job, train_worker
 
@@ -87,7 +87,7 @@ def train(
         Diverged: the loss went non-finite.
         StorageError: the checkpoint cannot be written.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(job.folder)
     journal = job.folder / JOURNAL
     journal.touch()
     trainer = torch_trainer(job, cluster, cpus=cpus, callbacks=[MetricsJournal(journal)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,11 +23,10 @@ from raygkd.rayrun.search import TrialResult, run_search
 from raygkd.rayrun.worker import make_job
 from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
-from raygkd.resuming import RESULT
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
 from raygkd.workflows import detections
 from raygkd.workflows.repeat import repeat
-from raygkd.workflows.session import Session, open_session, run_tags, write_text
+from raygkd.workflows.session import Session, open_session, run_tags, write_result
 from raygkd.workflows.single import (
     MODEL,
     check_names,
@@ -99,7 +97,7 @@ def tune(config: Config, *, console: Console, resume: Path | None = None) -> dic
         result |= {"selection": chosen, "repeat": repeated}
     result["teacher"]["path"] = str(teacher_path)
     result["seconds"] = round(time.monotonic() - started, 1)
-    write_text(Path(result["run"]) / RESULT, json.dumps(result, indent=2))
+    write_result(result, "search")
     return result
 
 

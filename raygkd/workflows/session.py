@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import platform
 import secrets
@@ -21,13 +22,13 @@ from raygkd import __version__, tracking
 from raygkd.build import is_model_file
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.errors import ResourceError, StorageError, UserError
-from raygkd.files import whole_file
+from raygkd.files import make_folder, whole_file
 from raygkd.inputs import Images, open_images
 from raygkd.models import TORCHVISION_WEIGHTS
 from raygkd.rayrun import cluster, ingest, trainer
 from raygkd.rayrun.stopping import StopFolder
 from raygkd.report.console import progress
-from raygkd.resuming import CONFIG, check_facts, note_facts
+from raygkd.resuming import CONFIG, RESULT, check_facts, note_facts
 from raygkd.workflows.interrupts import Interrupts
 
 # what MLflow has to take what is left
@@ -119,7 +120,7 @@ def new_run_folder(output: Path, kind: str) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with whole_file(path) as temporary:
         temporary.write_text(text)
 
@@ -216,18 +217,42 @@ def _image_facts(images: Images) -> dict[str, Any]:
 @contextlib.contextmanager
 def _closing(session: Session, role: str) -> Iterator[None]:
     status = "FAILED"
-    command = f"raygkd {COMMANDS[role]} --resume {session.folder}"
     try:
-        yield
+        with _telling_the_way_on(session.folder, role):
+            yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
+        command = _way_on(session.folder, role)
         session.console.print(f"stopped; go on with: {command}", soft_wrap=True)
         raise
-    except StorageError as error:
-        raise StorageError(f"{error}: make room there, then go on with: {command}") from error
     finally:
         session.tracker.close(status, timeout=CLOSE_SECONDS)
+
+
+def _way_on(folder: Path, role: str) -> str:
+    return f"raygkd {COMMANDS[role]} --resume {folder}"
+
+
+@contextlib.contextmanager
+def _telling_the_way_on(folder: Path, role: str) -> Iterator[None]:
+    """Add to what cannot be written how a run goes on when it can."""
+    try:
+        yield
+    except StorageError as error:
+        command = _way_on(folder, role)
+        raise StorageError(f"{error}: make room there, then go on with: {command}") from error
+
+
+def write_result(result: Mapping[str, Any], role: str) -> None:
+    """Write what ``--json`` prints of a run to its folder: the run is over.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    folder = Path(result["run"])
+    with _telling_the_way_on(folder, role):
+        write_text(folder / RESULT, json.dumps(result, indent=2))
 
 
 def require_room(config: Config, nodes: Sequence[cluster.Resources], data_cpus: float) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,9 +31,8 @@ from raygkd.models import (
 from raygkd.rayrun import trainer, worker
 from raygkd.report.console import progress
 from raygkd.report.tables import levels_table
-from raygkd.resuming import RESULT
 from raygkd.workflows import detections
-from raygkd.workflows.session import Session, open_session, run_tags, write_text
+from raygkd.workflows.session import Session, open_session, run_tags, write_result
 
 MODEL = "model.pt"
 # pixels; any size will do to see whether there is a model of a name
@@ -87,7 +85,7 @@ def _train(config: Config, role: str, console: Console, resume: Path | None) -> 
             **places(session, role, "run_id"),
         }
     result["seconds"] = round(time.monotonic() - started, 1)
-    write_text(Path(result["run"]) / RESULT, json.dumps(result, indent=2))
+    write_result(result, role)
     return result
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import Disk
 from mlflow import MlflowClient
 from servers import PATIENCE, Server, wait_for
 
-from raygkd.errors import TrackingError
+from raygkd.errors import StorageError, TrackingError
 from raygkd.tracking import Tracker, connect, read_journal
 
 # a process that makes a store, logs to a server that is down, and ends by a crash or in order
@@ -202,3 +203,41 @@ def test_a_server_that_is_killed_and_comes_back_has_everything_once(
         assert sorted(point.step for point in points) == list(range(20))
     (message,) = messages(caplog)
     assert f"MLflow at {server.uri} does not answer" in message
+
+
+# a journal that cannot be written
+
+
+def log_steps(tracker: Tracker, number: int) -> None:
+    for step in range(number):
+        tracker.metrics("run", {"loss": step}, step=step)
+
+
+def test_mlflow_hears_the_end_that_cannot_be_written_down(
+    uri: str, client: MlflowClient, experiment: str, tmp_path: Path
+) -> None:
+    disk = Disk(tmp_path, megabytes=1)
+    try:
+        journal = tmp_path / "journal.jsonl"
+        tracker = Tracker(uri, experiment, journal)
+        tracker.start("run", "run")
+        run_id = tracker.run_id("run")
+        assert run_id is not None
+        disk.fill()
+        with pytest.raises(StorageError, match=f"cannot write {journal}: No space left"):
+            log_steps(tracker, 1000)
+        tracker.close("FAILED")
+        assert client.get_run(run_id).info.status == "FAILED"
+        disk.make_room()
+        written = len([entry for entry in read_journal(journal) if entry.get("op") == "metrics"])
+
+        tracker = Tracker(uri, experiment, journal)
+        tracker.start("run", "run")
+        tracker.metrics("run", {"loss": 0}, step=0)
+        tracker.close()
+        assert tracker.run_id("run") == run_id
+        assert client.get_run(run_id).info.status == "FINISHED"
+        points = client.get_metric_history(run_id, "loss")
+        assert [point.step for point in points] == list(range(written))
+    finally:
+        disk.end()

@@ -66,6 +66,16 @@ class Server:
         wait_for(lambda: answers(f"{self.uri}/health") or self._process.poll() is not None)
         assert self._process.poll() is None, (self.folder / "server.log").read_text()
 
+    def pause(self) -> None:
+        """Let it hang: what is asked of it is accepted, and not answered."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again, and first what it was asked meanwhile."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill it with its children, as a crash would."""
         if self._process is not None:
