@@ -15,12 +15,16 @@ import pytest
 from commands import Command
 from mlflow import MlflowClient
 from records import curves, running, tracked
+from untrained import untrained_file
 
 from raygkd import tracking
 from raygkd.engine import read_checkpoint
+from raygkd.inputs import Images
+from raygkd.models import save_model_file
 
 TRIALS, EPOCHS = 4, 24
-# a search without a teacher is over when its trials are; one at a time they end in one order
+# a search without a teacher to learn from is over when its trials are; one at a time they have one
+# order
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
     *("--method", "none", "--trials", TRIALS, "--epochs", EPOCHS, "--reduction-factor", "2"),
@@ -77,18 +81,28 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def reference(raygkd: Start, output: Path) -> dict[str, Any]:
-    """The search that nobody disturbs."""
-    return raygkd(*TUNE, "--output", output).result()
+def teacher(digits: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a search scores besides the student, trained or not."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    save_model_file(path, untrained_file("resnet8", digits.spec))
+    return path
 
 
 @pytest.fixture(scope="module")
-def killed(raygkd: Start, reference: dict[str, Any], tmp_path_factory: Any) -> Killed:
+def reference(raygkd: Start, output: Path, teacher: Path) -> dict[str, Any]:
+    """The search that nobody disturbs."""
+    return raygkd(*TUNE, "--teacher", teacher, "--output", output).result()
+
+
+@pytest.fixture(scope="module")
+def killed(
+    raygkd: Start, reference: dict[str, Any], teacher: Path, tmp_path_factory: Any
+) -> Killed:
     output = tmp_path_factory.mktemp("killed")
     # the first trial trains all 24 epochs, the others are stopped after 1, 8 and 2: 39 lines in all
     windows = ((1, 10), (12, 20), (27, 29))
     moments = [(random.randint(*window), random.uniform(0.0, 0.3)) for window in windows]
-    command = raygkd(*TUNE, "--output", output)
+    command = raygkd(*TUNE, "--teacher", teacher, "--output", output)
     [folder] = command.until(lambda: list((output / "runs").glob("tune-*")))
     search = Killed(folder, moments)
 

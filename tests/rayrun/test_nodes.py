@@ -1,0 +1,166 @@
+"""A search over two nodes, one of which is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray  # noqa: F401  (brings psutil along)
+from commands import FOREIGN, Command
+from mlflow import MlflowClient
+from records import configuration_of, curves, images_of, plain_training, running
+from servers import free_port
+from untrained import untrained_file
+
+from raygkd import tracking
+from raygkd.config import with_settings
+from raygkd.inputs import Images
+from raygkd.models import save_model_file
+
+import psutil  # type: ignore[import-untyped]  # isort: skip
+
+TRIALS, EPOCHS = 2, 40
+TUNE = (
+    *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
+    *("--method", "none", "--trials", TRIALS, "--epochs", EPOCHS, "--scheduler", "none"),
+    *("--seed", "3", "--json"),
+)
+
+
+class Node:
+    """``ray start`` with one CPU, in a process group of its own.
+
+    Args:
+        folder: gets Ray's files; a short path, since there are sockets in it.
+        arguments: of ``ray start``.
+    """
+
+    def __init__(self, folder: Path, *arguments: str):
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--block",
+            "--num-cpus",
+            "1",
+        ]
+        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        with (folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                [*command, "--temp-dir", str(folder), *arguments],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        self._log = folder / "log"
+
+    def wait(self) -> None:
+        """Wait until it is part of the cluster."""
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in self._log.read_text():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Kill all of it at once, as a machine does that loses its power."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self._process.pid)
+            for process in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGKILL)
+        self._process.wait(30)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A search that has lost a node.
+
+    Attributes:
+        epochs: trial -> epochs that were told when the node was lost.
+        result: of the search.
+        warnings: what it wrote to standard error.
+    """
+
+    epochs: dict[int, int]
+    result: dict[str, Any]
+    warnings: str
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Node]]:
+    """The address of two nodes, and the second of them."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    started: list[Node] = []
+    try:
+        head = ("--head", "--port", str(port), "--dashboard-port", str(free_port()))
+        for arguments in (head, ("--address", address)):
+            started.append(Node(tmp_path_factory.mktemp("n"), *arguments))
+            started[-1].wait()
+        yield address, started[-1]
+    finally:
+        for node in started:
+            node.kill()
+
+
+def told(folder: Path) -> dict[int, int]:
+    """Return trial -> epochs in the journal of a search."""
+    path = folder / "trials.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    entries = [json.loads(line) for line in lines]
+    return {entry["trial"]: entry["metrics"]["epoch"] for entry in entries if "metrics" in entry}
+
+
+@pytest.fixture(scope="module")
+def lost(
+    raygkd: Callable[..., Command],
+    output: Path,
+    digits: Images,
+    two_nodes: tuple[str, Node],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Lost:
+    teacher = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    save_model_file(teacher, untrained_file("resnet8", digits.spec))
+    address, second = two_nodes
+    before = set((output / "runs").glob("tune-*"))
+    command = raygkd(*TUNE, "--teacher", teacher, "--output", output, "--address", address)
+
+    def both_at_work() -> list[Path]:
+        found = set((output / "runs").glob("tune-*")) - before
+        return [folder for folder in found if len(told(folder)) == TRIALS]
+
+    [folder] = command.until(both_at_work)
+    second.kill()
+    return Lost(told(folder), command.result(), command.err)
+
+
+def test_the_trial_of_a_lost_node_goes_on_after_its_last_epoch(lost: Lost) -> None:
+    trials = lost.result["trials"]
+    assert [(trial["status"], trial["epochs"]) for trial in trials] == [("finished", EPOCHS)] * 2
+    assert max(lost.epochs.values()) < EPOCHS
+    [line] = [line for line in lost.warnings.splitlines() if "lost its process" in line]
+    [number] = [n for n in lost.epochs if f"trial {n} lost" in line]
+    assert "it goes on after epoch" in line
+    assert int(line.rpartition(" ")[2]) >= lost.epochs[number]
+
+
+def test_trials_learn_what_they_do_without_the_loss(lost: Lost, output: Path) -> None:
+    client = MlflowClient(tracking.default_uri(output))
+    searched = configuration_of(Path(lost.result["run"]))
+    images = images_of(searched)
+    for trial in lost.result["trials"]:
+        training = plain_training(with_settings(searched, trial["params"]), images, None)
+        expected = {epoch: training.run_epoch()["val_score"] for epoch in range(1, EPOCHS + 1)}
+        assert curves(client, trial["run_id"])["val_score"] == expected
+    assert running(client) == []
