@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -100,18 +101,20 @@ class Lost:
 @pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Node]]:
     """The address of two nodes, and the second of them."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text(secrets.token_hex(32))
     port = free_port()
     address = f"127.0.0.1:{port}"
-    started: list[Node] = []
-    try:
+    with pytest.MonkeyPatch.context() as environment, contextlib.ExitStack() as stack:
+        # the nodes and the command have it from here
+        environment.setenv("RAY_AUTH_MODE", "token")
+        environment.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         head = ("--head", "--port", str(port), "--dashboard-port", str(free_port()))
         for arguments in (head, ("--address", address)):
-            started.append(Node(tmp_path_factory.mktemp("n"), *arguments))
-            started[-1].wait()
-        yield address, started[-1]
-    finally:
-        for node in started:
-            node.kill()
+            node = Node(tmp_path_factory.mktemp("n"), *arguments)
+            stack.callback(node.kill)
+            node.wait()
+        yield address, node
 
 
 def told(folder: Path) -> dict[int, int]:
