@@ -43,11 +43,17 @@ class Disk:
         """Let nothing be opened for writing any more; what is open may still be written.
 
         A disk with files that are open for writing cannot be mounted read-only, so the same disk is
-        mounted once more, over itself.
+        mounted once more, over itself; elsewhere first, where nobody opens a file.
         """
-        subprocess.run(["mount", "--bind", self.folder, self.folder], check=True)
-        self._mounts += 1
-        subprocess.run(["mount", "-o", "remount,ro,bind", self.folder], check=True)
+        aside = self.folder.with_name(f"{self.folder.name}-protected")
+        aside.mkdir(exist_ok=True)
+        subprocess.run(["mount", "--bind", self.folder, aside], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", aside], check=True)
+            subprocess.run(["mount", "--bind", aside, self.folder], check=True)
+            self._mounts += 1
+        finally:
+            subprocess.run(["umount", aside], check=True)
 
     def allow(self) -> None:
         """Take ``protect`` back."""
