@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import detection_search
 import mlflow
 import pytest
 import torch
@@ -52,22 +51,6 @@ def raygkd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., C
     yield start
     for command in started:
         command.end()
-
-
-@pytest.fixture(scope="session")
-def detection_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of the search for detectors."""
-    return tmp_path_factory.mktemp("detection-output")
-
-
-@pytest.fixture(scope="session")
-def detection(
-    detection_output: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Command]:
-    """The search for detectors, started."""
-    command = detection_search.start(tmp_path_factory.mktemp("detection"), detection_output)
-    yield command
-    command.end()
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""``raygkd tune --repeat`` from end to end: the repeats are broken off by Ctrl-C and resumed."""
+"""``raygkd tune --repeat`` from end to end."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from records import (
     plain_training,
     running,
     strange_numbers,
-    tracked,
     without_times,
 )
 from untrained import untrained_file
@@ -35,7 +33,6 @@ ROLES = ("best", "student_alone", "kd")
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
     *("--seed", SEED, "--trials", "2", "--epochs", EPOCHS, "--repeat", len(SEEDS)),
-    *("--max-concurrent", "1"),
 )
 SPEC = ImageSpec(
     class_names=tuple("0123456789"), image_size=(8, 8), mean=(0.3,) * 3, std=(0.4,) * 3
@@ -44,27 +41,13 @@ SPEC = ImageSpec(
 
 @dataclass(frozen=True)
 class Repeated:
-    """A search whose repeats were broken off, and resumed.
+    """A search with repeats."""
 
-    Attributes:
-        stopped: the command that Ctrl-C ended.
-        over: tracker's keys of the repeats that were over then.
-        result: of the command that went on.
-    """
-
-    stopped: Command
-    over: list[str]
     result: dict[str, Any]
 
     @property
     def folder(self) -> Path:
         return Path(self.result["run"])
-
-
-def repeats(folder: Path, operation: str) -> list[str]:
-    """Return the repeats that an operation was recorded of, in order."""
-    entries = [entry for entry in tracked(folder) if entry.get("op") == operation]
-    return [entry["key"] for entry in entries if entry["key"].startswith("repeat-")]
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +60,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def repeated(raygkd: Callable[..., Command], output: Path, teacher: Path) -> Repeated:
-    before = set((output / "runs").glob("tune-*"))
-    command = raygkd(*TUNE, "--teacher", teacher, "--output", output)
-
-    def one_over() -> list[Path]:
-        found = set((output / "runs").glob("tune-*")) - before
-        return [folder for folder in found if repeats(folder, "end")]
-
-    [folder] = command.until(one_over)
-    command.stop(signal.SIGINT)
-    finished = {entry["key"] for entry in tracked(folder) if entry.get("status") == "FINISHED"}
-    over = [key for key in repeats(folder, "end") if key in finished]
-    return Repeated(command, over, raygkd("tune", "--resume", folder, "--json").result())
+    return Repeated(raygkd(*TUNE, "--teacher", teacher, "--output", output, "--json").result())
 
 
 def children(client: MlflowClient, result: dict[str, Any]) -> dict[str, Run]:
@@ -169,12 +141,3 @@ def test_repeats_are_children_of_the_search(
         assert run.data.metrics["val_score"] == trial["val_score"]
     assert running(client) == []
     assert strange_numbers(output) == []
-
-
-def test_a_resumed_run_does_not_train_finished_repeats_again(repeated: Repeated) -> None:
-    assert repeated.stopped.wait() == 130, repeated.stopped.err
-    assert f"go on with: raygkd tune --resume {repeated.folder}\n" in repeated.stopped.err
-    assert 1 <= len(repeated.over) < len(SEEDS) * len(ROLES)
-    started = repeats(repeated.folder, "start")
-    assert [started.count(key) for key in repeated.over] == [1] * len(repeated.over)
-    assert len(set(started)) == len(SEEDS) * len(ROLES)

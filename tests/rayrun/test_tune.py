@@ -316,8 +316,7 @@ class Resumed:
 
 
 @pytest.fixture(scope="module")
-def resumed(raygkd: Start, stopped: Stopped, detection: Command) -> Resumed:
-    """The search for detectors goes on meanwhile: waiting is most of what either does."""
+def resumed(raygkd: Start, stopped: Stopped) -> Resumed:
     command = raygkd("tune", "--resume", stopped.folder)
     assert command.wait() == 0, command.err
     return Resumed(command, json.loads((stopped.folder / "result.json").read_text()))

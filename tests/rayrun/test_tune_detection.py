@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,41 @@ import numpy as np
 import pytest
 import torch
 from commands import Command
-from detection_search import SIDE, TRIALS
 from mlflow import MlflowClient
 from records import curves, running, strange_numbers
+from untrained import untrained_file
 
-from raygkd.build import DeployedDetector
-from raygkd.models import load_model_file
+from raygkd.build import DeployedDetector, ImageSpec
+from raygkd.data.scenes import write_scenes
+from raygkd.models import load_model_file, save_model_file
 
+SIDE, TRIALS = 96, 2
+SPEC = ImageSpec(
+    class_names=tuple("0123456789"),
+    image_size=(SIDE, SIDE),
+    mean=(0.3,) * 3,
+    std=(0.2,) * 3,
+    task="detection",
+)
+TUNE = (
+    *("tune", "--dataset", "voc", "--trials", TRIALS, "--epochs", 2, "--scheduler", "none"),
+    *("--student", "fcos_mobilenet_v3_small_fpn16"),
+    *("--image-size", SIDE, "--batch-size", 8, "--seed", 3, "--json"),
+)
 MEASURES = {"val_score", "val_map", "val_map50", "val_map75", "val_ap50_voc", "val_ap50_voc07"}
 
 
-@pytest.fixture(scope="session")
-def output(detection_output: Path) -> Path:
-    """The output folder of the search for detectors, in the place of the other commands'."""
-    return detection_output
-
-
 @pytest.fixture(scope="module")
-def result(detection: Command) -> dict[str, Any]:
-    return detection.result()
+def result(
+    raygkd: Callable[..., Command], output: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The search; its data and the teacher of random weights lie in a folder of their own."""
+    folder = tmp_path_factory.mktemp("detection")
+    write_scenes(folder / "voc", images={"train": 24, "val": 8, "test": 8})
+    teacher = folder / "teacher.pt"
+    save_model_file(teacher, untrained_file("fcos_resnet18_fpn16", SPEC))
+    given = ("--teacher", teacher, "--data-dir", folder / "voc", "--output", output)
+    return raygkd(*TUNE, *given).result()
 
 
 def test_a_search_for_detectors_ends_with_what_one_for_classifiers_does(
