@@ -30,6 +30,7 @@ from raygkd.models import save_model_file
 
 import psutil  # type: ignore[import-untyped]  # isort: skip
 
+pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 2, 40
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),

@@ -18,6 +18,7 @@ from untrained import untrained_file
 from raygkd.inputs import Images
 from raygkd.models import save_model_file
 
+pytestmark = pytest.mark.slow
 TRIALS = 3
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),

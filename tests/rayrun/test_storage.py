@@ -21,6 +21,7 @@ from raygkd.engine import read_checkpoint
 from raygkd.inputs import Images
 from raygkd.models import save_model_file
 
+pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 3, 20
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
