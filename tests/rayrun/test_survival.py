@@ -22,6 +22,7 @@ from raygkd.engine import read_checkpoint
 from raygkd.inputs import Images
 from raygkd.models import save_model_file
 
+pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 4, 24
 # a search without a teacher to learn from is over when its trials are; one at a time they have one
 # order
