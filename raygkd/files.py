@@ -48,6 +48,17 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, and the folder for it where there is none.
+
+    Raises:
+        StorageError: there is no space left, or the folder is read-only.
+    """
+    make_folder(path.parent)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
+
+
 def append_line(path: Path, line: str) -> None:
     """Write a line at the end of a file; it is there as a whole, also after a crash, or not at all.
 

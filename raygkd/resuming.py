@@ -11,7 +11,7 @@ from typing import Any
 from raygkd import config as configuration
 from raygkd.config import Config
 from raygkd.errors import ConfigError
-from raygkd.files import make_folder, whole_file
+from raygkd.files import write_text
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -97,9 +97,7 @@ def note_facts(folder: Path, facts: Mapping[str, Any]) -> None:
         folder: of the run.
         facts: what it is -> plain value, as JSON has it.
     """
-    make_folder(folder)
-    with whole_file(folder / FACTS) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2))
+    write_text(folder / FACTS, json.dumps(facts, indent=2))
 
 
 def check_facts(folder: Path, facts: Mapping[str, Any]) -> None:

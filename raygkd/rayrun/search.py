@@ -259,14 +259,8 @@ def run_search(
     Raises:
         StorageError: a checkpoint or the journal cannot be written.
     """
-    history = History(
-        job.folder / JOURNAL,
-        searcher(config, space),
-        scheduler(config),
-        trials=config.search.trials,
-        epochs=config.optim.epochs,
-        seed=config.optim.seed,
-        observer=observer,
+    history = _history(
+        job, config, searcher(config, space), scheduler(config), config.search.trials, observer
     )
     results = _run(job, config, history, cpus=cpus, concurrent=concurrent)
     return sorted(
@@ -300,16 +294,30 @@ def run_settings(
     Raises:
         StorageError: a checkpoint or the journal cannot be written.
     """
-    history = History(
+    history = _history(
+        job, config, ListedSettings(settings), FIFOScheduler(), len(settings), observer
+    )
+    return _run(job, config, history, cpus=cpus, concurrent=concurrent)
+
+
+def _history(
+    job: Job,
+    config: Config,
+    searcher: Searcher,
+    scheduler: TrialScheduler,
+    trials: int,
+    observer: SearchObserver,
+) -> History:
+    """Return what was done in the job's folder, to go on with."""
+    return History(
         job.folder / JOURNAL,
-        ListedSettings(settings),
-        FIFOScheduler(),
-        trials=len(settings),
+        searcher,
+        scheduler,
+        trials=trials,
         epochs=config.optim.epochs,
         seed=config.optim.seed,
         observer=observer,
     )
-    return _run(job, config, history, cpus=cpus, concurrent=concurrent)
 
 
 def _run(

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from raygkd.files import make_folder
+
 POLL_SECONDS = 0.2
 
 
@@ -22,7 +24,7 @@ class StopFolder:
 
     def ask(self) -> None:
         """Ask every run of the command to finish its step, write a checkpoint and answer."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
 
     def withdraw(self) -> None:
         """Make it as if nobody had asked."""

@@ -12,7 +12,6 @@ from raygkd.engine import read_checkpoint
 from raygkd.models import ModelFile
 from raygkd.rayrun.history import Trial
 from raygkd.rayrun.search import TrialResult, run_settings
-from raygkd.rayrun.worker import make_job
 from raygkd.report.console import progress
 from raygkd.workflows.session import Session
 from raygkd.workflows.single import test_scores
@@ -138,13 +137,7 @@ def _train(
 ) -> dict[Repeat, TrialResult]:
     config = session.config
     concurrent = at_once(session, len(repeats))
-    job = make_job(
-        config,
-        session.shared,
-        teacher,
-        folder=session.folder / "repeat",
-        stop=session.interrupts.folder,
-    )
+    job = session.job(config, teacher, session.folder / "repeat")
     with progress(session.console, f"repeats ({concurrent} at a time)") as advance:
         observer = RepeatProgress(session, advance, len(repeats))
         with session.interrupts.waiting_for(observer.running):

@@ -20,7 +20,6 @@ from raygkd.inputs import Images
 from raygkd.models import ModelFile, is_detector, save_model_file
 from raygkd.rayrun.history import METRIC
 from raygkd.rayrun.search import TrialResult, run_search
-from raygkd.rayrun.worker import make_job
 from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
@@ -139,9 +138,7 @@ def _search(
 ) -> list[TrialResult]:
     config = session.config
     concurrent = at_once(session, config.search.trials)
-    job = make_job(
-        config, session.shared, teacher, folder=session.folder, stop=session.interrupts.folder
-    )
+    job = session.job(config, teacher, session.folder)
     with progress(session.console, f"trials ({concurrent} at a time)") as advance:
         observer = SearchProgress(session, advance, config.search.trials)
         with session.interrupts.waiting_for(observer.running):

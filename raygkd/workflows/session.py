@@ -22,10 +22,10 @@ from raygkd import __version__, tracking
 from raygkd.build import is_model_file
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.errors import ResourceError, StorageError, UserError
-from raygkd.files import make_folder, whole_file
+from raygkd.files import write_text
 from raygkd.inputs import Images, open_images
-from raygkd.models import TORCHVISION_WEIGHTS
-from raygkd.rayrun import cluster, ingest, trainer
+from raygkd.models import TORCHVISION_WEIGHTS, ModelFile
+from raygkd.rayrun import cluster, ingest, trainer, worker
 from raygkd.rayrun.stopping import StopFolder
 from raygkd.report.console import progress
 from raygkd.resuming import CONFIG, RESULT, check_facts, note_facts
@@ -66,6 +66,12 @@ class Session:
     def data_cpus(self) -> float:
         """CPUs that the data stream needs besides the training."""
         return _data_cpus(self.shared.decoded is None)
+
+    def job(self, config: Config, teacher: ModelFile | None, folder: Path) -> worker.Job:
+        """Return what training processes are sent to train in a folder, on this run's images."""
+        return worker.make_job(
+            config, self.shared, teacher, folder=folder, stop=self.interrupts.folder
+        )
 
     def cpus(self) -> float:
         """Return the CPUs of each worker of a run that has the cluster for itself."""
@@ -116,13 +122,6 @@ def new_run_folder(output: Path, kind: str) -> Path:
     """Return a name for a run's folder that no other has; it is not made yet."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return output / "runs" / f"{kind}-{stamp}-{secrets.token_hex(2)}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    make_folder(path.parent)
-    with whole_file(path) as temporary:
-        temporary.write_text(text)
 
 
 @contextlib.contextmanager

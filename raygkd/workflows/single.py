@@ -266,9 +266,7 @@ def train_one(
     """
     if (folder / MODEL).exists():
         return load_model_file(folder / MODEL)
-    job = worker.make_job(
-        config, session.shared, teacher, folder=folder, stop=session.interrupts.folder
-    )
+    job = session.job(config, teacher, folder)
     session.tracker.start(
         role,
         f"{role} {config.model.student}",
