@@ -10,10 +10,13 @@ import pytest
 import torch
 from commands import Command
 from mlflow import MlflowClient
+from untrained import untrained_file
 
 from raygkd import tracking
+from raygkd.build import ImageSpec
 from raygkd.config import DataConfig
 from raygkd.inputs import Images, open_images
+from raygkd.models import save_model_file
 from raygkd.rayrun.cluster import Resources, cluster
 
 torch.set_num_threads(1)
@@ -37,6 +40,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Images:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of all commands: one MLflow store, and the digits prepared once."""
     return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="session")
+def untrained_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of random weights: what a search scores besides the student, trained or not."""
+    path = tmp_path_factory.mktemp("teacher") / "model.pt"
+    spec = ImageSpec(
+        class_names=tuple("0123456789"), image_size=(8, 8), mean=(0.3,) * 3, std=(0.4,) * 3
+    )
+    save_model_file(path, untrained_file("resnet14", spec))
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,7 @@ EVERY_EPOCH = {
 
 def journal(folder: Path) -> list[dict[str, float]]:
     """Return the metrics of each epoch that a run has written so far, without the times."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [without_times(json.loads(line)) for line in lines]
+    return [without_times(metrics) for metrics in json_lines(folder / "metrics.jsonl")]
 
 
 def without_times(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -49,7 +47,11 @@ def without_times(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def tracked(folder: Path) -> list[dict[str, Any]]:
     """Return what a run's tracking journal holds so far."""
-    path = folder / "tracking.jsonl"
+    return json_lines(folder / "tracking.jsonl")
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a journal that may be growing; none if there is no file."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -19,14 +18,11 @@ import pytest
 import ray  # noqa: F401  (brings psutil along)
 from commands import FOREIGN, Command
 from mlflow import MlflowClient
-from records import configuration_of, curves, images_of, plain_training, running
+from records import configuration_of, curves, images_of, json_lines, plain_training, running
 from servers import free_port
-from untrained import untrained_file
 
 from raygkd import tracking
 from raygkd.config import with_settings
-from raygkd.inputs import Images
-from raygkd.models import save_model_file
 
 import psutil  # type: ignore[import-untyped]  # isort: skip
 
@@ -120,9 +116,7 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, N
 
 def told(folder: Path) -> dict[int, int]:
     """Return trial -> epochs in the journal of a search."""
-    path = folder / "trials.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    entries = [json.loads(line) for line in lines]
+    entries = json_lines(folder / "trials.jsonl")
     return {entry["trial"]: entry["metrics"]["epoch"] for entry in entries if "metrics" in entry}
 
 
@@ -130,15 +124,14 @@ def told(folder: Path) -> dict[int, int]:
 def lost(
     raygkd: Callable[..., Command],
     output: Path,
-    digits: Images,
+    untrained_teacher: Path,
     two_nodes: tuple[str, Node],
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Lost:
-    teacher = tmp_path_factory.mktemp("teacher") / "teacher.pt"
-    save_model_file(teacher, untrained_file("resnet8", digits.spec))
     address, second = two_nodes
     before = set((output / "runs").glob("tune-*"))
-    command = raygkd(*TUNE, "--teacher", teacher, "--output", output, "--address", address)
+    command = raygkd(
+        *TUNE, "--teacher", untrained_teacher, "--output", output, "--address", address
+    )
 
     def both_at_work() -> list[Path]:
         found = set((output / "runs").glob("tune-*")) - before

@@ -21,11 +21,10 @@ from records import (
     strange_numbers,
     without_times,
 )
-from untrained import untrained_file
 
 from raygkd import config as configuration
-from raygkd.build import ImageSpec, logit_baseline, uses_teacher, without_teacher
-from raygkd.models import load_model_file, save_model_file
+from raygkd.build import logit_baseline, uses_teacher, without_teacher
+from raygkd.models import load_model_file
 
 EPOCHS, SEED = 2, 3
 SEEDS = [SEED + 1, SEED + 2]
@@ -33,9 +32,6 @@ ROLES = ("best", "student_alone", "kd")
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
     *("--seed", SEED, "--trials", "2", "--epochs", EPOCHS, "--repeat", len(SEEDS)),
-)
-SPEC = ImageSpec(
-    class_names=tuple("0123456789"), image_size=(8, 8), mean=(0.3,) * 3, std=(0.4,) * 3
 )
 
 
@@ -51,16 +47,10 @@ class Repeated:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file of random weights."""
-    path = tmp_path_factory.mktemp("teacher") / "model.pt"
-    save_model_file(path, untrained_file("resnet14", SPEC))
-    return path
-
-
-@pytest.fixture(scope="module")
-def repeated(raygkd: Callable[..., Command], output: Path, teacher: Path) -> Repeated:
-    return Repeated(raygkd(*TUNE, "--teacher", teacher, "--output", output, "--json").result())
+def repeated(raygkd: Callable[..., Command], output: Path, untrained_teacher: Path) -> Repeated:
+    return Repeated(
+        raygkd(*TUNE, "--teacher", untrained_teacher, "--output", output, "--json").result()
+    )
 
 
 def children(client: MlflowClient, result: dict[str, Any]) -> dict[str, Run]:
@@ -104,7 +94,7 @@ def test_means_and_deviations_are_those_of_the_scores(
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_repeat_is_a_training_of_the_same_settings_and_seed(
-    repeated: Repeated, teacher: Path, client: MlflowClient, role: str
+    repeated: Repeated, untrained_teacher: Path, client: MlflowClient, role: str
 ) -> None:
     """In this process, without Ray, on the search's split."""
     params = repeated.result["best"]["params"]
@@ -115,7 +105,7 @@ def test_a_repeat_is_a_training_of_the_same_settings_and_seed(
     }
     searched = configuration_of(repeated.folder)
     config = configuration.with_settings(searched, {**values[role], "seed": SEEDS[-1]})
-    file = load_model_file(teacher) if uses_teacher(config) else None
+    file = load_model_file(untrained_teacher) if uses_teacher(config) else None
     training = plain_training(config, images_of(searched), file)
     run = children(client, repeated.result)[f"repeat {role.replace('_', ' ')} seed {SEEDS[-1]}"]
     found = curves(client, run.info.run_id)

@@ -13,10 +13,6 @@ from commands import Command
 from mlflow import MlflowClient
 from records import curves, running
 from servers import Server
-from untrained import untrained_file
-
-from raygkd.inputs import Images
-from raygkd.models import save_model_file
 
 pytestmark = pytest.mark.slow
 TRIALS = 3
@@ -44,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def tune(
     server: Server,
     raygkd: Start,
-    digits: Images,
+    untrained_teacher: Path,
     output: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[int], tuple[Command, Path]]]:
@@ -52,14 +48,12 @@ def tune(
 
     The server hangs as soon as the first epoch is in the search's journal.
     """
-    teacher = tmp_path_factory.mktemp("teacher") / "teacher.pt"
-    save_model_file(teacher, untrained_file("resnet8", digits.spec))
     server.wait()
 
     def start(epochs: int) -> tuple[Command, Path]:
         before = set(output.glob("runs/tune-*"))
         command = raygkd(
-            *(*TUNE, "--epochs", epochs, "--teacher", teacher, "--output", output),
+            *(*TUNE, "--epochs", epochs, "--teacher", untrained_teacher, "--output", output),
             *("--tracking-uri", server.uri, "--json"),
         )
 

@@ -14,12 +14,9 @@ from commands import Command
 from disks import Disk
 from mlflow import MlflowClient
 from records import curves, running, tracked
-from untrained import untrained_file
 
 from raygkd import tracking
 from raygkd.engine import read_checkpoint
-from raygkd.inputs import Images
-from raygkd.models import save_model_file
 
 pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 3, 20
@@ -32,14 +29,6 @@ MEGABYTES = 48
 JOURNALS = ("trials.jsonl", "tracking.jsonl")
 FULL, READ_ONLY = "No space left on device", "Read-only file system"
 Start = Callable[..., Command]
-
-
-@pytest.fixture(scope="module")
-def teacher(digits: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a search scores besides the student, trained or not."""
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
-    save_model_file(path, untrained_file("resnet8", digits.spec))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +120,14 @@ def broken(command: Command, folder: Path, fault: Callable[[], None], why: str) 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(raygkd: Start, teacher: Path, output: Path) -> dict[str, Any]:
-    return raygkd(*TUNE, "--teacher", teacher, "--output", output, "--json").result()
+def undisturbed(raygkd: Start, untrained_teacher: Path, output: Path) -> dict[str, Any]:
+    return raygkd(*TUNE, "--teacher", untrained_teacher, "--output", output, "--json").result()
 
 
 @pytest.fixture(scope="module")
-def disturbed(disk: Disk, raygkd: Start, teacher: Path) -> Disturbed:
+def disturbed(disk: Disk, raygkd: Start, untrained_teacher: Path) -> Disturbed:
     """Full in the first trial, read-only in the second, full after the last."""
-    command = raygkd(*TUNE, "--teacher", teacher, "--output", disk.folder)
+    command = raygkd(*TUNE, "--teacher", untrained_teacher, "--output", disk.folder)
     [journal] = command.until(lambda: list(disk.folder.glob("runs/tune-*/trials.jsonl")))
     folder = journal.parent
     command.until(lambda: epochs_of(folder, 0) >= 2)

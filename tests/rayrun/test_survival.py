@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import time
@@ -14,13 +13,10 @@ from typing import Any
 import pytest
 from commands import Command
 from mlflow import MlflowClient
-from records import curves, running, tracked
-from untrained import untrained_file
+from records import curves, json_lines, running, tracked
 
 from raygkd import tracking
 from raygkd.engine import read_checkpoint
-from raygkd.inputs import Images
-from raygkd.models import save_model_file
 
 pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 4, 24
@@ -76,34 +72,24 @@ class Killed:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a search's journal."""
-    path = folder / "trials.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    return json_lines(folder / "trials.jsonl")
 
 
 @pytest.fixture(scope="module")
-def teacher(digits: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a search scores besides the student, trained or not."""
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
-    save_model_file(path, untrained_file("resnet8", digits.spec))
-    return path
-
-
-@pytest.fixture(scope="module")
-def reference(raygkd: Start, output: Path, teacher: Path) -> dict[str, Any]:
+def reference(raygkd: Start, output: Path, untrained_teacher: Path) -> dict[str, Any]:
     """The search that nobody disturbs."""
-    return raygkd(*TUNE, "--teacher", teacher, "--output", output).result()
+    return raygkd(*TUNE, "--teacher", untrained_teacher, "--output", output).result()
 
 
 @pytest.fixture(scope="module")
 def killed(
-    raygkd: Start, reference: dict[str, Any], teacher: Path, tmp_path_factory: Any
+    raygkd: Start, reference: dict[str, Any], untrained_teacher: Path, tmp_path_factory: Any
 ) -> Killed:
     output = tmp_path_factory.mktemp("killed")
     # the first trial trains all 24 epochs, the others are stopped after 1, 8 and 2: 39 lines in all
     windows = ((1, 10), (12, 20), (27, 29))
     moments = [(random.randint(*window), random.uniform(0.0, 0.3)) for window in windows]
-    command = raygkd(*TUNE, "--teacher", teacher, "--output", output)
+    command = raygkd(*TUNE, "--teacher", untrained_teacher, "--output", output)
     [folder] = command.until(lambda: list((output / "runs").glob("tune-*")))
     search = Killed(folder, moments)
 

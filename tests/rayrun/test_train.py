@@ -27,16 +27,13 @@ from records import (
     running,
     strange_numbers,
 )
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec
 from raygkd.engine import read_checkpoint
 from raygkd.models import (
     build_classifier,
     build_from_file,
     count_parameters,
     load_model_file,
-    save_model_file,
 )
 
 EPOCHS, TEACHER_EPOCHS = 6, 24
@@ -113,20 +110,11 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def given_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file of random weights."""
-    path = tmp_path_factory.mktemp("teacher") / "model.pt"
-    spec = ImageSpec(
-        class_names=tuple("0123456789"), image_size=(8, 8), mean=(0.3,) * 3, std=(0.4,) * 3
-    )
-    save_model_file(path, untrained_file("resnet14", spec))
-    return path
-
-
-@pytest.fixture(scope="module")
-def training(raygkd: Start, output: Path, given_teacher: Path, interrupted: Interrupted) -> Command:
+def training(
+    raygkd: Start, output: Path, untrained_teacher: Path, interrupted: Interrupted
+) -> Command:
     """The training of a student by two workers on images in memory, which goes on meanwhile."""
-    return raygkd(*TRAIN, "--teacher", given_teacher, "--output", output, "--json")
+    return raygkd(*TRAIN, "--teacher", untrained_teacher, "--output", output, "--json")
 
 
 @pytest.fixture(scope="module")
@@ -226,14 +214,14 @@ def test_two_workers_are_two_processes_with_random_states_of_their_own(trained: 
     assert not torch.equal(*states)
 
 
-def test_the_result_holds_teacher_and_student(trained: Trained, given_teacher: Path) -> None:
+def test_the_result_holds_teacher_and_student(trained: Trained, untrained_teacher: Path) -> None:
     result = trained.result
     assert set(result) == {"models", "val_score", "mlflow", "run", "model", "seconds"}
     assert list(result["models"]) == ["teacher", "student"]
     assert result["models"]["teacher"] == {
         "model": "resnet14",
         "parameters": 175_258,
-        "test_score": rescored(given_teacher, trained.folder, "test")["score"],
+        "test_score": rescored(untrained_teacher, trained.folder, "test")["score"],
     }
     assert result["models"]["student"]["parameters"] == 78_042
     assert set(result["mlflow"]) == {"tracking_uri", "experiment_id", "run_id"}
@@ -241,12 +229,12 @@ def test_the_result_holds_teacher_and_student(trained: Trained, given_teacher: P
 
 
 def test_a_teacher_that_is_given_is_used_and_no_other_is_trained(
-    trained: Trained, given_teacher: Path, output: Path
+    trained: Trained, untrained_teacher: Path, output: Path
 ) -> None:
     assert "training teacher" not in trained.command.err
     assert trained.command.seen["ray::TrainController"] == 1
     assert not (output / "teachers").exists()
-    assert configuration_of(trained.folder).model.teacher == str(given_teacher)
+    assert configuration_of(trained.folder).model.teacher == str(untrained_teacher)
 
 
 def test_the_model_file_holds_the_student_alone(trained: Trained) -> None:

@@ -279,6 +279,7 @@ def logged(folder: Path, operation: str) -> list[str]:
 def stopped(raygkd: Start, output: Path, searched: Searched, tmp_path_factory: Any) -> Stopped:
     space = tmp_path_factory.mktemp("space") / "space.yaml"
     space.write_text(SPACE)
+    before = set((output / "runs").glob("tune-*"))
     budget = ("--trials", STOPPED_TRIALS, "--epochs", LONGER, "--grace-period", LONGER)
     command = raygkd(
         *(*TUNE, *budget, "--max-concurrent", "1", "--space", space, "--output", output),
@@ -286,7 +287,7 @@ def stopped(raygkd: Start, output: Path, searched: Searched, tmp_path_factory: A
     )
 
     def third_trial() -> list[Path]:
-        found = set((output / "runs").glob("tune-*")) - {searched.folder}
+        found = set((output / "runs").glob("tune-*")) - before
         return [folder for folder in found if len(set(logged(folder, "metrics"))) == 3]
 
     [folder] = command.until(third_trial)
