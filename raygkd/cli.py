@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -80,26 +81,39 @@ def commands() -> None:
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0, 2 a user's mistake, 1 a failure, 130 Ctrl-C."""
+    """Run the command line and end the process with its exit code."""
+    code = run()
+    # what is open has been closed; to take apart all that torch and Ray have loaded takes seconds
+    atexit._run_exitfuncs()
+    # whoever reads may have left, as head does
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def run() -> int:
+    """Run the command line; return 0, 2 for a user's mistake, 1 for a failure, 130 on Ctrl-C."""
     # a job that is stopped closes its runs just as one that is interrupted
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         commands.main(prog_name="raygkd", standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"error: {_in_one_line(error)}", err=True)
-        sys.exit(2)
+        return 2
     except click.Abort:
-        sys.exit(130)
+        return 130
     except UserError as error:
         for line in str(error).splitlines():
             click.echo(f"error: {line}", err=True)
-        sys.exit(2)
+        return 2
     except RunFailed as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 def _in_one_line(error: click.ClickException) -> str:

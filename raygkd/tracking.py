@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,7 @@ class Tracker:
         self._secret_uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._run_ids: dict[str, str] = {}
+        self._models: dict[str, LoggedModel] = {}
         self._open: set[str] = set()
         self._starting: set[str] = set()
         self._logged: set[tuple[str, str, int]] = set()
@@ -325,7 +326,8 @@ class Tracker:
     ) -> LoggedModel | None:
         """Log a model, register a version and point the alias "champion" at it.
 
-        Returns None, with a warning, if that fails.
+        Returns None, with a warning, if that fails. It is done once for a run: a process that goes
+        on with the journal of one that has done it returns what that one did.
 
         Args:
             key: the run.
@@ -334,11 +336,13 @@ class Tracker:
             example_BCHW: float32 images that the signature and a served model's schema come from.
             register_as: name of the registered model.
         """
+        if key in self._models:
+            return self._models[key]
         run_id = self.run_id(key)
         try:
             if run_id is None:
                 raise TrackingError("the run could not be made")
-            return _log_model(
+            logged = _log_model(
                 self._client, self.experiment_id, run_id, model, example_BCHW, register_as
             )
         except Exception as error:
@@ -346,6 +350,8 @@ class Tracker:
             reason = _reason(error, self._secret_uri)
             _log.warning("MLflow at %s has no model of run '%s': %s", self.uri, key, reason)
             return None
+        self._write({"key": key, "model": asdict(logged)})
+        return logged
 
     def close(self, status: str = "FINISHED", timeout: float = 10.0) -> None:
         """End all open runs, then wait until everything is sent.
@@ -380,6 +386,8 @@ class Tracker:
         for entry in entries:
             if "run_id" in entry:
                 self._run_ids[entry["key"]] = entry["run_id"]
+            elif "model" in entry:
+                self._models[entry["key"]] = LoggedModel(**entry["model"])
             elif "op" in entry:
                 self._note(entry)
                 if entry["sequence"] not in sent:

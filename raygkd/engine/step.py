@@ -74,7 +74,9 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
     objective = training.objective
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     try:
-        terms, _ = _forward(training, objective, batch)
+        # what has been compiled for a step cannot go back more than once
+        with torch.compiler.set_stance("force_eager"):
+            terms, _ = _forward(training, objective, batch)
         found = [[float(t.detach()), _gradient_norm(t, objective.student)] for t in terms.values()]
     finally:
         with torch.no_grad():

@@ -40,14 +40,20 @@ def stage_modules(model: nn.Module) -> dict[int, str]:
     Raises:
         ConfigError: the model has no such stage (vision transformers, channels-last models).
     """
-    if isinstance(model, Detector):
-        return dict(model.pyramid)
-    paths = list(model.stages) if isinstance(model, StagedClassifier) else _find_stages(model)
+    paths = all_levels(model)
     if not paths:
         raise ConfigError(
             f"{type(model).__name__} has no convolutional stages (maps of shape (B, C, H, W)) to "
             "take feature levels from; choose a convolutional classifier"
         )
+    return paths
+
+
+def all_levels(model: nn.Module) -> dict[int, str]:
+    """Return what :func:`stage_modules` does; nothing for a model that has no stage."""
+    if isinstance(model, Detector):
+        return dict(model.pyramid)
+    paths = list(model.stages) if isinstance(model, StagedClassifier) else _find_stages(model)
     return dict(enumerate(paths, start=1))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raygkd.models.levels import check_levels
+from raygkd.models.levels import all_levels, check_levels
 
 
 class FeatureTap:
@@ -20,7 +20,8 @@ class FeatureTap:
 
     The tap is no module and refers to the model without owning it, so a module may hold both (and
     be wrapped in DDP) without a parameter being counted twice. Calls of the model that do not go
-    through the tap keep nothing. It is made before the model is compiled.
+    through the tap keep nothing. It is made before the model is compiled; a compiled model of the
+    same kind is used again as if it had the same hooks, so the hooks do not depend on ``levels``.
 
     Args:
         model: the classifier or detector.
@@ -32,13 +33,14 @@ class FeatureTap:
 
     def __init__(self, model: nn.Module, levels: Sequence[int]):
         self.model = model
-        self.levels = tuple(levels)
+        self.levels = tuple(check_levels(levels, model, type(model).__name__))
         self._features: dict[int, Tensor] | None = None
         # partial, not a closure: a deep copy of the model then writes to a copy of the tap
         self._handles = [
             model.get_submodule(path).register_forward_hook(partial(self._keep, level))
-            for level, path in check_levels(levels, model, type(model).__name__).items()
+            for level, path in all_levels(model).items()
         ]
+        self._is_removed = False
 
     def __call__(self, *arguments: Any) -> tuple[Any, dict[int, Tensor]]:
         """Return the model's output and level -> feature map (B, C, H, W), with their gradients.
@@ -49,7 +51,7 @@ class FeatureTap:
         Raises:
             RuntimeError: the tap has been removed.
         """
-        if len(self._handles) != len(self.levels):
+        if self._is_removed:
             raise RuntimeError("this tap has been removed from its model")
         features: dict[int, Tensor] = {}
         self._features = features
@@ -63,7 +65,7 @@ class FeatureTap:
         """Take the hooks off the model; it is as if the tap had never been."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._is_removed = True
 
     def __enter__(self) -> FeatureTap:
         return self

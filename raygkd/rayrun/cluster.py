@@ -29,9 +29,6 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-# of a cluster that is started here: the processes that decoded the images are there for the trials,
-# and for the scores of a short run; Ray's second would make each of them import torch again
-LOCAL_ENVIRONMENT = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 PROBE_SECONDS = 10.0
 Resources = dict[str, float]
 
@@ -55,23 +52,19 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
     os.environ.update({**TRAIN_ENVIRONMENT, **TUNE_ENVIRONMENT, **os.environ})
     import ray
 
-    options = {
-        "runtime_env": {"env_vars": TRAIN_ENVIRONMENT},
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-    }
+    options = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():
         raise RuntimeError("a Ray session is open in this process already")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
-            os.environ.update({**LOCAL_ENVIRONMENT, **os.environ})
             # the dashboard's state API is what frees the placement groups of stopped trials
             ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **options)
         else:
             _probe(address)
-            ray.init(address=address, **options)
+            # a cluster that is started here has this process's environment
+            ray.init(address=address, runtime_env={"env_vars": TRAIN_ENVIRONMENT}, **options)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ResourceError(

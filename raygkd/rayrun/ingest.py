@@ -1,17 +1,19 @@
 """Images from Parquet shards into a training process, through Ray.
 
-Two ways with equal batches. Where the decoded images fit in memory they are decoded once into the
-object store, and every run and rank augments its own batches from there. Otherwise one Ray Data
-execution per rank and run reads, decodes and augments the windows of all its epochs, training and
-validation in turn, ahead of the training and within a bounded memory: an execution costs seconds
-to start, so there is one for the run and not one for each epoch.
+Two ways with equal batches. Where the decoded images fit in memory the driver decodes them once
+into the object store, and every run and rank augments its own batches from there. Otherwise one Ray
+Data execution per rank and run reads, decodes and augments the windows of all its epochs, training
+and validation in turn, ahead of the training and within a bounded memory: an execution costs
+seconds to start, so there is one for the run and not one for each epoch.
 
 Shapes: B batch, N rows of a window, H height, W width, S side of the square model input.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +44,8 @@ from raygkd.inputs import Images
 DATA_CPUS = 1.0
 # most bytes of decoded windows that wait for one rank
 STREAM_BYTES = 256 << 20
+# more of them wait for each other where images are small
+DECODING_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -90,23 +94,32 @@ def share(
     Raises:
         DataError: a broken image, unless they are skipped.
     """
-    reference = ray.put(images)
     decoded = None
     if fits_in_memory(images, cache_mb):
-        used = np.sort(np.concatenate(list(images.rows.values())))
-        units = np.searchsorted(images.table.units.first, used, side="right") - 1
-        groups = [used[units == unit] for unit in np.unique(units)]
-        decoded = tuple(_decode.remote(reference, rows) for rows in groups)
-        waiting = list(decoded)
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            ray.get(done)
-            if progress:
-                progress(len(decoded) - len(waiting), len(decoded))
-    return SharedImages(images=reference, spec=images.spec, decoded=decoded)
+        decoded = tuple(_decoded_rows(images, progress or (lambda done, total: None)))
+    return SharedImages(images=ray.put(images), spec=images.spec, decoded=decoded)
 
 
-@ray.remote(num_cpus=1)
+def _decoded_rows(images: Images, progress: Callable[[int, int], None]) -> Iterator[ObjectRef]:
+    """Decode all row groups in use; yield references to DecodedRows, in order.
+
+    In threads of this process: what a Ray task would need first, a process that has imported torch
+    and torchvision, takes longer than to decode 60,000 small images.
+    """
+    used = np.sort(np.concatenate(list(images.rows.values())))
+    units = np.searchsorted(images.table.units.first, used, side="right") - 1
+    groups = [used[units == unit] for unit in np.unique(units)]
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, DECODING_THREADS))
+    try:
+        for done, reference in enumerate(
+            pool.map(lambda rows: ray.put(_decode(images, rows)), groups), start=1
+        ):
+            progress(done, len(groups))
+            yield reference
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _decode(images: Images, rows: NDArray[np.int64]) -> DecodedRows:
     arrays = [
         None if image is None else image.numpy()

@@ -22,7 +22,7 @@ from raygkd.config import ClusterConfig, Config
 from raygkd.errors import StorageError
 from raygkd.files import telling_of_storage
 from raygkd.rayrun.history import JOURNAL, METRIC, History, SearchObserver, Trial
-from raygkd.rayrun.trials import ERROR, IS_MISTAKE, IS_STORAGE, WarmTrial, distributed_trial
+from raygkd.rayrun.trials import ERROR, IS_MISTAKE, IS_STORAGE, DistributedTrial, WarmTrial
 from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
 from raygkd.space import Dimension
 
@@ -347,7 +347,7 @@ def _tuner(
             max_concurrent_trials=concurrent,
             search_alg=_Settings(),
             scheduler=_Decisions(),
-            reuse_actors=config.cluster.workers == 1,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="search",
@@ -371,7 +371,7 @@ def _trainable(job: Job, cluster: ClusterConfig, cpus: float) -> Any:
             tune.with_parameters(WarmTrial, job=job), tune.PlacementGroupFactory([resources])
         )
     return tune.with_resources(
-        tune.with_parameters(distributed_trial, job=job, cluster=cluster, cpus=cpus),
+        tune.with_parameters(DistributedTrial, job=job, cluster=cluster, cpus=cpus),
         tune.PlacementGroupFactory([_TRIAL_BUNDLE]),
     )
 

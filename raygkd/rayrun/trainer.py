@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.callback import UserCallback
 
 from raygkd.config import ClusterConfig
-from raygkd.files import make_folder, whole_lines
+from raygkd.files import make_folder, telling_of_storage, whole_lines
 from raygkd.rayrun.controlling import FaultsAlone, MetricsJournal, known_cause
 from raygkd.rayrun.worker import CHECKPOINT, Job, train_worker
 
@@ -34,19 +35,27 @@ class _Trainer(TorchTrainer):
 
 
 def torch_trainer(
-    job: Job, cluster: ClusterConfig, *, cpus: float, callbacks: list[Any]
+    loop: Callable[[Any], None],
+    config: Any,
+    folder: Path,
+    cluster: ClusterConfig,
+    *,
+    cpus: float,
+    callbacks: Sequence[UserCallback] = (),
 ) -> TorchTrainer:
-    """Return the trainer of one run, which goes on from the checkpoint in the job's folder.
+    """Return a trainer.
 
     Args:
-        job: what to train.
+        loop: what each worker runs.
+        config: what it is given.
+        folder: on storage that all nodes share, of this trainer alone.
         cluster: number of workers and their GPUs, and how many faults they are started again after.
         cpus: of each worker.
         callbacks: get every report.
     """
     return _Trainer(
-        train_worker,
-        train_loop_config=job,
+        loop,
+        train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=cluster.gpus_per_worker > 0,
@@ -54,12 +63,12 @@ def torch_trainer(
         ),
         run_config=ray.train.RunConfig(
             name="train",
-            storage_path=str(job.folder),
+            storage_path=str(folder),
             # a worker group that can never start is an error, not a wait without end
             failure_config=ray.train.FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
             ),
-            callbacks=callbacks,
+            callbacks=list(callbacks),
         ),
     )
 
@@ -89,8 +98,11 @@ def train(
     """
     make_folder(job.folder)
     journal = job.folder / JOURNAL
-    journal.touch()
-    trainer = torch_trainer(job, cluster, cpus=cpus, callbacks=[MetricsJournal(journal)])
+    with telling_of_storage(journal):
+        journal.touch()
+    trainer = torch_trainer(
+        train_worker, job, job.folder, cluster, cpus=cpus, callbacks=[MetricsJournal(journal)]
+    )
     with _followed(journal, on_epoch):
         try:
             trainer.fit()

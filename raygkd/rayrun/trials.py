@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+import ray
 import torch
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from raygkd.config import ClusterConfig
-from raygkd.errors import Diverged, StorageError, UserError
+from raygkd.errors import StorageError, UserError
 from raygkd.rayrun.controlling import known_cause
 from raygkd.rayrun.history import METRIC
+from raygkd.rayrun.mailbox import Order, start_mailbox
 from raygkd.rayrun.trainer import torch_trainer
-from raygkd.rayrun.worker import Job, run_epochs
+from raygkd.rayrun.worker import (
+    Epochs,
+    Job,
+    ServedTrials,
+    next_result,
+    run_epochs,
+    serve_trials,
+    trial_folder,
+)
 
-# what a trial scores whose loss is not finite: below any accuracy, and a number that can be ranked
-DIVERGED = {METRIC: 0.0, "diverged": 1.0}
 # a trial's problem as entries of a Tune result; as exceptions they would be tried again
 ERROR, IS_MISTAKE, IS_STORAGE = "error", "is_mistake", "is_storage"
+# what a trainer has to end, before it is ended
+CLOSE_SECONDS = 10.0
 
 
 class WarmTrial(tune.Trainable):
@@ -32,7 +42,7 @@ class WarmTrial(tune.Trainable):
         """Start the first trial of this actor."""
         assert job is not None
         self._job = job
-        self._epochs: Iterator[dict[str, float]] | None = None
+        self._epochs: Epochs | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -48,31 +58,81 @@ class WarmTrial(tune.Trainable):
         """Train one epoch; the first of a trial that goes on gives that of its checkpoint."""
         epochs = self._epochs
         assert epochs is not None
-        result = result_of(lambda: {**next(epochs), "diverged": 0.0})
-        over = ERROR in result or bool(result["diverged"]) or result["epoch"] >= self._last
-        return result | {"done": over}
+        result = result_of(lambda: next_result(epochs))
+        return result | {"done": is_over(result, self._last)}
 
     def cleanup(self) -> None:
         """Stop the stream of the trial that is over."""
         if self._epochs is not None:
-            self._epochs.close()  # type: ignore[attr-defined]
+            self._epochs.close()
             self._epochs = None
 
 
-def distributed_trial(
-    config: dict[str, Any], job: Job, cluster: ClusterConfig, cpus: float
-) -> None:
-    """Run a trial of several training processes: a TorchTrainer inside a Tune trial."""
-    job = job.of_trial(config["trial"], config["params"])
-    trainer = torch_trainer(job, cluster, cpus=cpus, callbacks=[TuneReportCallback()])
+class DistributedTrial(tune.Trainable):
+    """A trial of several training processes, in the workers of a TorchTrainer.
 
-    def fit() -> dict[str, float]:
-        trainer.fit()
-        return {}
+    The trainer starts with the first trial of this actor and trains the later ones too: what a
+    start costs, tens of seconds of imports in nine processes, is paid once for each trial that runs
+    at the same time.
+    """
 
-    problem = result_of(fit)
-    if problem:
-        tune.report(problem)
+    def setup(
+        self,
+        config: dict[str, Any],
+        job: Job | None = None,
+        cluster: ClusterConfig | None = None,
+        cpus: float = 1.0,
+    ) -> None:
+        """Take the first trial of this actor."""
+        assert job is not None
+        assert cluster is not None
+        self._job, self._cluster, self._cpus = job, cluster, cpus
+        self._pool = ThreadPoolExecutor(1)
+        self._training: Future[Any] | None = None
+        self._last = int(job.config["optim"]["epochs"])
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take another trial."""
+        self._order = Order(new_config["trial"], new_config["params"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch; the first of a trial that goes on gives that of its checkpoint."""
+        training = self._training or self._start()
+        answer = self._mailbox.ask.remote(self._order).future()
+        wait([answer, training], return_when=FIRST_COMPLETED)
+        if answer.done():
+            result = answer.result()
+        else:
+            # a trainer that has failed is not asked again
+            self._training = None
+            result = result_of(training.result)
+        return result | {"done": is_over(result, self._last)}
+
+    def _start(self) -> Future[Any]:
+        """Start the trainer, in a thread; it gives nothing until it ends."""
+        self._mailbox = start_mailbox()
+        trainer = torch_trainer(
+            serve_trials,
+            ServedTrials(job=self._job, mailbox=self._mailbox),
+            trial_folder(self._job.folder, self._order.trial),
+            self._cluster,
+            cpus=self._cpus,
+        )
+        self._training = self._pool.submit(trainer.fit)
+        return self._training
+
+    def cleanup(self) -> None:
+        """End the trainer."""
+        if self._training is not None:
+            ray.get(self._mailbox.close.remote())
+            wait([self._training], CLOSE_SECONDS)
+
+
+def is_over(result: Mapping[str, Any], last: int) -> bool:
+    """Return whether a trial has nothing left to train, of so many epochs."""
+    return ERROR in result or bool(result["diverged"]) or result["epoch"] >= last
 
 
 def result_of(train: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
@@ -83,8 +143,6 @@ def result_of(train: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
         cause = known_cause(error)
         if cause is None:
             raise
-        if isinstance(cause, Diverged):
-            return {**DIVERGED, "epoch": cause.epoch}
         return {
             METRIC: 0.0,
             "epoch": 0,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 import torch
 from ray import ObjectRef
+from ray.actor import ActorHandle
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,13 +23,18 @@ from raygkd.build import build_task, build_training, distils, normaliser, uses_t
 from raygkd.config import Config
 from raygkd.engine import Training, read_checkpoint, restore, save_checkpoint
 from raygkd.engine.tasks import pixels
-from raygkd.errors import Stopped
+from raygkd.errors import Diverged, Stopped
 from raygkd.models import ModelFile, build_from_file
+from raygkd.rayrun.history import METRIC
 from raygkd.rayrun.ingest import RayStream, SharedImages
+from raygkd.rayrun.mailbox import Order
 from raygkd.rayrun.stopping import StopFolder, StopPoll
 from raygkd.rayrun.teacher_cache import TeacherCache, start_cache
 
+Epochs = Generator[dict[str, float], None, None]
 CHECKPOINT = "checkpoint.pt"
+# what a trial scores whose loss is not finite: below any accuracy, and a number that can be ranked
+DIVERGED = {METRIC: 0.0, "diverged": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,19 @@ class Job:
             config=configuration.to_mapping(self.settings(changes)),
             folder=trial_folder(self.folder, number),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedTrials:
+    """What the workers of a trainer are sent that trains trial after trial.
+
+    Attributes:
+        job: what every trial trains, before its settings are put in.
+        mailbox: where the orders come from, a ``Mailbox``.
+    """
+
+    job: Job
+    mailbox: ActorHandle
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -136,7 +156,7 @@ def run_epochs(
     rank: int = 0,
     world_size: int = 1,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
-) -> Iterator[dict[str, float]]:
+) -> Epochs:
     """Train a run from its checkpoint on, if it has one; yield the metrics of every epoch.
 
     The checkpoint is written before its epoch is told. So the first metrics of a run that goes on
@@ -178,22 +198,61 @@ def run_epochs(
         training.stream.close()
 
 
+def next_result(epochs: Epochs) -> dict[str, float]:
+    """Return what a trial tells of its next epoch, and whether it has diverged there."""
+    try:
+        return {**next(epochs), "diverged": 0.0}
+    except Diverged as error:
+        return {**DIVERGED, "epoch": error.epoch}
+
+
 def train_worker(job: Job) -> None:
     """Run one rank of a TorchTrainer: every epoch is reported."""
+    import ray.train
+
+    for metrics in _epochs_of_rank(job):
+        ray.train.report(metrics)
+
+
+def serve_trials(served: ServedTrials) -> None:
+    """Run one rank of a TorchTrainer that trains trial after trial, one epoch for each order.
+
+    What goes wrong on all ranks at once is answered; whatever may go wrong on one of them ends it.
+    """
+    order = _order_of_rank_0(served.mailbox)
+    while order is not None:
+        trial = order.trial
+        with contextlib.closing(_epochs_of_rank(served.job.of_trial(*order))) as epochs:
+            while order is not None and order.trial == trial:
+                result = next_result(epochs)
+                if torch.distributed.get_rank() == 0:
+                    ray.get(served.mailbox.answer.remote(result))
+                order = _order_of_rank_0(served.mailbox)
+
+
+def _order_of_rank_0(mailbox: ActorHandle) -> Order | None:
+    """Return the next order, on all ranks that which rank 0 has got."""
+    is_first = torch.distributed.get_rank() == 0
+    orders = [ray.get(mailbox.order.remote()) if is_first else None]
+    torch.distributed.broadcast_object_list(orders, src=0)
+    return orders[0]
+
+
+def _epochs_of_rank(job: Job) -> Epochs:
+    """Return the epochs of a run as a rank of a TorchTrainer trains it."""
     import ray.train
     import ray.train.torch
 
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     world_size = context.get_world_size()
-    for metrics in run_epochs(
+    return run_epochs(
         job,
         device=device,
         rank=context.get_world_rank(),
         world_size=world_size,
         parallel=_parallel(device, world_size),
-    ):
-        ray.train.report(metrics)
+    )
 
 
 def _parallel(device: torch.device, world_size: int) -> Callable[[nn.Module], nn.Module]:
@@ -211,15 +270,20 @@ def score_models(
     batch_size: int,
     gpus: float,
 ) -> dict[str, dict[str, Any]]:
-    """Return name -> scores of saved models (see ``Task.score``), each in a task of its own.
+    """Return name -> scores of saved models (see ``Task.score``).
+
+    In this process, which need not be started; where that has no GPU and one is asked for, each in
+    a task on a node that has one.
 
     Args:
         models: name -> model file.
         images: the shared images.
         split: which of them.
         batch_size: images at a time.
-        gpus: GPUs of each task, 0 to 1.
+        gpus: that a model is asked for, 0 to 1.
     """
+    if not gpus or torch.cuda.is_available():
+        return {name: score(model, images, split, batch_size) for name, model in models.items()}
     # the tasks take no CPU: as many of them as there are CPUs would leave none for their streams
     task = ray.remote(num_cpus=0, num_gpus=gpus)(score)
     waiting = {

@@ -240,7 +240,8 @@ def _telling_the_way_on(folder: Path, role: str) -> Iterator[None]:
         yield
     except StorageError as error:
         command = _way_on(folder, role)
-        raise StorageError(f"{error}: make room there, then go on with: {command}") from error
+        remedy = f"when it can be written again, go on with: {command}"
+        raise StorageError(f"{error}: {remedy}") from error
 
 
 def write_result(result: Mapping[str, Any], role: str) -> None:

@@ -43,11 +43,8 @@ def raygkd(
         monkeypatch.chdir(workplace)
         before = signal.getsignal(signal.SIGTERM)
         capfd.readouterr()
-        code = 0
         try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+            code = cli.run()
         finally:
             signal.signal(signal.SIGTERM, before)
         return Ran(code, *capfd.readouterr())

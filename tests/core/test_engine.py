@@ -368,10 +368,16 @@ def test_automatic_precision_is_bf16_on_cuda_and_none_elsewhere():
     assert amp_dtype("auto", CPU) is None
 
 
-def test_compiled_models_train_as_eager_ones(digits: ImageTable):
+@pytest.mark.parametrize("levels", [(1,), (1, 2)], ids=["first", "others after it"])
+def test_compiled_models_train_as_eager_ones(digits: ImageTable, levels: tuple[int, ...]):
     def first_epoch(compiled: bool) -> dict[str, float]:
         training = make_training(
-            digits, teacher=random_teacher("tiny"), student="tiny", dim=4, compile=compiled
+            digits,
+            teacher=random_teacher("tiny"),
+            student="tiny",
+            levels=levels,
+            dim=4,
+            compile=compiled,
         )
         assert training.teacher is not None
         for model in (training.objective.student, training.teacher.model):

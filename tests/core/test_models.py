@@ -447,6 +447,16 @@ def test_tap_works_compiled(whole):
         parent.student(images_BCHW)
 
 
+def test_models_compiled_one_after_the_other_have_features_of_their_own():
+    for levels in ([2, 3], [1, 2, 3], [], [1]):
+        model = build_classifier("resnet8", 10).eval()
+        tap = FeatureTap(model, levels)
+        images_BCHW = torch.randn(2, 3, 8, 8)
+        expected = tap(images_BCHW)
+        model.compile(backend="eager")
+        torch.testing.assert_close(tap(images_BCHW), expected)
+
+
 # model files
 
 

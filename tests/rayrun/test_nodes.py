@@ -18,7 +18,15 @@ import pytest
 import ray  # noqa: F401  (brings psutil along)
 from commands import FOREIGN, Command
 from mlflow import MlflowClient
-from records import configuration_of, curves, images_of, json_lines, plain_training, running
+from records import (
+    configuration_of,
+    curves,
+    images_of,
+    json_lines,
+    plain_training,
+    rescored,
+    running,
+)
 from servers import free_port
 
 from raygkd import tracking
@@ -31,12 +39,14 @@ TRIALS, EPOCHS = 2, 40
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
     *("--method", "none", "--trials", TRIALS, "--epochs", EPOCHS, "--scheduler", "none"),
-    *("--seed", "3", "--json"),
+    *("--gpus-per-worker", "0.5", "--seed", "3", "--json"),
 )
 
 
 class Node:
-    """``ray start`` with one CPU, in a process group of its own.
+    """``ray start`` with one CPU and one GPU, in a process group of its own.
+
+    The GPU is one in Ray's books alone: where torch finds none, what is placed on it uses the CPU.
 
     Args:
         folder: gets Ray's files; a short path, since there are sockets in it.
@@ -48,8 +58,7 @@ class Node:
             str(Path(sys.executable).with_name("ray")),
             "start",
             "--block",
-            "--num-cpus",
-            "1",
+            *("--num-cpus", "1", "--num-gpus", "1"),
         ]
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         with (folder / "log").open("w") as log:
@@ -150,6 +159,11 @@ def test_the_trial_of_a_lost_node_goes_on_after_its_last_epoch(lost: Lost) -> No
     [number] = [n for n in lost.epochs if f"trial {n} lost" in line]
     assert "it goes on after epoch" in line
     assert int(line.rpartition(" ")[2]) >= lost.epochs[number]
+
+
+def test_models_are_scored_where_there_is_a_gpu(lost: Lost) -> None:
+    run = Path(lost.result["run"])
+    assert lost.result["best"]["test_score"] == rescored(run / "model.pt", run, "test")["score"]
 
 
 def test_trials_learn_what_they_do_without_the_loss(lost: Lost, output: Path) -> None:

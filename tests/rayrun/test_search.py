@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import re
 import threading
 import time
@@ -43,11 +44,11 @@ import psutil  # type: ignore[import-untyped]  # isort: skip  (ray brings it alo
 
 EPOCHS, GRACE = 3, 2
 SPACE = (Dimension("lr", "choice", (0.05, *[1e-9] * 4, 1e30)),)
-# number of trials -> a seed with which the first two draws are 0.05 and one other is 1e30
-SEEDS = {4: 1301, 10: 524}
+# seeds that draw 0.05, 1e30, 0.05, 1e-9; and ten of which the first two are 0.05 and one is 1e30
+SEEDS = {4: 4662, 10: 524}
 # titles of the processes that train, and of the others that a trial of several has
 TRIALS, WORKERS = "ray::ResourceTrainable", "ray::RayTrainWorker"
-OTHERS = ("ray::TrainController", "ray::ImplicitFunc")
+OTHERS = ("ray::TrainController", "ray::DistributedTrial", "ray::Mailbox")
 
 
 @dataclass
@@ -104,23 +105,29 @@ def taken(before: Mapping[str, float]) -> dict[str, Any]:
     now = ray.available_resources()
     missing = {name: before[name] - now.get(name, 0.0) for name in ("CPU", "memory")}
     held = {name: amount for name, amount in missing.items() if amount > 1e-3}
-    parts = {"groups": len(groups), "processes": processes(TRIALS, WORKERS, *OTHERS), **held}
+    titles = list(processes(TRIALS, WORKERS, *OTHERS).values())
+    parts = {"groups": len(groups), "processes": titles, **held}
     return {name: part for name, part in parts.items() if part}
 
 
-def processes(*titles: str) -> list[str]:
-    """Return the titles of the processes that begin with one of some."""
-    found = []
+def processes(*titles: str) -> dict[psutil.Process, str]:
+    """Return the processes whose titles begin with one of some -> their titles."""
+    found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += process.cmdline()[:1]
-    return [title.split()[0] for title in found if title.startswith(titles)]
+            for title in process.cmdline()[:1]:
+                if title.startswith(titles):
+                    found[process] = title.split()[0]
+    return found
 
 
 def search(
     images: Images, folder: Path, cluster: ClusterConfig, trials: int, seed: int
 ) -> Searched:
-    """Run trials of three epochs, two at a time; all but two are stopped before the third."""
+    """Run trials of three epochs, two at a time; all but two are stopped before the third.
+
+    Of trials of several workers one worker is killed after the first epoch.
+    """
     config = Config(
         model=ModelConfig(teacher="resnet8", student="resnet8"),
         optim=OptimConfig(epochs=EPOCHS, batch_size=16, seed=seed),
@@ -134,8 +141,13 @@ def search(
     over = threading.Event()
 
     def watch() -> None:
+        to_kill = int(cluster.workers > 1)
         while not over.wait(0.3):
-            counts.append(len(processes(TRIALS if cluster.workers == 1 else WORKERS)))
+            training = processes(TRIALS if cluster.workers == 1 else WORKERS)
+            counts.append(len(training))
+            if to_kill and recorder.epochs and training:
+                random.choice(list(training)).kill()
+                to_kill -= 1
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -154,7 +166,7 @@ def search(
 def searched(
     digits: Images, nodes: list[Resources], tmp_path_factory: pytest.TempPathFactory
 ) -> Searched:
-    """Four trials of two workers with half a CPU each."""
+    """Four trials of two workers with half a CPU each; one of the workers is killed."""
     cluster = ClusterConfig(workers=2, cpus_per_worker=0.5)
     return search(digits, tmp_path_factory.mktemp("search"), cluster, 4, SEEDS[4])
 
@@ -172,7 +184,7 @@ def test_trials_of_two_workers_end_and_are_ranked(searched: Searched) -> None:
     assert [trial.params["lr"] for trial in trials] == [0.05, 0.05, 1e-9, 1e30]
     assert [trial.status for trial in trials] == ["finished", "finished", "stopped", "diverged"]
     assert [trial.epochs for trial in trials] == [EPOCHS, EPOCHS, GRACE, 1]
-    assert (trials[0].val_score or 0.0) > 0.2
+    assert (trials[0].val_score or 0.0) > 0.15
     assert trials[-1].val_score == 0.0
 
 
@@ -220,6 +232,16 @@ def test_every_epoch_of_every_trial_is_told_with_finite_numbers(
     learnt = told.epochs[trials[0].number]
     terms = {"loss_task", "loss_vertex", "loss_edge", "loss_spectral"}
     assert all(terms <= set(metrics) for metrics in learnt)
+
+
+def test_a_trial_of_two_workers_does_not_depend_on_those_before_nor_on_a_lost_worker(
+    searched: Searched,
+) -> None:
+    params, epochs = searched.told.params, searched.told.epochs
+    assert params[0] == params[2]
+    first, third = ([without_times(metrics) for metrics in epochs[trial]] for trial in (0, 2))
+    assert first == third
+    assert [metrics["epoch"] for metrics in epochs[1]] == [1]
 
 
 @pytest.mark.parametrize(

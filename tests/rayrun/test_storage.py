@@ -160,7 +160,8 @@ def test_a_search_that_cannot_write_ends_in_one_line(end: Broken, disturbed: Dis
     assert error == end.said[-1]
     assert error.startswith(f"error: cannot write {disturbed.folder}/")
     assert error.endswith(
-        f": {end.why}: make room there, then go on with: raygkd tune --resume {disturbed.folder}"
+        f": {end.why}: when it can be written again, go on with: "
+        f"raygkd tune --resume {disturbed.folder}"
     )
     progress = ("trials (1 at a time): ", "time to first step of a trial: ")
     others = [line for line in end.said[:-1] if not line.startswith(progress)]

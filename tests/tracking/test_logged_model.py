@@ -61,9 +61,11 @@ def images(number: int) -> np.ndarray:
     return generator.random((number, 3, SIDE, SIDE), dtype=np.float32)
 
 
-def log(tracker: Tracker, classifier: torch.nn.Module, number: int = 2) -> LoggedModel | None:
-    tracker.start("search", "search")
-    return tracker.model("search", classifier, images(number), register_as="digits")
+def log(
+    tracker: Tracker, classifier: torch.nn.Module, number: int = 2, key: str = "search"
+) -> LoggedModel | None:
+    tracker.start(key, key)
+    return tracker.model(key, classifier, images(number), register_as="digits")
 
 
 def test_another_process_gets_the_same_outputs_from_the_uri_alone(
@@ -107,7 +109,7 @@ def test_signature_example_and_alias_in_a_local_store(
 ) -> None:
     from mlflow.models import Model
 
-    first, second = log(tracker, classifier), log(tracker, classifier)
+    first, second = log(tracker, classifier), log(tracker, classifier, key="second")
     assert first is not None
     assert second is not None
     assert (first.version, second.version) == ("1", "2")
@@ -122,6 +124,18 @@ def test_signature_example_and_alias_in_a_local_store(
     assert saved.saved_input_example_info is not None
     example = saved.load_input_example(folder)
     np.testing.assert_allclose(example, images(2), atol=1e-6)
+
+
+def test_a_resumed_run_has_the_model_that_it_had(
+    tracker: Tracker, classifier: DeployedClassifier, client: MlflowClient, uri: str, tmp_path: Path
+) -> None:
+    first = log(tracker, classifier)
+    tracker.close("KILLED")
+    versions = client.search_model_versions("name = 'digits'")
+    resumed = Tracker(uri, tracker.experiment_id, tmp_path / "journal.jsonl")
+    assert log(resumed, classifier) == first
+    resumed.close()
+    assert len(client.search_model_versions("name = 'digits'")) == len(versions)
 
 
 def test_a_model_that_cannot_be_logged_is_a_warning(
