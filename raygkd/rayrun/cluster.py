@@ -75,6 +75,7 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
     signal.signal(signal.SIGTERM, on_sigterm)
     for name in ("ray.data", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_is_no_lost_process)
     try:
         yield [
             {kind: node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU")}
@@ -83,6 +84,16 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
         ]
     finally:
         ray.shutdown()
+
+
+def _is_no_lost_process(record: logging.LogRecord) -> bool:
+    """Return whether a record is other than Tune's traceback of a lost process.
+
+    That is told in a line of our own.
+    """
+    from ray.exceptions import RayActorError
+
+    return record.exc_info is None or not isinstance(record.exc_info[1], RayActorError)
 
 
 def _probe(address: str) -> None:

@@ -35,13 +35,11 @@ class Command:
         arguments: of the command line.
 
     Attributes:
-        most_at_once: title of a process -> how many of them were alive at the same time.
         seen: title of a process -> how many had it at some time.
     """
 
     def __init__(self, folder: Path, *arguments: str | Path):
         self._out, self._err = folder / "stdout", folder / "stderr"
-        self.most_at_once: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
         self._titles: dict[psutil.Process, set[str]] = {}
         environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
@@ -84,7 +82,6 @@ class Command:
                     now[process] = re.sub(r"^(ray::\w+).*", r"\1", words[0].strip())
         for process, title in now.items():
             self._titles.setdefault(process, set()).add(title)
-        self.most_at_once |= Counter(now.values())
         self.seen = Counter(title for titles in self._titles.values() for title in titles)
 
     @property

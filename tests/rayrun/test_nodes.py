@@ -34,7 +34,6 @@ from raygkd.config import with_settings
 
 import psutil  # type: ignore[import-untyped]  # isort: skip
 
-pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 2, 40
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),

@@ -2,127 +2,25 @@
 
 from __future__ import annotations
 
-import random
-import signal
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Command
+from killing import Killed
 from mlflow import MlflowClient
-from records import curves, json_lines, running, tracked
+from records import curves, running, tracked
+from scenes import Scenes
 
 from raygkd import tracking
-from raygkd.engine import read_checkpoint
-
-pytestmark = pytest.mark.slow
-TRIALS, EPOCHS = 4, 24
-# a search without a teacher to learn from is over when its trials are; one at a time they have one
-# order
-TUNE = (
-    *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
-    *("--method", "none", "--trials", TRIALS, "--epochs", EPOCHS, "--reduction-factor", "2"),
-    *("--max-concurrent", "1", "--seed", "3", "--json"),
-)
-Start = Callable[..., Command]
-
-
-@dataclass
-class Killed:
-    """A search that was killed several times.
-
-    Attributes:
-        folder: of its run.
-        moments: how many lines the journal had, at least, and the seconds after that.
-        behind: epochs that the journal had and the checkpoint of their trial had not, at each kill.
-        over: trials that were over at each kill.
-        starts: how often each had been started by then.
-        run_ids: MLflow runs of the trials at each kill.
-        seconds: until the command ended, or what ran its trials.
-        warnings: what the last command wrote to standard error.
-        result: of the last command.
-    """
-
-    folder: Path
-    moments: list[tuple[int, float]]
-    behind: list[int] = field(default_factory=list)
-    over: list[set[str]] = field(default_factory=list)
-    starts: list[list[str]] = field(default_factory=list)
-    run_ids: list[dict[str, str]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: str = ""
-    result: dict[str, Any] = field(default_factory=dict)
-
-    def look(self) -> None:
-        """Note what there is."""
-        entries = tracked(self.folder)
-        ended = {entry["key"] for entry in entries if entry.get("status") == "FINISHED"}
-        self.over.append({key for key in ended if key.startswith("trial-")})
-        self.starts.append([entry["key"] for entry in entries if entry.get("op") == "start"])
-        self.run_ids.append({e["key"]: e["run_id"] for e in entries if "run_id" in e})
-        journal = lines(self.folder)
-        number = journal[-1]["trial"]
-        told = journal[-1]["metrics"]["epoch"] if "metrics" in journal[-1] else 0
-        path = self.folder / "trials" / f"{number:04d}" / "checkpoint.pt"
-        self.behind.append(int(told) - (read_checkpoint(path)["epoch"] if path.exists() else 0))
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a search's journal."""
-    return json_lines(folder / "trials.jsonl")
 
 
 @pytest.fixture(scope="module")
-def reference(raygkd: Start, output: Path, untrained_teacher: Path) -> dict[str, Any]:
-    """The search that nobody disturbs."""
-    return raygkd(*TUNE, "--teacher", untrained_teacher, "--output", output).result()
+def killed(scenes: Scenes) -> Killed:
+    return scenes["kill"].result()
 
 
 @pytest.fixture(scope="module")
-def killed(
-    raygkd: Start, reference: dict[str, Any], untrained_teacher: Path, tmp_path_factory: Any
-) -> Killed:
-    output = tmp_path_factory.mktemp("killed")
-    # the first trial trains all 24 epochs, the others are stopped after 1, 8 and 2: 39 lines in all
-    windows = ((1, 10), (12, 20), (27, 29))
-    moments = [(random.randint(*window), random.uniform(0.0, 0.3)) for window in windows]
-    command = raygkd(*TUNE, "--teacher", untrained_teacher, "--output", output)
-    [folder] = command.until(lambda: list((output / "runs").glob("tune-*")))
-    search = Killed(folder, moments)
-
-    def wait_for(command: Command, number: int, seconds: float) -> None:
-        new = len(lines(folder)) + 1
-        command.until(lambda: len(lines(folder)) >= max(number, new))
-        time.sleep(seconds)
-
-    # the driver alone: what it has started must see that by itself
-    wait_for(command, *moments[0])
-    command.send(signal.SIGKILL)
-    search.seconds["driver"] = command.seconds_until_gone("ray::ResourceTrainable")
-    search.look()
-
-    command = raygkd("tune", "--resume", output)
-    wait_for(command, *moments[1])
-    command.send(signal.SIGINT)
-    time.sleep(0.1)
-    search.seconds["Ctrl-C twice"] = command.stop(signal.SIGINT)
-    search.look()
-
-    command = raygkd("tune", "--resume", output)
-    wait_for(command, *moments[2])
-    command.kill_all()
-    command.wait()
-    search.look()
-
-    command = raygkd("tune", "--resume", output, "--json")
-    wait_for(command, 0, 0.0)
-    assert command.kill("ray::ResourceTrainable") == 1, command.err
-    search.result = command.result()
-    search.warnings = command.err
-    return search
+def reference(scenes: Scenes) -> dict[str, Any]:
+    return scenes["undisturbed"].result()
 
 
 def table(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -175,3 +73,4 @@ def test_a_killed_driver_leaves_no_trial_and_ctrl_c_twice_ends_at_once(killed: K
 def test_a_killed_trial_is_told_and_goes_on_by_itself(killed: Killed) -> None:
     [line] = [line for line in killed.warnings.splitlines() if "lost its process" in line]
     assert "(1 of at most 3 times); it goes on after epoch" in line
+    assert "Traceback" not in killed.warnings

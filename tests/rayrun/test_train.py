@@ -207,7 +207,7 @@ def test_without_json_the_result_is_a_table_and_where_to_look_next(
 
 
 def test_two_workers_are_two_processes_with_random_states_of_their_own(trained: Trained) -> None:
-    assert trained.command.most_at_once["ray::RayTrainWorker"] == 2
+    assert trained.command.seen["ray::RayTrainWorker"] == 2
     path = trained.folder / "checkpoint.pt"
     states = [state["cpu"] for state in torch.load(path, weights_only=True)["rng"]]
     assert len(states) == 2
