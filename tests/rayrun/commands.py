@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,22 @@ TIMEOUT = 240.0
 WATCH_SECONDS = 0.4
 # of whoever runs the tests: another cluster, another MLflow server
 FOREIGN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+
+
+@contextlib.contextmanager
+def commands_in(folder: Callable[[str], Path]) -> Iterator[Callable[..., Command]]:
+    """Yield a function that starts a command in a new folder; end them all."""
+    started: list[Command] = []
+
+    def start(*arguments: str | Path) -> Command:
+        started.append(Command(folder("command"), *arguments))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for command in started:
+            command.end()
 
 
 class Command:

@@ -84,7 +84,7 @@ def train(history: History, at_once: int, order: random.Random, steps: int) -> b
 
 
 @pytest.mark.parametrize("how", [("random", "asha"), ("tpe", "asha"), ("random", "hyperband")])
-@hypothesis_settings(max_examples=8, deadline=None)
+@hypothesis_settings(max_examples=8)
 @given(breaks=st.lists(st.integers(1, 12), min_size=1, max_size=5))
 def test_a_search_that_is_broken_off_ends_as_any_other(
     how: tuple[str, str], breaks: list[int], tmp_path_factory: pytest.TempPathFactory

@@ -111,14 +111,32 @@ def taken(before: Mapping[str, float]) -> dict[str, Any]:
 
 
 def processes(*titles: str) -> dict[psutil.Process, str]:
-    """Return the processes whose titles begin with one of some -> their titles."""
+    """Return the processes of this one's cluster whose titles begin with one of some -> titles."""
     found = {}
-    for process in psutil.Process().children(recursive=True):
+    # commands that are played in the background have clusters of their own
+    roots = [child for child in psutil.Process().children() if not is_command(child)]
+    for process in [process for root in roots for process in descendants(root)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             for title in process.cmdline()[:1]:
                 if title.startswith(titles):
                     found[process] = title.split()[0]
     return found
+
+
+def is_command(process: psutil.Process) -> bool:
+    """Return whether a child of this process is a command line."""
+    try:
+        return "raygkd" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def descendants(root: psutil.Process) -> list[psutil.Process]:
+    """Return the processes below one, which may be gone."""
+    try:
+        return root.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def search(
