@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from commands import Command
 from disks import Disk
 from mlflow import MlflowClient
-from records import tracked
+from records import json_lines, run_ids
 from scenes import TRIALS, TUNE, Scene
 
 from raygkd import tracking
@@ -75,13 +74,8 @@ def journals(folder: Path) -> dict[str, str]:
 
 def epochs_of(folder: Path, trial: int) -> int:
     """Return how many epochs of a trial are in the journal."""
-    lines = [json.loads(line) for line in journals(folder)["trials.jsonl"].splitlines(True)[:-1]]
+    lines = json_lines(folder / "trials.jsonl")
     return len([line for line in lines if line["trial"] == trial and "metrics" in line])
-
-
-def run_ids(folder: Path) -> dict[str, str]:
-    """Return key -> MLflow run."""
-    return {entry["key"]: entry["run_id"] for entry in tracked(folder) if "run_id" in entry}
 
 
 def broken(command: Command, folder: Path, fault: Callable[[], None], why: str) -> Broken:

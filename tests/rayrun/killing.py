@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import Command
-from records import json_lines, tracked
+from records import json_lines, run_ids, tracked
 from scenes import TUNE, Scene
 
 from raygkd.engine import read_checkpoint
@@ -48,7 +48,7 @@ class Killed:
         ended = {entry["key"] for entry in entries if entry.get("status") == "FINISHED"}
         self.over.append({key for key in ended if key.startswith("trial-")})
         self.starts.append([entry["key"] for entry in entries if entry.get("op") == "start"])
-        self.run_ids.append({e["key"]: e["run_id"] for e in entries if "run_id" in e})
+        self.run_ids.append(run_ids(self.folder))
         journal = lines(self.folder)
         number = journal[-1]["trial"]
         told = journal[-1]["metrics"]["epoch"] if "metrics" in journal[-1] else 0

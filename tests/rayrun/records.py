@@ -50,6 +50,11 @@ def tracked(folder: Path) -> list[dict[str, Any]]:
     return json_lines(folder / "tracking.jsonl")
 
 
+def run_ids(folder: Path) -> dict[str, str]:
+    """Return key -> MLflow run, as far as a run's tracking journal knows."""
+    return {entry["key"]: entry["run_id"] for entry in tracked(folder) if "run_id" in entry}
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a journal that may be growing; none if there is no file."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
