@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,42 @@ from raygkd.errors import ConfigError, near
 
 METHODS = ("none", "kd", "graph", "graph+kd")
 LARGEST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class WorkerRange:
+    """How many training processes a run has: as many as there is room for, within limits.
+
+    Attributes:
+        least: fewer do not start.
+        most: more are never started.
+    """
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, value: Any) -> WorkerRange:
+        """Return the range that a number (2) or a text ("1-4") means.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        least, dash, most = str(value).partition("-")
+        return cls(int(least), int(most if dash else least))
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number may change while a run is under way."""
+        return self.least < self.most
+
+    @property
+    def plain(self) -> int | str:
+        """What ``parse`` takes back."""
+        return str(self) if self.is_elastic else self.least
+
+    def __str__(self) -> str:
+        return f"{self.least}-{self.most}" if self.least != self.most else str(self.least)
 
 
 def option(
@@ -190,7 +227,12 @@ class OptimConfig:
 class ClusterConfig:
     """What a run takes of the Ray cluster."""
 
-    workers: int = option(1, "training processes of one run (DDP when more than 1)", minimum=1)
+    workers: WorkerRange = option(
+        WorkerRange(1, 1),
+        "training processes of one run (DDP when more than 1); A-B: as many as there is room for, "
+        "at most B, and no fewer than A when nodes are lost",
+        minimum=1,
+    )
     gpus_per_worker: float = option(0.0, "GPUs of each training process", minimum=0.0)
     cpus_per_worker: float | None = option(
         None,
@@ -207,6 +249,12 @@ class ClusterConfig:
         minimum=0,
     )
     address: str | None = option(None, "address of a running Ray cluster [default: start one here]")
+    wait_minutes: float = option(
+        0.0,
+        "how long to wait for nodes of a cluster that grows by itself, where there is no room; a "
+        "search then asks for room for --max-concurrent trials",
+        minimum=0.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +262,16 @@ class OutputConfig:
     """Where results go."""
 
     output: str = option(
-        "raygkd-output", "folder for data, teachers, checkpoints and the MLflow store"
+        "raygkd-output",
+        "folder (or s3://, gs:// path) for data, teachers, checkpoints and the MLflow store",
     )
-    tracking_uri: str | None = option(None, "MLflow server [default: an SQLite store in --output]")
+    name: str | None = option(
+        None,
+        "name of the run; one of this name that was broken off goes on [default: date and time]",
+    )
+    tracking_uri: str | None = option(
+        None, "MLflow server [default: MLFLOW_TRACKING_URI, or an SQLite store in --output]"
+    )
     experiment: str = option("raygkd", "name of the MLflow experiment")
 
 
@@ -343,7 +398,10 @@ def flag(name: str) -> str:
 def _check(leaf: dataclasses.Field, value: Any) -> list[str]:
     if value is None:
         return []
-    values = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, WorkerRange):
+        values: tuple[Any, ...] = (value.least, value.most)
+    else:
+        values = value if isinstance(value, tuple) else (value,)
     if any(isinstance(v, float) and not math.isfinite(v) for v in values):
         return [f"{flag(leaf.name)} {value}: must be a finite number"]
     choices = leaf.metadata["choices"]
@@ -358,7 +416,7 @@ def _check(leaf: dataclasses.Field, value: Any) -> list[str]:
         "below": lambda v, bound: v >= bound,
     }
     limits = {kind: bound for kind, bound in leaf.metadata["limits"].items() if bound is not None}
-    if any(broken[kind](value, bound) for kind, bound in limits.items()):
+    if any(broken[kind](v, bound) for v in values for kind, bound in limits.items()):
         allowed = " and ".join(f"{words[kind]} {bound:.10g}" for kind, bound in limits.items())
         return [f"{flag(leaf.name)} {value}: must be {allowed}"]
     return []
@@ -378,10 +436,13 @@ def _check_together(config: Config) -> list[str]:
             f"--method {method.method} with --alpha, --beta and --gamma all 0 distils no graph: "
             "raise one of them, or use --method none"
         )
-    if cluster.workers > 0 and optim.batch_size % cluster.workers:
+    workers = cluster.workers
+    if 0 < workers.most < workers.least:
+        problems.append(f"--workers {workers}: the first number must not be the larger one")
+    elif workers.least > 0 and any(optim.batch_size % n for n in (workers.least, workers.most)):
         problems.append(
-            f"--batch-size {optim.batch_size} cannot be split evenly over --workers "
-            f"{cluster.workers}: use a multiple"
+            f"--batch-size {optim.batch_size} cannot be split evenly over --workers {workers}: use "
+            "a multiple"
         )
     if not set(config.data.years) <= {2007, 2012}:
         shown = ",".join(map(str, config.data.years))
@@ -398,6 +459,18 @@ def _check_together(config: Config) -> list[str]:
         problems.append(
             f"--repeat {config.search.repeat}: takes the seeds after --seed {optim.seed}, and the "
             f"largest is {LARGEST_SEED}: lower one of them"
+        )
+    authority = (config.output.tracking_uri or "").partition("://")[2].partition("/")[0]
+    if ":" in authority.rpartition("@")[0]:
+        problems.append(
+            "--tracking-uri: holds a password, which would be stored with the run: set "
+            "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    name = config.output.name
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        problems.append(
+            f"--name {name!r}: must be of letters, digits, '-', '_' and '.', the first a letter or "
+            "a digit"
         )
     if not all(0 < m < 1 for m in optim.milestones):
         shown = ",".join(map(str, optim.milestones))
@@ -416,6 +489,10 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
     if value is None and base_type(kind) is not kind:
         return None
     kind = base_type(kind)
+    if kind is WorkerRange:
+        with contextlib.suppress(ValueError):
+            return value if isinstance(value, WorkerRange) else WorkerRange.parse(value)
+        raise ConfigError(f"{flag(name)} {value!r}: must be a number, or two as in 1-4")
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(coerce(name, typing.get_args(kind)[0], item) for item in value)
     if kind is float and isinstance(value, str):
@@ -508,8 +585,15 @@ def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
     """Return the tree of plain values that ``from_mapping`` takes back."""
     tree: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for section, leaf, value in _leaves(config):
-        tree[section][leaf.name] = list(value) if isinstance(value, tuple) else value
+        tree[section][leaf.name] = _plain(value)
     return tree
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as YAML has it."""
+    if isinstance(value, WorkerRange):
+        return value.plain
+    return list(value) if isinstance(value, tuple) else value
 
 
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import ConfigError, DataError, near
+from raygkd.files import Place, is_remote, remove_folder, write_text
 
 Progress = Callable[[int, int], None]
 
@@ -30,6 +30,8 @@ Progress = Callable[[int, int], None]
 SIZE_SAMPLE = 256
 STATISTICS_SAMPLE = 2048
 DEFAULT_SIZE = 224
+# beside shards in an object store when all of them are there
+COMPLETE = "_SUCCESS"
 # of a detector's canvas, a multiple of the coarsest stride of most pyramids
 LARGEST_CANVAS = 640
 STRIDE = 32
@@ -73,7 +75,7 @@ class Images:
 
 
 def open_images(
-    data: DataConfig, *, seed: int, output: Path, progress: Progress | None = None
+    data: DataConfig, *, seed: int, output: Place, progress: Progress | None = None
 ) -> Images:
     """Open a run's images; data sets that are no shards are prepared first, once.
 
@@ -172,7 +174,7 @@ def _score(table: ImageTable, wanted: str) -> str:
     return wanted
 
 
-def shards(data: DataConfig, output: Path, progress: Progress | None = None) -> str:
+def shards(data: DataConfig, output: Place, progress: Progress | None = None) -> str:
     """Return the path of a data set's Parquet shards, preparing them in ``output`` if need be."""
     known = [*SOURCES.names(), "parquet"]
     if data.dataset not in known:
@@ -193,8 +195,13 @@ def shards(data: DataConfig, output: Path, progress: Progress | None = None) -> 
         classes=data.classes,
     )
     folder = output / "data" / f"{data.dataset}-{_source_identity(source, data.skip_bad)}"
-    if not folder.exists():
+    # a local folder appears when it is complete; in an object store its shards do, one by one
+    complete = folder / COMPLETE if is_remote(folder) else folder
+    if not complete.exists():
+        remove_folder(folder)
         prepare(source, str(folder), skip_bad=data.skip_bad, progress=progress)
+        if is_remote(folder):
+            write_text(complete, "")
     return str(folder)
 
 

@@ -26,11 +26,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from raygkd.errors import StorageError, TrackingError
-from raygkd.files import append_line, make_folder, whole_lines
+from raygkd.files import Place, is_remote, local_copy, make_folder, place
+from raygkd.journal import open_journal
+from raygkd.remote import RemotePath
 
 # a server that is down must be noticed in seconds, and a request that MLflow repeats on its own
 # could make a run twice: the thread here tries again by itself, and looks first
@@ -48,6 +51,8 @@ PARENT_TAG = "mlflow.parentRunId"
 # finds the run that a start has made although its answer was lost
 START_TAG = "raygkd.start"
 ALIAS = "champion"
+# where artifacts are that clients send to their server and ask it for
+SERVED = "mlflow-artifacts:/"
 _TAG_LIMIT = 5000
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _log = logging.getLogger(__name__)
@@ -56,35 +61,56 @@ logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.CRITICAL)
 
 
-def default_uri(output: Path) -> str:
-    """Return the SQLite store inside an output folder."""
-    return f"sqlite:///{(output / 'mlflow.db').resolve()}"
+def chosen_uri(given: str | None, output: str) -> str:
+    """Return the URI of the store: the given one, the environment's, or that of the output folder.
+
+    Args:
+        given: ``--tracking-uri``.
+        output: ``--output``.
+
+    Raises:
+        TrackingError: an output folder in an object store, which cannot hold a store of MLflow's.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if is_remote(output) and (uri is None or uri.startswith("sqlite")):
+        raise TrackingError(
+            f"--output {shown(output)}: needs --tracking-uri http://HOST:PORT of an MLflow server, "
+            "since MLflow's own store is a file: start one with 'raygkd ui --host'"
+        )
+    return uri or default_uri(place(output))
 
 
-def connect(uri: str, experiment: str, output: Path) -> str:
+def default_uri(output: Place) -> str:
+    """Return the SQLite store inside a local output folder."""
+    return f"sqlite:///{place(output / 'mlflow.db')}"
+
+
+def connect(uri: str, experiment: str, output: Place) -> str:
     """Return the id of the experiment, made when it is new (and with it the store).
 
     Args:
         uri: of the store or server.
         experiment: its name.
-        output: folder that holds the artifacts of a local store.
+        output: folder that holds the artifacts of a local store, and is local then too.
 
     Raises:
-        TrackingError: the server does not answer, or the store cannot be used.
+        TrackingError: the server does not answer, the store cannot be used, or the experiment's
+            artifacts are kept where they cannot be written to from here.
     """
     scheme, separator, rest = uri.partition("://")
     scheme = scheme.partition("+")[0]
     if not separator or scheme not in _SCHEMES:
         raise TrackingError(
-            f"--tracking-uri {_shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
+            f"--tracking-uri {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
             "has no file stores any more)"
         )
     local = scheme == "sqlite"
     try:
         if local:
-            _make_store(Path(rest.removeprefix("/").partition("?")[0]))
-        artifacts = (output / "mlartifacts").resolve().as_uri() if local else None
-        found = _experiment(uri, experiment, artifacts)
+            assert isinstance(output, Path)
+            artifacts = (output / "mlartifacts").resolve().as_uri()
+            make_store(Path(rest.removeprefix("/").partition("?")[0]), artifacts)
+        found = _experiment(uri, experiment, artifacts if local else None)
     except TrackingError:
         raise
     except Exception as error:
@@ -92,14 +118,15 @@ def connect(uri: str, experiment: str, output: Path) -> str:
         silent = isinstance(error.__context__, OSError)
         reason = "no answer" if silent else _reason(error, uri)
         raise TrackingError(
-            f"MLflow at {_shown(uri)} cannot be used: {reason}; start it, or leave out "
+            f"MLflow at {shown(uri)} cannot be used: {reason}; start it, or leave out "
             "--tracking-uri to record in --output"
         ) from error
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"--experiment {experiment}: was deleted in {_shown(uri)}; restore it, or use another "
+            f"--experiment {experiment}: was deleted in {shown(uri)}; restore it, or use another "
             "name"
         )
+    _check_artifacts(found, uri, local)
     return found.experiment_id
 
 
@@ -118,11 +145,35 @@ def _experiment(uri: str, name: str, artifacts: str | None) -> Experiment:
     return found
 
 
-def _make_store(path: Path) -> None:
+def _check_artifacts(experiment: Experiment, uri: str, local: bool) -> None:
+    """Refuse an experiment whose artifacts would go to the wrong machine, or nowhere.
+
+    An experiment keeps the place that it was made with: a folder, or a server's own.
+    """
+    place, name = urlsplit(experiment.artifact_location), experiment.name
+    if local and place.scheme == urlsplit(SERVED).scheme:
+        raise TrackingError(
+            f"--experiment {name}: was made through a server, which takes its artifacts; give the "
+            "server as --tracking-uri, or another --experiment"
+        )
+    folder = Path(unquote(place.path))
+    # MLflow would make the folder here, and nobody would find what is in it
+    if not local and place.scheme in ("", "file") and not folder.parent.is_dir():
+        raise TrackingError(
+            f"--experiment {name}: {shown(uri)} keeps its artifacts in {folder}, which is not on "
+            "this machine; use another --experiment, whose artifacts the server takes"
+        )
+
+
+def make_store(path: Path, artifacts: str) -> None:
     """Make a SQLite store where there is none yet.
 
     MLflow's migrations break a file on which two processes run them at once, or one that is
     killed: so one process makes the store, under another name, and the others wait for it.
+
+    Args:
+        path: of the file; its folder is there.
+        artifacts: URI where experiments keep their artifacts that name no place of their own.
 
     Raises:
         TrackingError: the file is no SQLite store, or cannot be written.
@@ -141,8 +192,10 @@ def _make_store(path: Path) -> None:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not path.stat().st_size:
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
             new.unlink(missing_ok=True)
-            MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+            SqlAlchemyStore(f"sqlite:///{new}", artifacts)
             os.replace(new, path)
         # whoever still waits for it finds the store made
         lock.unlink(missing_ok=True)
@@ -155,7 +208,7 @@ def _user_info(uri: str) -> str:
     return "" if scheme.startswith("sqlite") else user + at
 
 
-def _shown(uri: str) -> str:
+def shown(uri: str) -> str:
     """Return a URI without the user name and password it may hold."""
     user_info = _user_info(uri)
     return uri.replace(user_info, "", 1).partition("?")[0] if user_info else uri
@@ -219,17 +272,18 @@ class Tracker:
     Args:
         uri: of the MLflow store or server; ``connect`` has found it usable.
         experiment_id: from ``connect``.
-        journal: file of all that was logged, a JSON object a line.
+        journal: place of the journal of all that was logged, a JSON object a line.
 
     Attributes:
         uri: without the user name and password it may hold.
         experiment_id, journal: as given.
     """
 
-    def __init__(self, uri: str, experiment_id: str, journal: Path):
-        self.uri = _shown(uri)
+    def __init__(self, uri: str, experiment_id: str, journal: Place):
+        self.uri = shown(uri)
         self.experiment_id = experiment_id
         self.journal = journal
+        self._journal = open_journal(journal)
         self._secret_uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._run_ids: dict[str, str] = {}
@@ -283,6 +337,10 @@ class Tracker:
         for file, text in self._strings(texts or {}).items():
             self._append("text", key, file=file, text=text)
 
+    def is_open(self, key: str) -> bool:
+        """Return whether a run has been started and not ended."""
+        return key in self._open
+
     def metrics(self, key: str, values: Mapping[str, float], *, step: int) -> None:
         """Log numbers of one step (an epoch).
 
@@ -300,7 +358,7 @@ class Tracker:
         """Set tags of a run."""
         self._append("tags", key, tags=self._strings(tags))
 
-    def figure(self, key: str, path: Path) -> None:
+    def figure(self, key: str, path: Place) -> None:
         """Upload a picture to a run."""
         self._append("figure", key, path=str(path))
 
@@ -331,8 +389,8 @@ class Tracker:
 
         Args:
             key: the run.
-            model: a module of images (B, C, H, W) to logits (B, K), on the CPU; or the path of a
-                detector's model file, which is loaded by ``raygkd.deployed``.
+            model: a module of images (B, C, H, W) to logits (B, K), on the CPU; or the place of
+                a detector's model file, which is loaded by ``raygkd.deployed``.
             example_BCHW: float32 images that the signature and a served model's schema come from.
             register_as: name of the registered model.
         """
@@ -350,7 +408,8 @@ class Tracker:
             reason = _reason(error, self._secret_uri)
             _log.warning("MLflow at %s has no model of run '%s': %s", self.uri, key, reason)
             return None
-        self._write({"key": key, "model": asdict(logged)})
+        with self._lock:
+            self._write({"key": key, "model": asdict(logged)})
         return logged
 
     def close(self, status: str = "FINISHED", timeout: float = 10.0) -> None:
@@ -417,7 +476,7 @@ class Tracker:
             self._logged |= {(key, name, operation["step"]) for name in operation["values"]}
 
     def _write(self, entry: dict[str, Any]) -> None:
-        append_line(self.journal, json.dumps(entry))
+        self._journal.append(json.dumps(entry))
 
     def _strings(self, values: Mapping[str, Any]) -> dict[str, str]:
         return {
@@ -533,8 +592,8 @@ class Tracker:
             self._client.log_text(run_id, operation["text"], operation["file"])
 
     def _send_figure(self, operation: dict[str, Any]) -> None:
-        with _store_of_artifacts():
-            self._client.log_artifact(self._run_ids[operation["key"]], operation["path"])
+        with local_copy(place(operation["path"])) as path, _store_of_artifacts():
+            self._client.log_artifact(self._run_ids[operation["key"]], str(path))
 
     def _send_metrics(self, operation: dict[str, Any]) -> None:
         entries = [
@@ -556,16 +615,14 @@ def _tags(operation: dict[str, Any]) -> list[RunTag]:
     return [RunTag(name, value[:_TAG_LIMIT]) for name, value in operation["tags"].items()]
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a journal; none if there is no file.
-
-    A last line that a crash has cut off is removed from the file.
+def read_journal(path: Place) -> list[dict[str, Any]]:
+    """Return the entries of a journal; none if there is nothing.
 
     Raises:
         TrackingError: another line is damaged.
     """
     entries = []
-    for number, line in enumerate(whole_lines(path), start=1):
+    for number, line in enumerate(open_journal(path).lines(), start=1):
         try:
             entries.append(json.loads(line))
         except ValueError:
@@ -612,8 +669,9 @@ def _save_model(path: Path, model: Any, example_BCHW: np.ndarray, logged: Any) -
         model_uuid=logged.model_id,
         model_id=logged.model_id,
     )
-    if isinstance(model, Path):
-        _save_detector(path, model, example_BCHW, facts)
+    if isinstance(model, Path | RemotePath):
+        with local_copy(model) as file:
+            _save_detector(path, file, example_BCHW, facts)
     else:
         _save_classifier(path, model, example_BCHW, facts)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from servers import ObjectStore
 
 import raygkd.rayrun  # noqa: F401
+from raygkd import remote
+from raygkd.files import Place, place
 
 # what is played in the background takes its share of the processors
 settings.register_profile("beside scenes", deadline=None)
@@ -29,3 +33,34 @@ def scenes(
 
     with playing(files, tmp_path_factory.mktemp) as outcomes:
         yield outcomes
+
+
+@pytest.fixture(scope="session")
+def started_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    store = ObjectStore(tmp_path_factory.mktemp("objects"))
+    store.start()
+    try:
+        store.wait()
+        yield store
+    finally:
+        store.kill()
+
+
+@pytest.fixture
+def object_store(
+    started_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ObjectStore]:
+    """An S3 server that this process uses; a test writes below a prefix of its own."""
+    for name, value in started_store.environment.items():
+        monkeypatch.setenv(name, value)
+    remote.client.cache_clear()
+    yield started_store
+    remote.client.cache_clear()
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A folder in which nothing is: on this machine, and in an object store."""
+    if request.param == "local":
+        return tmp_path / "run"
+    return place(f"{request.getfixturevalue('object_store').url}/{tmp_path.name}")

@@ -1,4 +1,4 @@
-"""A real MLflow server that can be killed and started again, and waiting for what takes time."""
+"""Real MLflow and S3 servers that can be killed and started again, and waiting for them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import boto3
 
 # generous: another program may hold the cores
 PATIENCE = 120.0
+# nothing that a run leaves may hold it
+SECRET = "planted-secret-of-the-store"
 
 
 def free_port() -> int:
@@ -38,32 +43,48 @@ def wait_for(condition: Callable[[], object], patience: float = PATIENCE) -> Non
         time.sleep(0.05)
 
 
-class Server:
-    """`mlflow server` over a folder, on a port of its own."""
+class Process:
+    """A server on a port of its own, in a group of processes of its own; its folder has its log.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args:
+        folder: of what it keeps.
+        host: address that it listens on.
+        environment: what its process has besides this one's.
+    """
+
+    health = "/"
+
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        environment: Mapping[str, str] | None = None,
+    ):
+        self.folder, self.host = folder, host
         self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.uri = f"http://{host}:{self.port}"
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """Return what is run, after Python's own ``-m``."""
+        raise NotImplementedError
 
     def start(self) -> None:
         """Start it; ``wait`` tells when it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", *self.command()],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                env=self._environment,
                 process_group=0,
             )
 
     def wait(self) -> None:
         assert self._process is not None
-        wait_for(lambda: answers(f"{self.uri}/health") or self._process.poll() is not None)
+        url = self.uri + self.health
+        wait_for(lambda: answers(url) or self._process.poll() is not None)
         assert self._process.poll() is None, (self.folder / "server.log").read_text()
 
     def pause(self) -> None:
@@ -83,3 +104,80 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+class Server(Process):
+    """`mlflow server` over a folder.
+
+    Args:
+        folder: of its store.
+        host: address that it listens on.
+        artifacts: where it keeps artifacts; in the folder where nothing is given.
+        environment: what its process has besides this one's.
+    """
+
+    health = "/health"
+
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        artifacts: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):
+        jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        super().__init__(folder, host, {**jobs, **(environment or {})})
+        self._artifacts = artifacts or str(folder / "artifacts")
+
+    def command(self) -> list[str]:
+        store = f"sqlite:///{self.folder}/mlflow.db"
+        command = ["mlflow", "server", "--port", str(self.port), "--workers", "1"]
+        command += ["--host", self.host, "--allowed-hosts", f"{self.host}:{self.port}"]
+        command += ["--backend-store-uri", store, "--artifacts-destination", self._artifacts]
+        return command
+
+
+class ObjectStore(Process):
+    """An S3 server with one bucket, in memory."""
+
+    bucket = "shared"
+
+    def command(self) -> list[str]:
+        return ["moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+
+    @property
+    def url(self) -> str:
+        """The bucket."""
+        return f"s3://{self.bucket}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process must have to use it, in AWS's usual variables."""
+        return {
+            "AWS_ENDPOINT_URL": self.uri,
+            "AWS_ACCESS_KEY_ID": "test-key",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def wait(self) -> None:
+        super().wait()
+        self.client().create_bucket(Bucket=self.bucket)
+
+    def client(self) -> Any:
+        """Return boto3's client."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.uri,
+            aws_access_key_id="test-key",
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+        )
+
+    def objects(self, prefix: str = "") -> dict[str, bytes]:
+        """Return key -> content of all objects whose keys begin with a prefix."""
+        client = self.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+        return {key: client.get_object(Bucket=self.bucket, Key=key)["Body"].read() for key in keys}

@@ -31,6 +31,8 @@ from raygkd.data.boxes import Boxes
 from raygkd.data.plan import Rows
 from raygkd.data.splits import SPLITS, TEST, TRAIN, VAL
 from raygkd.errors import DataError
+from raygkd.files import is_remote
+from raygkd.remote import check_no_secret
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"raygkd"
@@ -217,10 +219,12 @@ def resolve(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the file system of a path or URI, and the path inside it.
 
     Raises:
+        ConfigError: a URI that holds a user name or password.
         DataError: an unknown scheme, or a store that does not answer.
     """
-    if "://" not in path:
+    if not is_remote(path):
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    check_no_secret(path)
     try:
         return pyarrow.fs.FileSystem.from_uri(path.rstrip("/"))
     except (OSError, pa.ArrowInvalid) as error:

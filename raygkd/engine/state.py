@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from raygkd.engine.distributed import gather
 from raygkd.engine.loop import Training
-from raygkd.errors import DataError
-from raygkd.files import make_folder, whole_file
+from raygkd.errors import DataError, StorageError
+from raygkd.files import Place, make_folder, whole_file
 from raygkd.models.files import read_tensors
 
 FORMAT = "raygkd-checkpoint-2"
@@ -38,7 +37,7 @@ def _part(training: Training) -> dict[str, Any] | None:
     }
 
 
-def save_checkpoint(path: Path, training: Training) -> None:
+def save_checkpoint(path: Place, training: Training) -> None:
     """Write all that changes in a run; rank 0 writes, and every rank must call.
 
     Student, adapters, optimiser, schedule, scaler, epoch and its metrics, every rank's random state
@@ -70,16 +69,19 @@ def save_checkpoint(path: Path, training: Training) -> None:
         torch.save(state, file)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Place) -> dict[str, Any]:
     """Return a checkpoint's content on the CPU.
 
     Raises:
         DataError: the file is missing, damaged or no checkpoint of raygkd.
+        StorageError: the store does not give it.
     """
     try:
         state = read_tensors(path)
     except OSError as error:
         raise DataError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    except StorageError:
+        raise
     except Exception as error:
         raise DataError(f"{path} cannot be read as a checkpoint: it is damaged") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

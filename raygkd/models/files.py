@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raygkd.errors import DataError
-from raygkd.files import whole_file
+from raygkd.errors import DataError, RunFailed, UserError
+from raygkd.files import Place, local_copy, place, whole_file
 from raygkd.models.by_name import build_model
 
 FORMAT = "raygkd model 1"
@@ -41,7 +41,7 @@ class ModelFile:
     config: str
 
 
-def save_model_file(path: str | os.PathLike[str], model_file: ModelFile) -> None:
+def save_model_file(path: str | os.PathLike[str] | Place, model_file: ModelFile) -> None:
     """Write a model file; a reader sees the old file or the whole new one, never a part.
 
     Raises:
@@ -58,17 +58,21 @@ def save_model_file(path: str | os.PathLike[str], model_file: ModelFile) -> None
         raise DataError(f"cannot write model file {path}: {error.strerror}") from error
 
 
-def load_model_file(path: str | os.PathLike[str]) -> ModelFile:
+def load_model_file(path: str | os.PathLike[str] | Place) -> ModelFile:
     """Read a model file, with its tensors on the CPU; nothing in it is executed.
 
     Raises:
         DataError: there is no such file, it cannot be read, or it is not a model file.
+        ConfigError: a URL that cannot be used.
+        StorageError: the store does not give it.
     """
     advice = "give a file that 'raygkd teacher', 'raygkd train' or 'raygkd tune' wrote"
     try:
         contents = read_tensors(path)
     except OSError as error:
         raise DataError(f"cannot read model file {path}: {error.strerror}; {advice}") from error
+    except (UserError, RunFailed):
+        raise
     except Exception as error:  # what the unpickler raises on foreign bytes has no common type
         raise DataError(f"{path} is damaged or no model file; {advice}") from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
@@ -80,14 +84,14 @@ def load_model_file(path: str | os.PathLike[str]) -> ModelFile:
     return ModelFile(**{name: contents[name] for name in names})
 
 
-def read_tensors(path: str | os.PathLike[str]) -> Any:
+def read_tensors(path: str | os.PathLike[str] | Place) -> Any:
     """Return what ``torch.save`` wrote, on the CPU; nothing in it is executed.
 
     Raises:
         OSError: the file cannot be read.
         Exception: it is damaged or holds more than tensors and plain values; of many types.
     """
-    with open(path, "rb") as file:
+    with local_copy(place(path)) as local, local.open("rb") as file:
         if zipfile.ZipFile(file).testzip() is not None:  # torch.load does not compare checksums
             raise zipfile.BadZipFile("wrong checksum")
         file.seek(0)

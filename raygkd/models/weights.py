@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from raygkd.errors import ConfigError, DataError
+from raygkd.errors import ConfigError, DataError, RunFailed, UserError
+from raygkd.files import local_copy, place
 from raygkd.models.detectors import Detector, backbone_of
 from raygkd.models.files import FORMAT
 
@@ -166,12 +167,15 @@ def _misfit(path: str | os.PathLike[str], problem: str) -> DataError:
 
 def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with local_copy(place(path)) as file:
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(
             f"cannot read weights {path}: {error.strerror}; give a file of weights, or "
             f"{' or '.join(TORCHVISION_WEIGHTS)}"
         ) from error
+    except (UserError, RunFailed):
+        raise
     except Exception as error:  # what the unpickler raises on foreign bytes has no common type
         raise DataError(f"{path} is damaged or holds more than weights") from error
     if isinstance(state, Mapping) and state.get("format") == FORMAT:

@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from raygkd.config import ClusterConfig
 from raygkd.errors import ResourceError
@@ -30,10 +31,13 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 PROBE_SECONDS = 10.0
+# from one look for room to the next
+ROOM_SECONDS = 1.0
 Resources = dict[str, float]
 
 
-def _local_node() -> Resources:
+def local_node() -> Resources:
+    """Return what a cluster of this machine alone has."""
     import torch
 
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
@@ -64,7 +68,10 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
         else:
             _probe(address)
             # a cluster that is started here has this process's environment
-            ray.init(address=address, runtime_env={"env_vars": TRAIN_ENVIRONMENT}, **options)
+            known = {"RAY_ADDRESS": address} if address.rpartition(":")[2].isdigit() else {}
+            ray.init(
+                address=address, runtime_env={"env_vars": TRAIN_ENVIRONMENT | known}, **options
+            )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ResourceError(
@@ -77,13 +84,50 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("ray.tune.execution.tune_controller").addFilter(_is_no_lost_process)
     try:
-        yield [
-            {kind: node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU")}
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
+        yield _nodes()
     finally:
         ray.shutdown()
+
+
+def _nodes() -> list[Resources]:
+    """Return what each node of the cluster has."""
+    import ray
+
+    return [
+        {kind: node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU")}
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def wait_for_room(
+    bundles: Sequence[Resources], *, minutes: float, tell: Callable[[str], None]
+) -> list[Resources]:
+    """Return the nodes when a run fits, or when it is too late; ask the cluster for what it lacks.
+
+    Args:
+        bundles: of one run.
+        minutes: to wait at most.
+        tell: shows a line.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    deadline = time.monotonic() + 60 * minutes
+    nodes = _nodes()
+    if _runs(nodes, bundles) or not minutes:
+        return nodes
+    tell(f"there is no room yet: nodes are asked for, and waited for {minutes:g} minutes at most")
+    request_resources(
+        bundles=[{kind: amount for kind, amount in bundle.items() if amount} for bundle in bundles]
+    )
+    try:
+        while not _runs(nodes, bundles) and time.monotonic() < deadline:
+            time.sleep(ROOM_SECONDS)
+            nodes = _nodes()
+    finally:
+        # what is asked for stays for ever, and keeps nodes that nobody needs
+        request_resources(bundles=[])
+    return nodes
 
 
 def _is_no_lost_process(record: logging.LogRecord) -> bool:
@@ -103,27 +147,27 @@ def _probe(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
 
 
-def known_nodes(address: str | None) -> list[Resources] | None:
-    """Return the nodes where they are known before Ray starts: a cluster of this machine alone."""
-    return [_local_node()] if (address or os.environ.get("RAY_ADDRESS")) is None else None
+def is_joined(address: str | None) -> bool:
+    """Return whether a running cluster is meant, and none to be started on this machine."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
-def run_bundles(config: ClusterConfig, cpus: float) -> list[Resources]:
-    """Return what one run needs: a bundle for each training process."""
-    return [{"CPU": cpus, "GPU": config.gpus_per_worker}] * config.workers
+def run_bundles(config: ClusterConfig, cpus: float, workers: int) -> list[Resources]:
+    """Return what a run of some workers takes: a bundle for each of them."""
+    return [{"CPU": cpus, "GPU": config.gpus_per_worker}] * workers
 
 
 def worker_cpus(config: ClusterConfig, nodes: Sequence[Resources], *, data_cpus: float) -> float:
     """Return the CPUs of each worker of a run that has the cluster for itself.
 
     ``--cpus-per-worker`` where it is given; otherwise 1 with GPUs, and without them an even share
-    of the smallest node's CPUs.
+    of the smallest node's CPUs, if there are as many as there can be.
     """
     if config.cpus_per_worker is not None:
         return config.cpus_per_worker
     if config.gpus_per_worker:
         return 1.0
-    per_node = -(-config.workers // len(nodes))
+    per_node = -(-config.workers.most // len(nodes))
     return max(1.0, float((min(node["CPU"] for node in nodes) - data_cpus) // per_node))
 
 

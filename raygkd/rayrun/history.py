@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +20,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raygkd.errors import DataError
-from raygkd.files import append_line, make_folder, whole_lines
+from raygkd.files import Place, make_folder
+from raygkd.journal import open_journal
 
 JOURNAL = "trials.jsonl"
 METRIC = "val_score"
@@ -107,7 +107,7 @@ class History:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         searcher: Searcher,
         scheduler: TrialScheduler,
         *,
@@ -117,7 +117,7 @@ class History:
         observer: SearchObserver,
     ):
         self.trials: list[Trial] = []
-        self._path = path
+        self._path, self._journal = path, open_journal(path)
         self._searcher, self._scheduler = searcher, scheduler
         self._number_of_trials, self._epochs, self._seed = trials, epochs, seed
         self._observer = observer
@@ -200,12 +200,12 @@ class History:
             self._searcher.on_trial_complete(trial.name, error=True)
 
     def _write(self, trial: Trial, **event: Any) -> None:
-        append_line(self._path, json.dumps({"trial": trial.number, **event}))
+        self._journal.append(json.dumps({"trial": trial.number, **event}))
 
     def _replay(self) -> None:
         """Take up what the journal tells."""
         # a trial that failed is tried again, from its checkpoint
-        for number, line in enumerate(whole_lines(self._path), start=1):
+        for number, line in enumerate(self._journal.lines(), start=1):
             try:
                 event = json.loads(line)
                 self._apply(event)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raygkd.config import ClusterConfig, Config
 from raygkd.errors import StorageError
-from raygkd.files import telling_of_storage
+from raygkd.files import Place, telling_of_storage
 from raygkd.rayrun.history import JOURNAL, METRIC, History, SearchObserver, Trial
 from raygkd.rayrun.trials import ERROR, IS_MISTAKE, IS_STORAGE, DistributedTrial, WarmTrial
 from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
@@ -30,7 +31,13 @@ from raygkd.space import Dimension
 _OWN = (
     "epoch", "lr", "train_loss", "train_accuracy", "epoch_seconds", "images_per_second",
     "bad_images", "diverged", "first_step_seconds", "teacher_cached",
+    "workers",
 )  # fmt: skip
+# of what Tune hands on to trials by itself; Ray writes it to the log of every node, and nodes have
+# credentials of their own
+class_cache.ENV_VARS_TO_PROPAGATE = {
+    name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+}
 # the actor of a trial that trains in workers of its own takes no CPU, or two trials could wait for
 # each other's workers for ever
 _TRIAL_BUNDLE = {"memory": 1.0e6}
@@ -58,7 +65,7 @@ class TrialResult:
     scores: dict[int, float]
     val_score: float | None
     status: str
-    checkpoint: Path | None
+    checkpoint: Place | None
     error: str | None = None
     is_mistake: bool = False
 
@@ -365,7 +372,7 @@ def _tuner(
 
 
 def _trainable(job: Job, cluster: ClusterConfig, cpus: float) -> Any:
-    if cluster.workers == 1:
+    if cluster.workers.most == 1:
         resources = {"CPU": cpus, "GPU": cluster.gpus_per_worker}
         return tune.with_resources(
             tune.with_parameters(WarmTrial, job=job), tune.PlacementGroupFactory([resources])
@@ -415,7 +422,7 @@ def scheduler(config: Config) -> TrialScheduler:
     )
 
 
-def _trial_result(trial: Trial, folder: Path) -> TrialResult:
+def _trial_result(trial: Trial, folder: Place) -> TrialResult:
     checkpoint = trial_folder(folder, trial.number) / CHECKPOINT
     return TrialResult(
         number=trial.number,

@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from raygkd.files import make_folder
+from raygkd.files import Place, is_remote, remove_folder, write_text
 
-POLL_SECONDS = 0.2
+# between looks at the folder; an object store takes tens of milliseconds for one, which training
+# waits for
+POLL_SECONDS, REMOTE_POLL_SECONDS = 0.2, 2.0
 
 
 @dataclass(frozen=True)
 class StopFolder:
-    """The folder is the question, a file in it the answer of one run.
+    """A file in the folder is the question, one beside it the answer of one run.
 
     Attributes:
         path: absolute, on storage that all nodes share.
     """
 
-    path: Path
+    path: Place
+
+    @property
+    def poll_seconds(self) -> float:
+        """How long to wait between looks."""
+        return REMOTE_POLL_SECONDS if is_remote(self.path) else POLL_SECONDS
 
     def ask(self) -> None:
         """Ask every run of the command to finish its step, write a checkpoint and answer."""
-        make_folder(self.path)
+        write_text(self._question, "")
 
     def withdraw(self) -> None:
         """Make it as if nobody had asked."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        remove_folder(self.path)
 
     def is_asked(self) -> bool:
         """Return whether runs are to stop."""
-        return self.path.exists()
+        return self._question.exists()
 
     def answer(self, name: str) -> None:
         """Tell that the run of a name has stopped."""
-        (self.path / name).touch()
+        write_text(self._answers / name, "")
 
     def answered(self) -> set[str]:
         """Return the names of the runs that have stopped."""
-        return {path.name for path in self.path.iterdir()}
+        answers = self._answers
+        return {path.name for path in answers.iterdir()} if answers.exists() else set()
+
+    @property
+    def _question(self) -> Place:
+        return self.path / "asked"
+
+    @property
+    def _answers(self) -> Place:
+        return self.path / "stopped"
 
 
 class StopPoll:
@@ -61,5 +74,5 @@ class StopPoll:
         now = time.monotonic()
         if not self._asked and now >= self._next:
             self._asked = self._folder.is_asked()
-            self._next = now + POLL_SECONDS
+            self._next = now + self._folder.poll_seconds
         return self._asked

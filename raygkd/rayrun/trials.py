@@ -119,6 +119,7 @@ class DistributedTrial(tune.Trainable):
             trial_folder(self._job.folder, self._order.trial),
             self._cluster,
             cpus=self._cpus,
+            batch_size=self._job.settings().optim.batch_size,
         )
         self._training = self._pool.submit(trainer.fit)
         return self._training

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +23,7 @@ from raygkd.config import Config
 from raygkd.engine import Training, read_checkpoint, restore, save_checkpoint
 from raygkd.engine.tasks import pixels
 from raygkd.errors import Diverged, Stopped
+from raygkd.files import Place
 from raygkd.models import ModelFile, build_from_file
 from raygkd.rayrun.history import METRIC
 from raygkd.rayrun.ingest import RayStream, SharedImages
@@ -45,7 +45,7 @@ class Job:
         config: the run's settings as plain values.
         images: the shared images.
         teacher: reference to the teacher's ModelFile; None where the method needs none.
-        folder: absolute path of the run, on storage that all nodes share; its checkpoint is there,
+        folder: of the run, absolute and on storage that all nodes share; its checkpoint is there,
             and its name is the run's.
         stop: where the run is asked to stop.
         teacher_cache: what is known of the teacher already; None to ask it every time.
@@ -54,7 +54,7 @@ class Job:
     config: dict[str, Any]
     images: SharedImages
     teacher: ObjectRef | None
-    folder: Path
+    folder: Place
     stop: StopFolder
     teacher_cache: TeacherCache | None = None
 
@@ -85,7 +85,7 @@ class ServedTrials:
     mailbox: ActorHandle
 
 
-def trial_folder(folder: Path, number: int) -> Path:
+def trial_folder(folder: Place, number: int) -> Place:
     """Return the folder of a trial inside that of its search."""
     return folder / "trials" / f"{number:04d}"
 
@@ -95,7 +95,7 @@ def make_job(
     images: SharedImages,
     teacher: ModelFile | None,
     *,
-    folder: Path,
+    folder: Place,
     stop: StopFolder,
 ) -> Job:
     """Return a job whose teacher lies in the object store, and what it says, where it is kept."""
@@ -159,6 +159,7 @@ def run_epochs(
 ) -> Epochs:
     """Train a run from its checkpoint on, if it has one; yield the metrics of every epoch.
 
+    Beside what the training loop measures they have "workers", how many there are now.
     The checkpoint is written before its epoch is told. So the first metrics of a run that goes on
     are those of its checkpoint, which nobody may have heard of. Asked to stop, it writes a
     checkpoint after the step, answers, and waits for its end.
@@ -168,11 +169,12 @@ def run_epochs(
         StorageError: the checkpoint cannot be written.
         UserError: a mistake that shows in training only.
     """
+    config = job.settings()
     path = job.folder / CHECKPOINT
     state = read_checkpoint(path) if path.exists() else None
     training = make_training(
         job,
-        job.settings(),
+        config,
         device=device,
         rank=rank,
         world_size=world_size,
@@ -182,14 +184,18 @@ def run_epochs(
     try:
         if state:
             restore(training, state)
+        told = {"workers": float(world_size)}
         if training.metrics:
-            yield training.metrics
+            yield training.metrics | told
+        must_stop = StopPoll(job.stop)
         while training.epoch < training.epochs:
-            training.run_epoch(StopPoll(job.stop))
+            training.run_epoch(must_stop)
             save_checkpoint(path, training)
-            yield training.metrics
+            yield training.metrics | told
     except Stopped:
-        save_checkpoint(path, training)
+        # a part of an epoch can only be taken up by as many workers
+        if not config.cluster.workers.is_elastic:
+            save_checkpoint(path, training)
         if rank == 0:
             job.stop.answer(job.folder.name)
         # the driver ends this process
@@ -219,6 +225,9 @@ def serve_trials(served: ServedTrials) -> None:
 
     What goes wrong on all ranks at once is answered; whatever may go wrong on one of them ends it.
     """
+    import ray.train
+
+    is_elastic = served.job.settings().cluster.workers.is_elastic
     order = _order_of_rank_0(served.mailbox)
     while order is not None:
         trial = order.trial
@@ -227,6 +236,9 @@ def serve_trials(served: ServedTrials) -> None:
                 result = next_result(epochs)
                 if torch.distributed.get_rank() == 0:
                     ray.get(served.mailbox.answer.remote(result))
+                if is_elastic:
+                    # tells the controller that an epoch is over
+                    ray.train.report({})
                 order = _order_of_rank_0(served.mailbox)
 
 

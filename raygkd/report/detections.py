@@ -6,7 +6,6 @@ Shapes: H height, W width, C channels (3: red, green, blue).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from raygkd.data.boxes import ImageBoxes
 from raygkd.data.inspect import BACKGROUND, FONT_SIZE, GAP, INK, MARGIN, SMALL_FONT_SIZE
 from raygkd.detection_metrics import Detections
-from raygkd.files import whole_file
+from raygkd.files import Place, whole_file
 from raygkd.report.figures import DOTS_PER_INCH
 
 # longest side of an image on the sheet, and heights of the legend and of a class's tag, in pixels
@@ -30,7 +29,7 @@ BAR_HEIGHT, CLASS_GAP, FRAME_HEIGHT = 0.14, 0.1, 1.2
 
 
 def draw_detections(
-    path_png: Path,
+    path_png: Place,
     images: Sequence[NDArray[np.uint8]],
     targets: Sequence[ImageBoxes],
     detections: Sequence[Detections],
@@ -72,7 +71,7 @@ def draw_detections(
 
 
 def draw_per_class(
-    path_png: Path, class_names: Sequence[str], scores: Mapping[str, Sequence[float | None]]
+    path_png: Place, class_names: Sequence[str], scores: Mapping[str, Sequence[float | None]]
 ) -> None:
     """Write a PNG with AP50 by class, a bar a model; it appears whole or not at all.
 

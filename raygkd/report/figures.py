@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raygkd.files import whole_file
+from raygkd.files import Place, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +34,7 @@ class Curve:
     scores: Mapping[int, float]
 
 
-def draw_search(path: Path, curves: Sequence[Curve], others: Mapping[str, float]) -> None:
+def draw_search(path: Place, curves: Sequence[Curve], others: Mapping[str, float]) -> None:
     """Write a PNG of all trials of a search; it appears whole or not at all.
 
     Args:

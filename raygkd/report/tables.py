@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,16 +49,35 @@ def trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def models_table(rows: Sequence[tuple[str, str, int, float]]) -> Table:
+def jobs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the jobs of a cluster.
+
+    Args:
+        rows: "job", "status", "command" and "started" (milliseconds since 1970, or None) of each.
+    """
+    table = _table("Jobs")
+    table.add_column("job", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("started", no_wrap=True)
+    table.add_column("command", overflow="fold")
+    for row in rows:
+        moment = datetime.datetime.fromtimestamp((row["started"] or 0) / 1000)
+        started = f"{moment:%Y-%m-%d %H:%M}" if row["started"] else "-"
+        table.add_row(row["job"], row["status"].lower(), started, row["command"])
+    return table
+
+
+def models_table(rows: Sequence[tuple[str, str, int, float]], split: str = "test") -> Table:
     """Return models side by side.
 
     Args:
-        rows: (role, model, parameters, score on the test split).
+        rows: (role, model, parameters, score).
+        split: that they are scored on.
     """
-    table = _table("Models on the test split")
+    table = _table(f"Models on the {split} split")
     table.add_column("")
     table.add_column("model", overflow="fold")
-    for name in ("parameters", "size", "test score"):
+    for name in ("parameters", "size", f"{split} score"):
         table.add_column(name, justify="right", no_wrap=True)
     largest = max(parameters for _, _, parameters, _ in rows)
     for role, model, parameters, score in rows:

@@ -1,6 +1,7 @@
 """What the commands do, from configuration to result."""
 
+from raygkd.workflows.evaluation import evaluate
 from raygkd.workflows.search import tune
 from raygkd.workflows.single import distil, teach
 
-__all__ = ["distil", "teach", "tune"]
+__all__ = ["distil", "evaluate", "teach", "tune"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from raygkd.errors import StorageError
 from raygkd.rayrun.stopping import POLL_SECONDS, StopFolder
 
 # of the 15 seconds that a stop may take; the rest is for MLflow and Ray
@@ -18,6 +20,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class Interrupts:
     """Turns the first signal into a request and then a KeyboardInterrupt, the second into the end.
+
+    A thread asks and looks for answers: what an object store is asked takes its time, and handlers
+    of signals must not.
 
     Args:
         folder: where training processes are asked to stop.
@@ -29,11 +34,15 @@ class Interrupts:
         self._tell = tell
         self._deadline: float | None = None
         self._running: Callable[[], Collection[str]] = tuple
+        self._must_ask, self._is_over = threading.Event(), threading.Event()
+        self._answered: set[str] = set()
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
         """Handle signals inside the block."""
         self.folder.withdraw()
+        asking = threading.Thread(target=self._ask, name="asks-to-stop", daemon=True)
+        asking.start()
         before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         alarm = signal.signal(signal.SIGALRM, self._on_alarm)
         try:
@@ -42,7 +51,11 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             for number, handler in [*before.items(), (signal.SIGALRM, alarm)]:
                 signal.signal(number, handler)
-            self.folder.withdraw()
+            self._is_over.set()
+            self._must_ask.set()
+            asking.join()
+            if self._deadline is not None:
+                self.folder.withdraw()
 
     @contextlib.contextmanager
     def waiting_for(self, running: Callable[[], Collection[str]]) -> Iterator[None]:
@@ -65,12 +78,25 @@ class Interrupts:
         if not self._running():
             raise KeyboardInterrupt
         self._tell("stopping: the step is finished and a checkpoint written; again to stop at once")
-        self.folder.ask()
+        self._must_ask.set()
         signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
 
     def _on_alarm(self, number: int, frame: Any) -> None:
         assert self._deadline is not None
         late = time.monotonic() > self._deadline
-        if late or set(self._running()) <= self.folder.answered():
+        if late or set(self._running()) <= self._answered:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             raise KeyboardInterrupt
+
+    def _ask(self) -> None:
+        """Ask once it must be, and look for the answers until all is over."""
+        self._must_ask.wait()
+        if self._is_over.is_set():
+            return
+        try:
+            self.folder.ask()
+            while not self._is_over.wait(self.folder.poll_seconds):
+                self._answered = self.folder.answered()
+        except (OSError, StorageError) as error:
+            self._tell(f"stopping at once: {error}")
+            self._deadline = time.monotonic()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from raygkd.config import Config, given, to_yaml, with_settings
 from raygkd.data.windows import load_window
 from raygkd.engine import read_checkpoint
 from raygkd.errors import RunFailed, UserError
+from raygkd.files import Place
 from raygkd.inputs import Images
 from raygkd.models import ModelFile, is_detector, save_model_file
 from raygkd.rayrun.history import METRIC
@@ -47,7 +47,7 @@ _OF_TRIAL = ("number", "params", "epochs", "val_score", "status", "error")
 _COMPARED = ("test_score", "parameters")
 
 
-def tune(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
+def tune(config: Config, *, console: Console, resume: Place | None = None) -> dict[str, Any]:
     """Search the method's settings (``raygkd tune``); return what ``--json`` prints.
 
     The teacher is trained first where none is given, then the trials, then the student alone as

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from raygkd.config import Config, fingerprint, to_mapping, to_yaml
 from raygkd.data.plan import steps_per_epoch
 from raygkd.engine import read_checkpoint
 from raygkd.errors import ConfigError, UserError
+from raygkd.files import Place, place
 from raygkd.inputs import Images, task_of
 from raygkd.models import (
     ModelFile,
@@ -39,7 +39,7 @@ MODEL = "model.pt"
 NAME_CHECK_SIZE = (64, 64)
 
 
-def teach(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
+def teach(config: Config, *, console: Console, resume: Place | None = None) -> dict[str, Any]:
     """Train a teacher (``raygkd teacher``); return what ``--json`` prints."""
     if build.is_model_file(config.model.teacher):
         raise ConfigError(
@@ -49,12 +49,12 @@ def teach(config: Config, *, console: Console, resume: Path | None = None) -> di
     return _train(build.teacher_alone(config), "teacher", console, resume)
 
 
-def distil(config: Config, *, console: Console, resume: Path | None = None) -> dict[str, Any]:
+def distil(config: Config, *, console: Console, resume: Place | None = None) -> dict[str, Any]:
     """Train a student (``raygkd train``); return what ``--json`` prints."""
     return _train(config, "student", console, resume)
 
 
-def _train(config: Config, role: str, console: Console, resume: Path | None) -> dict[str, Any]:
+def _train(config: Config, role: str, console: Console, resume: Place | None) -> dict[str, Any]:
     started = time.monotonic()
     check_names(config, role)
     with_teacher = build.uses_teacher(config)
@@ -94,7 +94,7 @@ def teacher_facts(config: Config) -> dict[str, Any]:
     name = config.model.teacher
     if not build.is_model_file(name):
         return {}
-    digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    digest = hashlib.sha256(place(name).read_bytes()).hexdigest()
     return {"teacher, fingerprint of the file": digest[:16]}
 
 
@@ -188,7 +188,7 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
         ConfigError: they are fewer than a batch, too small for the student, or of another task.
     """
     build.check_settings(config, images.spec.task)
-    workers = config.cluster.workers
+    workers = config.cluster.workers.most
     steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
     with _naming(f"--{role}"):
         student = build.new_model(config.model.student, images.spec)
@@ -248,7 +248,7 @@ def train_one(
     config: Config,
     *,
     role: str,
-    folder: Path,
+    folder: Place,
     teacher: ModelFile | None,
     parent: str | None = None,
 ) -> ModelFile:
@@ -295,7 +295,7 @@ def train_one(
     return model_file
 
 
-def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile, Path]:
+def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile, Place]:
     """Return the teacher and its file: the one that is given, or one trained for these images.
 
     A trained teacher is kept by the hash of its configuration and images, so that the next run
@@ -303,7 +303,7 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     """
     config = session.config
     if build.is_model_file(config.model.teacher):
-        path = Path(config.model.teacher)
+        path = place(config.model.teacher)
         return load_model_file(path), path
     wanted = build.teacher_training(config)
     tree = to_mapping(wanted)

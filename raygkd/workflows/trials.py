@@ -18,7 +18,11 @@ _log = logging.getLogger(__name__)
 def at_once(session: Session, trials: int) -> int:
     """Return how many of some trials run at the same time."""
     fitting = require_room(session.config, session.nodes, session.data_cpus)
-    return min(fitting, trials, session.config.search.max_concurrent or fitting)
+    wanted = session.config.search.max_concurrent or fitting
+    if session.config.cluster.wait_minutes:
+        # the cluster grows with what waits for room
+        return min(wanted, trials)
+    return min(fitting, trials, wanted)
 
 
 def trial_key(number: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 from outcomes import PROGRESS, Ran
 from PIL import Image
 
-from raygkd import cli
+from raygkd import options
 from raygkd.data.parquet import open_table
 
 
@@ -86,7 +86,7 @@ def test_info_as_json_is_all_there_is_on_stdout(
 
 
 def test_noise_of_libraries_is_kept_off_stdout(capfd: pytest.CaptureFixture[str]) -> None:
-    with cli._only_results_on_stdout() as out:
+    with options.only_results_on_stdout() as out:
         os.write(1, b"noise")
         out.write("result")
     os.write(1, b" and more")

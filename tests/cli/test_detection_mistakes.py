@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,17 +27,14 @@ VOC, COCO = ((*COMMANDS[0], "--dataset", name, "--data-dir") for name in ("voc",
 
 
 @pytest.fixture
-def refused(refused: Refused) -> Iterator[Refused]:
-    """The fixture of that name where no cluster answers: what is not refused is not trained."""
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
+def refused(refused: Refused) -> Refused:
+    """The fixture of that name with no CPU left to stream images: the last of what is refused."""
+    guard = ("--cache-mb", "0", "--cpus-per-worker", str(os.cpu_count()))
 
-        def run(command: str, *arguments: str | Path) -> str:
-            guard = () if command == "data" else ("--address", address)
-            return refused(command, *guard, *arguments)
+    def run(command: str, *arguments: str | Path) -> str:
+        return refused(command, *(() if command == "data" else guard), *arguments)
 
-        yield run
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 from outcomes import ROWS, Ran, files, mlflow_runs
+from servers import free_port
 
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.inputs import open_images
@@ -314,7 +315,10 @@ def test_all_wrong_values_are_told_at_once(refused: Refused) -> None:
         (("teacher", "--inherit"), "no option --inherit"),
         (("train", "--epochs"), "option '--epochs' requires an argument"),
         (("train", "extra"), "unexpected extra argument (extra) (try 'raygkd train --help')"),
-        (("tun",), "no command 'tun'; did you mean 'tune'? (commands: data, teacher, train, tune"),
+        (
+            ("tun",),
+            "no command 'tun'; did you mean 'tune'? (commands: data, evaluate, jobs, submit",
+        ),
         (("data", "prepar"), "no command 'prepar'; did you mean 'prepare'? (commands: info, prep"),
         (("data", "prepare"), "missing option '--dataset' (try 'raygkd data prepare --help')"),
         (("data", "info"), "missing argument 'PATH' (try 'raygkd data info --help')"),
@@ -443,6 +447,62 @@ def test_resuming_an_output_folder_without_an_unfinished_run(
     for command in ("train", "tune"):
         error = refused(command, "--resume", output)
         assert f"--resume {output}: holds no run of 'raygkd {command}' that was broken" in error
+
+
+def test_a_run_of_the_same_name_with_other_options(
+    refused: Refused, run_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    run_folder.rename(tmp_path / "runs" / "train-first")
+    command = ("train", "--output", tmp_path, "--name", "first")
+    named = with_settings(Config(), {"output": str(tmp_path), "name": "first"})
+    (tmp_path / "runs" / "train-first" / "config.yaml").write_text(to_yaml(named))
+    error = refused(*command, "--lr", "0.3")
+    assert "--lr: is 0.3 and was 0.05 when the run began: leave it out" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tune", "--dim", "two"), "invalid value for '--dim': 'two' is not a valid integer"),
+        (("tune", "--trails", "4"), "no option --trails; did you mean '--trials' or"),
+        (("tuen",), "'tuen' is not one of 'evaluate', 'teacher', 'train', 'tune'"),
+        (("--now", "train"), "no option --now"),
+        (("train",), "--output raygkd-output: a job has a folder of its own, which goes with it"),
+        (("train", "--resume", "out"), "--resume out: a job has a folder of its own, which goes"),
+        (
+            ("train", "--output", "/shared", "--data-dir", "photos"),
+            "--data-dir photos: a job has a folder of its own, which goes with it: give the abs",
+        ),
+    ],
+)
+def test_a_job_that_could_not_run_is_not_sent(
+    refused: Refused, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused("submit", *arguments)
+
+
+def test_a_job_for_a_cluster_that_is_not_there(refused: Refused) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    submit = ("submit", "--address", url, "--", "train", "--output", "/shared")
+    for command in (submit, ("jobs", "list", "--address", url)):
+        error = refused(*command)
+        assert f"no Ray dashboard answers at {url}" in error
+        assert "give the head's with --address, as in http://HOST:8265" in error
+
+
+def test_evaluating_a_model_that_does_not_go_with_the_images(
+    refused: Refused, good: tuple[str, ...], model_file: Callable[..., Path]
+) -> None:
+    assert "cannot read model file gone.pt: No such file" in refused("evaluate", "gone.pt", *good)
+    path = model_file("cat", "dog")
+    error = refused("evaluate", path, *good)
+    assert f"MODEL {path}: it knows 2 classes (cat, dog) but the data has 3" in error
+
+
+def test_a_name_that_is_a_path(refused: Refused) -> None:
+    error = refused("train", "--name", "a/b")
+    assert "--name 'a/b': must be of letters, digits, '-', '_' and '.', the first" in error
 
 
 def test_resuming_a_run_without_its_facts(refused: Refused, run_folder: Path) -> None:

@@ -13,7 +13,8 @@ from outcomes import Ran
 
 from raygkd import cli
 from raygkd.config import SECTIONS, Config, OptimConfig, settings, to_yaml, with_settings
-from raygkd.workflows.session import with_absolute_paths
+from raygkd.options import resolve
+from raygkd.workflows.session import with_lasting_paths
 
 COMMANDS = {"teacher": cli.teacher, "train": cli.train, "tune": cli.tune}
 EVERYWHERE = """
@@ -28,7 +29,7 @@ def resolved(command: str, *arguments: str | Path) -> Config:
     options = COMMANDS[command].make_context(command, list(map(str, arguments))).params
     config_file, resume = options.pop("config_file"), options.pop("resume")
     options.pop("as_json")
-    config, _ = cli.resolve(command, config_file, options, resume)
+    config, _ = resolve(command, config_file, options, resume)
     return config
 
 
@@ -105,7 +106,7 @@ def test_the_stored_configuration_is_given_back(tmp_path: Path) -> None:
     (run / "facts.json").write_text("{}")
     given = {"epochs": None, "lr": 1e-3, "max_failures": 7}
     resumed = with_settings(config, {"max_failures": 7})
-    assert cli.resolve("tune", None, given, str(run)) == (resumed, run)
+    assert resolve("tune", None, given, str(run)) == (resumed, run)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["tune", "--help"], ["data", "info", "--help"]])
@@ -151,9 +152,41 @@ def test_help_shows_defaults(raygkd: Callable[..., Ran]) -> None:
 def test_stored_paths_hold_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = {"data_dir": "s3://bucket/photos", "output": "~/out", "space": "space.yaml"}
-    stored = with_absolute_paths(with_settings(Config(), given | {"teacher": "run/model.pt"}))
+    settings = with_settings(Config(), given | {"teacher": "run/model.pt"})
+    stored = with_lasting_paths(settings, tmp_path / "out")
     assert stored.data.data_dir == "s3://bucket/photos"
     assert stored.output.output == str(Path("~/out").expanduser())
     assert stored.search.space == str(tmp_path / "space.yaml")
     assert stored.model.teacher == str(tmp_path / "run/model.pt")
-    assert with_absolute_paths(Config()).model.teacher == Config().model.teacher
+    assert with_lasting_paths(Config(), tmp_path).model.teacher == Config().model.teacher
+
+
+def test_a_file_of_a_jobs_folder_is_kept_with_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    output = tmp_path / "out"
+    kept = []
+    for job in ("first", "second"):
+        folder = tmp_path / job
+        folder.mkdir()
+        (folder / "0-space.yaml").write_text("lr: {uniform: [0.1, 0.2]}")
+        monkeypatch.chdir(folder)
+        stored = with_lasting_paths(with_settings(Config(), {"space": "0-space.yaml"}), output)
+        kept.append(Path(stored.search.space or ""))
+    assert kept[0] == kept[1]
+    assert kept[0].is_relative_to(output)
+    assert kept[0].read_text() == "lr: {uniform: [0.1, 0.2]}"
+
+
+def test_what_a_job_names_elsewhere_stays_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "space.yaml").touch()
+    monkeypatch.chdir(tmp_path / "job")
+    given = {"space": str(tmp_path / "space.yaml"), "output": str(tmp_path / "job")}
+    stored = with_lasting_paths(with_settings(Config(), given), tmp_path / "out")
+    assert stored.search.space == str(tmp_path / "space.yaml")
+    assert stored.output.output == str(tmp_path / "job")

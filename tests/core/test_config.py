@@ -19,6 +19,7 @@ from raygkd.build import (
 from raygkd.config import (
     SECTIONS,
     Config,
+    WorkerRange,
     check_keys,
     fingerprint,
     flag,
@@ -52,6 +53,7 @@ def test_yaml_round_trip_gives_an_equal_configuration():
             "data_dir": "/data/größe: 'x'",
             "download": True,
             "limit_train": 100,
+            "workers": "1-4",
             "levels": [1, 3],
             "lr": 5e-4,
             "weight_decay": 1e-12,
@@ -65,6 +67,7 @@ def test_yaml_round_trip_gives_an_equal_configuration():
         assert from_yaml(to_yaml(config), where="run.yaml") == config
         assert from_mapping(to_mapping(config)) == config
     assert changed.method.levels == (1, 3)
+    assert changed.cluster.workers == WorkerRange(1, 4)
     assert changed.optim.milestones == (0.25, 0.5)
 
 
@@ -194,6 +197,7 @@ def test_values_take_the_type_of_their_setting(name: str, given: Any, value: Any
         ("levels", [1, "a"], "a whole number"),
         ("levels", [True], "a whole number"),
         ("milestones", 0.5, "a list of numbers"),
+        *[("workers", value, "a number, or two as in 1-4") for value in ("1-", "two", 1.5, True)],
     ],
 )
 def test_value_of_another_type_is_refused(name: str, value: Any, wanted: str):
@@ -210,7 +214,7 @@ def limits() -> Iterator[tuple[str, float, str]]:
     """Yield name, a value just beyond a limit, and how the error calls the limit."""
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     for name, (_, leaf, kind) in settings().items():
-        whole = kind is int or int in getattr(kind, "__args__", ())
+        whole = kind in (int, WorkerRange) or int in getattr(kind, "__args__", ())
         for limit, bound in leaf.metadata["limits"].items():
             if bound is not None:
                 step = 0 if limit in ("above", "below") else 1 if whole else 1e-9
@@ -295,7 +299,18 @@ def test_every_default_and_every_setting_is_described():
             {"batch_size": 64, "workers": 3},
             "--batch-size 64 cannot be split evenly over --workers 3: use a multiple",
         ),
+        (
+            {"tracking_uri": "https://me:secret@host:5000"},
+            "--tracking-uri: holds a password, which would be stored with the run: set "
+            "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        ),
         ({"workers": 0}, "--workers 0: must be at least 1"),
+        ({"workers": "0-2"}, "--workers 0-2: must be at least 1"),
+        ({"workers": "2-1"}, "--workers 2-1: the first number must not be the larger one"),
+        (
+            {"batch_size": 64, "workers": "2-6"},
+            "--batch-size 64 cannot be split evenly over --workers 2-6: use a multiple",
+        ),
         ({"warmup_epochs": 10.0}, "--warmup-epochs 10.0: must be below --epochs 10"),
         ({"grace_period": 11}, "--grace-period 11: must be at most --epochs 10"),
         (

@@ -12,11 +12,14 @@ import raygkd
 
 PACKAGE = Path(raygkd.__file__).parent
 CORE = ("graph", "losses", "models", "data", "metrics", "detection_metrics", "engine")
-SETTINGS = ("errors", "files", "registry", "config", "resuming", "space", "build", "deployed")
+SETTINGS = (
+    *("errors", "files", "remote", "journal", "registry", "config", "resuming", "space", "build"),
+    "deployed",
+)
 UPPER = ("rayrun", "tracking", "report", "workflows", "inputs", "cli", "ui")
 HEAVY = (
     *("ray", "mlflow", "click", "rich", "pyarrow", "sklearn", "matplotlib", "yaml"),
-    "faster_coco_eval",
+    *("faster_coco_eval", "fsspec"),
 )
 
 

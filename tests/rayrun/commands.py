@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray  # noqa: F401  (brings psutil along)
@@ -24,7 +25,12 @@ REPOSITORY = Path(__file__).parents[2]
 TIMEOUT = 240.0
 WATCH_SECONDS = 0.4
 # of whoever runs the tests: another cluster, another MLflow server
-FOREIGN = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+FOREIGN = (
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+)
 
 
 @contextlib.contextmanager
@@ -32,9 +38,14 @@ def commands_in(folder: Callable[[str], Path]) -> Iterator[Callable[..., Command
     """Yield a function that starts a command in a new folder; end them all."""
     started: list[Command] = []
 
-    def start(*arguments: str | Path) -> Command:
-        started.append(Command(folder("command"), *arguments))
-        return started[-1]
+    def start(
+        *arguments: str | Path,
+        cwd: Path = REPOSITORY,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Command:
+        command = Command(folder("command"), *arguments, cwd=cwd, environment=environment)
+        started.append(command)
+        return command
 
     try:
         yield start
@@ -49,21 +60,25 @@ class Command:
     Args:
         folder: gets what it writes to standard output and standard error.
         arguments: of the command line.
+        cwd: its working folder.
+        environment: what it has besides this process's.
 
     Attributes:
         seen: title of a process -> how many had it at some time.
     """
 
-    def __init__(self, folder: Path, *arguments: str | Path):
+    def __init__(
+        self, folder: Path, *arguments: str | Path, cwd: Path, environment: Mapping[str, str]
+    ):
         self._out, self._err = folder / "stdout", folder / "stderr"
         self.seen: Counter[str] = Counter()
         self._titles: dict[psutil.Process, set[str]] = {}
-        environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "raygkd", *map(str, arguments)],
-                cwd=REPOSITORY,
-                env=environment,
+                cwd=cwd,
+                env={**inherited, "PYTHONPATH": str(REPOSITORY), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

@@ -12,6 +12,8 @@ from filling import fill
 from hanging import hang
 from killing import kill
 from scenes import Scene, Scenes, undisturbed
+from spreading import spread
+from storing import keep
 from untrained import untrained_file
 
 from raygkd.build import ImageSpec
@@ -19,10 +21,12 @@ from raygkd.models import save_model_file
 
 # scene -> the files whose tests look at its outcome; the longest first
 SCENES = {
+    spread: {"test_nodes"},
     kill: {"test_survival"},
+    keep: {"test_object_storage"},
     fill: {"test_storage"},
     hang: {"test_server"},
-    undisturbed: {"test_survival", "test_storage"},
+    undisturbed: {"test_survival", "test_storage", "test_object_storage"},
 }
 
 

@@ -31,7 +31,7 @@ TIMES = ("epoch_seconds", "images_per_second")
 FIRST_STEP = "first_step_seconds"
 EVERY_EPOCH = {
     "train_loss", "loss_task", "train_accuracy", "val_score", "val_loss", "val_top5", "lr",
-    "epoch", "bad_images", *TIMES,
+    "epoch", "bad_images", "workers", *TIMES,
 }  # fmt: skip
 
 
@@ -62,9 +62,13 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(client: MlflowClient, run_id: str) -> dict[str, dict[int, float]]:
-    """Return metric -> step -> value of an MLflow run; a step that was logged twice fails."""
+    """Return metric -> step -> value of an MLflow run; a step that was logged twice fails.
+
+    The load of the machine is left out.
+    """
     found: dict[str, dict[int, float]] = defaultdict(dict)
-    for name in client.get_run(run_id).data.metrics:
+    metrics = client.get_run(run_id).data.metrics
+    for name in (name for name in metrics if not name.startswith("system/")):
         for point in client.get_metric_history(run_id, name):
             assert point.step not in found[name], (name, point.step)
             found[name][point.step] = point.value
@@ -116,7 +120,8 @@ def plain_curve(run: Path) -> list[dict[str, float]]:
     """Train a run that has no teacher again, in this process and without Ray; give its journal."""
     config = configuration_of(run)
     training = plain_training(config, images_of(config), None)
-    return [without_times(training.run_epoch()) for _ in range(config.optim.epochs)]
+    epochs = [without_times(training.run_epoch()) for _ in range(config.optim.epochs)]
+    return [epoch | {"workers": 1.0} for epoch in epochs]
 
 
 def plain_training(config: Config, images: Images, teacher: ModelFile | None) -> Training:

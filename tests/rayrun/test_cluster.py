@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygkd.config import ClusterConfig
+from raygkd.config import ClusterConfig, WorkerRange
 from raygkd.errors import ResourceError
 from raygkd.rayrun.cluster import (
     Resources,
-    known_nodes,
+    is_joined,
+    local_node,
     places,
     require_room,
     run_bundles,
@@ -29,7 +30,7 @@ def fitting(
     nodes: list[Resources], workers: int, cpus: float, gpus: float = 0.0, data_cpus: float = 0.0
 ) -> int:
     """Return how many runs of some workers fit."""
-    bundles = run_bundles(ClusterConfig(workers=workers, gpus_per_worker=gpus), cpus)
+    bundles = run_bundles(ClusterConfig(gpus_per_worker=gpus), cpus, workers)
     return places(nodes, bundles, data_cpus=data_cpus)
 
 
@@ -114,20 +115,20 @@ def test_asking_changes_no_node() -> None:
     [
         (
             [node(2)],
-            ClusterConfig(workers=3),
+            ClusterConfig(workers=WorkerRange(3, 3)),
             0.0,
             "3 worker(s) with 1 CPU and 0 GPU each; the cluster has 2 CPU and 0 GPU on 1 node(s): "
             "add nodes, or lower --workers or --cpus-per-worker",
         ),
         (
             [node(1), node(1)],
-            ClusterConfig(workers=1, cpus_per_worker=1.5),
+            ClusterConfig(workers=WorkerRange(1, 1), cpus_per_worker=1.5),
             0.0,
             "1 worker(s) with 1.5 CPU and 0 GPU each; the cluster has 2 CPU and 0 GPU on 2 node(s)",
         ),
         (
             [node(8, 1)],
-            ClusterConfig(workers=2, gpus_per_worker=1.0),
+            ClusterConfig(workers=WorkerRange(2, 2), gpus_per_worker=1.0),
             0.0,
             "has 8 CPU and 1 GPU on 1 node(s): add nodes, or lower --workers or --gpus-per-worker",
         ),
@@ -137,7 +138,7 @@ def test_asking_changes_no_node() -> None:
 def test_what_does_not_fit_is_refused_with_what_is_missing(
     nodes: list[Resources], config: ClusterConfig, data_cpus: float, words: str
 ) -> None:
-    bundles = run_bundles(config, config.cpus_per_worker or 1.0)
+    bundles = run_bundles(config, config.cpus_per_worker or 1.0, config.workers.least)
     with pytest.raises(ResourceError) as refused:
         require_room(nodes, bundles, data_cpus=data_cpus)
     assert words in str(refused.value)
@@ -145,20 +146,20 @@ def test_what_does_not_fit_is_refused_with_what_is_missing(
 
 
 def test_what_fits_is_not_refused() -> None:
-    assert require_room([node(8)], run_bundles(ClusterConfig(workers=3), 1.0), data_cpus=1.0) == 2
+    assert require_room([node(8)], run_bundles(ClusterConfig(), 1.0, 3), data_cpus=1.0) == 2
 
 
 @pytest.mark.parametrize(
     ("nodes", "config", "data_cpus", "cpus"),
     [
         ([node(8)], ClusterConfig(), 0.0, 8.0),
-        ([node(8)], ClusterConfig(workers=2), 0.0, 4.0),
-        ([node(8)], ClusterConfig(workers=2), 1.0, 3.0),
-        ([node(8), node(4)], ClusterConfig(workers=2), 0.0, 4.0),
-        ([node(8), node(4)], ClusterConfig(workers=3), 0.0, 2.0),
-        ([node(2)], ClusterConfig(workers=4), 0.0, 1.0),
-        ([node(8)], ClusterConfig(workers=2, cpus_per_worker=0.5), 1.0, 0.5),
-        ([node(8, 2)], ClusterConfig(workers=2, gpus_per_worker=1.0), 0.0, 1.0),
+        ([node(8)], ClusterConfig(workers=WorkerRange(2, 2)), 0.0, 4.0),
+        ([node(8)], ClusterConfig(workers=WorkerRange(2, 2)), 1.0, 3.0),
+        ([node(8), node(4)], ClusterConfig(workers=WorkerRange(2, 2)), 0.0, 4.0),
+        ([node(8), node(4)], ClusterConfig(workers=WorkerRange(3, 3)), 0.0, 2.0),
+        ([node(2)], ClusterConfig(workers=WorkerRange(4, 4)), 0.0, 1.0),
+        ([node(8)], ClusterConfig(workers=WorkerRange(2, 2), cpus_per_worker=0.5), 1.0, 0.5),
+        ([node(8, 2)], ClusterConfig(workers=WorkerRange(2, 2), gpus_per_worker=1.0), 0.0, 1.0),
     ],
 )
 def test_workers_share_a_cluster_that_they_have_for_themselves(
@@ -175,18 +176,18 @@ def test_workers_share_a_cluster_that_they_have_for_themselves(
 def test_a_share_fits_wherever_one_cpu_does(
     nodes: list[Resources], workers: int, data_cpus: float
 ) -> None:
-    share = worker_cpus(ClusterConfig(workers=workers), nodes, data_cpus=data_cpus)
+    share = worker_cpus(
+        ClusterConfig(workers=WorkerRange(workers, workers)), nodes, data_cpus=data_cpus
+    )
     assert share == math.floor(share) >= 1
     fits_by_ones = fitting(nodes, workers, 1.0, data_cpus=data_cpus) > 0
     assert (fitting(nodes, workers, share, data_cpus=data_cpus) > 0) == fits_by_ones
 
 
-def test_only_a_cluster_of_this_machine_is_known_before_it_starts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_cluster_is_joined_where_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    [this] = known_nodes(None) or []
-    assert this["CPU"] >= 1
-    assert known_nodes("10.0.0.1:6379") is None
+    assert not is_joined(None)
+    assert local_node()["CPU"] >= 1
+    assert is_joined("10.0.0.1:6379")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert known_nodes(None) is None
+    assert is_joined(None)

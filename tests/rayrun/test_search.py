@@ -27,6 +27,7 @@ from raygkd.config import (
     ModelConfig,
     OptimConfig,
     SearchConfig,
+    WorkerRange,
     with_settings,
 )
 from raygkd.engine import read_checkpoint
@@ -159,9 +160,9 @@ def search(
     over = threading.Event()
 
     def watch() -> None:
-        to_kill = int(cluster.workers > 1)
+        to_kill = int(cluster.workers.most > 1)
         while not over.wait(0.3):
-            training = processes(TRIALS if cluster.workers == 1 else WORKERS)
+            training = processes(TRIALS if cluster.workers.most == 1 else WORKERS)
             counts.append(len(training))
             if to_kill and recorder.epochs and training:
                 random.choice(list(training)).kill()
@@ -185,7 +186,7 @@ def searched(
     digits: Images, nodes: list[Resources], tmp_path_factory: pytest.TempPathFactory
 ) -> Searched:
     """Four trials of two workers with half a CPU each; one of the workers is killed."""
-    cluster = ClusterConfig(workers=2, cpus_per_worker=0.5)
+    cluster = ClusterConfig(workers=WorkerRange(2, 2), cpus_per_worker=0.5)
     return search(digits, tmp_path_factory.mktemp("search"), cluster, 4, SEEDS[4])
 
 

@@ -228,6 +228,18 @@ def test_the_result_holds_teacher_and_student(trained: Trained, untrained_teache
     assert json.loads((trained.folder / "result.json").read_text()) == result
 
 
+def test_a_model_is_evaluated_as_its_run_has_scored_it(
+    trained: Trained, untrained_teacher: Path, output: Path, raygkd: Callable[..., Command]
+) -> None:
+    models = trained.folder / "model.pt", untrained_teacher
+    evaluated = raygkd("evaluate", *models, *IMAGES, "--output", output, "--json").result()
+    assert evaluated["split"] == "test"
+    for path, role in zip(models, ("student", "teacher"), strict=True):
+        row, expected = evaluated["models"][str(path)], trained.result["models"][role]
+        assert row["scores"]["score"] == expected["test_score"]
+        assert row["parameters"] == expected["parameters"]
+
+
 def test_a_teacher_that_is_given_is_used_and_no_other_is_trained(
     trained: Trained, untrained_teacher: Path, output: Path
 ) -> None:

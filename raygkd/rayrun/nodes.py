@@ -1,0 +1,188 @@
+"""The nodes of the cluster during a run: what each is loaded with, and which come and go."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raygkd.errors import ResourceError
+
+# from the start to the first sample, and from one to the next
+FIRST_SECONDS, SECONDS = 2.0, 10.0
+# that nodes have to answer
+ANSWER_SECONDS = 2.0
+# that a node needs to start a process which can look
+LOOK_SECONDS = 60.0
+_MIB = float(1 << 20)
+
+
+class NodeLoad:
+    """What a node is loaded with; the names are those of MLflow's own system metrics."""
+
+    def __init__(self) -> None:
+        # from here on they are measured
+        psutil.cpu_percent()
+        self._network = psutil.net_io_counters()
+
+    def sample(self) -> dict[str, float]:
+        """Return the load since the sample before; memory and network in MiB."""
+        memory, network, before = psutil.virtual_memory(), psutil.net_io_counters(), self._network
+        self._network = network
+        return {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / _MIB,
+            "system_memory_usage_percentage": memory.percent,
+            "network_receive_megabytes": (network.bytes_recv - before.bytes_recv) / _MIB,
+            "network_transmit_megabytes": (network.bytes_sent - before.bytes_sent) / _MIB,
+            **_gpu_load(),
+        }
+
+
+def _gpu_load() -> dict[str, float]:
+    """Return the load of each NVIDIA GPU, of which there may be none."""
+    import pynvml
+
+    load: dict[str, float] = {}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return load
+    for number in range(pynvml.nvmlDeviceGetCount()):
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+        load |= {
+            f"gpu_{number}_utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+            f"gpu_{number}_memory_usage_megabytes": memory.used / _MIB,
+            f"gpu_{number}_memory_usage_percentage": 100 * memory.used / memory.total,
+        }
+    return load
+
+
+def alive() -> dict[str, str]:
+    """Return the id -> address of every node there is now."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def _on_node(node: str) -> dict[str, Any]:
+    """Return options of a task or actor that takes nothing of a node."""
+    return {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+    }
+
+
+def require_shared(option: str, place: Path, witness: Path) -> None:
+    """Refuse a local place that another node does not see.
+
+    Args:
+        option: that names it.
+        place: the path of it.
+        witness: a file in it.
+
+    Raises:
+        ResourceError: names a node that does not see the witness as this one does.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    look = ray.remote(_size)
+    seen = {
+        address: look.options(**_on_node(node)).remote(witness)
+        for node, address in alive().items()
+        if node != here
+    }
+    for address, size in seen.items():
+        if ray.get(size, timeout=LOOK_SECONDS) != _size(witness):
+            raise ResourceError(
+                f"{option} {place}: node {address} of the cluster does not see it: give a path "
+                "on storage that all nodes share (such as NFS), or s3://BUCKET/PATH"
+            )
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
+
+
+class NodeWatch:
+    """Samples the nodes in a thread while a run is under way, and tells which come and go.
+
+    Args:
+        record: is given "system/ADDRESS/NAME" -> number, and the seconds since the start.
+        tell: shows a line.
+    """
+
+    def __init__(
+        self, record: Callable[[dict[str, float], int], None], tell: Callable[[str], None]
+    ):
+        self._record, self._tell = record, tell
+        self._over = threading.Event()
+        self._here = ray.get_runtime_context().get_node_id()
+        self._load = NodeLoad()
+        self._nodes = alive()
+        self._elsewhere: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._watch, name="node-watch", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        # before Ray is shut down: a thread that waits for it then ends the process
+        self._thread.join()
+
+    def _watch(self) -> None:
+        started = time.monotonic()
+        for pause in itertools.chain([FIRST_SECONDS], itertools.repeat(SECONDS)):
+            if self._over.wait(pause):
+                return
+            self._compare(alive())
+            self._record(self._samples(), int(time.monotonic() - started))
+
+    def _compare(self, now: dict[str, str]) -> None:
+        """Tell which nodes there are not any more, and which are new."""
+        before, self._nodes = self._nodes, now
+        for node in before.keys() - now.keys():
+            self._elsewhere.pop(node, None)
+            self._tell(
+                f"node {before[node]} is lost: what ran there goes on after its last epoch, as "
+                "soon as there is room"
+            )
+        for node in now.keys() - before.keys():
+            self._tell(f"node {now[node]} has joined")
+
+    def _samples(self) -> dict[str, float]:
+        """Return the load of every node that answers."""
+        for node in self._nodes.keys() - self._elsewhere.keys() - {self._here}:
+            self._elsewhere[node] = ray.remote(NodeLoad).options(**_on_node(node)).remote()
+        samples = {self._here: self._load.sample(), **self._samples_elsewhere()}
+        return {
+            f"system/{self._nodes[node]}/{name}": value
+            for node, sample in samples.items()
+            for name, value in sample.items()
+        }
+
+    def _samples_elsewhere(self) -> dict[str, dict[str, float]]:
+        asked = {load.sample.remote(): node for node, load in self._elsewhere.items()}
+        if not asked:
+            return {}
+        answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_SECONDS)
+        samples = {}
+        for reference in answered:
+            try:
+                samples[asked[reference]] = ray.get(reference)
+            except ray.exceptions.RayError:
+                # the node is being lost, which is told when Ray is sure of it
+                del self._elsewhere[asked[reference]]
+        return samples
