@@ -16,7 +16,10 @@ SETTINGS = (
     *("errors", "files", "remote", "journal", "registry", "config", "resuming", "space", "build"),
     "deployed",
 )
-UPPER = ("rayrun", "tracking", "report", "workflows", "inputs", "cli", "ui")
+UPPER = (
+    *("rayrun", "tracking", "report", "workflows", "inputs", "ui"),
+    *("options", "job_commands", "cli"),
+)
 HEAVY = (
     *("ray", "mlflow", "click", "rich", "pyarrow", "sklearn", "matplotlib", "yaml"),
     *("faster_coco_eval", "fsspec"),
