@@ -6,6 +6,7 @@ from raygkd.graph.attention import (
     attention_masks,
     foreground_weights,
     relational_attention,
+    softmax_masks,
 )
 from raygkd.graph.checks import (
     choice_problem,
@@ -14,6 +15,7 @@ from raygkd.graph.checks import (
     shape_problem,
     share_problem,
     temperature_problem,
+    weight_problems,
 )
 from raygkd.graph.precision import full_precision
 from raygkd.graph.spectral import (
@@ -46,6 +48,8 @@ __all__ = [
     "require",
     "shape_problem",
     "share_problem",
+    "softmax_masks",
     "spectral_embedding",
     "temperature_problem",
+    "weight_problems",
 ]

@@ -20,24 +20,28 @@ from raygkd.graph.precision import full_precision
 ATTENTION_MODES = ("outer", "softmax")
 
 
-@torch.no_grad()
-@full_precision
 def attention_masks(features_BCHW: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return what ``softmax_masks`` gives of a teacher's features, without gradient."""
+    return softmax_masks(features_BCHW.detach(), temperature)
+
+
+@full_precision
+def softmax_masks(features_BCHW: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return spatial and channel attention, each averaging to 1 over what it weighs.
 
     ``a_S = N softmax_n(mean_c |F| / T)`` and ``a_C = C softmax_c(mean_n |F| / T)``.
 
     Args:
-        features_BCHW: feature maps (B, C, H, W) of the teacher.
+        features_BCHW: feature maps (B, C, H, W).
         temperature: T > 0, in units of the features; a higher one gives flatter masks.
 
     Returns:
-        spatial (B, 1, H, W) and channel (B, C) masks, both without gradient.
+        spatial (B, 1, H, W) and channel (B, C) masks.
 
     Raises:
         ConfigError: the temperature is not above 0.
 
-    Source: [ours]; the form of the masks is FGD's, arXiv 2111.11837.
+    Source: FGD, arXiv 2111.11837; that graphs are weighed by them is [ours].
     """
     require(temperature_problem(temperature))
     _, channels, height, width = features_BCHW.shape

@@ -21,11 +21,23 @@ def require(*problems: str | None) -> None:
         raise ConfigError("; ".join(found))
 
 
-def temperature_problem(temperature: float) -> str | None:
+def temperature_problem(temperature: float, name: str = "temperature") -> str | None:
     """Say so when a softmax temperature is not a finite positive number."""
     if 0 < temperature < math.inf:
         return None
-    return f"temperature must be a finite number above 0; got {temperature}"
+    return f"{name} must be a finite number above 0; got {temperature}"
+
+
+def weight_problems(**weights: float) -> list[str]:
+    """Return what is wrong with weights of the terms of a loss; one of them must be positive."""
+    problems = [
+        f"{name} must be a finite number, 0 or above; got {weight}"
+        for name, weight in weights.items()
+        if not 0 <= weight < math.inf
+    ]
+    if not any(weights.values()):
+        problems.append(f"{', '.join(weights)} are all 0: make at least one positive")
+    return problems
 
 
 def share_problem(share: float) -> str | None:

@@ -16,7 +16,8 @@ R = TypeVar("R")
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function of tensors to run in float32 or float64, outside autocast.
 
-    Tensor arguments are cast to their common type, at least float32; float64 stays float64.
+    Tensor arguments are cast to their common type, at least float32; float64 stays float64, and
+    integers stay integers.
     Autocast is off inside for the device of the first tensor, so products are not cast down again.
     """
 
@@ -28,7 +29,9 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         )
 
         def cast(value: Any) -> Any:
-            return value.to(dtype) if isinstance(value, Tensor) else value
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value.to(dtype)
+            return value
 
         with torch.autocast(tensors[0].device.type, enabled=False):
             return function(

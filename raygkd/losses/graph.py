@@ -9,12 +9,10 @@ Shape letters: B batch, C channels, H height, W width, d spectral dimension.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygkd.errors import ConfigError
@@ -38,7 +36,9 @@ from raygkd.graph import (
     share_problem,
     spectral_embedding,
     temperature_problem,
+    weight_problems,
 )
+from raygkd.losses.levels import Shape, coarser_grid, levels_problem, pooled
 from raygkd.losses.spectral import (
     procrustes_distance,
     relative_to_teacher,
@@ -47,8 +47,6 @@ from raygkd.losses.spectral import (
 )
 
 SPECTRAL_MODES = ("residual", "subspace", "procrustes")
-
-Shape = tuple[int, int, int]
 
 
 @full_precision
@@ -236,7 +234,7 @@ class GraphDistillationLoss(nn.Module):
             choice_problem("spectral mode", mode, SPECTRAL_MODES),
             choice_problem("attention mode", attention, ATTENTION_MODES),
             choice_problem("graph weights", weights, WEIGHTS),
-            *_weight_problems(alpha=alpha, beta=beta, gamma=gamma),
+            *weight_problems(alpha=alpha, beta=beta, gamma=gamma),
             *_level_problems(student_shapes, teacher_shapes, dim),
             *_foreground_problems(foreground, canvas),
         )
@@ -264,8 +262,8 @@ class GraphDistillationLoss(nn.Module):
             teacher_BCHW: feature maps (B, C_t, H_t, W_t).
             spectrum: what ``with_spectrum`` has found of the same maps, where it is known.
         """
-        grid = _coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
-        teacher_BCHW = _pooled(teacher_BCHW.detach(), grid)
+        grid = coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
+        teacher_BCHW = pooled(teacher_BCHW.detach(), grid)
         return TeacherGraph(centred(teacher_BCHW) if self.centre else teacher_BCHW, spectrum)
 
     def with_spectrum(self, graph: TeacherGraph) -> TeacherGraph:
@@ -298,7 +296,7 @@ class GraphDistillationLoss(nn.Module):
             if isinstance(of_teacher, Tensor):
                 of_teacher = self.teacher_graph(level, of_teacher)
             grid = of_teacher.maps_BCHW.shape[2], of_teacher.maps_BCHW.shape[3]
-            student_BCHW = self.adapters[str(level)](_pooled(student_features[level], grid))
+            student_BCHW = self.adapters[str(level)](pooled(student_features[level], grid))
             if self.centre:
                 student_BCHW = centred(student_BCHW)
             for name, terms in totals.items():
@@ -342,7 +340,7 @@ class GraphDistillationLoss(nn.Module):
         rows: list[dict[str, object]] = []
         for level, student in self.student_shapes.items():
             teacher = self.teacher_shapes[level]
-            height, width = _coarser_grid(student, teacher)
+            height, width = coarser_grid(student, teacher)
             # centred channels lie in a space of one dimension less
             pairs = nontrivial_pairs(teacher[0], height * width - self.centre, self.weights)
             rows.append(
@@ -376,31 +374,6 @@ def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
     return adapter
 
 
-def _coarser_grid(student: Shape, teacher: Shape) -> tuple[int, int]:
-    """Return H and W of the coarser of two maps."""
-    return min(student[1], teacher[1]), min(student[2], teacher[2])
-
-
-def _pooled(maps_BCHW: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Average-pool maps to a grid of H and W, where they have another."""
-    # pooling to the same grid changes no bit, and takes longer than an adjacency
-    if maps_BCHW.shape[2:] == grid:
-        return maps_BCHW
-    return F.adaptive_avg_pool2d(maps_BCHW, grid)
-
-
-def _weight_problems(**weights: float) -> list[str]:
-    """Return what is wrong with the weights of the terms."""
-    problems = [
-        f"{name} must be a finite number, 0 or above; got {weight}"
-        for name, weight in weights.items()
-        if not 0 <= weight < math.inf
-    ]
-    if not any(weights.values()):
-        problems.append(f"{', '.join(weights)} are all 0: make at least one positive")
-    return problems
-
-
 def _foreground_problems(foreground: float | None, canvas: int | None) -> list[str]:
     """Return what is wrong with the weighting by boxes."""
     if foreground is None:
@@ -415,17 +388,12 @@ def _level_problems(
     student_shapes: Mapping[int, Shape], teacher_shapes: Mapping[int, Shape], dim: int
 ) -> list[str]:
     """Return what is wrong with the levels and with the spectral dimension at each of them."""
-    student_levels, teacher_levels = sorted(student_shapes), sorted(teacher_shapes)
-    if student_levels != teacher_levels:
-        return [
-            "student and teacher must have the same levels;"
-            f" got {student_levels} and {teacher_levels}"
-        ]
-    if not student_levels:
-        return ["no levels: choose at least one"]
+    problem = levels_problem(student_shapes, teacher_shapes)
+    if problem:
+        return [problem]
     fewest = min(shape[0] for shape in teacher_shapes.values())
     problem = dimension_problem(dim, fewest)
     if problem is None:
         return []
-    narrow = [str(level) for level in teacher_levels if teacher_shapes[level][0] == fewest]
+    narrow = [str(level) for level in sorted(teacher_shapes) if teacher_shapes[level][0] == fewest]
     return [f"level{'s' if len(narrow) > 1 else ''} {', '.join(narrow)}: {problem}"]
