@@ -1,5 +1,7 @@
-"""Distillation losses: pure functions of tensors, and a module that holds the adapters."""
+"""Distillation losses: functions of tensors, modules that hold the adapters, and baselines."""
 
+from raygkd.losses.base import BaselineLoss
+from raygkd.losses.baselines import BASELINES, Baseline, baseline_loss
 from raygkd.losses.graph import (
     SPECTRAL_MODES,
     GraphDistillationLoss,
@@ -12,9 +14,13 @@ from raygkd.losses.logits import kd_loss
 from raygkd.losses.spectral import procrustes_distance, residual_distance, subspace_distance
 
 __all__ = [
+    "BASELINES",
     "SPECTRAL_MODES",
+    "Baseline",
+    "BaselineLoss",
     "GraphDistillationLoss",
     "TeacherGraph",
+    "baseline_loss",
     "edge_loss",
     "kd_loss",
     "procrustes_distance",

@@ -22,7 +22,7 @@ UPPER = (
 )
 HEAVY = (
     *("ray", "mlflow", "click", "rich", "pyarrow", "sklearn", "matplotlib", "yaml"),
-    *("faster_coco_eval", "fsspec"),
+    *("faster_coco_eval", "fsspec", "torchdistill"),
 )
 
 
@@ -79,6 +79,10 @@ def test_rayrun_alone_imports_ray():
 
 def test_tracking_alone_imports_mlflow():
     assert importers("mlflow") == {"tracking.py"}
+
+
+def test_one_module_wraps_torchdistill():
+    assert importers("torchdistill") == {"losses/wrapped.py"}
 
 
 def test_core_imports_nothing_that_stands_above_it():

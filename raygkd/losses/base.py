@@ -1,0 +1,212 @@
+"""How every baseline is called: one set of keywords, of which each takes what it needs.
+
+Shape letters: B batch, C channels, H height, W width, K classes, M boxes of an image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from raygkd.errors import ConfigError
+from raygkd.graph import full_precision, require
+from raygkd.losses.levels import Shape, chosen_levels, levels_problem, on_one_grid
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a baseline is built for, whatever its settings.
+
+    Attributes:
+        name: of the baseline.
+        weight: published weight of its term in the total.
+        levels: those it reads, or "all", "middle" or "last" of those that there are.
+        student_shapes: level -> (C, H, W) of the student's feature maps; None where unknown.
+        teacher_shapes: the same of the teacher, for the same levels.
+        canvas: side in pixels of the square that both detectors see; None where unknown.
+    """
+
+    name: str
+    weight: float
+    levels: str | Sequence[int]
+    student_shapes: Mapping[int, Shape] | None = None
+    teacher_shapes: Mapping[int, Shape] | None = None
+    canvas: int | None = None
+
+
+class BaselineLoss(nn.Module, ABC):
+    """A published distillation loss, without its weight.
+
+    Args:
+        setup: what it is built for.
+
+    Attributes:
+        name: of the baseline, for errors.
+        weight: published weight of its term in the total.
+        needs: the keywords that ``forward`` cannot do without.
+    """
+
+    needs: ClassVar[tuple[str, ...]]
+
+    def __init__(self, setup: Setup):
+        super().__init__()
+        self.name, self.weight = setup.name, setup.weight
+
+    def forward(
+        self,
+        *,
+        student_logits: Tensor | None = None,
+        teacher_logits: Tensor | None = None,
+        student_features: Mapping[int, Tensor] | None = None,
+        teacher_features: Mapping[int, Tensor] | None = None,
+        targets: Tensor | None = None,
+        boxes: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Return the loss, without its published weight; the teacher gets no gradient.
+
+        Args:
+            student_logits: class scores (B, K).
+            teacher_logits: class scores (B, K).
+            student_features: level -> feature maps (B, C_s, H_s, W_s).
+            teacher_features: level -> feature maps (B, C_t, H_t, W_t).
+            targets: class of each image (B,), int64.
+            boxes: of each image, (M, 4) as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
+
+        Returns:
+            A scalar, float32 (float64 for float64 inputs) under autocast too.
+
+        Raises:
+            ConfigError: something in ``needs`` is missing, or the shapes do not fit.
+        """
+        given = {
+            "student_logits": student_logits,
+            "teacher_logits": teacher_logits,
+            "student_features": student_features,
+            "teacher_features": teacher_features,
+            "targets": targets,
+            "boxes": boxes,
+        }
+        missing = [name for name in self.needs if given[name] is None]
+        if missing:
+            raise ConfigError(f"{self.name} needs {' and '.join(missing)}")
+        return self.loss(**{name: given[name] for name in self.needs})
+
+    @abstractmethod
+    def loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss of what is in ``needs``."""
+
+
+class FeatureLoss(BaselineLoss):
+    """A loss of feature maps: the sum of what each level gives, as the baselines are published.
+
+    Args:
+        setup: what it is built for. Where it has shapes, they say which levels there are;
+            otherwise those do that student and teacher share in a call.
+
+    Raises:
+        ConfigError: the shapes are not of the same levels, or lack a level that is wanted.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("student_features", "teacher_features")
+
+    def __init__(self, setup: Setup):
+        super().__init__(setup)
+        self.student_shapes = dict(setup.student_shapes or {})
+        self.teacher_shapes = dict(setup.teacher_shapes or {})
+        if not setup.levels:
+            raise ConfigError(f"{self.name}: no levels: choose at least one")
+        self._wanted = setup.levels
+        if setup.student_shapes is not None or setup.teacher_shapes is not None:
+            require(levels_problem(self.student_shapes, self.teacher_shapes))
+            self._wanted = self._levels(self.student_shapes)
+
+    def loss(
+        self,
+        student_features: Mapping[int, Tensor],
+        teacher_features: Mapping[int, Tensor],
+        **others: Any,
+    ) -> Tensor:
+        """Return the sum over the levels."""
+        shared = [level for level in student_features if level in teacher_features]
+        terms = [
+            self._of_level(level, student_features[level], teacher_features[level], **others)
+            for level in self._levels(shared)
+        ]
+        return torch.stack(terms).sum()
+
+    @abstractmethod
+    def level_loss(
+        self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the loss of one level (scalar), in full precision; the teacher is detached."""
+
+    def require_shapes(self, why: str) -> None:
+        """Raise ConfigError with the reason when the setup has no shapes."""
+        if not self.student_shapes:
+            raise ConfigError(f"{self.name} needs student_shapes and teacher_shapes: {why}")
+
+    def require_pairs(self, features_BCHW: Tensor) -> None:
+        """Raise ConfigError when a batch has no two images to compare."""
+        if len(features_BCHW) < 2:
+            raise ConfigError(
+                f"{self.name} compares the images of a batch: it needs at least 2; got 1"
+            )
+
+    @full_precision
+    def _of_level(
+        self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor, **others: Any
+    ) -> Tensor:
+        return self.level_loss(level, student_BCHW, teacher_BCHW.detach(), **others)
+
+    def _levels(self, known: Sequence[int] | Mapping[int, Shape]) -> tuple[int, ...]:
+        """Return the levels to read of those that there are."""
+        if isinstance(self._wanted, str):
+            if not known:
+                raise ConfigError(f"{self.name}: student and teacher share no level")
+            return chosen_levels(self._wanted, known)
+        absent = [str(level) for level in self._wanted if level not in known]
+        if absent:
+            raise ConfigError(
+                f"{self.name}: no features of level {', '.join(absent)}"
+                f" (there are those of {', '.join(map(str, sorted(known)))})"
+            )
+        return tuple(self._wanted)
+
+
+class AlignedLoss(FeatureLoss):
+    """A loss of maps of one shape: an adapter per level gives the student the teacher's channels.
+
+    Without shapes there are no adapters, and the channels must be the same.
+    """
+
+    def __init__(self, setup: Setup):
+        super().__init__(setup)
+        self.adapters = nn.ModuleDict()
+        if self.student_shapes:
+            for level in self._levels(self.student_shapes):
+                adapter = self.adapter(self.student_shapes[level][0], self.teacher_shapes[level][0])
+                self.adapters[str(level)] = adapter
+
+    @abstractmethod
+    def adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
+        """Return a module from (B, C_s, H, W) to (B, C_t, H, W)."""
+
+    def aligned(
+        self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return both maps on the coarser grid, the student's with the teacher's channels."""
+        student_BCHW, teacher_BCHW = on_one_grid(student_BCHW, teacher_BCHW)
+        if self.adapters:
+            return self.adapters[str(level)](student_BCHW), teacher_BCHW
+        if student_BCHW.shape[1] != teacher_BCHW.shape[1]:
+            raise ConfigError(
+                f"{self.name}: level {level} has {student_BCHW.shape[1]} channels in the student"
+                f" and {teacher_BCHW.shape[1]} in the teacher: give student_shapes and"
+                " teacher_shapes, so that there is an adapter"
+            )
+        return student_BCHW, teacher_BCHW

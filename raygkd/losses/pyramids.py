@@ -1,0 +1,312 @@
+"""Distillation of a detector's pyramid: FGD, CWD and PKD.
+
+Shape letters: B batch, C channels, H height, W width, N = H * W positions, M boxes of an image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raygkd.errors import ConfigError
+from raygkd.graph import (
+    attention_masks,
+    full_precision,
+    require,
+    shape_problem,
+    softmax_masks,
+    temperature_problem,
+    weight_problems,
+)
+from raygkd.losses.base import AlignedLoss, Setup
+
+# PKD's guard of a channel that is the same everywhere, in units of the features
+DEVIATION = 1e-6
+
+
+@full_precision
+def cwd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, tau: float) -> Tensor:
+    """Return ``tau^2 KL(p_t || p_s)`` of each channel's map, averaged over channels and samples.
+
+    ``p`` is the softmax over the positions of a channel's map divided by tau.
+
+    Args:
+        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
+        teacher_BCHW: feature maps (B, C, H, W); they get no gradient.
+        tau: temperature, above 0, in units of the features.
+
+    Returns:
+        A scalar in nats times tau^2.
+
+    Raises:
+        ConfigError: the shapes differ, or tau is not above 0.
+
+    Source: Shu et al., arXiv 2011.13256.
+    """
+    require(
+        shape_problem("feature maps", student_BCHW, teacher_BCHW), temperature_problem(tau, "tau")
+    )
+    student_BCN = (student_BCHW.flatten(2) / tau).log_softmax(2)
+    teacher_BCN = (teacher_BCHW.detach().flatten(2) / tau).log_softmax(2)
+    divergence_BCN = F.kl_div(student_BCN, teacher_BCN, reduction="none", log_target=True)
+    return tau**2 * divergence_BCN.sum(2).mean()
+
+
+@full_precision
+def pkd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Return half the mean squared difference of maps that are standardised per channel.
+
+    A channel's mean and deviation are those over all positions of all samples; so this is 1 minus
+    the correlation of Pearson, averaged over the channels. A channel that is the same everywhere
+    is 0, as all are where there is one position of one sample.
+
+    Args:
+        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
+        teacher_BCHW: feature maps (B, C, H, W); they get no gradient.
+
+    Returns:
+        A scalar without unit, from 0 to 2.
+
+    Raises:
+        ConfigError: the shapes differ.
+
+    Source: Cao et al., arXiv 2207.02039.
+    """
+    require(shape_problem("feature maps", student_BCHW, teacher_BCHW))
+    return F.mse_loss(_standardised(student_BCHW), _standardised(teacher_BCHW.detach())) / 2
+
+
+def _standardised(features_BCHW: Tensor) -> Tensor:
+    """Subtract each channel's mean over the batch and divide by its deviation."""
+    over = (0, 2, 3)
+    samples = features_BCHW.numel() // features_BCHW.shape[1]
+    deviation_1C11 = features_BCHW.std(over, correction=min(1, samples - 1), keepdim=True)
+    return (features_BCHW - features_BCHW.mean(over, keepdim=True)) / (deviation_1C11 + DEVIATION)
+
+
+@torch.no_grad()
+def focal_masks(
+    boxes: Sequence[Tensor], canvas: int, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return weights of the positions for objects and for background.
+
+    In units of cells, a box covers those from floor(x0) to ceil(x1), both included, and the same
+    down: as in the authors' code, up to one more than it touches. Each of them weighs the inverse
+    of their number, also where some lie beyond the grid; where boxes overlap, the largest counts.
+    The cells that no box covers share a weight of 1 equally.
+
+    Args:
+        boxes: of each image, (M, 4) as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
+        canvas: side of the square that the model sees, in pixels.
+        grid: H and W of the feature map that covers the canvas.
+
+    Returns:
+        objects (B, H, W) and background (B, H, W), float32 on the device of the boxes.
+
+    Source: Yang et al., arXiv 2111.11837.
+    """
+    objects_BHW = torch.stack([_object_weights(boxes_M4, canvas, grid) for boxes_M4 in boxes])
+    background_BHW = (objects_BHW == 0).float()
+    cells_B11 = background_BHW.sum((1, 2), keepdim=True)
+    return objects_BHW, background_BHW / cells_B11.clamp_min(1)
+
+
+def _object_weights(boxes_M4: Tensor, canvas: int, grid: tuple[int, int]) -> Tensor:
+    """Return the weights (H, W) of the objects of one image."""
+    height, width = grid
+    cells_M4 = boxes_M4.float() / canvas * boxes_M4.new_tensor([width, height, width, height])
+    left_M, top_M = cells_M4[:, :2].floor().unbind(1)
+    right_M, bottom_M = cells_M4[:, 2:].ceil().unbind(1)
+    inside_MHW = (
+        _between(top_M, bottom_M, height)[:, :, None] & _between(left_M, right_M, width)[:, None, :]
+    )
+    weight_M = 1 / ((bottom_M - top_M + 1) * (right_M - left_M + 1))
+    weights_MHW = inside_MHW * weight_M[:, None, None]
+    return torch.cat([weights_MHW.new_zeros(1, height, width), weights_MHW]).amax(0)
+
+
+def _between(first_M: Tensor, last_M: Tensor, cells: int) -> Tensor:
+    """Return which cells of an axis lie from first to last, both of them in (M, cells)."""
+    place = torch.arange(cells, device=first_M.device)
+    return (first_M[:, None] <= place) & (place <= last_M[:, None])
+
+
+@full_precision
+def focal_loss(
+    student_BCHW: Tensor, teacher_BCHW: Tensor, mask_BHW: Tensor, temperature: float
+) -> Tensor:
+    """Return ``sum m a_S a_C (F_t - F_s)^2`` over channels and positions, averaged over samples.
+
+    Args:
+        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
+        teacher_BCHW: feature maps (B, C, H, W); they get no gradient.
+        mask_BHW: m, weights of the positions (B, H, W), see ``focal_masks``.
+        temperature: T > 0 of the teacher's ``attention_masks`` a_S and a_C.
+
+    Returns:
+        A scalar in squared units of the features.
+
+    Source: Yang et al., arXiv 2111.11837.
+    """
+    teacher_BCHW = teacher_BCHW.detach()
+    spatial_B1HW, channel_BC = attention_masks(teacher_BCHW, temperature)
+    weights_BCHW = mask_BHW[:, None] * spatial_B1HW * channel_BC[:, :, None, None]
+    return (weights_BCHW * (teacher_BCHW - student_BCHW).square()).sum((1, 2, 3)).mean()
+
+
+@full_precision
+def attention_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: float) -> Tensor:
+    """Return the summed absolute difference of both attention masks, averaged over samples.
+
+    Args:
+        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
+        teacher_BCHW: feature maps (B, C, H, W); they get no gradient.
+        temperature: T > 0 of the ``softmax_masks``.
+
+    Returns:
+        A scalar without unit.
+
+    Source: Yang et al., arXiv 2111.11837.
+    """
+    spatial_s, channel_s = softmax_masks(student_BCHW, temperature)
+    spatial_t, channel_t = attention_masks(teacher_BCHW, temperature)
+    of_positions = (spatial_s - spatial_t).abs().sum((1, 2, 3))
+    return (of_positions + (channel_s - channel_t).abs().sum(1)).mean()
+
+
+class GlobalContext(nn.Module):
+    """Adds to a map what it says as a whole: the block of GCNet (arXiv 1904.11492).
+
+    A softmax over the positions weighs them into one vector of C, which goes through a bottleneck
+    of C / 2 and is added everywhere. The last layer starts at zero, and so the block as identity.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(1, channels // 2)
+        last = nn.Conv2d(hidden, channels, kernel_size=1)
+        self.attention = nn.Conv2d(channels, 1, kernel_size=1)
+        self.transform = nn.Sequential(
+            nn.Conv2d(channels, hidden, kernel_size=1),
+            nn.LayerNorm([hidden, 1, 1]),
+            nn.ReLU(),
+            last,
+        )
+        nn.init.kaiming_normal_(self.attention.weight, nonlinearity="relu")
+        for zero in (self.attention.bias, last.weight, last.bias):
+            assert zero is not None
+            nn.init.zeros_(zero)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """Return maps of the same shape."""
+        weights_B1N = self.attention(features_BCHW).flatten(2).softmax(2)
+        context_BC1 = features_BCHW.flatten(2) @ weights_B1N.mT
+        return features_BCHW + self.transform(context_BC1[..., None])
+
+
+class PyramidLoss(AlignedLoss, ABC):
+    """A loss of pyramids; where the channels differ, a 1x1 convolution adapts the student's."""
+
+    def adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
+        """Return a convolution, or the identity."""
+        if student_channels == teacher_channels:
+            return nn.Identity()
+        return nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+
+
+class CWD(PyramidLoss):
+    """Where each channel looks, see ``cwd_loss``.
+
+    Raises:
+        ConfigError: tau is not above 0.
+    """
+
+    def __init__(self, setup: Setup, *, tau: float):
+        super().__init__(setup)
+        require(temperature_problem(tau, "tau"))
+        self.tau = tau
+
+    def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+        """Return ``cwd_loss``."""
+        return cwd_loss(*self.aligned(level, student_BCHW, teacher_BCHW), self.tau)
+
+
+class PKD(PyramidLoss):
+    """Correlation of the maps, see ``pkd_loss``."""
+
+    def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+        """Return ``pkd_loss``."""
+        return pkd_loss(*self.aligned(level, student_BCHW, teacher_BCHW))
+
+
+class FGD(PyramidLoss):
+    """Focal and global distillation: objects, background, attention and relations.
+
+    Args:
+        setup: what it is built for; it needs the shapes and the canvas.
+        temperature: T > 0 of the attention masks.
+        foreground: weight (the paper's alpha) of ``focal_loss`` on the objects.
+        background: weight (beta) of ``focal_loss`` on the background.
+        attention: weight (gamma) of ``attention_loss``.
+        relation: weight (lambda) of the summed squared difference of both maps behind a
+            ``GlobalContext`` each, averaged over samples. Both blocks train with the student.
+
+    Raises:
+        ConfigError: the shapes or the canvas are missing, or a setting is wrong.
+
+    Source: Yang et al., arXiv 2111.11837.
+    """
+
+    needs = ("student_features", "teacher_features", "boxes")
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        temperature: float,
+        foreground: float,
+        background: float,
+        attention: float,
+        relation: float,
+    ):
+        super().__init__(setup)
+        self.weights = {
+            "foreground": foreground,
+            "background": background,
+            "attention": attention,
+            "relation": relation,
+        }
+        require(temperature_problem(temperature), *weight_problems(**self.weights))
+        if setup.canvas is None:
+            raise ConfigError(f"{self.name} needs canvas, the side of the images in pixels")
+        self.require_shapes("each level has blocks of its own")
+        self.temperature, self.canvas = temperature, setup.canvas
+        channels = {level: self.teacher_shapes[int(level)][0] for level in self.adapters}
+        self.student_context = nn.ModuleDict({k: GlobalContext(c) for k, c in channels.items()})
+        self.teacher_context = nn.ModuleDict({k: GlobalContext(c) for k, c in channels.items()})
+
+    def level_loss(
+        self,
+        level: int,
+        student_BCHW: Tensor,
+        teacher_BCHW: Tensor,
+        boxes: Sequence[Tensor],
+    ) -> Tensor:
+        """Return the weighted sum of the four terms."""
+        student_BCHW, teacher_BCHW = self.aligned(level, student_BCHW, teacher_BCHW)
+        maps = student_BCHW, teacher_BCHW
+        _, _, height, width = teacher_BCHW.shape
+        objects_BHW, background_BHW = focal_masks(boxes, self.canvas, (height, width))
+        related_s = self.student_context[str(level)](student_BCHW)
+        related_t = self.teacher_context[str(level)](teacher_BCHW)
+        terms = {
+            "foreground": focal_loss(*maps, objects_BHW, self.temperature),
+            "background": focal_loss(*maps, background_BHW, self.temperature),
+            "attention": attention_loss(*maps, self.temperature),
+            "relation": (related_s - related_t).square().sum((1, 2, 3)).mean(),
+        }
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
