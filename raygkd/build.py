@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raygkd.config import (
+    METHODS,
     Config,
     MethodConfig,
     OptimConfig,
@@ -28,6 +29,7 @@ from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.boxes import Boxes
 from raygkd.data.transforms import build_transform
 from raygkd.engine import (
+    BaselineTerm,
     Classification,
     ClassifierObjective,
     Detection,
@@ -42,7 +44,7 @@ from raygkd.engine import (
 from raygkd.engine.loop import Stream
 from raygkd.engine.schedule import lr_factor
 from raygkd.errors import ConfigError
-from raygkd.losses import GraphDistillationLoss
+from raygkd.losses import BASELINES, GraphDistillationLoss, baseline_loss
 from raygkd.models import (
     MOST_DETECTIONS,
     TORCHVISION_WEIGHTS,
@@ -152,16 +154,18 @@ def check_settings(config: Config, task: str) -> None:
     """Refuse settings that the images' task does not know.
 
     Raises:
-        ConfigError: logit distillation of detectors or an image size they do not take, random
-            changes of the other task, or settings of detectors for classifiers.
+        ConfigError: a method of the other task or an image size it does not take, random changes of
+            the other task, or settings of detectors for classifiers.
     """
     size, augment = config.data.image_size, config.data.augment
+    method = config.method.method
+    if not suits(method, task):
+        others = [name for name in METHODS if suits(name, task)]
+        raise ConfigError(
+            f"--method {method}: is not for {task}, which these images are for (allowed: "
+            f"{', '.join(others)})"
+        )
     if task == "detection":
-        if "kd" in config.method.method:
-            raise ConfigError(
-                f"--method {config.method.method}: matches the class scores of whole images, which "
-                "detectors do not have: use --method graph"
-            )
         if size is not None:
             check_image_size(size)
         if augment != "auto":
@@ -179,6 +183,19 @@ def check_settings(config: Config, task: str) -> None:
         for flag, value in given.items():
             if value:
                 raise ConfigError(f"{flag}: is for detectors, and these images have no boxes")
+
+
+def suits(method: str, task: str) -> bool:
+    """Return whether a method is for the images of a task."""
+    known = baseline_of(method)
+    return known is None or BASELINES.get(known).task == task
+
+
+def baseline_of(method: str) -> str | None:
+    """Return the name of the baseline whose loss is a part of a method; None if there is none."""
+    if method == "graph+kd":
+        return "kd"
+    return method if method in BASELINES.names() else None
 
 
 def is_model_file(teacher: str) -> bool:
@@ -270,11 +287,11 @@ def check_teacher(teacher: ModelFile, spec: ImageSpec) -> None:
         )
 
 
-def chosen_levels(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[int, ...]:
-    """Return the levels a run matches: ``--levels``, or all that both models have.
+def shared_levels(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[int, ...]:
+    """Return the levels that both models have.
 
     Raises:
-        ConfigError: a level that one of the models lacks, or none that both have.
+        ConfigError: there are none.
     """
     shared = sorted(set(stage_modules(teacher)) & set(stage_modules(student)))
     if not shared:
@@ -282,7 +299,20 @@ def chosen_levels(config: Config, teacher: nn.Module, student: nn.Module) -> tup
             f"teacher {config.model.teacher} and student {config.model.student} have no level in "
             "common: choose models whose pyramids overlap"
         )
-    levels = config.method.levels if config.method.levels is not None else tuple(shared)
+    return tuple(shared)
+
+
+def chosen_levels(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[int, ...]:
+    """Return the levels a run matches: ``--levels``, or those that the method uses by itself.
+
+    Raises:
+        ConfigError: a level that one of the models lacks, or none that both have.
+    """
+    shared = shared_levels(config, teacher, student)
+    levels = config.method.levels
+    if levels is None:
+        method = config.method.method
+        levels = BASELINES.get(method).levels_of(shared) if method in BASELINES.names() else shared
     check_levels(levels, teacher, f"teacher {config.model.teacher}")
     check_levels(levels, student, f"student {config.model.student}")
     return levels
@@ -313,6 +343,43 @@ def build_graph_loss(
         foreground=method.foreground,
         canvas=image_size[0],
     )
+
+
+def build_baseline(
+    config: Config, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int]
+) -> tuple[nn.Module, BaselineTerm]:
+    """Return the loss of another method between two models, and how it enters the total.
+
+    Raises:
+        ConfigError: unknown levels, or a package that the method needs and that is not installed.
+    """
+    method = config.method
+    name = baseline_of(method.method)
+    assert name is not None
+    known = BASELINES.get(name)
+    settings: dict[str, Any] = {}
+    if name in ("kd", "dkd"):
+        settings["temperature"] = method.kd_temperature
+    if known.reads == "features":
+        levels = chosen_levels(config, teacher, student)
+        settings["levels"] = levels
+        settings["student_shapes"] = feature_shapes(student, levels, image_size)
+        settings["teacher_shapes"] = feature_shapes(teacher, levels, image_size)
+    two_stage = isinstance(student, Detector) and student.is_two_stage
+    loss = baseline_loss(name, canvas=image_size[0], two_stage=two_stage, **settings)
+    weight, task_weight = loss.weight, known.task_weight
+    if name == "kd":
+        weight, task_weight = method.kd_weight, 1.0 - method.kd_weight
+    elif method.baseline_weight is not None:
+        weight = method.baseline_weight
+    term = BaselineTerm(
+        name=name,
+        weight=weight,
+        task_weight=task_weight,
+        ramp=known.ramp,
+        reads_logits=known.reads == "logits",
+    )
+    return loss, term
 
 
 def level_shapes(
@@ -444,46 +511,63 @@ def _build_models(
     device: torch.device,
     store: TeacherStore | None,
 ) -> tuple[Objective, Teacher | None]:
-    method = config.method.method
     torch.manual_seed(config.optim.seed)
     student = new_model(config.model.student, spec)
     start_from_weights(config, student)
-    teacher_model, graph = None, None
-    levels: tuple[int, ...] = ()
-    heard: tuple[int, ...] = ()
+    teacher_model = None
     if uses_teacher(config):
         if teacher_file is None:
             raise ValueError("this run needs a teacher")
         teacher_model = build_from_file(teacher_file)
         start_from_teacher(config, student, teacher_model)
-        if "graph" in method:
-            levels = heard = chosen_levels(config, teacher_model, student)
-            if store is not None:
-                others = with_settings(config, {"levels": store.levels})
-                heard = tuple({*levels, *chosen_levels(others, teacher_model, student)})
-            graph = build_graph_loss(config, teacher_model, student, spec.image_size)
         teacher_model.to(device)
-    objective: Objective
-    if isinstance(student, Detector):
-        objective = DetectorObjective(student, levels=levels, graph=graph)
-    else:
-        objective = ClassifierObjective(
-            student,
-            levels=levels,
-            graph=graph,
-            kd_weight=config.method.kd_weight if "kd" in method else 0.0,
-            kd_temperature=config.method.kd_temperature,
-        )
+    objective = build_objective(config, student, teacher_model, spec.image_size)
     objective.to(device)
     teacher = None
     if teacher_model is not None and distils(config):
-        teacher = Teacher(teacher_model, heard)
+        heard = set(objective.levels)
+        if store is not None and heard:
+            # what other trials may want is kept with what this one does
+            others = with_settings(config, {"levels": store.levels, "method": "graph"})
+            heard |= set(chosen_levels(others, teacher_model, student))
+        teacher = Teacher(teacher_model, sorted(heard))
     # only now, when both models have their taps
     if config.optim.compile:
         student.compile()
         if teacher is not None:
             teacher.model.compile()
     return objective, teacher
+
+
+def build_objective(
+    config: Config,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    image_size: tuple[int, int],
+) -> Objective:
+    """Return a student with its loss terms.
+
+    Args:
+        config: the settings.
+        student: the model that learns.
+        teacher: the model that it learns from; None where the method needs none.
+        image_size: height and width of the input in pixels.
+
+    Raises:
+        ConfigError: levels, a dimension or a package that the method cannot have.
+    """
+    method = config.method.method
+    parts: dict[str, Any] = {}
+    if teacher is not None and "graph" in method:
+        parts["levels"] = chosen_levels(config, teacher, student)
+        parts["graph"] = build_graph_loss(config, teacher, student, image_size)
+    if teacher is not None and baseline_of(method) is not None:
+        baseline, term = build_baseline(config, teacher, student, image_size)
+        parts |= {"baseline": baseline, "baseline_term": term}
+        if not term.reads_logits:
+            parts["levels"] = chosen_levels(config, teacher, student)
+    kind = DetectorObjective if isinstance(student, Detector) else ClassifierObjective
+    return kind(student, **parts)
 
 
 def student_file(

@@ -32,7 +32,7 @@ from raygkd.options import (
 )
 
 # command -> function of raygkd.workflows, of those that make a run
-WORKFLOWS = {"tune": "tune", "train": "distil", "teacher": "teach"}
+WORKFLOWS = {"tune": "tune", "compare": "compare", "train": "distil", "teacher": "teach"}
 
 
 @click.group(
@@ -139,6 +139,17 @@ def tune(config_file: str | None, resume: str | None, as_json: bool, **options: 
     _execute("tune", config_file, resume, as_json, options, _show_search)
 
 
+@_run_command("compare")
+def compare(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
+    """Train methods side by side, with the same images, recipe and seeds; rank them.
+
+    Each method trains as often as --seeds says, as many at a time as there is room for. The table
+    has mean and standard deviation on the test split, the p-value against the best of the others'
+    methods, and what a training step costs in time and memory.
+    """
+    _execute("compare", config_file, resume, as_json, options, _show_comparison)
+
+
 @_run_command("train")
 def train(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
     """Distil one student with the settings given.
@@ -214,6 +225,22 @@ def _show_search(out: Any, result: dict[str, Any]) -> None:
         for line in missing_scores(result["repeat"]):
             out.print(line, soft_wrap=True)
     out.print(f"curves      {result['run']}/search.png", soft_wrap=True)
+    _show_next(out, result)
+
+
+def _show_comparison(out: Any, result: dict[str, Any]) -> None:
+    from raygkd.report.tables import comparison_note, comparison_table, models_table
+
+    comparison = result["comparison"]
+    out.print(comparison_table(comparison))
+    out.print(comparison_note(comparison), soft_wrap=True)
+    rows = [
+        (role, model["model"], model["parameters"], model["test_score"])
+        for role, model in result["models"].items()
+    ]
+    if rows:
+        out.print(models_table(rows))
+    out.print(f"picture     {result['run']}/comparison.png", soft_wrap=True)
     _show_next(out, result)
 
 

@@ -21,7 +21,15 @@ from typing import Any
 
 from raygkd.errors import ConfigError, near
 
-METHODS = ("none", "kd", "graph", "graph+kd")
+# what is distilled: nothing, what ``raygkd.losses.BASELINES`` has of others', and our graphs
+METHODS = (
+    "none",
+    *("kd", "dkd", "dist"),
+    *("fitnet", "at", "sp", "rkd", "pkt", "vid", "ickd"),
+    *("fgd", "cwd", "pkd"),
+    *("graph", "graph+kd"),
+)
+PRESETS = ("ablation",)
 LARGEST_SEED = 2**32 - 1
 
 
@@ -184,10 +192,15 @@ class MethodConfig:
         below=1.0,
     )
     kd_temperature: float = option(
-        4.0, "temperature of the logits in knowledge distillation", above=0.0
+        4.0, "temperature of the logits in kd, graph+kd and dkd", above=0.0
     )
     kd_weight: float = option(
-        0.9, "share w of logit distillation: (1-w) CE + w KD", above=0.0, maximum=1.0
+        0.9, "share w of kd and in graph+kd: (1-w) CE + w KD", above=0.0, maximum=1.0
+    )
+    baseline_weight: float | None = option(
+        None,
+        "weight of the loss of a method that is neither ours nor kd [default: the published one]",
+        above=0.0,
     )
 
 
@@ -277,7 +290,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """The search over the method's settings (used by ``raygkd tune`` only)."""
+    """The search over the method's settings (used by ``raygkd tune``)."""
 
     trials: int = option(8, "number of settings tried", minimum=1)
     max_concurrent: int | None = option(
@@ -306,6 +319,25 @@ class SearchConfig:
         "re-train the best settings, the student alone and logit distillation with so many other "
         "seeds, and report mean and spread on the test split",
         minimum=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What is compared (used by ``raygkd compare``)."""
+
+    methods: tuple[str, ...] | None = option(
+        None,
+        f"methods, of {', '.join(METHODS)} [default: all that suit the images]",
+        choices=METHODS,
+    )
+    preset: str | None = option(
+        None,
+        "in the place of methods: ablation, the parts and settings of ours one by one",
+        choices=PRESETS,
+    )
+    seeds: int = option(
+        3, "how many seeds each is trained with: --seed and those after it", minimum=1
     )
 
 
@@ -351,6 +383,7 @@ SECTIONS: dict[str, type] = {
     "cluster": ClusterConfig,
     "output": OutputConfig,
     "search": SearchConfig,
+    "compare": CompareConfig,
 }
 
 
@@ -365,6 +398,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
     def __post_init__(self) -> None:
         problems = [problem for _, leaf, value in _leaves(self) for problem in _check(leaf, value)]
@@ -405,9 +439,12 @@ def _check(leaf: dataclasses.Field, value: Any) -> list[str]:
     if any(isinstance(v, float) and not math.isfinite(v) for v in values):
         return [f"{flag(leaf.name)} {value}: must be a finite number"]
     choices = leaf.metadata["choices"]
-    if choices and value not in choices:
-        allowed = ", ".join(choices)
-        return [f"{flag(leaf.name)} {value!r}: must be one of {allowed}{near(value, choices)}"]
+    for chosen in values if choices else ():
+        if chosen not in choices:
+            allowed = ", ".join(choices)
+            return [
+                f"{flag(leaf.name)} {chosen!r}: must be one of {allowed}{near(chosen, choices)}"
+            ]
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     broken = {
         "minimum": lambda v, bound: v < bound,
@@ -460,6 +497,7 @@ def _check_together(config: Config) -> list[str]:
             f"--repeat {config.search.repeat}: takes the seeds after --seed {optim.seed}, and the "
             f"largest is {LARGEST_SEED}: lower one of them"
         )
+    problems += _comparison_problems(config.compare)
     authority = (config.output.tracking_uri or "").partition("://")[2].partition("/")[0]
     if ":" in authority.rpartition("@")[0]:
         problems.append(
@@ -476,6 +514,18 @@ def _check_together(config: Config) -> list[str]:
         shown = ",".join(map(str, optim.milestones))
         problems.append(f"--milestones {shown}: must lie between 0 and 1")
     return problems
+
+
+def _comparison_problems(compare: CompareConfig) -> list[str]:
+    methods = compare.methods
+    if methods is None:
+        return []
+    shown = ",".join(methods)
+    if not methods or len(set(methods)) < len(methods):
+        return [f"--methods {shown!r}: must be different methods"]
+    if compare.preset is not None:
+        return [f"--methods {shown}: --preset {compare.preset} has its own: leave one of them out"]
+    return []
 
 
 def base_type(kind: Any) -> Any:

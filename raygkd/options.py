@@ -18,22 +18,29 @@ from raygkd.config import Config
 from raygkd.errors import ConfigError, near
 from raygkd.files import Place
 
-# what only a student's distillation knows; its method is an option of every command
-_DISTILLATION = {
-    name for name, (section, _, _) in configuration.settings().items() if section == "method"
-} - {"method"} | {"inherit", "student_weights"}
-# sections and settings that a command has no options for; all others are options of every command
+
+def _of(*sections: str) -> set[str]:
+    """Return the names of the settings of some sections."""
+    known = configuration.settings()
+    return {name for name, (section, _, _) in known.items() if section in sections}
+
+
+# settings that a command has no options for; all others are options of every command
 SETTINGS_LEFT_OUT = {
-    "teacher": {"search", "teacher_epochs"} | _DISTILLATION,
-    "train": {"search"},
-    "tune": set(),
-    "evaluate": {"model", "method", "search", "image_size", "augment"}
-    | {
-        name
-        for name, (section, _, _) in configuration.settings().items()
-        if section in ("optim", "cluster", "output")
-    }
-    - {"batch_size", "seed", "gpus_per_worker", "address", "output"},
+    # a student's distillation is no matter of its teacher's, but for the method, which is an option
+    # of every command that trains one model
+    "teacher": _of("search", "compare")
+    | (_of("method") - {"method"})
+    | {"inherit", "student_weights", "teacher_epochs"},
+    "train": _of("search", "compare"),
+    "tune": _of("compare"),
+    # each method has a published weight of its own
+    "compare": (_of("search") - {"max_concurrent"}) | {"method", "baseline_weight"},
+    "evaluate": (
+        _of("model", "method", "search", "compare", "optim", "cluster", "output")
+        - {"batch_size", "seed", "gpus_per_worker", "address", "output"}
+    )
+    | {"image_size", "augment"},
 }
 
 
@@ -114,8 +121,8 @@ def setting_options(command: str) -> Callable[[Any], Any]:
     """Return a decorator that adds an option for every setting a command uses."""
 
     def decorate(function: Any) -> Any:
-        for name, (section, leaf, kind) in reversed(configuration.settings().items()):
-            if {section, name} & SETTINGS_LEFT_OUT[command]:
+        for name, (_, leaf, kind) in reversed(configuration.settings().items()):
+            if name in SETTINGS_LEFT_OUT[command]:
                 continue
             text = leaf.metadata["help"]
             if leaf.default is not None and leaf.default is not False and "[default" not in text:

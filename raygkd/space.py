@@ -18,6 +18,7 @@ from raygkd.config import (
     yaml_mapping,
 )
 from raygkd.errors import ConfigError, near
+from raygkd.losses import BASELINES
 
 KINDS = {
     "choice": "a list of values",
@@ -106,11 +107,14 @@ def default_space(
             Dimension("dim", "choice", tuple(dims)),
             *weights,
         ]
-    if "kd" in method:
+    if method in ("kd", "graph+kd"):
         space += [
             Dimension("kd_temperature", "uniform", (2.0, 8.0)),
             Dimension("kd_weight", "uniform", (0.3, 0.95)),
         ]
+    elif method in BASELINES.names():
+        weight = BASELINES.get(method).weight
+        space += [Dimension("baseline_weight", "loguniform", (weight / 10, weight * 10))]
     if method == "none":
         space += [Dimension("weight_decay", "loguniform", (1e-5, 5e-3))]
     return tuple(dimension for dimension in space if dimension.name not in fixed)

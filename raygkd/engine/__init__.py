@@ -2,6 +2,7 @@
 
 from raygkd.engine.loop import Training
 from raygkd.engine.objective import (
+    BaselineTerm,
     ClassifierObjective,
     DetectorObjective,
     Objective,
@@ -14,6 +15,7 @@ from raygkd.engine.step import check_terms, training_step
 from raygkd.engine.tasks import Classification, Detection, Task
 
 __all__ = [
+    "BaselineTerm",
     "Classification",
     "ClassifierObjective",
     "Detection",

@@ -114,6 +114,11 @@ class Training:
     metrics: dict[str, float] = field(default_factory=dict)
     part: EpochPart | None = None
 
+    @property
+    def progress(self) -> float:
+        """The share of the run's steps that are done, from 0 to 1."""
+        return self.schedule.last_epoch / max(1, self.epochs * self.stream.steps_per_epoch)
+
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Return images as float (B, C, H, W) in 0..1 and the task's targets, on the device."""
         return pixels(batch, self.device), self.task.targets(batch, self.device)

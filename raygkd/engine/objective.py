@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygkd.losses import GraphDistillationLoss, TeacherGraph, kd_loss
+from raygkd.losses import GraphDistillationLoss, TeacherGraph
 from raygkd.models import Detector, FeatureTap
 
 
@@ -55,14 +55,34 @@ class Teacher:
         return TeacherOutput(features, logits_BK)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaselineTerm:
+    """How a baseline's loss enters the total.
+
+    Attributes:
+        name: of the term, which is the method's.
+        weight: of it.
+        task_weight: of the task's loss beside it.
+        ramp: share of all steps over which the weight rises from 0; 0 for none.
+        reads_logits: it reads class scores, otherwise feature maps.
+    """
+
+    name: str
+    weight: float
+    task_weight: float = 1.0
+    ramp: float = 0.0
+    reads_logits: bool
+
+
 class Objective(nn.Module, ABC):
     """Student, adapters and loss terms in one module, so that DDP sees one forward pass.
 
     Args:
         student: the model that learns.
-        levels: its levels that the graph loss reads.
+        levels: its levels that the losses read.
         graph: the graph loss with its adapters, or None.
-        kd_weight: share w of logit distillation in (1-w) task + w KD; 0 leaves it out.
+        baseline: another distillation loss (``raygkd.losses.baseline_loss``), or None.
+        baseline_term: how it enters the total.
     """
 
     def __init__(
@@ -71,17 +91,39 @@ class Objective(nn.Module, ABC):
         *,
         levels: Sequence[int] = (),
         graph: GraphDistillationLoss | None = None,
-        kd_weight: float = 0.0,
+        baseline: nn.Module | None = None,
+        baseline_term: BaselineTerm | None = None,
     ):
         super().__init__()
         self.student = student
-        self.graph = graph
-        self.term_weights: dict[str, float] = {"task": 1.0 - kd_weight, "kd": kd_weight}
+        self.graph, self.baseline, self.baseline_term = graph, baseline, baseline_term
+        self.term_weights: dict[str, float] = {"task": 1.0}
+        if baseline_term is not None:
+            self.term_weights = {
+                "task": baseline_term.task_weight,
+                baseline_term.name: baseline_term.weight,
+            }
         if graph is not None:
             self.term_weights |= graph.term_weights
-        # at w = 1 the labels say nothing, and a term of weight 0 is left out
+        # at a task weight of 0 the labels say nothing, and a term of weight 0 is left out
         self.term_weights = {name: w for name, w in self.term_weights.items() if w}
         self._tap = FeatureTap(student, levels)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels whose maps the losses read."""
+        return self._tap.levels
+
+    @property
+    def baseline_levels(self) -> tuple[int, ...]:
+        """Levels whose maps the baseline reads as the teacher gives them."""
+        term = self.baseline_term
+        return () if term is None or term.reads_logits else self.levels
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether the teacher's class scores are wanted."""
+        return self.baseline_term is not None and self.baseline_term.reads_logits
 
     @abstractmethod
     def forward(
@@ -95,22 +137,52 @@ class Objective(nn.Module, ABC):
             teacher: what the teacher says of the same images, where the method needs it.
         """
 
-    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted sum of the terms: L_task + alpha L_V + beta L_E + gamma L_S."""
-        return torch.stack([self.term_weights[name] * term for name, term in terms.items()]).sum()
+    def _distillation(
+        self,
+        features: Mapping[int, Tensor],
+        teacher: TeacherOutput | None,
+        boxes: Sequence[Tensor] | None = None,
+        **said: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the terms that need a teacher, none without one.
+
+        Args:
+            features: level -> the student's maps.
+            teacher: what it says.
+            boxes: of each image (M, 4), of a detector.
+            said: "student_logits" and "targets" of a classifier.
+        """
+        terms: dict[str, Tensor] = {}
+        if teacher is None:
+            return terms
+        if self.baseline is not None and self.baseline_term is not None:
+            terms[self.baseline_term.name] = self.baseline(
+                student_features=features,
+                teacher_features=teacher.features,
+                teacher_logits=teacher.logits_BK,
+                boxes=boxes,
+                **said,
+            )
+        if self.graph is not None:
+            terms |= self.graph(features, teacher.features, boxes)
+        return terms
+
+    def total(self, terms: Mapping[str, Tensor], progress: float = 1.0) -> Tensor:
+        """Return the weighted sum of the terms: L_task + alpha L_V + beta L_E + gamma L_S.
+
+        Args:
+            terms: unweighted scalars.
+            progress: share of the run's steps that are done, for a term whose weight rises.
+        """
+        weights = dict(self.term_weights)
+        term = self.baseline_term
+        if term is not None and term.ramp:
+            weights[term.name] *= min(1.0, progress / term.ramp)
+        return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
 class ClassifierObjective(Objective):
-    """Cross-entropy, logit distillation and the graph loss of a classifier.
-
-    Args:
-        kd_temperature: temperature of the logits.
-        others: see ``Objective``.
-    """
-
-    def __init__(self, student: nn.Module, *, kd_temperature: float = 4.0, **others: Any):
-        super().__init__(student, **others)
-        self.kd_temperature = kd_temperature
+    """Cross-entropy and the distillation losses of a classifier."""
 
     def forward(
         self, images_BCHW: Tensor, targets: Tensor, teacher: TeacherOutput | None
@@ -120,16 +192,12 @@ class ClassifierObjective(Objective):
         terms: dict[str, Tensor] = {}
         if "task" in self.term_weights:
             terms["task"] = F.cross_entropy(logits_BK.float(), targets)
-        if "kd" in self.term_weights and teacher is not None:
-            assert teacher.logits_BK is not None
-            terms["kd"] = kd_loss(logits_BK, teacher.logits_BK, self.kd_temperature)
-        if self.graph is not None and teacher is not None:
-            terms |= self.graph(features, teacher.features)
+        terms |= self._distillation(features, teacher, student_logits=logits_BK, targets=targets)
         return terms, logits_BK.detach()
 
 
 class DetectorObjective(Objective):
-    """A detector's own losses, summed, and the graph loss of its pyramid."""
+    """A detector's own losses, summed, and the distillation losses of its pyramid."""
 
     def forward(
         self,
@@ -140,7 +208,6 @@ class DetectorObjective(Objective):
         """Return the unweighted loss terms of a batch, and the parts of the task's (scalars)."""
         parts, features = self._tap(images_BCHW, targets)
         terms = {"task": torch.stack([part.float() for part in parts.values()]).sum()}
-        if self.graph is not None and teacher is not None:
-            boxes = [target["boxes"] for target in targets]
-            terms |= self.graph(features, teacher.features, boxes)
+        boxes = [target["boxes"] for target in targets]
+        terms |= self._distillation(features, teacher, boxes)
         return terms, {name: part.detach() for name, part in parts.items()}

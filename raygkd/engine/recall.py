@@ -45,14 +45,15 @@ class Recall:
 
     def __init__(self, teacher: Teacher, store: TeacherStore, objective: Objective):
         self.teacher, self._store, self._graph = teacher, store, objective.graph
-        self._logits = ["logits"] if "kd" in objective.term_weights else []
+        self._baseline_levels = objective.baseline_levels
+        self._logits = ["logits"] if objective.reads_logits else []
         self._asked = self._recalled = 0
 
     def __call__(self, epoch: int, rows_B: Tensor, images_BCHW: Tensor) -> TeacherOutput:
         """Return what the teacher says of the images of rows, which it sees if it must."""
         graph = self._graph
         levels = list(graph.student_shapes) if graph is not None else []
-        said = [*self._logits, *map(_map, levels)]
+        said = [*self._logits, *map(_map, levels or self._baseline_levels)]
         spectra = [name for level in levels for name in self._spectrum(level)]
         found = self._store.known(epoch, rows_B, [*said, *spectra])
         parts = {name: part.to(images_BCHW.device) for name, part in found.items()}
@@ -73,7 +74,8 @@ class Recall:
                 graphs[level] = graph.with_spectrum(graphs[level])
                 new |= zip(names, graphs[level].spectrum or (), strict=True)
         self._store.add(epoch, rows_B, new)
-        return TeacherOutput(graphs, parts.get("logits"))
+        maps = {level: parts[_map(level)] for level in self._baseline_levels}
+        return TeacherOutput(graphs or maps, parts.get("logits"))
 
     def _ask(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         output = self.teacher(images_BCHW)

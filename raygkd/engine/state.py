@@ -13,7 +13,7 @@ from raygkd.errors import DataError, StorageError
 from raygkd.files import Place, make_folder, whole_file
 from raygkd.models.files import read_tensors
 
-FORMAT = "raygkd-checkpoint-2"
+FORMAT = "raygkd-checkpoint-3"
 
 
 def _rng(training: Training) -> dict[str, Tensor]:
@@ -55,6 +55,7 @@ def save_checkpoint(path: Place, training: Training) -> None:
         "format": FORMAT,
         "student": objective.student.state_dict(),
         "adapters": objective.graph.state_dict() if objective.graph is not None else {},
+        "baseline": objective.baseline.state_dict() if objective.baseline is not None else {},
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
         "scaler": training.scaler.state_dict(),
@@ -103,6 +104,8 @@ def restore(training: Training, state: dict[str, Any]) -> None:
     objective.student.load_state_dict(state["student"])
     if objective.graph is not None:
         objective.graph.load_state_dict(state["adapters"])
+    if objective.baseline is not None:
+        objective.baseline.load_state_dict(state["baseline"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
     training.scaler.load_state_dict(state["scaler"])

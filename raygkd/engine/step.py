@@ -33,7 +33,7 @@ def training_step(training: Training, batch: Mapping[str, Tensor]) -> tuple[dict
     """
     terms, output = _forward(training, training.parallel, batch)
     training.optimizer.zero_grad(set_to_none=True)
-    total = training.objective.total(terms)
+    total = training.objective.total(terms, training.progress)
     training.scaler.scale(total).backward()
     if training.clip_norm is not None:
         training.scaler.unscale_(training.optimizer)

@@ -88,6 +88,11 @@ class Detector(nn.Module):
         for path in ("backbone", *heads):
             net.get_submodule(path).register_forward_hook(_to_float32)
 
+    @property
+    def is_two_stage(self) -> bool:
+        """Whether it proposes boxes first, and then classifies them."""
+        return isinstance(self.net, FasterRCNN)
+
     def forward(
         self, images_BCHW: Tensor, targets: Sequence[Mapping[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raygkd.files import Place, whole_file
 
@@ -79,3 +79,36 @@ def _draw_trial(axes: Axes, curve: Curve, *, is_best: bool) -> None:
     scores = [curve.scores[epoch] for epoch in epochs]
     style = {"color": "tab:orange", "linewidth": 3.0} if is_best else {"color": color}
     axes.plot(epochs, scores, marker=mark, markevery=[-1] if epochs else None, **style)
+
+
+def draw_comparison(path: Place, comparison: Mapping[str, Any]) -> None:
+    """Write a PNG of what methods score: a dot for each seed, and a bar for their mean.
+
+    Args:
+        path: of the picture; it appears whole or not at all.
+        comparison: "metric", "reference" and "methods", best first, each with "method", "scores"
+            and "mean".
+    """
+    from matplotlib.figure import Figure
+
+    methods = comparison["methods"]
+    figure = Figure(figsize=(8, 1.2 + 0.32 * len(methods)), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel=f"{comparison['metric']} on the test split",
+        title=f"{len(methods)} methods, {len(comparison['seeds'])} seeds each",
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    for place, one in enumerate(methods):
+        color = "tab:orange" if one["method"].startswith("graph") else "tab:blue"
+        scores = [score for score in one["scores"] if score is not None]
+        axes.plot(scores, [place] * len(scores), "o", color=color, alpha=0.6)
+        if one["mean"] is not None:
+            axes.plot([one["mean"]] * 2, [place - 0.35, place + 0.35], color=color, linewidth=3)
+        if one["method"] == comparison["reference"] and one["mean"] is not None:
+            axes.axvline(one["mean"], color="black", linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(methods)), [one["method"] for one in methods])
+    axes.invert_yaxis()
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)

@@ -107,12 +107,76 @@ def repeat_table(model: str, repeat: Mapping[str, Any]) -> Table:
         for role, entry in repeat["best_minus"].items()
     ]
     for role, name, scores, entry, sign in rows:
-        known = sum(score is not None for score in scores)
-        seeds = str(known) if known == len(scores) else f"{known} of {len(scores)}"
         mean = "-" if entry["mean"] is None else f"{entry['mean']:{sign}z.4f}"
         std = "-" if entry["std"] is None else f"{entry['std']:.4f}"
-        table.add_row(role.replace("_", " "), name, seeds, mean, std)
+        table.add_row(role.replace("_", " "), name, _seeds(scores), mean, std)
     return table
+
+
+_COMPARED = ("method", "mean", "std", "seeds", "p", "step", "memory")
+
+
+def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the cells of a comparison, a row for each method.
+
+    Args:
+        comparison: "seeds" and "methods", best first, each with "method", "scores", "mean", "std",
+            "p_value" (None where there is none), "seconds_per_step" and its "step_ratio" to the
+            student alone, "peak_mb" and its "peak_ratio".
+    """
+    return [
+        (
+            one["method"],
+            "-" if one["mean"] is None else f"{one['mean']:.4f}",
+            "-" if one["std"] is None else f"{one['std']:.4f}",
+            _seeds(one["scores"]),
+            "-" if one["p_value"] is None else f"{one['p_value']:.3f}",
+            f"{1000 * one['seconds_per_step']:.0f} ms {one['step_ratio']:.2f}x",
+            f"{one['peak_mb']:.0f} MiB {one['peak_ratio']:.2f}x",
+        )
+        for one in comparison["methods"]
+    ]
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> Table:
+    """Return methods, best mean first; see ``comparison_rows``."""
+    table = _table("Methods on the test split")
+    table.add_column("#", justify="right", no_wrap=True)
+    for name in _COMPARED:
+        left = name == "method"
+        table.add_column(name, justify="left" if left else "right", no_wrap=not left)
+    for rank, cells in enumerate(comparison_rows(comparison), start=1):
+        table.add_row(str(rank), *cells)
+    return table
+
+
+def comparison_note(comparison: Mapping[str, Any]) -> str:
+    """Return what the columns of a comparison mean."""
+    first, last = comparison["seeds"][0], comparison["seeds"][-1]
+    return (
+        f"{comparison['metric']}, mean and standard deviation over the seeds {first} to {last}; "
+        f"p: paired t-test over the seeds against {comparison['reference']}; step and memory of a "
+        "training process, and how many times those of the student alone"
+    )
+
+
+def comparison_markdown(comparison: Mapping[str, Any]) -> str:
+    """Return a comparison as a Markdown table, for a run's description in MLflow."""
+    lines = [
+        f"| # | {' | '.join(_COMPARED)} |",
+        "| --- " * (len(_COMPARED) + 1) + "|",
+        *(
+            f"| {rank} | {' | '.join(cells)} |"
+            for rank, cells in enumerate(comparison_rows(comparison), start=1)
+        ),
+    ]
+    return "\n".join(lines) + f"\n\n{comparison_note(comparison)}"
+
+
+def _seeds(scores: Sequence[float | None]) -> str:
+    """Return how many scores there are, and of how many."""
+    known = sum(score is not None for score in scores)
+    return str(known) if known == len(scores) else f"{known} of {len(scores)}"
 
 
 def missing_scores(repeat: Mapping[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ from raygkd.workflows.interrupts import Interrupts
 # what MLflow has to take what is left
 CLOSE_SECONDS = 4.0
 # role of a run -> the command that makes it
-COMMANDS = {"teacher": "teacher", "student": "train", "search": "tune"}
+COMMANDS = {"teacher": "teacher", "student": "train", "search": "tune", "comparison": "compare"}
 
 
 @dataclass(kw_only=True)
@@ -150,7 +150,7 @@ def open_session(
 
     Args:
         config: the settings.
-        role: "teacher", "student" or "search".
+        role: "teacher", "student", "search" or "comparison".
         console: for progress.
         resume: folder of the run to go on with.
         check: refuses images that do not go with the models, before anything is started; returns

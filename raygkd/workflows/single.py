@@ -228,11 +228,18 @@ def show_pair(config: Config, spec: ImageSpec, teacher: nn.Module, console: Cons
     with _naming("--inherit"):
         copied = build.start_from_teacher(config, student, teacher)
     graph = None
-    if "graph" in config.method.method:
+    method = config.method.method
+    if "graph" in method:
         with _naming("--levels"):
             build.chosen_levels(config, teacher, student)
         with _naming("--dim"):
             graph = build.build_graph_loss(config, teacher, student, spec.image_size)
+    elif build.distils(config):
+        with _naming(f"--method {method}"):
+            objective = build.build_objective(config, student, teacher, spec.image_size)
+        if objective.levels:
+            levels = ", ".join(map(str, objective.levels))
+            console.print(f"{method} compares the maps of level {levels}")
     if copied:
         parameters = sum(count_parameters(student.get_submodule(path)) for path in copied)
         console.print(

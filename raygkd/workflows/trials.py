@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from raygkd.config import to_yaml, with_settings
 from raygkd.rayrun.history import METRIC, SearchObserver, Trial
@@ -57,6 +58,14 @@ class SearchProgress(SearchObserver):
         """Return what MLflow's UI calls a trial."""
         return f"trial {trial.number}"
 
+    def parent(self, trial: Trial) -> str:
+        """Return the tracker's key of the run that a trial's is a child of."""
+        return "search"
+
+    def params(self, trial: Trial) -> Mapping[str, Any]:
+        """Return the settings that MLflow shows of a trial."""
+        return trial.params
+
     def running(self) -> list[str]:
         """Return the names of the folders of the trials that are under way."""
         running = [trial for trial in self._trials.values() if not trial.is_over]
@@ -74,8 +83,8 @@ class SearchProgress(SearchObserver):
         self._session.tracker.start(
             self.key(trial),
             self.name(trial),
-            parent="search",
-            params=trial.params,
+            parent=self.parent(trial),
+            params=self.params(trial),
             tags=run_tags(self._session, self.role),
             texts={"config.yaml": to_yaml(with_settings(self._session.config, trial.params))},
         )

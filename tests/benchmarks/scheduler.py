@@ -64,8 +64,8 @@ class Recorder(SearchObserver):
         self._tracker.end(str(trial.number))
 
 
-def seconds(trials: int, folder: Path, observer: SearchObserver) -> float:
-    """Return the seconds that a search takes."""
+def search_nothing(trials: int, folder: Path, observer: SearchObserver) -> tuple[float, int]:
+    """Return the seconds that a search takes, and how many epochs its trials tell."""
     config = with_settings(Config(), {"trials": trials, "epochs": EPOCHS})
     job = Job(
         config=to_mapping(config),
@@ -75,8 +75,8 @@ def seconds(trials: int, folder: Path, observer: SearchObserver) -> float:
         stop=None,  # type: ignore[arg-type]
     )
     started = time.perf_counter()
-    search.run_search(job, config, SPACE, cpus=1.0, concurrent=2, observer=observer)
-    return time.perf_counter() - started
+    results = search.run_search(job, config, SPACE, cpus=1.0, concurrent=2, observer=observer)
+    return time.perf_counter() - started, sum(trial.epochs for trial in results)
 
 
 def main(numbers: list[int]) -> None:
@@ -85,23 +85,23 @@ def main(numbers: list[int]) -> None:
     with cluster(None), tempfile.TemporaryDirectory() as name:
         # the first search of a process starts its actors
         (Path(name) / "first").mkdir()
-        seconds(2, Path(name) / "first", SearchObserver())
+        search_nothing(2, Path(name) / "first", SearchObserver())
         for trials in numbers:
             folder = Path(name) / str(trials)
             (folder / "journal").mkdir(parents=True)
-            alone = seconds(trials, folder / "journal", SearchObserver())
+            alone, _ = search_nothing(trials, folder / "journal", SearchObserver())
             uri = tracking.default_uri(folder)
             experiment = tracking.connect(uri, "trials of nothing", folder)
             tracker = tracking.Tracker(uri, experiment, folder / "tracking.jsonl")
             (folder / "mlflow").mkdir()
-            recorded = seconds(trials, folder / "mlflow", Recorder(tracker))
+            recorded, epochs = search_nothing(trials, folder / "mlflow", Recorder(tracker))
             closing = time.perf_counter()
             tracker.close(timeout=600.0)
             closing = time.perf_counter() - closing
             print(
-                f"{trials} trials: {alone:.1f} s, {alone / trials:.3f} s each; with MLflow "
-                f"{recorded:.1f} s, {recorded / trials:.3f} s each, and {closing:.1f} s to send "
-                "the rest",
+                f"{trials} trials, {epochs} epochs: {alone:.1f} s, {alone / trials:.3f} s a trial; "
+                f"with MLflow {recorded:.1f} s, {recorded / trials:.3f} s a trial, and "
+                f"{closing:.1f} s to send the rest",
                 flush=True,
             )
 

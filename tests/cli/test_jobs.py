@@ -26,7 +26,7 @@ def help_of(*command: str) -> str:
 
 
 def test_there_is_a_job_for_each_command_that_trains() -> None:
-    assert [job.stem for job in JOBS] == ["evaluate", "teacher", "train", "tune"]
+    assert [job.stem for job in JOBS] == ["compare", "evaluate", "teacher", "train", "tune"]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)

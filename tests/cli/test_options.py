@@ -17,6 +17,7 @@ from raygkd.options import resolve
 from raygkd.workflows.session import with_lasting_paths
 
 COMMANDS = {"teacher": cli.teacher, "train": cli.train, "tune": cli.tune}
+COMPARE = {"methods", "preset", "seeds"}
 EVERYWHERE = """
     --dataset --data-dir --teacher --student --method --epochs --batch-size --workers
     --gpus-per-worker --output --tracking-uri --experiment --seed --config --resume --json
@@ -45,11 +46,15 @@ def test_what_only_one_command_uses_is_an_option_of_that_command() -> None:
         for command in COMMANDS
     }
     search = {name for name, (section, _, _) in settings().items() if section == "search"}
-    assert names["tune"] == set(settings())
-    assert names["train"] == set(settings()) - search
+    others = set(settings()) - COMPARE
+    assert names["tune"] == others
+    assert names["train"] == others - search
     method = {name for name, (section, _, _) in settings().items() if section == "method"}
     students = method - {"method"} | {"student_weights", "inherit", "teacher_epochs"}
-    assert names["teacher"] == set(settings()) - search - students
+    assert names["teacher"] == others - search - students
+    compared = {param.name for param in cli.compare.params} & set(settings())
+    single = {"method", "baseline_weight"}
+    assert compared == set(settings()) - (search - {"max_concurrent"}) - single
 
 
 def test_an_option_means_the_same_in_every_command() -> None:
@@ -132,10 +137,11 @@ def test_no_command_is_answered_with_help(
 
 
 def test_help_has_a_part_for_each_section_of_a_file(raygkd: Callable[..., Ran]) -> None:
-    parts = raygkd("tune", "--help").out.split("\n\n")[-1 - len(SECTIONS) :]
+    sections = [section for section in SECTIONS if section != "compare"]
+    parts = raygkd("tune", "--help").out.split("\n\n")[-1 - len(sections) :]
     titles = [part.partition(":\n")[0] for part in parts]
-    assert titles == ["Options", *(section.capitalize() for section in SECTIONS)]
-    for section, part in zip(SECTIONS, parts[1:], strict=True):
+    assert titles == ["Options", *(section.capitalize() for section in sections)]
+    for section, part in zip(sections, parts[1:], strict=True):
         listed = {line.split()[0] for line in part.splitlines() if line.startswith("  --")}
         known = {f"--{n.replace('_', '-')}" for n, (s, _, _) in settings().items() if s == section}
         assert listed == known

@@ -20,6 +20,7 @@ from raygkd.config import (
     SECTIONS,
     Config,
     WorkerRange,
+    base_type,
     check_keys,
     fingerprint,
     flag,
@@ -271,14 +272,36 @@ def test_number_that_is_not_finite_is_refused(value: float | str):
     "name", [name for name, (_, leaf, _) in settings().items() if leaf.metadata["choices"]]
 )
 def test_choice_that_is_not_offered_is_refused_with_the_offered_ones(name: str):
-    choices = settings()[name][1].metadata["choices"]
+    _, leaf, kind = settings()[name]
+    choices = leaf.metadata["choices"]
+
+    def value(choice: str) -> Any:
+        return choice if base_type(kind) is str else [choice]
+
     with pytest.raises(ConfigError) as raised:
-        with_settings(Config(), {name: choices[-1] + "x"})
+        with_settings(Config(), {name: value(choices[-1] + "x")})
     message = str(raised.value)
     assert message.startswith(f"{flag(name)} '{choices[-1]}x': must be one of {', '.join(choices)}")
     assert f"did you mean '{choices[-1]}'" in message
     for choice in choices:
-        with_settings(Config(), {name: choice})
+        with_settings(Config(), {name: value(choice)})
+
+
+@pytest.mark.parametrize(
+    ("compare", "message"),
+    [
+        ({"methods": ["kd", "at", "kd"]}, "--methods 'kd,at,kd': must be different methods"),
+        ({"methods": []}, "--methods '': must be different methods"),
+        (
+            {"methods": ["kd"], "preset": "ablation"},
+            "--methods kd: --preset ablation has its own: leave one of them out",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(compare: dict[str, Any], message: str):
+    with pytest.raises(ConfigError) as raised:
+        with_settings(Config(), compare)
+    assert str(raised.value) == message
 
 
 def test_every_default_and_every_setting_is_described():

@@ -33,7 +33,7 @@ from small_runs import (
     weights,
 )
 
-from raygkd.build import DeployedClassifier, amp_dtype, build_training, student_file
+from raygkd.build import DeployedClassifier, amp_dtype, build_training, student_file, suits
 from raygkd.config import METHODS, OptimConfig, from_yaml
 from raygkd.data.parquet import ImageTable
 from raygkd.engine import (
@@ -54,6 +54,15 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED_WEIGHTS = {
     "none": {"task": 1.0},
     "kd": {"task": 0.25, "kd": 0.75},
+    "dkd": {"task": 1.0, "dkd": 1.0},
+    "dist": {"task": 1.0, "dist": 1.0},
+    "fitnet": {"task": 1.0, "fitnet": 100.0},
+    "at": {"task": 1.0, "at": 1000.0},
+    "sp": {"task": 1.0, "sp": 3000.0},
+    "rkd": {"task": 1.0, "rkd": 1.0},
+    "pkt": {"task": 1.0, "pkt": 30000.0},
+    "vid": {"task": 1.0, "vid": 1.0},
+    "ickd": {"task": 1.0, "ickd": 2.5},
     "graph": {"task": 1.0, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
     "graph+kd": {"task": 0.25, "kd": 0.75, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
 }
@@ -116,7 +125,11 @@ def test_teacher_is_in_neither_objective_nor_optimizer():
 # Training
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_for_classifiers_are_tested():
+    assert set(EXPECTED_WEIGHTS) == {name for name in METHODS if suits(name, "classification")}
+
+
+@pytest.mark.parametrize("method", EXPECTED_WEIGHTS)
 def test_every_method_trains_all_parameters(digits: ImageTable, method: str):
     training = make_training(
         digits, method=method, epochs=4, alpha=0.5, beta=2.0, gamma=0.125, kd_weight=0.75
@@ -133,7 +146,56 @@ def test_every_method_trains_all_parameters(digits: ImageTable, method: str):
         terms = {name[5:]: metrics[name] for name in metrics if name.startswith("loss_")}
         assert terms.keys() == expected.keys()
         total = sum(weight * terms[name] for name, weight in expected.items())
-        assert metrics["train_loss"] == pytest.approx(total, rel=1e-6)
+        # after the ramp of dkd's weight, a twelfth of the steps
+        if method != "dkd" or metrics["epoch"] > 1:
+            assert metrics["train_loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_the_weight_of_dkd_rises_over_a_twelfth_of_the_steps():
+    training = make_training(random_stream(batches=6), method="dkd", epochs=4)
+    terms = {"task": torch.tensor(0.0), "dkd": torch.tensor(1.0)}
+    weights = [float(training.objective.total(terms, step / 24)) for step in range(4)]
+    assert weights == [0.0, 0.5, 1.0, 1.0]
+    shares = []
+    for batch in training.stream.train_batches(0):
+        shares.append(training.progress)
+        training_step(training, batch)
+    assert shares == pytest.approx([step / 24 for step in range(6)])
+
+
+def test_the_weight_of_a_baseline_can_be_set():
+    training = make_training(random_stream(), method="at", baseline_weight=3.0)
+    assert training.objective.term_weights == {"task": 1.0, "at": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "levels", "read"),
+    [
+        *(("at", None, (1, 2, 3)), ("fitnet", None, (2,)), ("sp", None, (3,))),
+        *(("at", (1, 3), (1, 3)), ("sp", (1, 2), (1, 2)), ("dkd", (1,), ())),
+    ],
+)
+def test_a_baseline_reads_its_own_levels_or_those_given(
+    method: str, levels: tuple[int, ...] | None, read: tuple[int, ...]
+):
+    training = make_training(random_stream(), method=method, levels=levels)
+    assert training.objective.levels == training.objective.baseline_levels == read
+    assert training.objective.reads_logits == (method == "dkd")
+
+
+def test_a_run_with_a_baselines_adapters_goes_on_as_if_unbroken(tmp_path: Path):
+    def training() -> Training:
+        return make_training(random_stream(), method="ickd", epochs=3)
+
+    whole = training()
+    expected = curve(whole)
+    broken = training()
+    broken.run_epoch()
+    save_checkpoint(tmp_path / "c.pt", broken)
+    resumed = training()
+    restore(resumed, read_checkpoint(tmp_path / "c.pt"))
+    assert curve(resumed) == expected[1:]
+    assert same(weights(resumed.objective), weights(whole.objective))
 
 
 def test_epoch_reports_loss_terms_as_means_over_steps(digits: ImageTable):
@@ -208,7 +270,7 @@ def test_epoch_seed_differs_by_seed_epoch_and_rank():
 
 
 def test_all_methods_of_one_seed_start_from_one_student():
-    students = [make_training(random_stream(), method=method) for method in METHODS]
+    students = [make_training(random_stream(), method=method) for method in EXPECTED_WEIGHTS]
     first = weights(students[0].objective.student)
     assert all(same(weights(training.objective.student), first) for training in students)
 
@@ -490,7 +552,8 @@ def test_checkpoint_holds_the_whole_run_and_no_teacher(digits: ImageTable, tmp_p
     save_checkpoint(tmp_path / "new" / "checkpoint.pt", training)
     state = torch.load(tmp_path / "new" / "checkpoint.pt", weights_only=True)
     assert state.keys() == {
-        "format", "student", "adapters", "optimizer", "schedule", "scaler", "epoch", "metrics",
+        "format", "student", "adapters",
+        "baseline", "optimizer", "schedule", "scaler", "epoch", "metrics",
         "parts", "rng", "config",
     }  # fmt: skip
     assert same(state["student"], training.objective.student.state_dict())

@@ -14,7 +14,7 @@ PACKAGE = Path(raygkd.__file__).parent
 CORE = ("graph", "losses", "models", "data", "metrics", "detection_metrics", "engine")
 SETTINGS = (
     *("errors", "files", "remote", "journal", "registry", "config", "resuming", "space", "build"),
-    "deployed",
+    *("variants", "deployed"),
 )
 UPPER = (
     *("rayrun", "tracking", "report", "workflows", "inputs", "ui"),

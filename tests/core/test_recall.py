@@ -84,8 +84,12 @@ def without_share(epochs: list[dict[str, float]]) -> tuple[list[float], list[dic
         ),
         ({"method": "graph", "amp": "bf16"}, [{"lr": 0.1}, {"spectral_mode": "subspace"}]),
         ({"method": "kd"}, [{}, {"kd_temperature": 2.0, "lr": 0.01}]),
+        (
+            {"dim": 2},
+            [{"method": "at"}, {"method": "sp", "levels": [1, 2]}, {"method": "ickd"}],
+        ),
     ],
-    ids=["graph+kd", "other graphs", "bf16", "kd"],
+    ids=["graph+kd", "other graphs", "bf16", "kd", "feature baselines"],
 )
 def test_runs_with_and_without_a_store_are_equal_and_only_the_first_asks_the_teacher(
     digits: ImageTable, shared: dict[str, Any], runs: list[dict[str, Any]]

@@ -1,0 +1,317 @@
+"""Methods side by side, on the same images and seeds: ``raygkd compare``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from scipy import stats
+
+from raygkd import build
+from raygkd.config import LARGEST_SEED, Config, settings, to_mapping, to_yaml, with_settings
+from raygkd.errors import ConfigError, RunFailed, UserError
+from raygkd.inputs import Images
+from raygkd.models import ModelFile, save_model_file
+from raygkd.rayrun.costs import Costs, costs_of_steps
+from raygkd.rayrun.history import Trial
+from raygkd.rayrun.search import TrialResult
+from raygkd.report.figures import draw_comparison
+from raygkd.report.tables import comparison_markdown
+from raygkd.variants import Settings, is_baseline, variants
+from raygkd.workflows.seeds import (
+    Seeded,
+    SeedProgress,
+    row,
+    scores_of_seeds,
+    spread,
+    students,
+    train_with_seeds,
+)
+from raygkd.workflows.session import Session, open_session, run_tags, write_result
+from raygkd.workflows.single import (
+    MODEL,
+    check_names,
+    check_student,
+    get_teacher,
+    model_rows,
+    places,
+    show_pair,
+    teacher_facts,
+    teacher_model,
+    test_scores,
+)
+
+PARENT = "comparison"
+RULE = "highest mean validation score over the seeds; of its seeds the best on validation"
+# what a run of a comparison has as parameters, so that the UI can set all of them side by side
+_SHOWN = [name for name, (section, _, _) in settings().items() if section == "method"] + ["lr"]
+
+
+class ComparisonProgress(SeedProgress):
+    """Records the trainings of a comparison, each below the run of its method."""
+
+    role = "training"
+
+    def name(self, trial: Trial) -> str:
+        """Return what is trained, and its seed."""
+        seed, name = self._seeded[trial.number]
+        return f"{name} seed {seed}"
+
+    def parent(self, trial: Trial) -> str:
+        """Return the tracker's key of the method's run."""
+        return method_key(self._seeded[trial.number][1])
+
+    def params(self, trial: Trial) -> Mapping[str, Any]:
+        """Return the method's settings, the same names for all."""
+        return shown_params(with_settings(self._session.config, trial.params)) | {
+            "seed": trial.params["seed"]
+        }
+
+
+def method_key(name: str) -> str:
+    """Return the tracker's key of a method's run."""
+    return f"method {name}"
+
+
+def shown_params(config: Config) -> dict[str, Any]:
+    """Return the settings by which the runs of a comparison differ."""
+    tree = to_mapping(config)
+    return {name: tree[settings()[name][0]][name] for name in _SHOWN}
+
+
+def compare(config: Config, *, console: Console, resume: Any = None) -> dict[str, Any]:
+    """Train methods side by side (``raygkd compare``); return what ``--json`` prints.
+
+    All of them have the same teacher, images, splits, epochs, optimiser and seeds. The test split
+    is scored once for each model, when all are trained.
+    """
+    started = time.monotonic()
+    check_names(config)
+    compared: dict[str, Settings] = {}
+
+    def check(images: Images) -> dict[str, Any]:
+        nonlocal compared
+        compared = checked_variants(config, images, console)
+        return teacher_facts(config)
+
+    with open_session(config, PARENT, console, resume, check) as session:
+        teacher = _begin(session, compared)
+        seeds = range(config.optim.seed, config.optim.seed + config.compare.seeds)
+        trials = train_with_seeds(
+            session, teacher, compared, seeds, session.folder, ComparisonProgress
+        )
+        _require_a_score(trials)
+        scores = scores_of_seeds(session, trials, ComparisonProgress)
+        costs = step_costs(session, compared, teacher)
+        comparison = summary(compared, seeds, trials, scores, costs, session.images.spec.score)
+        result = _conclude(session, comparison, trials, teacher)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    write_result(result, PARENT)
+    return result
+
+
+def checked_variants(config: Config, images: Images, console: Console) -> dict[str, Settings]:
+    """Return what is compared, name -> settings; print the levels that the graphs are of.
+
+    Raises:
+        ConfigError: what one of them cannot be trained with; all problems at once.
+    """
+    if config.optim.seed + config.compare.seeds - 1 > LARGEST_SEED:
+        raise ConfigError(
+            f"--seeds {config.compare.seeds}: begin with --seed {config.optim.seed}, and the "
+            f"largest is {LARGEST_SEED}: lower one of them"
+        )
+    check_student(config, images)
+    teacher = teacher_model(config, images.spec)
+    shapes = build.level_shapes(config, teacher, images.spec)
+    compared = variants(
+        config, images.spec.task, {level: shape[0] for level, shape in shapes.items()}
+    )
+    problems = []
+    for name, changes in compared.items():
+        try:
+            one = with_settings(config, changes)
+            build.check_settings(one, images.spec.task)
+            student = build.new_model(config.model.student, images.spec)
+            build.build_objective(
+                one, student, teacher if build.distils(one) else None, images.spec.image_size
+            )
+        except UserError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    show_pair(config, images.spec, teacher, console)
+    return compared
+
+
+def _begin(session: Session, compared: Mapping[str, Settings]) -> ModelFile | None:
+    """Open the runs of the comparison and of its methods; return the teacher if one is needed."""
+    config, tracker = session.config, session.tracker
+    tracker.start(
+        PARENT,
+        f"comparison {config.model.teacher} -> {config.model.student}",
+        tags=run_tags(session, PARENT),
+        texts={"config.yaml": to_yaml(config)},
+    )
+    each = {name: with_settings(config, changes) for name, changes in compared.items()}
+    wanted = any(build.uses_teacher(one) for one in each.values())
+    teacher = get_teacher(session, PARENT)[0] if wanted else None
+    for name, one in each.items():
+        tracker.start(
+            method_key(name),
+            name,
+            parent=PARENT,
+            params=shown_params(one),
+            tags=run_tags(session, "method"),
+        )
+    return teacher
+
+
+def _require_a_score(trials: Mapping[Seeded, TrialResult]) -> None:
+    """Raise why none of the trainings came to its end, where none did."""
+    if any(trial.status == "finished" for trial in trials.values()):
+        return
+    reasons = "; ".join(sorted({trial.error or trial.status for trial in trials.values()}))
+    mistake = all(trial.is_mistake for trial in trials.values())
+    raise (UserError if mistake else RunFailed)(f"no training came to a score: {reasons}")
+
+
+def step_costs(
+    session: Session, compared: Mapping[str, Settings], teacher: ModelFile | None
+) -> Costs:
+    """Return name -> what a step costs, also as a share of what it costs the student alone."""
+    config = session.config
+    configs = {name: with_settings(config, changes) for name, changes in compared.items()}
+    alone = [name for name, one in configs.items() if not build.uses_teacher(one)]
+    reference = alone[0] if alone else "student alone"
+    configs.setdefault(reference, build.student_alone(config, {}))
+    costs = costs_of_steps(
+        configs, reference, session.shared, teacher, gpus=min(1.0, config.cluster.gpus_per_worker)
+    )
+    return {name: costs[name] for name in compared}
+
+
+def summary(
+    compared: Mapping[str, Settings],
+    seeds: Sequence[int],
+    trials: Mapping[Seeded, TrialResult],
+    scores: Mapping[Seeded, float],
+    costs: Mapping[str, Mapping[str, float]],
+    metric: str,
+) -> dict[str, Any]:
+    """Return the ranked comparison.
+
+    Args:
+        compared: name -> settings.
+        seeds: that each was trained with.
+        trials: how each training went.
+        scores: on the test split, of those that came to their end.
+        costs: name -> what a step costs, see ``costs_of_steps``.
+        metric: what the scores are.
+
+    Returns:
+        "metric"; "seeds"; "reference", the best baseline (or the first of all where there is none),
+        which "p_value" is against: of a paired t-test over the seeds, two-sided, None for the
+        reference itself and where there are fewer than two seeds; "methods", best mean first, with
+        "scores", "mean" and "std" on the test split, "val_mean", and what a step costs.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, changes in compared.items():
+        of_test = [scores.get((seed, name)) for seed in seeds]
+        of_val = [trials[seed, name].val_score for seed in seeds]
+        rows.append(
+            {
+                "method": name,
+                "settings": dict(changes),
+                "scores": of_test,
+                **spread(of_test),
+                "val_mean": spread(of_val)["mean"],
+                **costs[name],
+            }
+        )
+    rows.sort(key=lambda row: -1.0 if row["mean"] is None else row["mean"], reverse=True)
+    baselines = [row for row in rows if is_baseline(row["settings"]) and row["mean"] is not None]
+    first = next(row for row in rows if row["method"] == next(iter(compared)))
+    reference = baselines[0] if baselines else first
+    for one in rows:
+        one["p_value"] = p_value(one["scores"], reference["scores"]) if one != reference else None
+    return {
+        "metric": metric,
+        "seeds": list(seeds),
+        "reference": reference["method"],
+        "methods": rows,
+    }
+
+
+def p_value(scores: Sequence[float | None], others: Sequence[float | None]) -> float | None:
+    """Return the two-sided p-value of a paired t-test over the seeds.
+
+    None where a score is missing, where there are fewer than two pairs, and where all differences
+    are equal, so that there is no deviation to hold them to.
+    """
+    pairs = [(a, b) for a, b in zip(scores, others, strict=True) if a is not None and b is not None]
+    differences = {a - b for a, b in pairs}
+    if len(pairs) < len(scores) or len(differences) < 2:
+        return None
+    return float(stats.ttest_rel(*zip(*pairs, strict=True)).pvalue)
+
+
+def _conclude(
+    session: Session,
+    comparison: dict[str, Any],
+    trials: Mapping[Seeded, TrialResult],
+    teacher: ModelFile | None,
+) -> dict[str, Any]:
+    """Record the comparison, write the best student for use, return the result."""
+    tracker = session.tracker
+    models = {"teacher": teacher} if teacher is not None else {}
+    chosen = best_of(comparison, trials)
+    if chosen is not None:
+        models["best"] = students(session, {chosen: trials[chosen]})[chosen]
+        save_model_file(session.folder / MODEL, models["best"])
+    scores = test_scores(session, models)
+    for one in comparison["methods"]:
+        key = method_key(one["method"])
+        tracker.metrics(key, method_metrics(one), step=0)
+        tracker.end(key)
+    if teacher is not None:
+        tracker.metrics(PARENT, {"teacher_test_score": scores["teacher"]["score"]}, step=0)
+    path = session.folder / "comparison.png"
+    draw_comparison(path, comparison)
+    tracker.figure(PARENT, path)
+    tracker.tags(PARENT, {"mlflow.note.content": comparison_markdown(comparison)})
+    return {
+        "comparison": comparison,
+        "models": model_rows(models, scores),
+        "selection": {"rule": RULE, "split": "val", "chosen": chosen},
+        "trainings": [row(session, one, trials[one], ComparisonProgress) for one in trials],
+        **places(session, PARENT, "parent_run_id"),
+    }
+
+
+def best_of(comparison: Mapping[str, Any], trials: Mapping[Seeded, TrialResult]) -> Seeded | None:
+    """Return seed and name of the student that validation chooses; None without a whole method."""
+    whole = [one for one in comparison["methods"] if one["mean"] is not None]
+    if not whole:
+        return None
+    name = max(whole, key=lambda one: one["val_mean"])["method"]
+    return max(
+        (seeded for seeded in trials if seeded[1] == name),
+        key=lambda seeded: trials[seeded].val_score or 0.0,
+    )
+
+
+def method_metrics(one: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a method's run in MLflow, as far as they are known."""
+    named = {
+        "test_score": one["mean"],
+        "test_score_std": one["std"],
+        "val_score": one["val_mean"],
+        "p_value": one["p_value"],
+        "seconds_per_step": one["seconds_per_step"],
+        "step_ratio": one["step_ratio"],
+        "peak_mb": one["peak_mb"],
+    }
+    return {name: value for name, value in named.items() if value is not None}

@@ -1,0 +1,163 @@
+"""``raygkd compare`` from end to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Command
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from records import (
+    configuration_of,
+    curves,
+    images_of,
+    plain_training,
+    rescored,
+    running,
+    strange_numbers,
+    without_times,
+)
+
+from raygkd import config as configuration
+from raygkd.build import uses_teacher
+from raygkd.models import load_model_file
+
+EPOCHS, SEED = 2, 3
+SEEDS = [SEED, SEED + 1]
+METHODS = ("none", "ickd", "dkd", "graph")
+COMPARE = (
+    *("compare", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
+    *("--seed", SEED, "--seeds", len(SEEDS), "--epochs", EPOCHS, "--methods", ",".join(METHODS)),
+)
+
+
+@pytest.fixture(scope="module")
+def command(raygkd: Callable[..., Command], output: Path, untrained_teacher: Path) -> Command:
+    command = raygkd(*COMPARE, "--teacher", untrained_teacher, "--output", output, "--json")
+    command.result()
+    return command
+
+
+@pytest.fixture(scope="module")
+def result(command: Command) -> dict[str, Any]:
+    return json.loads(command.out)
+
+
+def children(client: MlflowClient, result: dict[str, Any], parent: str) -> dict[str, Run]:
+    """Return name -> MLflow run of those below a run."""
+    runs = client.search_runs(
+        [result["mlflow"]["experiment_id"]], f"tags.`mlflow.parentRunId` = '{parent}'"
+    )
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {run.info.run_name: run for run in runs}
+
+
+def methods_of(client: MlflowClient, result: dict[str, Any]) -> dict[str, Run]:
+    return children(client, result, result["mlflow"]["parent_run_id"])
+
+
+def test_every_method_is_trained_with_every_seed(result: dict[str, Any]) -> None:
+    told = [(one["seed"], one["role"]) for one in result["trainings"]]
+    assert told == [(seed, method) for seed in SEEDS for method in METHODS]
+    for one in result["trainings"]:
+        assert (one["status"], one["epochs"], one["error"]) == ("finished", EPOCHS, None)
+
+
+def test_methods_are_ranked_by_the_mean_over_the_seeds(result: dict[str, Any]) -> None:
+    comparison = result["comparison"]
+    assert comparison["seeds"] == SEEDS
+    means = [np.mean(one["scores"]) for one in comparison["methods"]]
+    assert means == sorted(means, reverse=True)
+    assert {one["method"] for one in comparison["methods"]} == set(METHODS)
+    for one in comparison["methods"]:
+        assert one["mean"] == pytest.approx(np.mean(one["scores"]))
+
+
+def test_a_step_costs_time_and_memory(result: dict[str, Any]) -> None:
+    costs = {one["method"]: one for one in result["comparison"]["methods"]}
+    assert costs["none"]["step_ratio"] == costs["none"]["peak_ratio"] == 1.0
+    for method in METHODS[1:]:
+        assert costs[method]["seconds_per_step"] > 0
+        # teacher and adapters are held besides
+        assert costs[method]["peak_ratio"] > 1.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_is_the_same_without_ray(
+    result: dict[str, Any], untrained_teacher: Path, client: MlflowClient, method: str
+) -> None:
+    compared = configuration_of(Path(result["run"]))
+    config = configuration.with_settings(compared, {"method": method, "seed": SEEDS[-1]})
+    file = load_model_file(untrained_teacher) if uses_teacher(config) else None
+    training = plain_training(config, images_of(compared), file)
+    [told] = [
+        one for one in result["trainings"] if (one["seed"], one["role"]) == (SEEDS[-1], method)
+    ]
+    found = curves(client, told["run_id"])
+    for epoch in range(1, EPOCHS + 1):
+        metrics = without_times(training.run_epoch())
+        assert {name: found[name][epoch] for name in metrics} == metrics
+    [ranked] = [one for one in result["comparison"]["methods"] if one["method"] == method]
+    assert ranked["scores"][-1] == training.evaluate("test")["score"]
+
+
+def test_mlflow_has_a_run_for_each_method_and_one_for_each_seed_below_it(
+    result: dict[str, Any], client: MlflowClient, output: Path
+) -> None:
+    methods = methods_of(client, result)
+    assert set(methods) == set(METHODS)
+    ranked = {one["method"]: one for one in result["comparison"]["methods"]}
+    names = {frozenset(run.data.params) for run in methods.values()}
+    assert len(names) == 1
+    for name, run in methods.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.params["method"] == name
+        assert run.data.metrics["test_score"] == ranked[name]["mean"]
+        assert run.data.metrics["seconds_per_step"] == ranked[name]["seconds_per_step"]
+        seeds = children(client, result, run.info.run_id)
+        assert set(seeds) == {f"{name} seed {seed}" for seed in SEEDS}
+        for seed, one in zip(SEEDS, ranked[name]["scores"], strict=True):
+            assert seeds[f"{name} seed {seed}"].data.metrics["test_score"] == one
+    assert running(client) == []
+    assert strange_numbers(output) == []
+
+
+def test_the_runs_description_is_the_ranked_table(
+    result: dict[str, Any], client: MlflowClient
+) -> None:
+    run = client.get_run(result["mlflow"]["parent_run_id"])
+    best = result["comparison"]["methods"][0]
+    row = f"| 1 | {best['method']} | {best['mean']:.4f} |"
+    assert row in run.data.tags["mlflow.note.content"]
+    pictures = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert "comparison.png" in pictures
+
+
+def test_the_best_student_by_validation_is_written_for_use(result: dict[str, Any]) -> None:
+    folder = Path(result["run"])
+    seed, method = result["selection"]["chosen"]
+    [ranked] = [one for one in result["comparison"]["methods"] if one["method"] == method]
+    score = rescored(folder / "model.pt", folder, "test")["score"]
+    assert score == ranked["scores"][SEEDS.index(seed)] == result["models"]["best"]["test_score"]
+
+
+def test_a_comparison_that_is_broken_off_goes_on(
+    raygkd: Callable[..., Command], result: dict[str, Any], output: Path, untrained_teacher: Path
+) -> None:
+    """As if the process had been killed after some trainings, one of them in the middle."""
+    folder = Path(result["run"])
+    copy = folder.with_name("compare-broken-off")
+    journal = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
+    shutil.copytree(folder / "trials", copy / "trials")
+    for name in ("config.yaml", "facts.json"):
+        (copy / name).write_bytes((folder / name).read_bytes())
+    (copy / "trials.jsonl").write_text("".join(journal[: len(journal) // 2]))
+    again = raygkd("compare", "--resume", copy, "--json").result()
+    scores = {one["method"]: one["scores"] for one in again["comparison"]["methods"]}
+    assert scores == {one["method"]: one["scores"] for one in result["comparison"]["methods"]}
