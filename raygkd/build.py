@@ -437,6 +437,36 @@ def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimi
     )
 
 
+def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) -> Objective:
+    """Return the student as its training begins, with its losses and their adapters, on the CPU.
+
+    Args:
+        config: the settings.
+        spec: the images' classes and size.
+        teacher: the model to learn from or to start from; None where the run needs none.
+    """
+    method = config.method.method
+    torch.manual_seed(config.optim.seed)
+    student = new_model(config.model.student, spec)
+    start_from_weights(config, student)
+    graph = None
+    levels: tuple[int, ...] = ()
+    if teacher is not None:
+        start_from_teacher(config, student, teacher)
+        if "graph" in method:
+            levels = chosen_levels(config, teacher, student)
+            graph = build_graph_loss(config, teacher, student, spec.image_size)
+    if isinstance(student, Detector):
+        return DetectorObjective(student, levels=levels, graph=graph)
+    return ClassifierObjective(
+        student,
+        levels=levels,
+        graph=graph,
+        kd_weight=config.method.kd_weight if "kd" in method else 0.0,
+        kd_temperature=config.method.kd_temperature,
+    )
+
+
 def _build_models(
     config: Config,
     spec: ImageSpec,
@@ -444,40 +474,23 @@ def _build_models(
     device: torch.device,
     store: TeacherStore | None,
 ) -> tuple[Objective, Teacher | None]:
-    method = config.method.method
-    torch.manual_seed(config.optim.seed)
-    student = new_model(config.model.student, spec)
-    start_from_weights(config, student)
-    teacher_model, graph = None, None
-    levels: tuple[int, ...] = ()
-    heard: tuple[int, ...] = ()
+    teacher_model = None
     if uses_teacher(config):
         if teacher_file is None:
             raise ValueError("this run needs a teacher")
         teacher_model = build_from_file(teacher_file)
-        start_from_teacher(config, student, teacher_model)
-        if "graph" in method:
-            levels = heard = chosen_levels(config, teacher_model, student)
-            if store is not None:
-                others = with_settings(config, {"levels": store.levels})
-                heard = tuple({*levels, *chosen_levels(others, teacher_model, student)})
-            graph = build_graph_loss(config, teacher_model, student, spec.image_size)
-        teacher_model.to(device)
-    objective: Objective
-    if isinstance(student, Detector):
-        objective = DetectorObjective(student, levels=levels, graph=graph)
-    else:
-        objective = ClassifierObjective(
-            student,
-            levels=levels,
-            graph=graph,
-            kd_weight=config.method.kd_weight if "kd" in method else 0.0,
-            kd_temperature=config.method.kd_temperature,
-        )
+    objective = build_objective(config, spec, teacher_model)
+    student = objective.student
     objective.to(device)
     teacher = None
     if teacher_model is not None and distils(config):
-        teacher = Teacher(teacher_model, heard)
+        heard: tuple[int, ...] = ()
+        if objective.graph is not None:
+            heard = chosen_levels(config, teacher_model, student)
+            if store is not None:
+                others = with_settings(config, {"levels": store.levels})
+                heard = tuple({*heard, *chosen_levels(others, teacher_model, student)})
+        teacher = Teacher(teacher_model.to(device), heard)
     # only now, when both models have their taps
     if config.optim.compile:
         student.compile()
