@@ -55,7 +55,7 @@ class Picture:
         path: of the file.
         title: what it is, for whom cannot see it too.
         text: how it is read.
-        is_wide: on a narrow screen it is moved sideways and does not become smaller.
+        is_wide: it holds many small parts, and stays larger on a narrow screen.
     """
 
     path: Path

@@ -15,7 +15,7 @@ _OF_TEACHER_ALONE = {"student", "student_weights", "inherit", "method", "levels"
 
 # score -> its name
 SCORES = {
-    "accuracy": "the accuracy, the share of the images whose label was told",
+    "accuracy": "the accuracy, the share of the images that are given their label",
     "map": "the mean average precision over IoU 0.5 to 0.95 (mAP)",
     "map50": "the mean average precision at IoU 0.5 (mAP50)",
 }

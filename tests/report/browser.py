@@ -17,6 +17,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
 )
 PROGRAMS = ("chromium", "chromedriver")
+REQUEST = "Network.requestWillBeSent"
 
 
 def is_installed() -> bool:
@@ -53,15 +54,13 @@ class Opened:
         self._driver = driver
         self.page = page
         self.complaints = driver.get_log("browser")
-        events = [
+        events = (
             json.loads(entry["message"])["message"] for entry in driver.get_log("performance")
-        ]
-        self.requested = {
-            event["params"]["request"]["url"]
-            for event in events
-            if event["method"] == "Network.requestWillBeSent"
-            and not event["params"]["request"]["url"].startswith("data:")
-        }
+        )
+        sent = [event["params"] for event in events if event["method"] == REQUEST]
+        # the browser's own first page asks for its parts too
+        asked = {told["request"]["url"] for told in sent if told["documentURL"] == page.as_uri()}
+        self.requested = {url for url in asked if not url.startswith("data:")}
 
     def run(self, script: str) -> Any:
         """Return what a script does in the page."""
