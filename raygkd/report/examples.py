@@ -59,10 +59,10 @@ def examples_section(
         folder: for the pictures.
         examples: of the test split, at least one.
         class_names: by label.
-        roles: the models, the one that the report is about last.
+        roles: the teacher, where it is not the only one, and the model that the report is about.
     """
     student = roles[-1]
-    groups = _with_teacher(examples, student) if "teacher" in roles else _alone(examples, student)
+    groups = _with_teacher(examples, student) if len(roles) > 1 else _alone(examples, student)
     rows = [
         (title, str(len(group)), f"{100 * len(group) / len(examples):.1f}%")
         for title, group in groups.items()

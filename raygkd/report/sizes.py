@@ -50,7 +50,7 @@ class ScoredModel:
 def sizes_section(
     folder: Path, models: Mapping[str, ScoredModel], image: str, hardware: str
 ) -> Section:
-    """Return the section on size and latency, with its picture drawn.
+    """Return the section on size and latency, with a picture of several models.
 
     Args:
         folder: for the picture.
@@ -58,8 +58,15 @@ def sizes_section(
         image: what the models were given, for the text.
         hardware: that the latency was measured on.
     """
-    path = folder / "sizes.png"
-    draw_sizes(path, models)
+    pictures = []
+    if len(models) > 1:
+        path = folder / "sizes.png"
+        draw_sizes(path, models)
+        text = (
+            "Further left is smaller or faster, further up is better. The whisker at the right "
+            "reaches from the median to the 95th percentile of the runs."
+        )
+        pictures.append(Picture(path, "Test score against parameters and latency", text))
     runs = next(iter(models.values())).latency.runs
     rows = [
         (
@@ -82,12 +89,7 @@ def sizes_section(
                 f"alike. Hardware: {hardware}."
             ),
             Table(header, rows),
-            Picture(
-                path,
-                "Test score against parameters and latency",
-                "Further left is smaller or faster, further up is better. The whisker at the right "
-                "reaches from the median to the 95th percentile of the runs.",
-            ),
+            *pictures,
         ],
         numbers={
             "hardware": hardware,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raygkd import cli
 from raygkd.config import Config, from_mapping, settings
+from raygkd.report.examples import Example, Prediction, examples_section
 from raygkd.report.page import Picture, Section, Table, Words, page
 from raygkd.report.summary import command_line, outcome
 from raygkd.workflows.latency import FEWEST, WARM_UP, hardware, latencies
@@ -77,7 +80,7 @@ def test_a_page_shows_all_texts_as_they_are() -> None:
     assert "http" not in html.replace(escaped, "").replace("http-equiv", "")
 
 
-def test_a_picture_is_inside_the_page(tmp_path: Any) -> None:
+def test_a_picture_is_inside_the_page(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     section = Section(
         anchor="a", title="A", blocks=[Picture(tmp_path / "a.png", "name", "words", is_wide=True)]
@@ -85,6 +88,37 @@ def test_a_picture_is_inside_the_page(tmp_path: Any) -> None:
     html = page("T", "S", [section], [])
     assert '<img src="data:image/png;base64,iVBORw==" alt="name">' in html
     assert "left-out" not in html
+
+
+def example(label: int, **said: int) -> Example:
+    guesses = {
+        role.replace("_", " "): Prediction(label=guess, probability=0.5 + 0.1 * guess)
+        for role, guess in said.items()
+    }
+    return Example(image=np.zeros((8, 8, 3), np.uint8), label=label, said=guesses)
+
+
+def test_examples_are_sorted_by_who_is_right(tmp_path: Path) -> None:
+    examples = [
+        *(example(0, teacher=0, best_student=1), example(1, teacher=1, best_student=0)),
+        *(example(1, teacher=0, best_student=1), example(2, teacher=2, best_student=2)),
+    ]
+    names = ["a", "$b", "c" * 40]
+    section = examples_section(tmp_path, examples, names, ["teacher", "best student"])
+    assert section.numbers == {
+        "images": 4,
+        "teacher right, best student wrong": 2,
+        "best student right, teacher wrong": 1,
+        "both wrong": 0,
+        "both right": 1,
+    }
+    assert len(section.pictures) == len(list(tmp_path.iterdir())) == 3
+
+
+def test_examples_of_one_model_are_right_or_wrong(tmp_path: Path) -> None:
+    examples = [example(0, teacher=0), example(1, teacher=0), example(1, teacher=2)]
+    section = examples_section(tmp_path, examples, ["a", "b", "c"], ["teacher"])
+    assert section.numbers == {"images": 3, "teacher wrong": 2, "teacher right": 1}
 
 
 class Noted(nn.Module):
