@@ -504,6 +504,36 @@ def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimi
     )
 
 
+def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) -> Objective:
+    """Return the student as its training begins, with its losses and their adapters, on the CPU.
+
+    Args:
+        config: the settings.
+        spec: the images' classes and size.
+        teacher: the model to learn from or to start from; None where the run needs none.
+
+    Raises:
+        ConfigError: levels, a dimension or a package that the method cannot have.
+    """
+    torch.manual_seed(config.optim.seed)
+    student = new_model(config.model.student, spec)
+    start_from_weights(config, student)
+    method = config.method.method
+    parts: dict[str, Any] = {}
+    if teacher is not None:
+        start_from_teacher(config, student, teacher)
+    if teacher is not None and "graph" in method:
+        parts["levels"] = chosen_levels(config, teacher, student)
+        parts["graph"] = build_graph_loss(config, teacher, student, spec.image_size)
+    if teacher is not None and baseline_of(method) is not None:
+        baseline, term = build_baseline(config, teacher, student, spec.image_size)
+        parts |= {"baseline": baseline, "baseline_term": term}
+        if not term.reads_logits:
+            parts["levels"] = chosen_levels(config, teacher, student)
+    kind = DetectorObjective if isinstance(student, Detector) else ClassifierObjective
+    return kind(student, **parts)
+
+
 def _build_models(
     config: Config,
     spec: ImageSpec,
@@ -511,17 +541,13 @@ def _build_models(
     device: torch.device,
     store: TeacherStore | None,
 ) -> tuple[Objective, Teacher | None]:
-    torch.manual_seed(config.optim.seed)
-    student = new_model(config.model.student, spec)
-    start_from_weights(config, student)
     teacher_model = None
     if uses_teacher(config):
         if teacher_file is None:
             raise ValueError("this run needs a teacher")
         teacher_model = build_from_file(teacher_file)
-        start_from_teacher(config, student, teacher_model)
-        teacher_model.to(device)
-    objective = build_objective(config, student, teacher_model, spec.image_size)
+    objective = build_objective(config, spec, teacher_model)
+    student = objective.student
     objective.to(device)
     teacher = None
     if teacher_model is not None and distils(config):
@@ -530,44 +556,13 @@ def _build_models(
             # what other trials may want is kept with what this one does
             others = with_settings(config, {"levels": store.levels, "method": "graph"})
             heard |= set(chosen_levels(others, teacher_model, student))
-        teacher = Teacher(teacher_model, sorted(heard))
+        teacher = Teacher(teacher_model.to(device), sorted(heard))
     # only now, when both models have their taps
     if config.optim.compile:
         student.compile()
         if teacher is not None:
             teacher.model.compile()
     return objective, teacher
-
-
-def build_objective(
-    config: Config,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    image_size: tuple[int, int],
-) -> Objective:
-    """Return a student with its loss terms.
-
-    Args:
-        config: the settings.
-        student: the model that learns.
-        teacher: the model that it learns from; None where the method needs none.
-        image_size: height and width of the input in pixels.
-
-    Raises:
-        ConfigError: levels, a dimension or a package that the method cannot have.
-    """
-    method = config.method.method
-    parts: dict[str, Any] = {}
-    if teacher is not None and "graph" in method:
-        parts["levels"] = chosen_levels(config, teacher, student)
-        parts["graph"] = build_graph_loss(config, teacher, student, image_size)
-    if teacher is not None and baseline_of(method) is not None:
-        baseline, term = build_baseline(config, teacher, student, image_size)
-        parts |= {"baseline": baseline, "baseline_term": term}
-        if not term.reads_logits:
-            parts["levels"] = chosen_levels(config, teacher, student)
-    kind = DetectorObjective if isinstance(student, Detector) else ClassifierObjective
-    return kind(student, **parts)
 
 
 def student_file(

@@ -209,6 +209,37 @@ def evaluate(
         console_of(out).print(models_table(rows, split))
 
 
+@commands.command("report")
+@click.argument("output")
+@click.option(
+    "--html",
+    metavar="FILE",
+    help="where the page is written; its pictures lie beside it [default: RUN/report/index.html]",
+)
+@JSON
+def report(output: str, html: str | None, as_json: bool) -> None:
+    """Write a page of pictures on a run that is over.
+
+    OUTPUT is an output folder, whose newest finished run is meant, or the folder of a run (s3://
+    and gs:// work). The page is one HTML file that needs nothing beside itself.
+    """
+    with only_results_on_stdout() as out:
+        from raygkd import workflows
+        from raygkd.report.console import WarningsToConsole, console_of, stderr_console
+
+        logging.getLogger("raygkd").handlers = [WarningsToConsole()]
+        result = workflows.write_report(output, html, console=stderr_console())
+        if as_json:
+            out.write(json.dumps(result) + "\n")
+            return
+        console = console_of(out)
+        for line in result["left_out"]:
+            console.print(f"left out  {line}", soft_wrap=True)
+        folder = result["html"].rpartition("/")[0]
+        console.print(f"pictures  {len(result['pictures'])} PNG files in {folder}", soft_wrap=True)
+        console.print(f"page      {result['html']}", soft_wrap=True)
+
+
 def _show_search(out: Any, result: dict[str, Any]) -> None:
     from raygkd.report.tables import missing_scores, models_table, repeat_table, trials_table
 

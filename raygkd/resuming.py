@@ -19,6 +19,7 @@ from raygkd.files import Place, is_remote, modified, place, write_text
 CONFIG = "config.yaml"
 RESULT = "result.json"
 FACTS = "facts.json"
+TRACKING = "tracking.jsonl"
 INPUTS = "inputs"
 # where and how fast a run goes on, and not what it does
 _FREE = {

@@ -266,6 +266,20 @@ class GraphDistillationLoss(nn.Module):
         teacher_BCHW = pooled(teacher_BCHW.detach(), grid)
         return TeacherGraph(centred(teacher_BCHW) if self.centre else teacher_BCHW, spectrum)
 
+    def student_maps(self, level: int, student_BCHW: Tensor) -> Tensor:
+        """Return a level's maps (B, C_t, H, W) as the losses compare them with the teacher's.
+
+        They have gone through the adapter, on the grid of the comparison, and are centred where
+        the loss centres.
+
+        Args:
+            level: of the feature maps.
+            student_BCHW: feature maps (B, C_s, H_s, W_s).
+        """
+        grid = coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
+        maps_BCHW = self.adapters[str(level)](pooled(student_BCHW, grid))
+        return centred(maps_BCHW) if self.centre else maps_BCHW
+
     def with_spectrum(self, graph: TeacherGraph) -> TeacherGraph:
         """Return a level's graph with its spectrum, of the weights that this loss has."""
         return TeacherGraph(graph.maps_BCHW, graph_spectrum(graph.maps_BCHW, self.weights))
@@ -295,10 +309,7 @@ class GraphDistillationLoss(nn.Module):
             of_teacher = teacher[level]
             if isinstance(of_teacher, Tensor):
                 of_teacher = self.teacher_graph(level, of_teacher)
-            grid = of_teacher.maps_BCHW.shape[2], of_teacher.maps_BCHW.shape[3]
-            student_BCHW = self.adapters[str(level)](pooled(student_features[level], grid))
-            if self.centre:
-                student_BCHW = centred(student_BCHW)
+            student_BCHW = self.student_maps(level, student_features[level])
             for name, terms in totals.items():
                 terms.append(self._term(name, student_BCHW, of_teacher, boxes))
         return {name: torch.stack(terms).mean() for name, terms in totals.items()}

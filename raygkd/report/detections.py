@@ -15,7 +15,7 @@ from raygkd.data.boxes import ImageBoxes
 from raygkd.data.inspect import BACKGROUND, FONT_SIZE, GAP, INK, MARGIN, SMALL_FONT_SIZE
 from raygkd.detection_metrics import Detections
 from raygkd.files import Place, whole_file
-from raygkd.report.figures import DOTS_PER_INCH
+from raygkd.report.figures import BLUE, DOTS_PER_INCH, GREEN, ORANGE
 
 # longest side of an image on the sheet, and heights of the legend and of a class's tag, in pixels
 TILE = 320
@@ -23,7 +23,7 @@ LEGEND_HEIGHT = 44
 TAG_HEIGHT = SMALL_FONT_SIZE + 2
 # told apart by every kind of colour vision
 TRUTH, FOUND = "#0072b2", "#d55e00"
-MODEL_COLOURS = ("0.65", "tab:blue", "tab:orange", "tab:green")
+MODEL_COLOURS = ("0.65", ORANGE, BLUE, GREEN)
 # of the bars' figure, in inches
 BAR_HEIGHT, CLASS_GAP, FRAME_HEIGHT = 0.14, 0.1, 1.2
 

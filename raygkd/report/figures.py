@@ -1,23 +1,32 @@
-"""Results as pictures."""
+"""Results as pictures: what all of them share, and the picture of a search."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raygkd.files import Place, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 150
+# inches: what a page shows without making it smaller
+WIDTH = 7.5
+# told apart by every kind of colour vision (Okabe and Ito, "Color universal design")
+BLUE, ORANGE, GREEN, VERMILION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+PURPLE, SKY = "#cc79a7", "#56b4e9"
+INK, FAINT, PALE = "0.15", "0.55", "0.8"
+# lightness falls with the score, for every kind of colour vision alike: the best stand out on white
+SCORES = "viridis_r"
 # how a trial ended -> colour and mark of its last epoch
 _ENDS = {
-    "finished": ("tab:blue", "o"),
-    "stopped": ("0.65", "s"),
-    "diverged": ("tab:red", "x"),
-    "failed": ("tab:red", "x"),
+    "finished": (FAINT, "o"),
+    "stopped": (PALE, "s"),
+    "diverged": (VERMILION, "x"),
+    "failed": (VERMILION, "x"),
 }
 
 
@@ -34,81 +43,75 @@ class Curve:
     scores: Mapping[int, float]
 
 
-def draw_search(path: Place, curves: Sequence[Curve], others: Mapping[str, float]) -> None:
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure of a size in inches, whose parts make room for each other."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain(axes: Axes, *, grid: str = "y") -> None:
+    """Take away what is not needed of some axes, and draw a faint grid of "x", "y" or "both"."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="0.92")  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def save(figure: Figure, path: Place) -> None:
+    """Write a PNG; it appears whole or not at all."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+
+
+def whole_epochs(axes: Axes) -> None:
+    """Label the x axis with epochs, which are whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_search(
+    path: Place,
+    curves: Sequence[Curve],
+    others: Mapping[str, float],
+    rungs: Sequence[int] = (),
+) -> None:
     """Write a PNG of all trials of a search; it appears whole or not at all.
 
     Args:
         path: of the picture.
         curves: the trials, best first.
         others: what they are compared with -> its validation score, drawn as a level line.
+        rungs: epochs after which the scheduler stops trials, drawn as upright lines.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="epoch", ylabel="validation score", title=f"Search of {len(curves)} trials"
-    )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = new_figure(4.6)
+    axes = figure.add_subplot(ylabel="validation score", title=f"Search of {len(curves)} trials")
+    whole_epochs(axes)
+    plain(axes)
+    for rung in rungs:
+        axes.axvline(rung, color=SKY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     for rank, curve in reversed(list(enumerate(curves, start=1))):
         _draw_trial(axes, curve, is_best=rank == 1)
     for number, (name, score) in enumerate(others.items()):
-        axes.axhline(score, color="black", linewidth=1, linestyle=("--", ":")[number % 2])
-        axes.annotate(
-            f"{name} {score:.3f}",
-            (0.0, score),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize="small",
+        style = ("--", ":")[number % 2]
+        axes.axhline(
+            score, color="black", linewidth=1.2, linestyle=style, label=f"{name} {score:.3f}"
         )
+    axes.plot([], [], color=BLUE, linewidth=3, marker="o", label="best")
     statuses = {curve.status for curve in curves}
     for status in (name for name in _ENDS if name in statuses):
         color, mark = _ENDS[status]
         axes.plot([], [], color=color, marker=mark, label=status)
-    axes.plot([], [], color="tab:orange", linewidth=3, marker="o", label="best")
-    axes.legend(loc="lower right", frameon=False)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
+    if rungs:
+        axes.plot([], [], color=SKY, linewidth=1, linestyle=(0, (4, 3)), label="rung")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    save(figure, path)
 
 
 def _draw_trial(axes: Axes, curve: Curve, *, is_best: bool) -> None:
     color, mark = _ENDS[curve.status]
     epochs = sorted(curve.scores)
     scores = [curve.scores[epoch] for epoch in epochs]
-    style = {"color": "tab:orange", "linewidth": 3.0} if is_best else {"color": color}
+    style = {"color": BLUE, "linewidth": 3.0} if is_best else {"color": color}
     axes.plot(epochs, scores, marker=mark, markevery=[-1] if epochs else None, **style)
-
-
-def draw_comparison(path: Place, comparison: Mapping[str, Any]) -> None:
-    """Write a PNG of what methods score: a dot for each seed, and a bar for their mean.
-
-    Args:
-        path: of the picture; it appears whole or not at all.
-        comparison: "metric", "reference" and "methods", best first, each with "method", "scores"
-            and "mean".
-    """
-    from matplotlib.figure import Figure
-
-    methods = comparison["methods"]
-    figure = Figure(figsize=(8, 1.2 + 0.32 * len(methods)), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel=f"{comparison['metric']} on the test split",
-        title=f"{len(methods)} methods, {len(comparison['seeds'])} seeds each",
-    )
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    for place, one in enumerate(methods):
-        color = "tab:orange" if one["method"].startswith("graph") else "tab:blue"
-        scores = [score for score in one["scores"] if score is not None]
-        axes.plot(scores, [place] * len(scores), "o", color=color, alpha=0.6)
-        if one["mean"] is not None:
-            axes.plot([one["mean"]] * 2, [place - 0.35, place + 0.35], color=color, linewidth=3)
-        if one["method"] == comparison["reference"] and one["mean"] is not None:
-            axes.axvline(one["mean"], color="black", linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(methods)), [one["method"] for one in methods])
-    axes.invert_yaxis()
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)

@@ -113,7 +113,8 @@ def repeat_table(model: str, repeat: Mapping[str, Any]) -> Table:
     return table
 
 
-_COMPARED = ("method", "mean", "std", "seeds", "p", "step", "memory")
+# heads of the columns of a comparison
+COMPARED = ("method", "mean", "std", "seeds", "p", "step", "memory")
 
 
 def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -142,7 +143,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
     """Return methods, best mean first; see ``comparison_rows``."""
     table = _table("Methods on the test split")
     table.add_column("#", justify="right", no_wrap=True)
-    for name in _COMPARED:
+    for name in COMPARED:
         left = name == "method"
         table.add_column(name, justify="left" if left else "right", no_wrap=not left)
     for rank, cells in enumerate(comparison_rows(comparison), start=1):
@@ -163,8 +164,8 @@ def comparison_note(comparison: Mapping[str, Any]) -> str:
 def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     """Return a comparison as a Markdown table, for a run's description in MLflow."""
     lines = [
-        f"| # | {' | '.join(_COMPARED)} |",
-        "| --- " * (len(_COMPARED) + 1) + "|",
+        f"| # | {' | '.join(COMPARED)} |",
+        "| --- " * (len(COMPARED) + 1) + "|",
         *(
             f"| {rank} | {' | '.join(cells)} |"
             for rank, cells in enumerate(comparison_rows(comparison), start=1)

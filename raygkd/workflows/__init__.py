@@ -2,7 +2,8 @@
 
 from raygkd.workflows.compare import compare
 from raygkd.workflows.evaluation import evaluate
+from raygkd.workflows.report import write_report
 from raygkd.workflows.search import tune
 from raygkd.workflows.single import distil, teach
 
-__all__ = ["compare", "distil", "evaluate", "teach", "tune"]
+__all__ = ["compare", "distil", "evaluate", "teach", "tune", "write_report"]

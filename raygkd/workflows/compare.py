@@ -17,7 +17,7 @@ from raygkd.models import ModelFile, save_model_file
 from raygkd.rayrun.costs import Costs, costs_of_steps
 from raygkd.rayrun.history import Trial
 from raygkd.rayrun.search import TrialResult
-from raygkd.report.figures import draw_comparison
+from raygkd.report.comparison import draw_seeds
 from raygkd.report.tables import comparison_markdown
 from raygkd.variants import Settings, is_baseline, variants
 from raygkd.workflows.seeds import (
@@ -134,10 +134,7 @@ def checked_variants(config: Config, images: Images, console: Console) -> dict[s
         try:
             one = with_settings(config, changes)
             build.check_settings(one, images.spec.task)
-            student = build.new_model(config.model.student, images.spec)
-            build.build_objective(
-                one, student, teacher if build.distils(one) else None, images.spec.image_size
-            )
+            build.build_objective(one, images.spec, teacher if build.uses_teacher(one) else None)
         except UserError as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -279,16 +276,27 @@ def _conclude(
     if teacher is not None:
         tracker.metrics(PARENT, {"teacher_test_score": scores["teacher"]["score"]}, step=0)
     path = session.folder / "comparison.png"
-    draw_comparison(path, comparison)
+    draw_seeds(
+        path,
+        {one["method"]: one["scores"] for one in comparison["methods"]},
+        f"{comparison['metric']} on the test split",
+    )
     tracker.figure(PARENT, path)
     tracker.tags(PARENT, {"mlflow.note.content": comparison_markdown(comparison)})
     return {
         "comparison": comparison,
         "models": model_rows(models, scores),
-        "selection": {"rule": RULE, "split": "val", "chosen": chosen},
+        "selection": {"rule": RULE, "split": "val", **_choice(chosen, trials)},
         "trainings": [row(session, one, trials[one], ComparisonProgress) for one in trials],
         **places(session, PARENT, "parent_run_id"),
     }
+
+
+def _choice(chosen: Seeded | None, trials: Mapping[Seeded, TrialResult]) -> dict[str, Any]:
+    """Return the seed, the method and the number of the training whose student was chosen."""
+    if chosen is None:
+        return {"seed": None, "method": None, "number": None}
+    return {"seed": chosen[0], "method": chosen[1], "number": trials[chosen].number}
 
 
 def best_of(comparison: Mapping[str, Any], trials: Mapping[Seeded, TrialResult]) -> Seeded | None:

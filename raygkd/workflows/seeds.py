@@ -125,7 +125,8 @@ def row(
 ) -> dict[str, Any]:
     """Return how one training went, as a result tells it."""
     seed, name = seeded
-    told = {key: getattr(trial, key) for key in ("epochs", "val_score", "status", "error")}
+    keys = ("number", "params", "epochs", "val_score", "status", "error")
+    told = {key: getattr(trial, key) for key in keys}
     run_id = session.tracker.run_id(progress_of.key_of(trial.number))
     return {"role": name, "seed": seed, **told, "run_id": run_id}
 

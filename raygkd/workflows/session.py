@@ -32,6 +32,7 @@ from raygkd.resuming import (
     CONFIG,
     INPUTS,
     RESULT,
+    TRACKING,
     check_facts,
     lasting_path,
     new_run_folder,
@@ -198,7 +199,7 @@ def open_session(
             nodes=nodes,
             images=images,
             shared=shared,
-            tracker=tracking.Tracker(uri, experiment, folder / "tracking.jsonl"),
+            tracker=tracking.Tracker(uri, experiment, folder / TRACKING),
             interrupts=interrupts,
             console=console,
         )

@@ -236,7 +236,7 @@ def show_pair(config: Config, spec: ImageSpec, teacher: nn.Module, console: Cons
             graph = build.build_graph_loss(config, teacher, student, spec.image_size)
     elif build.distils(config):
         with _naming(f"--method {method}"):
-            objective = build.build_objective(config, student, teacher, spec.image_size)
+            objective = build.build_objective(config, spec, teacher)
         if objective.levels:
             levels = ", ".join(map(str, objective.levels))
             console.print(f"{method} compares the maps of level {levels}")
@@ -313,15 +313,25 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
         path = place(config.model.teacher)
         return load_model_file(path), path
     wanted = build.teacher_training(config)
-    tree = to_mapping(wanted)
-    started_from = [tree["model"][name] for name in ("student", "student_weights")]
-    images = session.images
-    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity])
-    folder = session.output / "teachers" / f"{config.model.teacher.replace(':', '-')}-{key}"
+    folder = teacher_folder(config, session.images, session.output)
     if (folder / MODEL).exists():
         session.console.print(f"teacher {config.model.teacher}: kept from an earlier run")
     teacher = train_one(session, wanted, role="teacher", folder=folder, teacher=None, parent=parent)
     return teacher, folder / MODEL
+
+
+def teacher_folder(config: Config, images: Images, output: Place) -> Place:
+    """Return the folder of the teacher that is trained for a run's images.
+
+    Args:
+        config: of the run.
+        images: of the run.
+        output: the output folder.
+    """
+    tree = to_mapping(build.teacher_training(config))
+    started_from = [tree["model"][name] for name in ("student", "student_weights")]
+    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity])
+    return output / "teachers" / f"{config.model.teacher.replace(':', '-')}-{key}"
 
 
 def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, Any]]:

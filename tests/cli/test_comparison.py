@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 from scipy import stats
 
 from raygkd.rayrun.search import TrialResult
-from raygkd.report.figures import draw_comparison
 from raygkd.report.tables import comparison_markdown, comparison_note, comparison_table
 from raygkd.workflows.compare import best_of, method_metrics, p_value, summary
 
@@ -130,11 +127,3 @@ def test_metrics_of_a_method_are_what_is_known():
     found = {one["method"]: method_metrics(one) for one in compared(SCORES)["methods"]}
     assert found["graph"]["test_score"] == pytest.approx(np.mean(SCORES["graph"]))
     assert set(found["graph"]) - set(found["kd"]) == {"p_value"}
-
-
-def test_the_picture_shows_the_scores(tmp_path: Path):
-    draw_comparison(tmp_path / "c.png", compared(SCORES))
-    with Image.open(tmp_path / "c.png") as picture:
-        colours = {rgb for _, rgb in picture.convert("RGB").getcolors(1 << 20)}
-    # matplotlib's orange of ours, and its blue
-    assert {(255, 127, 14), (31, 119, 180)} <= colours

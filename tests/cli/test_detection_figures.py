@@ -125,7 +125,7 @@ def test_scores_by_class_are_bars_of_a_colour_for_each_model(tmp_path: Path) -> 
         """Return the pixels of the longest bar of each model."""
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-        colours = ((166, 166, 166), (31, 119, 180), (255, 127, 14))
+        colours = ((166, 166, 166), (230, 159, 0), (0, 114, 178))
         return [int((pixels == colour).all(2).sum(1).max()) for colour in colours]
 
     scores = {"teacher": [1.0, None], "student alone": [0.25, None], "best": [0.5, None]}

@@ -213,7 +213,7 @@ def test_info_without_a_readable_image() -> None:
 
 def colours_of(path: Path) -> set[str]:
     """Return which of the figure's colours a picture holds."""
-    known = {"tab:orange": (255, 127, 14), "tab:blue": (31, 119, 180), "tab:red": (214, 39, 40)}
+    known = {"best": (0, 114, 178), "rung": (86, 180, 233), "broken": (213, 94, 0)}
     with Image.open(path) as picture:
         held = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}
     return {name for name, colour in known.items() if colour in held}
@@ -226,8 +226,9 @@ def test_a_search_is_drawn_with_its_best_trial_and_how_the_others_ended(tmp_path
         Curve(status="diverged", scores={1: 0.0}),
         Curve(status="failed", scores={}),
     ]
-    draw_search(tmp_path / "all.png", curves, {"teacher": 0.9, "student alone": 0.45})
-    assert colours_of(tmp_path / "all.png") == {"tab:orange", "tab:blue", "tab:red"}
+    others = {"teacher": 0.9, "student alone": 0.45}
+    draw_search(tmp_path / "all.png", curves, others, rungs=[1])
+    assert colours_of(tmp_path / "all.png") == {"best", "rung", "broken"}
     draw_search(tmp_path / "one.png", curves[:1], {})
-    assert "tab:red" not in colours_of(tmp_path / "one.png")
+    assert colours_of(tmp_path / "one.png") == {"best"}
     assert {path.name for path in tmp_path.iterdir()} == {"all.png", "one.png"}

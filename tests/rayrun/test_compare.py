@@ -27,6 +27,8 @@ from records import (
 from raygkd import config as configuration
 from raygkd.build import uses_teacher
 from raygkd.models import load_model_file
+from raygkd.report.console import stderr_console
+from raygkd.workflows import write_report
 
 EPOCHS, SEED = 2, 3
 SEEDS = [SEED, SEED + 1]
@@ -141,10 +143,26 @@ def test_the_runs_description_is_the_ranked_table(
 
 def test_the_best_student_by_validation_is_written_for_use(result: dict[str, Any]) -> None:
     folder = Path(result["run"])
-    seed, method = result["selection"]["chosen"]
+    seed, method = result["selection"]["seed"], result["selection"]["method"]
     [ranked] = [one for one in result["comparison"]["methods"] if one["method"] == method]
     score = rescored(folder / "model.pt", folder, "test")["score"]
     assert score == ranked["scores"][SEEDS.index(seed)] == result["models"]["best"]["test_score"]
+
+
+def test_its_report_ranks_the_methods_and_is_about_the_best_student(
+    result: dict[str, Any], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    told = write_report(result["run"], str(page), console=stderr_console())
+    assert told["numbers"]["comparison"] == result["comparison"]
+    assert {"summary", "comparison", "sizes", "losses", "examples"} <= set(told["numbers"])
+    best = told["numbers"]["summary"]["models"]["best student"]
+    assert best["test_score"] == result["models"]["best"]["test_score"]
+    html = page.read_text()
+    ranked = [one["method"] for one in result["comparison"]["methods"]]
+    table = html[html.index("Methods compared</h2>") :]
+    places = [table.index(f">{method}<") for method in ranked]
+    assert places == sorted(places)
 
 
 def test_a_comparison_that_is_broken_off_goes_on(

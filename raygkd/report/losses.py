@@ -1,0 +1,144 @@
+"""A report's section on the loss terms over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from raygkd.report.figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    new_figure,
+    plain,
+    save,
+    whole_epochs,
+)
+from raygkd.report.page import Picture, Section
+
+# term -> colour, mark, and what it compares
+TERMS = {
+    "task": ("black", "o", "the labels"),
+    "kd": (PURPLE, "v", "the teacher's class scores"),
+    "vertex": (BLUE, "s", "single channels of student and teacher"),
+    "edge": (ORANGE, "^", "how alike pairs of channels are"),
+    "spectral": (GREEN, "D", "the spectral embeddings of the channel graphs"),
+}
+COLUMNS = 3
+
+
+def losses_section(
+    folder: Path, epochs: Sequence[Mapping[str, float]], weights: Mapping[str, float], whose: str
+) -> Section:
+    """Return the section on the loss terms, with its pictures drawn.
+
+    Args:
+        folder: for the pictures.
+        epochs: metrics of each epoch, at least one.
+        weights: loss term -> its weight in the sum.
+        whose: the model that was trained, as the text names it.
+    """
+    terms = {name: [epoch[f"loss_{name}"] for epoch in epochs] for name in weights}
+    numbers = [int(epoch["epoch"]) for epoch in epochs]
+    alone, together = folder / "losses.png", folder / "loss_shares.png"
+    draw_terms(alone, numbers, terms, [epoch["val_score"] for epoch in epochs])
+    compared = "; ".join(f"{name}: {_colour(name)[2]}" for name in terms)
+    blocks = [
+        Picture(
+            alone,
+            f"Loss terms of {whose}",
+            f"Means over each epoch's training images, before their weights. Terms by what they "
+            f"compare: {compared}. The last panel is the score on the validation images.",
+        )
+    ]
+    if len(terms) > 1:
+        draw_weighted(together, numbers, terms, weights)
+        sums = " + ".join(f"{weight:.3g} {name}" for name, weight in weights.items())
+        blocks.append(
+            Picture(
+                together,
+                "What the terms weigh in the sum",
+                f"The training minimises {sums}. The axis is logarithmic: the highest line is the "
+                "term that has the largest part of the sum.",
+            )
+        )
+    return Section(
+        anchor="losses",
+        title="Loss terms",
+        blocks=blocks,
+        numbers={"epochs": numbers, "weights": dict(weights), "terms": terms},
+    )
+
+
+def draw_terms(
+    path: Path,
+    epochs: Sequence[int],
+    terms: Mapping[str, Sequence[float]],
+    scores: Sequence[float],
+) -> None:
+    """Write a PNG with a panel for each term, and one for the validation score.
+
+    Args:
+        path: of the picture.
+        epochs: numbers of the epochs.
+        terms: loss term -> its value in each epoch.
+        scores: on the validation split after each epoch.
+    """
+    panels = {**terms, "validation score": scores}
+    rows = math.ceil(len(panels) / COLUMNS)
+    figure = new_figure(0.3 + 2.1 * rows)
+    for number, (name, values) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, COLUMNS, number)
+        plain(axes)
+        colour, mark, _ = _colour(name)
+        axes.plot(epochs, values, color=colour, marker=mark, markersize=4, markevery=_every(epochs))
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.tick_params(labelsize=8)
+        whole_epochs(axes)
+        axes.set_ylim(0, 1.1 * max(values) or 1.0)
+    save(figure, path)
+
+
+def draw_weighted(
+    path: Path,
+    epochs: Sequence[int],
+    terms: Mapping[str, Sequence[float]],
+    weights: Mapping[str, float],
+) -> None:
+    """Write a PNG with the terms times their weights, on one logarithmic axis.
+
+    Args:
+        path: of the picture.
+        epochs: numbers of the epochs.
+        terms: loss term -> its value in each epoch.
+        weights: loss term -> its weight.
+    """
+    figure = new_figure(3.6)
+    axes = figure.add_subplot(ylabel="weight x loss", yscale="log")
+    plain(axes)
+    whole_epochs(axes)
+    for name, values in terms.items():
+        colour, mark, _ = _colour(name)
+        axes.plot(
+            epochs,
+            [weights[name] * value for value in values],
+            color=colour,
+            marker=mark,
+            markersize=5,
+            markevery=_every(epochs),
+            label=f"{name} (weight {weights[name]:.3g})",
+        )
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    save(figure, path)
+
+
+def _colour(name: str) -> tuple[str, str, str]:
+    return TERMS.get(name, (VERMILION, "o", name))
+
+
+def _every(epochs: Sequence[int]) -> int:
+    """Return the distance of marks that leaves the line visible."""
+    return max(1, len(epochs) // 20)

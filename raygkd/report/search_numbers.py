@@ -1,0 +1,192 @@
+"""What a search tells besides its winner: what each rung saved, and which settings mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raygkd.config import SearchConfig
+from raygkd.report.tables import show
+from raygkd.space import Dimension
+
+if TYPE_CHECKING:
+    import optuna
+
+    from raygkd.rayrun.history import Trial
+
+METRIC = "val_score"
+# fewer trials tell nothing of their settings, and fewer for each setting little
+FEWEST_TRIALS, TRIALS_FOR_EACH = 4, 5
+# forests that are grown, each with its own seed, to see how far they agree
+FORESTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """What the scheduler did after an epoch.
+
+    Attributes:
+        epoch: the rung.
+        reached: trials that trained as long.
+        stopped: those of them that it ended there.
+        saved: epochs that they would have trained on.
+    """
+
+    epoch: int
+    reached: int
+    stopped: int
+    saved: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """How much of the trials' differences each setting explains, and all of them 1.
+
+    Attributes:
+        epoch: after which the trials are compared, the last that none was stopped before.
+        trials: how many there are.
+        shares: setting -> share of the variance by each forest, most important first.
+    """
+
+    epoch: int
+    trials: int
+    shares: dict[str, tuple[float, ...]]
+
+    @property
+    def is_hint(self) -> bool:
+        """Whether the trials are too few for their settings to be sure of the order."""
+        return self.trials < TRIALS_FOR_EACH * len(self.shares)
+
+
+def rung_epochs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
+    """Return the epochs after which the scheduler may stop a trial.
+
+    With hyperband they are those of all brackets; a trial is held to its own bracket's alone.
+
+    Args:
+        search: with scheduler, grace period and reduction factor.
+        epochs: of a trial that is not stopped.
+    """
+    found: list[int] = []
+    rung = search.grace_period
+    while search.scheduler != "none" and rung < epochs:
+        found.append(rung)
+        rung *= search.reduction_factor
+    return tuple(found)
+
+
+def rung_table(trials: Sequence[Trial], rungs: Sequence[int], epochs: int) -> list[Rung]:
+    """Return what happened at each rung.
+
+    Args:
+        trials: of the search.
+        rungs: see ``rung_epochs``.
+        epochs: of a trial that is not stopped.
+    """
+    rows = []
+    for rung in rungs:
+        stopped = sum(trial.status == "stopped" and trial.epoch == rung for trial in trials)
+        rows.append(
+            Rung(
+                epoch=rung,
+                reached=sum(trial.epoch >= rung for trial in trials),
+                stopped=stopped,
+                saved=stopped * (epochs - rung),
+            )
+        )
+    return rows
+
+
+def read_dimensions(facts: Mapping[str, Any]) -> list[Dimension]:
+    """Return the search space that a run has noted down.
+
+    Args:
+        facts: of the run.
+    """
+    prefix = "search space, "
+    return [
+        Dimension(name.removeprefix(prefix), kind, tuple(values))
+        for name, drawn in facts.items()
+        if name.startswith(prefix)
+        for kind, values in drawn.items()
+    ]
+
+
+def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importance | None:
+    """Return how important each searched setting was, by functional ANOVA; None if it cannot be.
+
+    Trials that were stopped early have trained less, so all are compared after the same epoch.
+
+    Args:
+        trials: of the search.
+        space: what was searched.
+
+    Source: Hutter, Hoos and Leyton-Brown, "An efficient approach for assessing hyperparameter
+        importance" (ICML 2014), as Optuna has it.
+    """
+    whole = [trial.epoch for trial in trials if trial.status in ("finished", "stopped")]
+    epoch = min(whole, default=0)
+    scored = [(trial, score) for trial in trials if (score := _score_at(trial, epoch)) is not None]
+    values = [score for _, score in scored]
+    if len(scored) < FEWEST_TRIALS or len(set(values)) == 1 or not space:
+        return None
+    forests = _forests(scored, space)
+    shares = {
+        name: tuple(float(forest.get(name, 0.0)) for forest in forests) for name in forests[0]
+    }
+    ranked = sorted(shares, key=lambda name: -float(np.mean(shares[name])))
+    return Importance(
+        epoch=epoch, trials=len(scored), shares={name: shares[name] for name in ranked}
+    )
+
+
+def _score_at(trial: Trial, epoch: int) -> float | None:
+    """Return a trial's score after an epoch, or after its last one before that."""
+    scores = [metrics[METRIC] for metrics in trial.epochs if metrics["epoch"] <= epoch]
+    return scores[-1] if scores else None
+
+
+def _forests(
+    scored: Sequence[tuple[Trial, float]], space: Sequence[Dimension]
+) -> list[dict[str, float]]:
+    """Return the shares of the settings, by every forest."""
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    distributions = {dimension.name: _distribution(dimension) for dimension in space}
+    for trial, score in scored:
+        params = {
+            dimension.name: _plain(dimension, trial.params[dimension.name]) for dimension in space
+        }
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=distributions, value=score)
+        )
+    return [
+        get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
+        for seed in range(FORESTS)
+    ]
+
+
+def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    if dimension.kind == "choice":
+        return CategoricalDistribution([_plain(dimension, value) for value in dimension.values])
+    low, high = dimension.values
+    if dimension.kind == "randint":
+        return IntDistribution(low, high - 1)
+    return FloatDistribution(low, high, log=dimension.kind == "loguniform")
+
+
+def _plain(dimension: Dimension, value: Any) -> Any:
+    """Return a choice as text, since a list of levels is none of Optuna's; a number as it is."""
+    return show(value) if dimension.kind == "choice" else value

@@ -1,0 +1,225 @@
+"""A run that is over, read back from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raygkd import build, resuming, tracking
+from raygkd.config import Config, from_yaml, with_settings
+from raygkd.engine import read_checkpoint
+from raygkd.errors import ConfigError, DataError
+from raygkd.files import Place, modified, place
+from raygkd.inputs import Images
+from raygkd.journal import open_journal
+from raygkd.models import ModelFile, load_model_file
+from raygkd.rayrun import history, trainer
+from raygkd.rayrun.history import Trial
+from raygkd.rayrun.worker import CHECKPOINT, trial_folder
+from raygkd.workflows.single import MODEL, teacher_folder
+
+# names of the models in a report, in its order
+TEACHER, ALONE, BEST, STUDENT = "teacher", "student alone", "best student", "student"
+# of a result that ranks methods
+COMPARISON = "comparison"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinishedRun:
+    """What a run has left.
+
+    Attributes:
+        folder: of the run.
+        output: the output folder that it is in.
+        config: the settings of the command.
+        result: what its ``--json`` printed.
+        facts: what it rests on, see ``raygkd.resuming``.
+        trials: of a search, best first.
+        winner: the trial of the best student, where it is a search; of a comparison, the training.
+    """
+
+    folder: Place
+    output: Place
+    config: Config
+    result: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+    winner: Trial | None
+
+    @property
+    def command(self) -> str:
+        """The command that made it."""
+        return self.folder.name.partition("-")[0]
+
+    @property
+    def finished(self) -> float:
+        """When it was over, in seconds since 1970."""
+        return modified(self.folder / resuming.RESULT)
+
+    @property
+    def trained(self) -> str | None:
+        """The model that the report is about; None where the run has trained no single one."""
+        if self.winner is not None:
+            return BEST
+        models = self.result.get("models", {})
+        return next((role for role in (STUDENT, TEACHER) if role in models), None)
+
+    @property
+    def settings(self) -> Config:
+        """The settings of the model that the report is about."""
+        return with_settings(self.config, self.winner.params) if self.winner else self.config
+
+    def rows(self) -> dict[str, Mapping[str, Any]]:
+        """Return role -> "model", "parameters" and "test_score" of every model."""
+        if self.winner is None:
+            return dict(self.result.get("models", {}))
+        if COMPARISON in self.result:
+            names = {TEACHER: TEACHER, "best": BEST}
+            return {names[role]: row for role, row in self.result["models"].items()}
+        rows = {TEACHER: self.result["teacher"], BEST: self.result["best"]}
+        if build.uses_teacher(self.config):
+            rows = {TEACHER: rows[TEACHER], ALONE: self.result["student_alone"], BEST: rows[BEST]}
+        return rows
+
+    def models(self, images: Images) -> dict[str, ModelFile]:
+        """Return role -> model file of every model.
+
+        Args:
+            images: of the run.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        own = {
+            ALONE: self.folder / "student-alone" / MODEL,
+            self.trained: self.folder / MODEL,
+        }
+        return {
+            role: load_model_file(own[role] if role in own else self._teacher(images))
+            for role in self.rows()
+        }
+
+    def _teacher(self, images: Images) -> Place:
+        """Return where the teacher lies that the run was given, or trained."""
+        recorded = self.result.get("teacher", {}).get("path")
+        if recorded is not None and place(recorded).exists():
+            return place(recorded)
+        if build.is_model_file(self.config.model.teacher):
+            return place(self.config.model.teacher)
+        return teacher_folder(self.config, images, self.output) / MODEL
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Return the last checkpoint of the model that the report is about, None if it is gone.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        folder = trial_folder(self.folder, self.winner.number) if self.winner else self.folder
+        path = folder / CHECKPOINT
+        return read_checkpoint(path) if path.exists() else None
+
+    def epochs(self) -> list[dict[str, float]]:
+        """Return the metrics of each epoch of the model that the report is about."""
+        if self.winner is not None:
+            return self.winner.epochs
+        return [_read(line, self.folder) for line in open_journal(self._journal).lines()]
+
+    @property
+    def _journal(self) -> Place:
+        return self.folder / trainer.JOURNAL
+
+    def versions(self) -> dict[str, str]:
+        """Return package -> version that the run was made with; nothing if it has not told."""
+        entries = tracking.read_journal(self.folder / resuming.TRACKING)
+        tags: dict[str, str] = next((e["tags"] for e in entries if e["op"] == "start"), {})
+        prefix = "version."
+        found = {n.removeprefix(prefix): v for n, v in tags.items() if n.startswith(prefix)}
+        return found | ({"python": tags["python"]} if "python" in tags else {})
+
+
+def open_finished(given: str) -> FinishedRun:
+    """Read a run that is over.
+
+    Args:
+        given: an output folder, whose newest finished run is meant, or the folder of a run.
+
+    Raises:
+        ConfigError: there is no such run, or it is not over.
+        DataError: its files are damaged.
+        StorageError: the store does not give them.
+    """
+    folder = _finished_folder(given)
+    result, facts = (
+        _read((folder / name).read_text(), folder / name)
+        for name in (resuming.RESULT, resuming.FACTS)
+    )
+    path = folder / resuming.CONFIG
+    trials = _trials(folder, result.get("trials", result.get("trainings", ())))
+    return FinishedRun(
+        folder=folder,
+        output=folder.parent.parent,
+        config=from_yaml(path.read_text(), where=str(path)),
+        result=result,
+        facts=facts,
+        trials=() if COMPARISON in result else trials,
+        winner=_winner(trials, result),
+    )
+
+
+def _finished_folder(given: str) -> Place:
+    try:
+        folder = place(given)
+    except ConfigError as error:
+        raise ConfigError(f"OUTPUT {error}") from error
+    if (folder / "runs").is_dir():
+        finished = [run for run in (folder / "runs").iterdir() if (run / resuming.RESULT).exists()]
+        if not finished:
+            raise ConfigError(f"OUTPUT {given}: holds no run that is over")
+        return max(finished, key=lambda run: modified(run / resuming.RESULT))
+    for name in (resuming.CONFIG, resuming.FACTS):
+        if not (folder / name).exists():
+            raise ConfigError(
+                f"OUTPUT {given}: holds no {name}; give an output folder, or the folder of a run, "
+                "which is in OUTPUT/runs"
+            )
+    if not (folder / resuming.RESULT).exists():
+        command = folder.name.partition("-")[0]
+        raise ConfigError(
+            f"OUTPUT {given}: the run is not over; when it is not under way any more, go on with: "
+            f"raygkd {command} --resume {given}"
+        )
+    return folder
+
+
+def _trials(folder: Place, rows: Sequence[Mapping[str, Any]]) -> tuple[Trial, ...]:
+    """Return trials in the order of a result, with all that was reported of each epoch."""
+    trials = {
+        row["number"]: Trial(
+            number=row["number"], params=row["params"], status=row["status"], error=row["error"]
+        )
+        for row in rows
+    }
+    if trials:
+        path = folder / history.JOURNAL
+        for line in open_journal(path).lines():
+            event = _read(line, path)
+            if "metrics" in event:
+                trials[event["trial"]].epochs.append(event["metrics"])
+    return tuple(trials.values())
+
+
+def _winner(trials: Sequence[Trial], result: Mapping[str, Any]) -> Trial | None:
+    """Return the trial whose student was chosen, None if there is none."""
+    if COMPARISON in result:
+        number = result["selection"]["number"]
+        return next((trial for trial in trials if trial.number == number), None)
+    return next((trial for trial in trials if trial.status in ("finished", "stopped")), None)
+
+
+def _read(text: str, path: Place) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: it cannot be read as JSON") from error

@@ -1,0 +1,444 @@
+"""What a finished run tells, as one page: ``raygkd report``.
+
+Shapes: B images, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from raygkd import build
+from raygkd.data.plan import shuffled
+from raygkd.data.windows import Arrays, load_window
+from raygkd.engine.tasks import pixels
+from raygkd.errors import ConfigError, DataError, ResourceError, StorageError
+from raygkd.files import Place, local_copy, make_folder, place, whole_file
+from raygkd.graph import attention_masks
+from raygkd.inputs import Images, open_images
+from raygkd.models import ModelFile, build_from_file
+from raygkd.report.attention import attention_section
+from raygkd.report.comparison import comparison_section, repeat_section
+from raygkd.report.console import progress
+from raygkd.report.examples import Example, Prediction, detections_section, examples_section
+from raygkd.report.graph_numbers import graph_views
+from raygkd.report.graphs import graphs_section
+from raygkd.report.losses import losses_section
+from raygkd.report.page import Section, page
+from raygkd.report.search import search_section
+from raygkd.report.search_numbers import METRIC, read_dimensions
+from raygkd.report.sizes import ScoredModel, sizes_section
+from raygkd.report.summary import summary_section
+from raygkd.workflows.channel_graphs import CPU, MatchedMaps, matched_maps
+from raygkd.workflows.finished import ALONE, COMPARISON, TEACHER, FinishedRun, open_finished
+from raygkd.workflows.latency import hardware, latencies
+
+PAGE = "index.html"
+# images that the graphs are the means of, that the masks are shown on, that the models are timed
+# with, and among which the right and wrong ones are looked for
+GRAPH_IMAGES, MASK_IMAGES, TIMED_IMAGES, EXAMPLES = 16, 6, 8, 256
+BATCH = 32
+# a section, or why there is none
+Made = Section | str
+
+
+def write_report(given: str, html: str | None, *, console: Console) -> dict[str, Any]:
+    """Write a finished run's report (``raygkd report``); return what ``--json`` prints.
+
+    Page and pictures appear at the end, each whole or not at all.
+
+    Args:
+        given: an output folder, whose newest finished run is meant, or the folder of a run.
+        html: of the page; None for ``report/index.html`` in the run's folder. The pictures lie
+            beside it; those beside a page that was named have its name before theirs.
+        console: for progress.
+
+    Raises:
+        ConfigError: there is no such run, it is not over, or the page cannot be there.
+        DataError: its files or its images are not what they were.
+        ResourceError: the page cannot be written.
+    """
+    started = time.monotonic()
+    run = open_finished(given)
+    target = _target(run, html)
+    with tempfile.TemporaryDirectory(prefix="raygkd-report-") as temporary:
+        sections, left_out = _sections(_open(run, Path(temporary), console), console)
+        text = page(_title(run), _subtitle(run), sections, left_out)
+        pictures = [picture.path for section in sections for picture in section.pictures]
+        written = _put(target, text, pictures, prefix="" if html is None else f"{_stem(target)}-")
+    return {
+        "run": str(run.folder),
+        "html": str(target),
+        "pictures": written,
+        "left_out": left_out,
+        "numbers": {section.anchor: section.numbers for section in sections},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _target(run: FinishedRun, html: str | None) -> Place:
+    """Return where the page is written."""
+    if html is None:
+        return run.folder / "report" / PAGE
+    try:
+        target = place(html)
+    except ConfigError as error:
+        raise ConfigError(f"--html {error}") from error
+    if target.is_dir():
+        raise ConfigError(f"--html {html}: is a folder; give the name of a file, such as {PAGE}")
+    return target
+
+
+def _stem(target: Place) -> str:
+    return os.path.splitext(target.name)[0]
+
+
+def _put(target: Place, text: str, pictures: Sequence[Path], *, prefix: str) -> list[str]:
+    """Write the page and the pictures to their place; return the pictures' paths."""
+    written = [target.parent / f"{prefix}{path.name}" for path in pictures]
+    try:
+        make_folder(target.parent)
+        for path, copy in zip(pictures, written, strict=True):
+            with whole_file(copy) as temporary:
+                shutil.copyfile(path, temporary)
+        with whole_file(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except (OSError, StorageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ResourceError(
+            f"{target}: cannot be written ({reason}); give another place with --html"
+        ) from error
+    return [str(path) for path in written]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Opened:
+    """A run with its images and models.
+
+    Attributes:
+        run: what it has left.
+        images: of it; None where it has no model.
+        models: role -> model file.
+        folder: for the pictures.
+    """
+
+    run: FinishedRun
+    images: Images | None
+    models: dict[str, ModelFile]
+    folder: Path
+
+    def sample(self, split: str, number: int) -> Arrays:
+        """Return random images of a split, the same every time; see ``Window.arrays``.
+
+        Raises:
+            DataError: none of them can be decoded.
+        """
+        images = self.images
+        assert images is not None
+        rows = shuffled(images.rows[split], images.table.units.first, seed=0)[:number]
+        window = load_window(
+            images.table,
+            rows,
+            images.transform(split),
+            seed=0,
+            epoch=0,
+            skip_bad=True,
+            exact=False,
+        )
+        if not len(window.arrays["row"]):
+            raise DataError(
+                f"none of {len(rows)} {split} images of {images.table.path} can be read"
+            )
+        return window.arrays
+
+    @functools.cached_property
+    def maps(self) -> dict[int, MatchedMaps] | str:
+        """Level -> maps of ``GRAPH_IMAGES`` validation images, or why there are none."""
+        run, images = self.run, self.images
+        if images is None or run.trained is None:
+            return "the run has trained no single model"
+        method = run.settings.method.method
+        if "graph" not in method:
+            return f"the method of the run is {method}, which matches no graphs"
+        checkpoint = run.checkpoint()
+        if checkpoint is None:
+            return "the checkpoint that holds the student's adapters is not there any more"
+        sample_BCHW = _float_images(self.sample("val", GRAPH_IMAGES))
+        return matched_maps(
+            run.settings, images.spec, self.models[TEACHER], checkpoint, sample_BCHW
+        )
+
+
+def _open(run: FinishedRun, folder: Path, console: Console) -> _Opened:
+    """Open a run's images and models.
+
+    Raises:
+        DataError: they are not what they were.
+    """
+    if run.trained is None:
+        return _Opened(run=run, images=None, models={}, folder=folder)
+    with progress(console, "preparing images") as advance:
+        images = open_images(
+            run.config.data, seed=run.config.optim.seed, output=run.output, progress=advance
+        )
+    if run.facts["data set, fingerprint of images and splits"] != images.identity:
+        raise DataError(
+            f"{images.table.path}: is not what the run in {run.folder} was made with: its images "
+            "have changed; put them back"
+        )
+    return _Opened(run=run, images=images, models=run.models(images), folder=folder)
+
+
+def _sections(opened: _Opened, console: Console) -> tuple[list[Section], list[str]]:
+    """Return the sections, and a line for each that there is none of."""
+    parts: dict[str, Callable[[_Opened, Callable[[str], None]], Made]] = {
+        "Summary": _summary,
+        "Methods compared": _comparison,
+        "The search": _search,
+        "Accuracy, size and speed": _sizes,
+        "Other seeds": _seeds,
+        "Channel graphs": _graphs,
+        "Where the teacher looks": _attention,
+        "Loss terms": _losses,
+        "Right and wrong": _examples,
+    }
+    sections, left_out = [], []
+    with progress(console, "report") as advance:
+        for number, (title, make) in enumerate(parts.items()):
+
+            def tell(note: str, number: int = number) -> None:
+                advance(number, len(parts), note)
+
+            tell(title)
+            made = make(opened, tell)
+            if isinstance(made, Section):
+                sections.append(made)
+            else:
+                left_out.append(f"{title}: {made}.")
+        advance(len(parts), len(parts))
+    return sections, left_out
+
+
+def _title(run: FinishedRun) -> str:
+    config = run.config
+    data = config.data.dataset
+    if data == "parquet" and config.data.data_dir:
+        data = _stem(place(config.data.data_dir))
+    rows = run.rows()
+    if run.trained is None:
+        return f"Comparison on {data}"
+    student = rows[run.trained]["model"]
+    if TEACHER in rows and run.trained != TEACHER:
+        return f"{rows[TEACHER]['model']} → {student} on {data}"
+    return f"{student} on {data}"
+
+
+def _subtitle(run: FinishedRun) -> str:
+    return f"raygkd {run.command}, {_date(run)}"
+
+
+def _date(run: FinishedRun) -> str:
+    moment = datetime.datetime.fromtimestamp(run.finished)
+    return f"{moment.day} {moment:%B %Y, %H:%M}"
+
+
+def _summary(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    run, images = opened.run, opened.images
+    names = images.spec.class_names if images else tuple(run.facts.get("data set, classes", ()))
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    counts = {
+        split: run.facts.get(f"data set, {split} images") for split in ("train", "val", "test")
+    }
+    known = [f"{split} {count:,}" for split, count in counts.items() if count is not None]
+    facts = [("data set", run.config.data.dataset)]
+    facts += [("images", ", ".join(known))] if known else []
+    facts += [("classes", f"{len(names)} ({shown})")] if names else []
+    if images is not None:
+        facts.append(("model input", "{}x{} pixels".format(*images.spec.image_size)))
+    if run.trained != TEACHER:
+        facts.append(("method", run.settings.method.method))
+    if run.trials:
+        failed = sum(trial.status in ("diverged", "failed") for trial in run.trials)
+        facts.append(("trials", f"{len(run.trials)} ({failed} without a score at the end)"))
+    facts += [("finished", _date(run)), ("took", f"{run.result['seconds']:,.0f} s")]
+    facts.append(("versions", ", ".join(f"{n} {v}" for n, v in run.versions().items()) or "-"))
+    facts.append(("folder", str(run.folder)))
+    repeat = run.result.get("repeat")
+    return summary_section(
+        command=run.command,
+        config=run.config,
+        models=run.rows(),
+        params=run.winner.params if run.winner else None,
+        facts=facts,
+        score=images.spec.score if images else "",
+        seeds=len(repeat["seeds"]) if repeat else 0,
+    )
+
+
+def _comparison(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    comparison = opened.run.result.get(COMPARISON)
+    if comparison is None:
+        return "the run has compared no methods"
+    return comparison_section(opened.folder, comparison)
+
+
+def _search(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    run = opened.run
+    if not run.trials or run.winner is None:
+        return f"'raygkd {run.command}' searches nothing"
+    # a model file that was not written by a run tells no score
+    others = {
+        role: opened.models[role].scores[METRIC]
+        for role in (TEACHER, ALONE)
+        if role in opened.models and METRIC in opened.models[role].scores
+    }
+    space = read_dimensions(run.facts)
+    return search_section(opened.folder, run.config, run.trials, space, others)
+
+
+def _seeds(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    repeat = opened.run.result.get("repeat")
+    if repeat is None:
+        return "the run was not repeated with other seeds (--repeat)"
+    return repeat_section(opened.folder, repeat)
+
+
+def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    if opened.images is None:
+        return "the run has trained no single model"
+    sample_BCHW = _float_images(opened.sample("val", TIMED_IMAGES))
+    timed = latencies(
+        {
+            role: (build_from_file(file), build.normaliser(file.mean, file.std, CPU)(sample_BCHW))
+            for role, file in opened.models.items()
+        },
+        lambda done, total: tell(f"latency, {done} of at most {total} runs"),
+    )
+    models = {
+        role: ScoredModel(
+            parameters=row["parameters"],
+            test_score=row["test_score"],
+            latency=timed[role],
+        )
+        for role, row in opened.run.rows().items()
+    }
+    height, width = opened.images.spec.image_size
+    return sizes_section(
+        opened.folder, models, f"validation image of {height}x{width} pixels", hardware()
+    )
+
+
+def _graphs(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    maps = opened.maps
+    if isinstance(maps, str):
+        return maps
+    method = opened.run.settings.method
+    views = {}
+    for level, of in maps.items():
+        tell(f"channel graphs, level {level}")
+        others = {"before": of.before_BCHW, "after": of.after_BCHW}
+        views[level] = graph_views(of.teacher_BCHW, others, dim=method.dim, weights=method.weights)
+    return graphs_section(
+        opened.folder,
+        views,
+        images=len(of.teacher_BCHW),
+        centred=method.centre,
+        dim=method.dim,
+        whose=opened.run.trained or "",
+    )
+
+
+def _attention(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    maps, images = opened.maps, opened.images
+    if isinstance(maps, str) or images is None:
+        return str(maps)
+    temperature = opened.run.settings.method.temperature
+    masks: dict[int, NDArray[np.float32]] = {
+        level: attention_masks(of.teacher_BCHW[:MASK_IMAGES], temperature)[0][:, 0].numpy()
+        for level, of in maps.items()
+    }
+    sample = opened.sample("val", GRAPH_IMAGES)
+    pictures = [image_CHW.transpose(1, 2, 0) for image_CHW in sample["image"][:MASK_IMAGES]]
+    names = images.spec.class_names
+    if "label" in sample:
+        titles = [names[label] for label in sample["label"][:MASK_IMAGES]]
+    else:
+        titles = [f"{(classes >= 0).sum()} object(s)" for classes in sample["classes"]]
+    return attention_section(opened.folder, pictures, titles[:MASK_IMAGES], masks, temperature)
+
+
+def _losses(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    run = opened.run
+    epochs = run.epochs()
+    if opened.images is None or not epochs:
+        return "the run has kept no metrics of a training"
+    teacher = build_from_file(opened.models[TEACHER]) if build.uses_teacher(run.settings) else None
+    objective = build.build_objective(run.settings, opened.images.spec, teacher)
+    return losses_section(opened.folder, epochs, objective.term_weights, f"the {run.trained}")
+
+
+def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:
+    run, images = opened.run, opened.images
+    if images is None or run.trained is None:
+        return "the run has trained no single model"
+    if images.spec.task == "detection":
+        return _detections(opened)
+    sample = opened.sample("test", EXAMPLES)
+    roles = [role for role in (TEACHER, run.trained) if role in opened.models]
+    roles = list(dict.fromkeys(roles))
+    said = {}
+    for role in roles:
+        tell(f"predictions of the {role}")
+        said[role] = _predictions(opened.models[role], _float_images(sample))
+    examples = [
+        Example(
+            image=image_CHW.transpose(1, 2, 0),
+            label=int(label),
+            said={role: said[role][number] for role in roles},
+        )
+        for number, (image_CHW, label) in enumerate(zip(sample["image"], sample["label"]))
+    ]
+    return examples_section(opened.folder, examples, images.spec.class_names, roles)
+
+
+@torch.no_grad()
+def _predictions(file: ModelFile, images_BCHW: Tensor) -> list[Prediction]:
+    model = build_from_file(file)
+    normalise = build.normaliser(file.mean, file.std, CPU)
+    logits_BK = torch.cat([model(normalise(part)) for part in images_BCHW.split(BATCH)])
+    best_B, label_B = logits_BK.softmax(1).max(1)
+    return [
+        Prediction(label=int(label), probability=float(best))
+        for label, best in zip(label_B, best_B)
+    ]
+
+
+def _detections(opened: _Opened) -> Made:
+    """Return the section of the pictures that a run of detectors has drawn."""
+    copies = []
+    for name in ("detections.png", "per_class.png"):
+        path = opened.run.folder / name
+        if not path.exists():
+            return f"the run has kept no {name}"
+        with local_copy(path) as local:
+            copies.append(Path(shutil.copyfile(local, opened.folder / name)))
+    return detections_section(*copies)
+
+
+def _float_images(sample: Arrays) -> Tensor:
+    """Return a sample's images as float (B, C, H, W) in 0..1."""
+    return pixels({"image": torch.from_numpy(sample["image"])}, CPU)

@@ -1,0 +1,74 @@
+"""``raygkd report`` on what it cannot report on: one line, exit code 2, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from outcomes import Ran
+
+from raygkd.config import Config, to_yaml
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run that has begun."""
+    folder = tmp_path / "output" / "runs" / "tune-one"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(Config()))
+    (folder / "facts.json").write_text("{}")
+    return folder
+
+
+def test_a_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
+    error = refused("report", tmp_path / "none")
+    assert "none: holds no config.yaml; give an output folder, or the folder of a run" in error
+
+
+def test_an_output_folder_without_a_finished_run(refused: Refused, run: Path) -> None:
+    error = refused("report", run.parents[1])
+    assert error.endswith("output: holds no run that is over\n")
+
+
+def test_a_run_that_is_not_over(refused: Refused, run: Path) -> None:
+    error = refused("report", run)
+    assert "the run is not over" in error
+    assert f"go on with: raygkd tune --resume {run}" in error
+
+
+def test_a_place_that_is_none_of_a_stores(refused: Refused) -> None:
+    assert "OUTPUT ftp://host/folder" in refused("report", "ftp://host/folder")
+
+
+def test_a_damaged_result(refused: Refused, run: Path) -> None:
+    (run / "result.json").write_text('{"best": ')
+    assert f"{run}/result.json is damaged" in refused("report", run)
+
+
+def test_a_page_where_a_folder_is(refused: Refused, run: Path, tmp_path: Path) -> None:
+    (run / "result.json").write_text("{}")
+    error = refused("report", run, "--html", tmp_path)
+    assert f"--html {tmp_path}: is a folder; give the name of a file, such as index.html" in error
+
+
+def test_images_that_are_not_those_of_the_run(
+    raygkd: Callable[..., Ran], run: Path, parquet: Callable[..., Path]
+) -> None:
+    config = re.sub("dataset: digits", "dataset: parquet", to_yaml(Config()))
+    config = re.sub("data_dir: null", f"data_dir: {parquet()}", config)
+    (run / "config.yaml").write_text(config)
+    (run / "facts.json").write_text(
+        json.dumps({"data set, fingerprint of images and splits": "0123456789abcdef"})
+    )
+    models = {"models": {"student": {"model": "resnet8", "parameters": 1, "test_score": 0.5}}}
+    (run / "result.json").write_text(json.dumps(models))
+    ran = raygkd("report", run)
+    assert (ran.code, ran.out) == (2, "")
+    assert "is not what the run" in ran.err
+    assert "its images have changed; put them back" in ran.err
+    assert not (run / "report").exists()
