@@ -189,7 +189,7 @@ for _name, _baseline in {
         "logits",
         weight=1.0,
         settings={"beta": 1.0, "gamma": 1.0, "tau": 1.0},
-        source="Huang et al., NeurIPS 2022, arXiv 2205.10536; constants of its ImageNet runs",
+        source="Huang et al., NeurIPS 2022, arXiv 2205.10536; defaults of its code",
     ),
     "ickd": Baseline(
         ICKD,

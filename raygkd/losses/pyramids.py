@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +61,9 @@ def cwd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, tau: float) -> Tensor:
 def pkd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """Return half the mean squared difference of maps that are standardised per channel.
 
-    A channel's mean and deviation are those over all positions of all samples; so this is 1 minus
-    the correlation of Pearson, averaged over the channels. A channel that is the same everywhere
-    is 0, as all are where there is one position of one sample.
+    A channel's mean and deviation (with n - 1) are those over its n positions in all samples; so
+    this is ``(n - 1) / n`` times 1 minus the correlation of Pearson, averaged over the channels.
+    A channel that is the same everywhere becomes 0, as all do where n is 1.
 
     Args:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
@@ -189,7 +190,8 @@ class GlobalContext(nn.Module):
         super().__init__()
         hidden = max(1, channels // 2)
         last = nn.Conv2d(hidden, channels, kernel_size=1)
-        self.attention = nn.Conv2d(channels, 1, kernel_size=1)
+        # the softmax would take a bias out again
+        self.attention = nn.Conv2d(channels, 1, kernel_size=1, bias=False)
         self.transform = nn.Sequential(
             nn.Conv2d(channels, hidden, kernel_size=1),
             nn.LayerNorm([hidden, 1, 1]),
@@ -197,9 +199,9 @@ class GlobalContext(nn.Module):
             last,
         )
         nn.init.kaiming_normal_(self.attention.weight, nonlinearity="relu")
-        for zero in (self.attention.bias, last.weight, last.bias):
-            assert zero is not None
-            nn.init.zeros_(zero)
+        assert last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Return maps of the same shape."""
@@ -209,13 +211,19 @@ class GlobalContext(nn.Module):
 
 
 class PyramidLoss(AlignedLoss, ABC):
-    """A loss of pyramids; where the channels differ, a 1x1 convolution adapts the student's."""
+    """A loss of pyramids; where the channels differ, a 1x1 convolution adapts the student's.
+
+    Attributes:
+        bias: whether that has a bias; a loss that centres maps takes it out again.
+    """
+
+    bias: ClassVar[bool] = False
 
     def adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
         """Return a convolution, or the identity."""
         if student_channels == teacher_channels:
             return nn.Identity()
-        return nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+        return nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=self.bias)
 
 
 class CWD(PyramidLoss):
@@ -262,6 +270,7 @@ class FGD(PyramidLoss):
     """
 
     needs = ("student_features", "teacher_features", "boxes")
+    bias = True
 
     def __init__(
         self,
