@@ -289,7 +289,8 @@ def test_levels_and_dimension_that_the_teacher_does_not_have(
         (("--trials", "many"), "'--trials': 'many' is not a valid integer"),
         (("--temperature", "-1"), "--temperature -1.0: must be above 0"),
         (("--temperature", "nan"), "--temperature nan: must be a finite number"),
-        (("--method", "grph"), "'--method': 'grph' is not one of 'none', 'kd', 'graph', 'graph+kd"),
+        (("--method", "cwd"), "--method cwd: is not for classification, which these images are"),
+        (("--method", "grph"), "'--method': 'grph' is not one of 'none', 'kd', 'dkd', 'dist', "),
         (
             ("--batch-size", "64", "--workers", "3"),
             "--batch-size 64 cannot be split evenly over --workers 3: use a multiple",
@@ -300,6 +301,31 @@ def test_values_that_are_not_allowed(
     refused: Refused, options: tuple[str, ...], message: str
 ) -> None:
     assert message in refused("tune", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "kd,ick"), "--methods 'ick': must be one of none, kd, dkd, dist, fitnet"),
+        (("--methods", "kd,kd"), "--methods 'kd,kd': must be different methods"),
+        (
+            ("--methods", "kd", "--preset", "ablation"),
+            "--methods kd: --preset ablation has its own",
+        ),
+        (("--preset", "all"), "'--preset': 'all' is not 'ablation'"),
+        (("--seeds", "0"), "--seeds 0: must be at least 1"),
+        (("--method", "kd"), "no option --method; did you mean '--methods'"),
+    ],
+)
+def test_what_cannot_be_compared(refused: Refused, options: tuple[str, ...], message: str) -> None:
+    assert message in refused("compare", *options)
+
+
+def test_what_does_not_suit_the_images_is_told_of_every_method(
+    refused: Refused, good: tuple[str, ...]
+) -> None:
+    error = refused("compare", *good, "--methods", "none,cwd,at,pkd", lines=2)
+    assert [line.split()[1] for line in error.splitlines()] == ["cwd:", "pkd:"]
 
 
 def test_all_wrong_values_are_told_at_once(refused: Refused) -> None:
@@ -317,7 +343,7 @@ def test_all_wrong_values_are_told_at_once(refused: Refused) -> None:
         (("train", "extra"), "unexpected extra argument (extra) (try 'raygkd train --help')"),
         (
             ("tun",),
-            "no command 'tun'; did you mean 'tune'? (commands: data, evaluate, jobs, submit",
+            "no command 'tun'; did you mean 'tune'? (commands: compare, data, evaluate, job",
         ),
         (("data", "prepar"), "no command 'prepar'; did you mean 'prepare'? (commands: info, prep"),
         (("data", "prepare"), "missing option '--dataset' (try 'raygkd data prepare --help')"),
@@ -466,7 +492,7 @@ def test_a_run_of_the_same_name_with_other_options(
     [
         (("tune", "--dim", "two"), "invalid value for '--dim': 'two' is not a valid integer"),
         (("tune", "--trails", "4"), "no option --trails; did you mean '--trials' or"),
-        (("tuen",), "'tuen' is not one of 'evaluate', 'teacher', 'train', 'tune'"),
+        (("tuen",), "'tuen' is not one of 'compare', 'evaluate', 'teacher', 'train'"),
         (("--now", "train"), "no option --now"),
         (("train",), "--output raygkd-output: a job has a folder of its own, which goes with it"),
         (("train", "--resume", "out"), "--resume out: a job has a folder of its own, which goes"),
