@@ -19,6 +19,7 @@ from raygkd import __version__
 from raygkd.errors import ConfigError, RunFailed, UserError, near
 from raygkd.files import is_remote
 from raygkd.job_commands import jobs_group, submit
+from raygkd.model_commands import export
 from raygkd.options import (
     CONFIG,
     JSON,
@@ -47,6 +48,7 @@ def commands() -> None:
     """
 
 
+commands.add_command(export)
 commands.add_command(submit)
 commands.add_command(jobs_group)
 

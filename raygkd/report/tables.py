@@ -143,6 +143,48 @@ def levels_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def export_table(result: Mapping[str, Any]) -> Table:
+    """Return what ``raygkd.workflows.export`` did, a line a fact."""
+    table = _table("Exported", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    check, int8 = result["check"], result["int8"]
+    opset = f", opset {result['opset']}" if result["opset"] else ""
+    table.add_row("file", result["out"])
+    if result["card"]:
+        table.add_row("model card", result["card"])
+    table.add_row("format", f"{result['format']}{opset}{', int8' if int8 else ''}")
+    table.add_row("model", f"{result['model']}, {result['parameters']:,} parameters")
+    before = f" (float32: {int8['bytes_before']:,})" if int8 else ""
+    table.add_row("size", f"{result['bytes']:,} bytes{before}")
+    table.add_row("float32 against the model" if int8 else "against the model", _check(check))
+    if result["no_images"]:
+        table.add_row("images", f"random alone: {result['no_images']}")
+    if int8:
+        table.add_row("int8 against the model", _int8(int8))
+    return table
+
+
+def _check(check: Mapping[str, Any]) -> str:
+    found = ""
+    if check["detections"]:
+        found = f", {check['detections']:,} detections, {check['alone']} of them alone"
+    return (
+        f"largest difference {check['largest']:.1e} (allowed {check['tolerance']:g}) on "
+        f"{check['images']} inputs, {check['sample_images']} of them images{found}"
+    )
+
+
+def _int8(int8: Mapping[str, Any]) -> str:
+    share = "nothing to compare" if int8["agreement"] is None else f"{int8['agreement']:.1%} agree"
+    on = f"{int8['images']} images" if int8["images"] else "random inputs"
+    if int8["score"] is None or int8["score_before"] is None:
+        return f"{share} on {on}"
+    change = int8["score"] - int8["score_before"]
+    before = f"{change:+.4f} from {int8['score_before']:.4f}"
+    return f"{share} on {on}, score {int8['score']:.4f} ({before})"
+
+
 def info_table(info: Mapping[str, Any]) -> Table:
     """Return what ``raygkd.data.inspect.table_info`` found, a line a fact, without the classes."""
     table = _table("Images", show_header=False)

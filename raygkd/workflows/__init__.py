@@ -1,7 +1,8 @@
 """What the commands do, from configuration to result."""
 
 from raygkd.workflows.evaluation import evaluate
+from raygkd.workflows.exports import export
 from raygkd.workflows.search import tune
 from raygkd.workflows.single import distil, teach
 
-__all__ = ["distil", "evaluate", "teach", "tune"]
+__all__ = ["distil", "evaluate", "export", "teach", "tune"]

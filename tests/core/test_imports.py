@@ -14,15 +14,15 @@ PACKAGE = Path(raygkd.__file__).parent
 CORE = ("graph", "losses", "models", "data", "metrics", "detection_metrics", "engine")
 SETTINGS = (
     *("errors", "files", "remote", "journal", "registry", "config", "resuming", "space", "build"),
-    "deployed",
+    *("deployed", "extras", "inference", "exporting", "comparison"),
 )
 UPPER = (
     *("rayrun", "tracking", "report", "workflows", "inputs", "ui"),
-    *("options", "job_commands", "cli"),
+    *("options", "job_commands", "model_commands", "cli"),
 )
 HEAVY = (
     *("ray", "mlflow", "click", "rich", "pyarrow", "sklearn", "matplotlib", "yaml"),
-    *("faster_coco_eval", "fsspec"),
+    *("faster_coco_eval", "fsspec", "onnx", "onnxscript", "onnxruntime", "safetensors"),
 )
 
 

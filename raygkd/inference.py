@@ -1,0 +1,189 @@
+"""A model in use: what it must be told of an image, and what it says, whatever its file's format.
+
+Shapes: B batch, H height, W width, S side of the square input, K classes, D most detections of an
+image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raygkd import __version__
+from raygkd.build import DeployedClassifier, DeployedDetector
+from raygkd.config import yaml_mapping
+from raygkd.data.box_transforms import build_box_transform
+from raygkd.data.boxes import ImageBoxes
+from raygkd.data.transforms import build_transform
+from raygkd.errors import DataError
+from raygkd.extras import require
+from raygkd.files import Place, local_copy
+from raygkd.models import ModelFile, is_detector, load_model_file
+
+# how an image of any size becomes a square: stretched, cut from the middle, or fitted with grey
+STRETCH, CENTRE, CANVAS = "stretch", "centre-crop", "canvas"
+# key of all facts in the metadata of an exported file
+METADATA = "raygkd"
+NO_BOXES = ImageBoxes(
+    np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, bool)
+)
+
+# images (B, 3, S, S) in 0..1 -> logits (B, K), or detections (B, D, 6)
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a user of a model must know; it travels in the metadata of exported files.
+
+    Attributes:
+        model: its name.
+        task: "classification" or "detection".
+        class_names: in the order of the logits, or of a detector's labels.
+        image_size: S in pixels.
+        resize: how an image is brought to that, "stretch", "centre-crop" or "canvas".
+    """
+
+    model: str
+    task: str
+    class_names: tuple[str, ...]
+    image_size: int
+    resize: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the facts as an exported file holds them."""
+        return {METADATA: json.dumps({"version": __version__, **asdict(self)})}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], path: Place) -> Facts:
+        """Return the facts that an exported file holds.
+
+        Raises:
+            DataError: it holds none.
+        """
+        try:
+            facts = json.loads(metadata[METADATA])
+            facts = {name: facts[name] for name in cls.__dataclass_fields__}
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"{path} was not written by 'raygkd export': export it again"
+            ) from error
+        return cls(**{**facts, "class_names": tuple(facts["class_names"])})
+
+    def prepare(self, image_CHW: Tensor) -> tuple[NDArray[np.uint8], float]:
+        """Return an image uint8 (3, H, W) as uint8 (3, S, S), and the new pixels of an old one."""
+        size = self.image_size
+        if self.resize == CANVAS:
+            sample = build_box_transform("none", size, train=False, most=1).sample(
+                image_CHW, NO_BOXES, seed=0, epoch=0, row=0
+            )
+            return sample["image"], float(sample["ratio"])
+        kind = "resized-crop" if self.resize == CENTRE else "none"
+        prepared = build_transform(kind, size, train=False)(image_CHW, seed=0, epoch=0, row=0)
+        return prepared.numpy(), 1.0
+
+
+def facts_of(model_file: ModelFile) -> Facts:
+    """Return what a model file says of its images."""
+    data = yaml_mapping(model_file.config, where="the model file's settings").get("data", {})
+    detection = is_detector(model_file.name)
+    resize = CENTRE if data.get("augment") == "resized-crop" else STRETCH
+    return Facts(
+        model=model_file.name,
+        task="detection" if detection else "classification",
+        class_names=tuple(model_file.class_names),
+        image_size=model_file.image_size[0],
+        resize=CANVAS if detection else resize,
+    )
+
+
+def student(model_file: ModelFile) -> nn.Module:
+    """Return a model file's model with its normalisation, in eval mode."""
+    build = DeployedDetector if is_detector(model_file.name) else DeployedClassifier
+    return build(model_file).eval()
+
+
+def load_model(path: Place) -> tuple[Facts, Run]:
+    """Return what is known of a model, and the model on this process's device.
+
+    Args:
+        path: of a model file that raygkd wrote, or of an exported .onnx or .pt2 file.
+
+    Raises:
+        DataError: there is no such file, or it is none of these.
+        ConfigError: it needs a package that is not installed.
+    """
+    openers: dict[str, Callable[[Path], tuple[Facts, Run]]] = {
+        ".onnx": open_onnx,
+        ".pt2": open_program,
+    }
+    suffix = Path(path.name).suffix
+    if suffix == ".safetensors":
+        raise DataError(
+            f"{path} holds weights alone: give the model file it was made of, or an .onnx or .pt2 "
+            "file"
+        )
+    if suffix in openers:
+        try:
+            with local_copy(path) as local:
+                return openers[suffix](local)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    model_file = load_model_file(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # the detector packs what it finds on the CPU
+    return facts_of(model_file), _on(student(model_file).to(device), device)
+
+
+def _on(module: nn.Module | torch.fx.GraphModule, device: torch.device) -> Run:
+    def run(images_BCSS: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return module(images_BCSS.to(device)).cpu()
+
+    return run
+
+
+def open_program(path: Path) -> tuple[Facts, Run]:
+    """Return what ``load_model`` does, of a ``torch.export`` program."""
+    extra = {METADATA: ""}
+    with path.open("rb") as file:
+        try:
+            program = torch.export.load(file, extra_files=extra)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged archive has errors of many types
+            raise DataError(f"{path} is damaged or no torch.export program") from error
+    facts = Facts.from_metadata({name: str(text) for name, text in extra.items() if text}, path)
+    return facts, _on(program.module(), torch.device("cpu"))
+
+
+def open_onnx(path: Path) -> tuple[Facts, Run]:
+    """Return what ``load_model`` does, of an ONNX file, which runs on the CPU."""
+    require("onnxruntime", of=str(path))
+    import onnxruntime
+
+    if not path.exists():
+        raise FileNotFoundError(2, "No such file or directory")
+    options = onnxruntime.SessionOptions()
+    # one thread pool a process, as large as torch's
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common type below this one
+        raise DataError(f"{path} is damaged or no ONNX model") from error
+    facts = Facts.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+    [name] = [one.name for one in session.get_inputs()]
+
+    def run(images_BCSS: Tensor) -> Tensor:
+        [output] = session.run(None, {name: images_BCSS.cpu().numpy()})
+        return torch.from_numpy(output)
+
+    return facts, run
