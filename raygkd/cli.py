@@ -19,7 +19,7 @@ from raygkd import __version__
 from raygkd.errors import ConfigError, RunFailed, UserError, near
 from raygkd.files import is_remote
 from raygkd.job_commands import jobs_group, submit
-from raygkd.model_commands import export
+from raygkd.model_commands import export, predict
 from raygkd.options import (
     CONFIG,
     JSON,
@@ -49,6 +49,7 @@ def commands() -> None:
 
 
 commands.add_command(export)
+commands.add_command(predict)
 commands.add_command(submit)
 commands.add_command(jobs_group)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raygkd.build import Deployed, DeployedClassifier
-from raygkd.inference import Run, facts_of, open_onnx, open_program, student
+from raygkd.inference import Run, facts_of, on_device, open_onnx, student
 from raygkd.models import Detector, ModelFile, is_detector
 from raygkd.models.fixed_shapes import FixedShapeDetector, Suppression, suppress
 
@@ -139,7 +139,9 @@ def write_program(model_file: ModelFile, path: Path) -> Run:
         )
         with path.open("wb") as file:
             torch.export.save(program, file, extra_files=facts_of(model_file).to_metadata())
-    return open_program(path)[1]
+    with path.open("rb") as file:
+        written = torch.export.load(file)
+    return on_device(written.module(), torch.device("cpu"))
 
 
 def write_safetensors(model_file: ModelFile, path: Path) -> Run:

@@ -1,7 +1,7 @@
 """A model in use: what it must be told of an image, and what it says, whatever its file's format.
 
 Shapes: B batch, H height, W width, S side of the square input, K classes, D most detections of an
-image.
+image, T predictions of an image, 4 the sides of a box (x0, y0, x1, y1) in pixels.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ from raygkd.models import ModelFile, is_detector, load_model_file
 STRETCH, CENTRE, CANVAS = "stretch", "centre-crop", "canvas"
 # key of all facts in the metadata of an exported file
 METADATA = "raygkd"
+# suffix of an exported file that is not read again -> what it is
+OTHERS = {
+    ".safetensors": "holds weights alone",
+    ".pt2": "is a torch.export program, which may run anything when it is loaded",
+}
 NO_BOXES = ImageBoxes(
     np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, bool)
 )
@@ -90,6 +95,29 @@ class Facts:
         return prepared.numpy(), 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        name: of the image's file.
+        row: in a Parquet file, from 0; None for an image file.
+        problem: why it could not be read or decoded; empty where it could.
+        label: positions in the class names, best first, int64 (T,).
+        score: in 0..1, float32 (T,).
+        box: sides of the boxes in pixels of the image, float32 (T, 4); None for a classifier.
+        content: the encoded image, where it was asked for.
+    """
+
+    name: str
+    row: int | None
+    problem: str
+    label: NDArray[np.int64]
+    score: NDArray[np.float32]
+    box: NDArray[np.float32] | None
+    content: bytes
+
+
 def facts_of(model_file: ModelFile) -> Facts:
     """Return what a model file says of its images."""
     data = yaml_mapping(model_file.config, where="the model file's settings").get("data", {})
@@ -114,54 +142,36 @@ def load_model(path: Place) -> tuple[Facts, Run]:
     """Return what is known of a model, and the model on this process's device.
 
     Args:
-        path: of a model file that raygkd wrote, or of an exported .onnx or .pt2 file.
+        path: of a model file that raygkd wrote, or of an exported .onnx file.
 
     Raises:
-        DataError: there is no such file, or it is none of these.
+        DataError: there is no such file, or it is neither.
         ConfigError: it needs a package that is not installed.
     """
-    openers: dict[str, Callable[[Path], tuple[Facts, Run]]] = {
-        ".onnx": open_onnx,
-        ".pt2": open_program,
-    }
     suffix = Path(path.name).suffix
-    if suffix == ".safetensors":
+    if suffix in OTHERS:
         raise DataError(
-            f"{path} holds weights alone: give the model file it was made of, or an .onnx or .pt2 "
-            "file"
+            f"{path} {OTHERS[suffix]}: give the model file that it was made of, or an .onnx file"
         )
-    if suffix in openers:
+    if suffix == ".onnx":
         try:
             with local_copy(path) as local:
-                return openers[suffix](local)
+                return open_onnx(local)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     model_file = load_model_file(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # the detector packs what it finds on the CPU
-    return facts_of(model_file), _on(student(model_file).to(device), device)
+    return facts_of(model_file), on_device(student(model_file).to(device), device)
 
 
-def _on(module: nn.Module | torch.fx.GraphModule, device: torch.device) -> Run:
+def on_device(module: nn.Module | torch.fx.GraphModule, device: torch.device) -> Run:
+    """Return a module as what takes images from the CPU and gives its output there."""
+
     def run(images_BCSS: Tensor) -> Tensor:
         with torch.inference_mode():
             return module(images_BCSS.to(device)).cpu()
 
     return run
-
-
-def open_program(path: Path) -> tuple[Facts, Run]:
-    """Return what ``load_model`` does, of a ``torch.export`` program."""
-    extra = {METADATA: ""}
-    with path.open("rb") as file:
-        try:
-            program = torch.export.load(file, extra_files=extra)
-        except OSError:
-            raise
-        except Exception as error:  # a damaged archive has errors of many types
-            raise DataError(f"{path} is damaged or no torch.export program") from error
-    facts = Facts.from_metadata({name: str(text) for name, text in extra.items() if text}, path)
-    return facts, _on(program.module(), torch.device("cpu"))
 
 
 def open_onnx(path: Path) -> tuple[Facts, Run]:

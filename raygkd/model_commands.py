@@ -88,3 +88,76 @@ def export(
             out_stream.write(json.dumps(result) + "\n")
             return
         console_of(out_stream).print(export_table(result))
+
+
+@click.command()
+@click.argument("model")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--out", help="file to write, .jsonl or .parquet [default: JSON Lines on stdout]")
+@click.option(
+    "--draw", metavar="FOLDER", help="write pictures there: boxes on each image, or labelled sheets"
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="most predictions of an image [default: 5 classes; all detections]",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.3,
+    show_default=True,
+    help="least score of a detection",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="images at a time, of each process",
+)
+@click.option(
+    "--address", help="of a running Ray cluster [default: RAY_ADDRESS, or start one here]"
+)
+@_OUTPUT
+@_TRACKING_URI
+def predict(
+    model: str,
+    paths: tuple[str, ...],
+    out: str | None,
+    draw: str | None,
+    top: int | None,
+    threshold: float,
+    batch_size: int,
+    address: str | None,
+    output: str,
+    tracking_uri: str | None,
+) -> None:
+    """Apply a model to images: files, folders, or Parquet with a column "image".
+
+    MODEL is a model.pt that raygkd wrote, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    file that 'raygkd export' wrote. Results come in the order of the images. An image that cannot
+    be read is told and skipped.
+    """
+    with only_results_on_stdout() as out_stream:
+        from raygkd import workflows
+        from raygkd.report.console import stderr_console
+
+        console = stderr_console()
+        counts = workflows.predict_images(
+            model,
+            paths,
+            out=out,
+            draw=draw,
+            top=top,
+            threshold=threshold,
+            batch_size=batch_size,
+            address=address,
+            output=output,
+            tracking_uri=tracking_uri,
+            console=console,
+            stdout=out_stream,
+        )
+        console.print(f"{counts['images']:,} images, {counts['skipped']:,} skipped")
+        for written in filter(None, (out, draw)):
+            console.print(f"written to {written}", soft_wrap=True)

@@ -2,7 +2,8 @@
 
 from raygkd.workflows.evaluation import evaluate
 from raygkd.workflows.exports import export
+from raygkd.workflows.prediction import predict_images
 from raygkd.workflows.search import tune
 from raygkd.workflows.single import distil, teach
 
-__all__ = ["distil", "evaluate", "export", "teach", "tune"]
+__all__ = ["distil", "evaluate", "export", "predict_images", "teach", "tune"]
