@@ -199,6 +199,35 @@ def run_folder(model: str, uri: str) -> str:
     return tags[FOLDER_TAG]
 
 
+def probe(uri: str) -> str | None:
+    """Return what a store that can be used holds, None where it is a file that is not made yet.
+
+    Nothing is written.
+
+    Args:
+        uri: of the store or server.
+
+    Raises:
+        TrackingError: it does not answer, or cannot be read or, as far as it is a file, written.
+    """
+    try:
+        if uri.startswith("sqlite"):
+            path = Path(uri.partition("://")[2].removeprefix("/").partition("?")[0])
+            if not path.exists() or not path.stat().st_size:
+                return None
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as store:
+                # takes the lock of whoever writes
+                store.execute("BEGIN IMMEDIATE")
+                store.rollback()
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        experiments = client.search_experiments()
+    except Exception as error:
+        silent = isinstance(error.__context__, OSError)
+        reason = "no answer" if silent else _reason(error, uri)
+        raise TrackingError(f"{shown(uri)} cannot be used: {reason}") from error
+    return f"{shown(uri)}, {len(experiments)} experiments"
+
+
 def make_store(path: Path, artifacts: str) -> None:
     """Make a SQLite store where there is none yet.
 

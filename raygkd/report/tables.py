@@ -9,9 +9,11 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 # rows of a table of classes
 MAX_CLASSES = 40
+STATUS_STYLES = {"ok": "green", "note": "yellow", "fix": "bold red"}
 
 
 def show(value: Any) -> str:
@@ -140,6 +142,23 @@ def levels_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         ]
         pairs = f"{row['spectral_pairs']} of {row['spectral_dim']}"
         table.add_row(str(row["level"]), *shapes, row["adapter"], pairs)
+    return table
+
+
+def doctor_table(checks: Sequence[Mapping[str, str]]) -> Table:
+    """Return the findings of ``raygkd.doctor``.
+
+    Args:
+        checks: "check", "status", "found" and "advice" of each.
+    """
+    table = _table("This installation")
+    table.add_column("check", overflow="fold")
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("what to do", overflow="fold")
+    for row in checks:
+        status = Text(row["status"], style=STATUS_STYLES[row["status"]])
+        table.add_row(row["check"], status, row["found"], row["advice"])
     return table
 
 

@@ -17,7 +17,7 @@ SETTINGS = (
     *("deployed", "extras", "inference", "exporting", "comparison"),
 )
 UPPER = (
-    *("rayrun", "tracking", "report", "workflows", "inputs", "ui"),
+    *("rayrun", "tracking", "report", "workflows", "inputs", "ui", "doctor"),
     *("options", "job_commands", "model_commands", "cli"),
 )
 HEAVY = (
