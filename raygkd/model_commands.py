@@ -22,7 +22,7 @@ _TRACKING_URI = click.option(
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=click.Path())
 @click.option(
     "--format",
     "format",
@@ -30,7 +30,9 @@ _TRACKING_URI = click.option(
     required=True,
     help="onnx; torch: a torch.export program; safetensors: the weights, with a model card",
 )
-@click.option("--out", required=True, help="file to write: .onnx, .pt2 or .safetensors")
+@click.option(
+    "--out", type=click.Path(), required=True, help="file to write: .onnx, .pt2 or .safetensors"
+)
 @click.option(
     "--quantize",
     type=click.Choice(("int8",)),
@@ -38,7 +40,7 @@ _TRACKING_URI = click.option(
 )
 @click.option(
     "--data",
-    metavar="PATH",
+    type=click.Path(),
     help="Parquet images to compare on [default: those that the model was trained on]",
 )
 @click.option(
@@ -91,11 +93,18 @@ def export(
 
 
 @click.command()
-@click.argument("model")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--out", help="file to write, .jsonl or .parquet [default: JSON Lines on stdout]")
+@click.argument("model", type=click.Path())
+@click.argument("paths", type=click.Path(), nargs=-1, required=True, metavar="PATH...")
 @click.option(
-    "--draw", metavar="FOLDER", help="write pictures there: boxes on each image, or labelled sheets"
+    "--out",
+    type=click.Path(),
+    help="file to write, .jsonl or .parquet [default: JSON Lines on stdout]",
+)
+@click.option(
+    "--draw",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="write pictures there: boxes on each image, or labelled sheets",
 )
 @click.option(
     "--top",

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from outcomes import Ran, files
 
+from raygkd import tracking
 from raygkd.files import place
 from raygkd.inference import load_model
 from raygkd.models import load_model_file, save_model_file
@@ -136,3 +138,27 @@ def test_package_that_is_not_installed(model_file: Callable[..., Path], tmp_path
     message = "error: --format onnx: needs onnxscript: pip install 'raygkd[export]'\n"
     assert done.stderr == message
     assert not out.exists()
+
+
+def test_registered_model_is_the_file_of_its_run(
+    raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In a store of its own: a version, an alias, and the folder that the run's tag names."""
+    uri = tracking.default_uri(tmp_path)
+    experiment = tracking.connect(uri, "raygkd", tmp_path)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    run = client.create_run(experiment, tags={"raygkd.folder": str(tmp_path / "run")})
+    client.create_registered_model("pets")
+    client.create_model_version("pets", "file:///nowhere", run_id=run.info.run_id)
+    client.set_registered_model_alias("pets", "champion", "1")
+    command = ("--output", tmp_path, "--format", "torch", "--out", tmp_path / "a.pt2")
+    ran = raygkd("export", "models:/pets@champion", *command)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"its run's folder {tmp_path}/run has no model.pt any more" in ran.err
+    source = model_file(*NAMES)
+    (tmp_path / "run").mkdir()
+    source.rename(tmp_path / "run" / "model.pt")
+    for name in ("models:/pets@champion", "models:/pets/1"):
+        ran = raygkd("export", name, *command, "--json")
+        assert json.loads(ran.out)["source"] == f"{tmp_path}/run/model.pt"
+    assert "not found" in raygkd("export", "models:/pets@nobody", *command).err
