@@ -76,6 +76,8 @@ class ImageSpec:
         mean, std: per channel, of pixels scaled to 0..1.
         task: "classification" or "detection".
         score: what models are ranked by: "accuracy", "map" or "map50".
+        augment: kind of the training transform, and with it how an image is brought to the model's
+            size; "auto" where it is not known.
     """
 
     class_names: tuple[str, ...]
@@ -84,6 +86,7 @@ class ImageSpec:
     std: tuple[float, float, float]
     task: str = "classification"
     score: str = "accuracy"
+    augment: str = "auto"
 
 
 def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
@@ -577,12 +580,17 @@ def student_file(
         std=spec.std,
         state_dict=dict(state),
         scores={name: float(score) for name, score in scores.items() if math.isfinite(score)},
-        config=to_yaml(config),
+        # what a model file says of an image must not depend on the data set any more
+        config=to_yaml(with_settings(config, {"augment": spec.augment})),
     )
 
 
-class DeployedClassifier(nn.Module):
-    """A classifier with its normalisation: images (B, 3, H, W) in 0..1 to logits (B, K)."""
+class Deployed(nn.Module):
+    """A model with its normalisation, of images (B, 3, H, W) in 0..1.
+
+    Args:
+        model_file: of the model.
+    """
 
     def __init__(self, model_file: ModelFile):
         super().__init__()
@@ -592,27 +600,30 @@ class DeployedClassifier(nn.Module):
         self.register_buffer("mean_1C11", torch.tensor(model_file.mean).view(1, -1, 1, 1))
         self.register_buffer("std_1C11", torch.tensor(model_file.std).view(1, -1, 1, 1))
 
+    def normalised(self, images_BCHW: Tensor) -> Tensor:
+        """Return images as the model was trained on."""
+        return (images_BCHW - self.mean_1C11) / self.std_1C11
+
+
+class DeployedClassifier(Deployed):
+    """A classifier with its normalisation: images (B, 3, H, W) in 0..1 to logits (B, K)."""
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return class scores."""
-        return self.model((images_BCHW - self.mean_1C11) / self.std_1C11)
+        return self.model(self.normalised(images_BCHW))
 
 
-class DeployedDetector(nn.Module):
+class DeployedDetector(Deployed):
     """A detector with its normalisation: images (B, 3, S, S) in 0..1 to detections (B, D, 6).
 
     Each of the D rows of an image holds the sides of a box x0, y0, x1, y1 in pixels of the input,
     a score in 0..1 and a label; best first, and -1 throughout where there are fewer.
     """
 
-    def __init__(self, model_file: ModelFile):
-        super().__init__()
-        self.model = build_from_file(model_file)
-        self._normalise = normaliser(model_file.mean, model_file.std, torch.device("cpu"))
-
     def forward(self, images_BCSS: Tensor) -> Tensor:
         """Return the detections, on the CPU."""
         packed_BD6 = torch.full((len(images_BCSS), MOST_DETECTIONS, 6), -1.0)
-        for packed_D6, found in zip(packed_BD6, self.model(self._normalise(images_BCSS))):
+        for packed_D6, found in zip(packed_BD6, self.model(self.normalised(images_BCSS))):
             columns = [found["scores"][:, None], found["labels"][:, None].float()]
             packed_D6[: len(found["scores"])] = torch.cat([found["boxes"], *columns], dim=1)
         return packed_BD6

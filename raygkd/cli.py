@@ -19,6 +19,7 @@ from raygkd import __version__
 from raygkd.errors import ConfigError, RunFailed, UserError, near
 from raygkd.files import is_remote
 from raygkd.job_commands import jobs_group, submit
+from raygkd.model_commands import export, predict
 from raygkd.options import (
     CONFIG,
     JSON,
@@ -47,6 +48,8 @@ def commands() -> None:
     """
 
 
+commands.add_command(export)
+commands.add_command(predict)
 commands.add_command(submit)
 commands.add_command(jobs_group)
 
@@ -391,6 +394,38 @@ def data_info(path: str, sheet: str, as_json: bool) -> None:
         console.print(info_table(info))
         console.print(classes_table(info["classes"]))
         console.print(f"sample sheet: {sheet}", soft_wrap=True)
+
+
+@commands.command()
+@click.option("--output", default="raygkd-output", show_default=True, help="output folder of runs")
+@click.option(
+    "--tracking-uri",
+    help="MLflow server or store [default: MLFLOW_TRACKING_URI, or the store in --output]",
+)
+@click.option(
+    "--address", help="of a running Ray cluster [default: RAY_ADDRESS, or start one here]"
+)
+@JSON
+def doctor(output: str, tracking_uri: str | None, address: str | None, as_json: bool) -> int:
+    """Check the installation, and say what to fix.
+
+    Versions, torch, GPUs, disks, shared memory, ports, the MLflow store and Ray, which is started
+    for it. The exit code is 1 where something must be fixed. Nothing is left behind.
+    """
+    with only_results_on_stdout() as out:
+        from raygkd.doctor import examine
+        from raygkd.report.console import console_of, progress, stderr_console
+        from raygkd.report.tables import doctor_table
+
+        with progress(stderr_console(), "checking") as advance:
+            result = examine(
+                output=output, tracking_uri=tracking_uri, address=address, advance=advance
+            )
+        if as_json:
+            out.write(json.dumps(result) + "\n")
+        else:
+            console_of(out).print(doctor_table(result["checks"]))
+    return 0 if result["ok"] else 1
 
 
 @commands.command()

@@ -122,6 +122,7 @@ def open_images(
             std=std,
             task=table.task,
             score=_score(table, data.score),
+            augment=augment,
         ),
         augment=augment,
         skip_bad=data.skip_bad,

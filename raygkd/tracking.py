@@ -51,6 +51,8 @@ PARENT_TAG = "mlflow.parentRunId"
 # finds the run that a start has made although its answer was lost
 START_TAG = "raygkd.start"
 ALIAS = "champion"
+# of a run: where its files are
+FOLDER_TAG = "raygkd.folder"
 # where artifacts are that clients send to their server and ask it for
 SERVED = "mlflow-artifacts:/"
 _TAG_LIMIT = 5000
@@ -163,6 +165,67 @@ def _check_artifacts(experiment: Experiment, uri: str, local: bool) -> None:
             f"--experiment {name}: {shown(uri)} keeps its artifacts in {folder}, which is not on "
             "this machine; use another --experiment, whose artifacts the server takes"
         )
+
+
+def run_folder(model: str, uri: str) -> str:
+    """Return the folder of the run that a registered model came from.
+
+    Args:
+        model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        uri: of the store or server.
+
+    Raises:
+        TrackingError: there is no such model or run, or the server does not answer.
+    """
+    parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))", model)
+    if parts is None:
+        raise TrackingError(f"MODEL {model}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = parts.groups()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise TrackingError(
+            f"MODEL {model}: there is no MLflow store at {uri}: give --output or --tracking-uri"
+        )
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        if alias:
+            version = client.get_model_version_by_alias(name, alias)
+        else:
+            version = client.get_model_version(name, number)
+        tags = client.get_run(version.run_id).data.tags if version.run_id else {}
+    except Exception as error:
+        raise TrackingError(f"MODEL {model}: {_reason(error, uri)} ({shown(uri)})") from error
+    if FOLDER_TAG not in tags:
+        raise TrackingError(f"MODEL {model}: was not registered by a run of raygkd")
+    return tags[FOLDER_TAG]
+
+
+def probe(uri: str) -> str | None:
+    """Return what a store that can be used holds, None where it is a file that is not made yet.
+
+    Nothing is written.
+
+    Args:
+        uri: of the store or server.
+
+    Raises:
+        TrackingError: it does not answer, or cannot be read or, as far as it is a file, written.
+    """
+    try:
+        if uri.startswith("sqlite"):
+            path = Path(uri.partition("://")[2].removeprefix("/").partition("?")[0])
+            if not path.exists() or not path.stat().st_size:
+                return None
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as store:
+                # takes the lock of whoever writes
+                store.execute("BEGIN IMMEDIATE")
+                store.rollback()
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        experiments = client.search_experiments()
+    except Exception as error:
+        silent = isinstance(error.__context__, OSError)
+        reason = "no answer" if silent else _reason(error, uri)
+        raise TrackingError(f"{shown(uri)} cannot be used: {reason}") from error
+    return f"{shown(uri)}, {len(experiments)} experiments"
 
 
 def make_store(path: Path, artifacts: str) -> None:

@@ -89,6 +89,31 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
         ray.shutdown()
 
 
+def probe(address: str | None, seconds: float = 60.0) -> list[Resources]:
+    """Start or join a cluster, run a task on it and leave it; return what each node has.
+
+    Args:
+        address: as of ``cluster``.
+        seconds: that the task may take.
+
+    Raises:
+        ResourceError: no cluster answers at the address, or it does not run the task.
+    """
+    with cluster(address) as nodes:
+        import ray
+
+        try:
+            ray.get(ray.remote(num_cpus=1)(_nothing).remote(), timeout=seconds)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ResourceError(f"the Ray cluster does not run a task: {reason}") from error
+        return nodes
+
+
+def _nothing() -> None:
+    pass
+
+
 def _nodes() -> list[Resources]:
     """Return what each node of the cluster has."""
     import ray

@@ -9,9 +9,11 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 # rows of a table of classes
 MAX_CLASSES = 40
+STATUS_STYLES = {"ok": "green", "note": "yellow", "fix": "bold red"}
 
 
 def show(value: Any) -> str:
@@ -206,6 +208,65 @@ def levels_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         pairs = f"{row['spectral_pairs']} of {row['spectral_dim']}"
         table.add_row(str(row["level"]), *shapes, row["adapter"], pairs)
     return table
+
+
+def doctor_table(checks: Sequence[Mapping[str, str]]) -> Table:
+    """Return the findings of ``raygkd.doctor``.
+
+    Args:
+        checks: "check", "status", "found" and "advice" of each.
+    """
+    table = _table("This installation")
+    table.add_column("check", overflow="fold")
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    table.add_column("what to do", overflow="fold")
+    for row in checks:
+        status = Text(row["status"], style=STATUS_STYLES[row["status"]])
+        table.add_row(row["check"], status, row["found"], row["advice"])
+    return table
+
+
+def export_table(result: Mapping[str, Any]) -> Table:
+    """Return what ``raygkd.workflows.export`` did, a line a fact."""
+    table = _table("Exported", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    check, int8 = result["check"], result["int8"]
+    opset = f", opset {result['opset']}" if result["opset"] else ""
+    table.add_row("file", result["out"])
+    if result["card"]:
+        table.add_row("model card", result["card"])
+    table.add_row("format", f"{result['format']}{opset}{', int8' if int8 else ''}")
+    table.add_row("model", f"{result['model']}, {result['parameters']:,} parameters")
+    before = f" (float32: {int8['bytes_before']:,})" if int8 else ""
+    table.add_row("size", f"{result['bytes']:,} bytes{before}")
+    table.add_row("float32 against the model" if int8 else "against the model", _check(check))
+    if result["no_images"]:
+        table.add_row("images", f"random alone: {result['no_images']}")
+    if int8:
+        table.add_row("int8 against the model", _int8(int8))
+    return table
+
+
+def _check(check: Mapping[str, Any]) -> str:
+    found = ""
+    if check["detections"]:
+        found = f", {check['detections']:,} detections, {check['alone']} of them alone"
+    return (
+        f"largest difference {check['largest']:.1e} (allowed {check['tolerance']:g}) on "
+        f"{check['images']} inputs, {check['sample_images']} of them images{found}"
+    )
+
+
+def _int8(int8: Mapping[str, Any]) -> str:
+    share = "nothing to compare" if int8["agreement"] is None else f"{int8['agreement']:.1%} agree"
+    on = f"{int8['images']} images" if int8["images"] else "random inputs"
+    if int8["score"] is None or int8["score_before"] is None:
+        return f"{share} on {on}"
+    change = int8["score"] - int8["score_before"]
+    before = f"{change:+.4f} from {int8['score_before']:.4f}"
+    return f"{share} on {on}, score {int8['score']:.4f} ({before})"
 
 
 def info_table(info: Mapping[str, Any]) -> Table:

@@ -352,7 +352,7 @@ def run_tags(session: Session, role: str) -> dict[str, str]:
         "raygkd.dataset": session.config.data.dataset,
         "raygkd.images": session.images.identity,
         "raygkd.split": ", ".join(f"{name} {len(rows[name])}" for name in ("train", "val", "test")),
-        "raygkd.folder": str(session.folder),
+        tracking.FOLDER_TAG: str(session.folder),
         "python": platform.python_version(),
     }
     tags["version.raygkd"] = __version__

@@ -14,15 +14,16 @@ PACKAGE = Path(raygkd.__file__).parent
 CORE = ("graph", "losses", "models", "data", "metrics", "detection_metrics", "engine")
 SETTINGS = (
     *("errors", "files", "remote", "journal", "registry", "config", "resuming", "space", "build"),
-    *("variants", "deployed"),
+    *("variants", "deployed", "extras", "inference", "exporting", "comparison"),
 )
 UPPER = (
-    *("rayrun", "tracking", "report", "workflows", "inputs", "ui"),
-    *("options", "job_commands", "cli"),
+    *("rayrun", "tracking", "report", "workflows", "inputs", "ui", "doctor"),
+    *("options", "job_commands", "model_commands", "cli"),
 )
 HEAVY = (
     *("ray", "mlflow", "click", "rich", "pyarrow", "sklearn", "matplotlib", "yaml"),
     *("faster_coco_eval", "fsspec", "torchdistill"),
+    *("onnx", "onnxscript", "onnxruntime", "safetensors"),
 )
 
 

@@ -1,0 +1,172 @@
+"""What is done with a finished model: ``raygkd export`` and ``raygkd predict``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from raygkd.options import JSON, only_results_on_stdout
+
+_OUTPUT = click.option(
+    "--output",
+    default="raygkd-output",
+    show_default=True,
+    help="output folder of the runs, for models:/NAME",
+)
+_TRACKING_URI = click.option(
+    "--tracking-uri",
+    help="MLflow server or store, for models:/NAME [default: MLFLOW_TRACKING_URI, or the store in "
+    "--output]",
+)
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.option(
+    "--format",
+    "format",
+    type=click.Choice(("onnx", "torch", "safetensors")),
+    required=True,
+    help="onnx; torch: a torch.export program; safetensors: the weights, with a model card",
+)
+@click.option(
+    "--out", type=click.Path(), required=True, help="file to write: .onnx, .pt2 or .safetensors"
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(("int8",)),
+    help="onnx: weights of 8 bits, activations quantised as it runs",
+)
+@click.option(
+    "--data",
+    type=click.Path(),
+    help="Parquet images to compare on [default: those that the model was trained on]",
+)
+@click.option(
+    "--license",
+    "licence",
+    default="unknown",
+    show_default=True,
+    help="of the weights, for the model card, such as apache-2.0",
+)
+@_OUTPUT
+@_TRACKING_URI
+@JSON
+def export(
+    model: str,
+    format: str,
+    out: str,
+    quantize: str | None,
+    data: str | None,
+    licence: str,
+    output: str,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Write a model in another format, and compare it with the model.
+
+    MODEL is a model.pt that raygkd wrote, the folder of its run, or models:/NAME@ALIAS. The
+    normalisation is part of an onnx or torch file: its input is pixels in 0..1, any number of
+    images.
+    """
+    with only_results_on_stdout() as out_stream:
+        from raygkd import workflows
+        from raygkd.report.console import console_of, stderr_console
+        from raygkd.report.tables import export_table
+
+        result = workflows.export(
+            model,
+            format=format,
+            out=out,
+            int8=quantize is not None,
+            licence=licence,
+            data=data,
+            output=output,
+            tracking_uri=tracking_uri,
+            console=stderr_console(),
+        )
+        if as_json:
+            out_stream.write(json.dumps(result) + "\n")
+            return
+        console_of(out_stream).print(export_table(result))
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.argument("paths", type=click.Path(), nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="file to write, .jsonl or .parquet [default: JSON Lines on stdout]",
+)
+@click.option(
+    "--draw",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="write pictures there: boxes on each image, or labelled sheets",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="most predictions of an image [default: 5 classes; all detections]",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.3,
+    show_default=True,
+    help="least score of a detection",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="images at a time, of each process",
+)
+@click.option(
+    "--address", help="of a running Ray cluster [default: RAY_ADDRESS, or start one here]"
+)
+@_OUTPUT
+@_TRACKING_URI
+def predict(
+    model: str,
+    paths: tuple[str, ...],
+    out: str | None,
+    draw: str | None,
+    top: int | None,
+    threshold: float,
+    batch_size: int,
+    address: str | None,
+    output: str,
+    tracking_uri: str | None,
+) -> None:
+    """Apply a model to images: files, folders, or Parquet with a column "image".
+
+    MODEL is a model.pt that raygkd wrote, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    file that 'raygkd export' wrote. Results come in the order of the images. An image that cannot
+    be read is told and skipped.
+    """
+    with only_results_on_stdout() as out_stream:
+        from raygkd import workflows
+        from raygkd.report.console import stderr_console
+
+        console = stderr_console()
+        counts = workflows.predict_images(
+            model,
+            paths,
+            out=out,
+            draw=draw,
+            top=top,
+            threshold=threshold,
+            batch_size=batch_size,
+            address=address,
+            output=output,
+            tracking_uri=tracking_uri,
+            console=console,
+            stdout=out_stream,
+        )
+        console.print(f"{counts['images']:,} images, {counts['skipped']:,} skipped")
+        for written in filter(None, (out, draw)):
+            console.print(f"written to {written}", soft_wrap=True)

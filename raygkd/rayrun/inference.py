@@ -1,0 +1,192 @@
+"""A model on images of any number, by Ray Data: its tasks read, decode and apply the model.
+
+Shapes: B batch, S side of the square input, K classes, T most predictions of an image, 4 the sides
+of a box (x0, y0, x1, y1) in pixels of the image.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
+
+from raygkd.data.pictures import Encoded, Piece, read_piece
+from raygkd.data.transforms import decode
+from raygkd.data.windows import Arrays
+from raygkd.errors import RunFailed
+from raygkd.files import Place
+from raygkd.inference import Facts, Prediction, Run, load_model
+from raygkd.rayrun.cluster import Resources
+
+# decoded images that a task gives on at a time
+BLOCK = 32
+
+
+def predict(
+    model: Place,
+    facts: Facts,
+    pieces: Sequence[Piece],
+    nodes: Sequence[Resources],
+    *,
+    batch_size: int,
+    top: int,
+    threshold: float,
+    keep_content: bool,
+) -> Iterator[Prediction]:
+    """Yield what a model says of each image, in order.
+
+    Args:
+        model: its file.
+        facts: of the model.
+        pieces: the images.
+        nodes: what each node of the cluster has; a model takes a GPU where there are any.
+        batch_size: images at a time.
+        top: T at most.
+        threshold: least score of a detection.
+        keep_content: give the encoded images back.
+    """
+    reference, content = ray.put(list(pieces)), ray.put(model.read_bytes())
+    has_gpus = any(node["GPU"] >= 1 for node in nodes)
+
+    def load(batch: Arrays) -> Iterator[Arrays]:
+        piece = ray.get(reference)[int(batch["id"][0])]
+        yield from _blocks(piece, facts, keep_content)
+
+    def apply(batch: Arrays) -> Arrays:
+        return _applied(_model(content, model.name), batch, facts, top, threshold)
+
+    numbers = [{"id": number} for number in range(len(pieces))]
+    dataset = ray.data.from_items(numbers, override_num_blocks=len(pieces)).map_batches(
+        load, batch_size=1, batch_format="numpy", num_cpus=1
+    )
+    dataset = dataset.map_batches(
+        apply,
+        batch_size=batch_size,
+        batch_format="numpy",
+        num_cpus=0 if has_gpus else 1,
+        num_gpus=1 if has_gpus else 0,
+        # a process keeps the model for its next task; with a GPU it would end after the first
+        max_calls=0,
+    )
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    # what goes wrong is told here in one line
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        for rows in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            yield from _predictions(rows)
+    except ray.exceptions.RayError as error:
+        raise RunFailed(f"{model}: cannot be applied: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the error that Ray Data tells with a traceback around it."""
+    lines = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .*", str(error), re.MULTILINE)
+    own = [line for line in lines if not line.startswith("ray.")]
+    return own[-1] if own else str(error).partition("\n")[0]
+
+
+def _blocks(piece: Piece, facts: Facts, keep_content: bool) -> Iterator[Arrays]:
+    """Yield the images of a piece, some at a time, as columns."""
+    waiting: list[tuple[Encoded, NDArray[np.uint8], float, tuple[int, int]]] = []
+    for encoded in read_piece(piece):
+        waiting.append(_prepared(encoded, facts))
+        if len(waiting) == BLOCK:
+            yield _columns(waiting, keep_content)
+            waiting = []
+    if waiting:
+        yield _columns(waiting, keep_content)
+
+
+def _prepared(
+    encoded: Encoded, facts: Facts
+) -> tuple[Encoded, NDArray[np.uint8], float, tuple[int, int]]:
+    """Return an image with its pixels (3, S, S), their ratio, and its own height and width.
+
+    One that is broken gets a problem and black pixels.
+    """
+    blank = np.zeros((3, facts.image_size, facts.image_size), np.uint8)
+    if encoded.problem:
+        return encoded, blank, 1.0, (1, 1)
+    try:
+        image_CHW = decode(encoded.content)
+    except ValueError as error:
+        return Encoded(encoded.name, encoded.row, b"", str(error)), blank, 1.0, (1, 1)
+    height, width = image_CHW.shape[1:]
+    pixels_CSS, ratio = facts.prepare(image_CHW)
+    return encoded, pixels_CSS, ratio, (height, width)
+
+
+def _columns(prepared: Sequence[Any], keep_content: bool) -> Arrays:
+    """Return images as columns of equal length."""
+    encoded, pixels, ratios, sizes = zip(*prepared)
+    return {
+        "name": np.array([one.name for one in encoded], object),
+        "row": np.array([-1 if one.row is None else one.row for one in encoded], np.int64),
+        "problem": np.array([one.problem for one in encoded], object),
+        "content": np.array([one.content if keep_content else b"" for one in encoded], object),
+        "image": np.stack(pixels),
+        "ratio": np.array(ratios, np.float32),
+        "size": np.array(sizes, np.float32),
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _model(content: ObjectRef, name: str) -> Run:
+    """Return the model in this process, which loads it once."""
+    with tempfile.TemporaryDirectory(prefix="raygkd-") as folder:
+        path = Path(folder, name)
+        path.write_bytes(ray.get(content))
+        return load_model(path)[1]
+
+
+def _applied(run: Run, batch: Arrays, facts: Facts, top: int, threshold: float) -> Arrays:
+    """Return the columns of a batch with predictions in the place of pixels."""
+    images_BCSS = torch.from_numpy(np.array(batch.pop("image"))).float().div_(255)
+    output = run(images_BCSS)
+    ratio_B, size_B2 = batch.pop("ratio"), batch.pop("size")
+    if facts.task == "detection":
+        return batch | _detections(output[:, :top].numpy(), ratio_B, size_B2, threshold)
+    score_BK, label_BK = output.softmax(1).sort(dim=1, descending=True, stable=True)
+    return batch | {"label": label_BK[:, :top].numpy(), "score": score_BK[:, :top].numpy()}
+
+
+def _detections(
+    found_BT6: NDArray[np.float32], ratio_B: NDArray, size_B2: NDArray, threshold: float
+) -> Arrays:
+    """Return labels, scores and boxes on the images; a score of -1 for what is not told."""
+    # height and width to the limits of x0, y0, x1, y1
+    limit_B14 = size_B2[:, None, [1, 0, 1, 0]]
+    box_BT4 = np.clip(found_BT6[..., :4] / ratio_B[:, None, None], 0, limit_B14)
+    score_BT = found_BT6[..., 4]
+    return {
+        "label": found_BT6[..., 5].astype(np.int64),
+        "score": np.where(score_BT >= threshold, score_BT, np.float32(-1)),
+        "box": box_BT4.astype(np.float32),
+    }
+
+
+def _predictions(rows: Arrays) -> Iterator[Prediction]:
+    for index, name in enumerate(rows["name"]):
+        problem = str(rows["problem"][index])
+        # what there is comes first
+        count = 0 if problem else int((rows["score"][index] >= 0).sum())
+        yield Prediction(
+            name=str(name),
+            row=int(rows["row"][index]) if rows["row"][index] >= 0 else None,
+            problem=problem,
+            label=rows["label"][index][:count],
+            score=rows["score"][index][:count],
+            box=rows["box"][index][:count] if "box" in rows else None,
+            content=bytes(rows["content"][index]),
+        )

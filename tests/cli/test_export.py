@@ -1,0 +1,164 @@
+"""``raygkd export``: what it writes and tells, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from outcomes import Ran, files
+
+from raygkd import tracking
+from raygkd.files import place
+from raygkd.inference import load_model
+from raygkd.models import load_model_file, save_model_file
+
+Refused = Callable[..., str]
+NAMES = ("class-0", "class-1", "class-2")
+
+
+def test_onnx_of_int8_is_measured_on_the_images_that_are_given(
+    raygkd: Callable[..., Ran], model_file: Callable[..., Path], parquet: Callable[..., Path]
+) -> None:
+    source = model_file(*NAMES)
+    out = source.parent / "small.onnx"
+    ran = raygkd(
+        *("export", source, "--format", "onnx", "--quantize", "int8", "--out", out),
+        *("--data", parquet(cut_off=[7]), "--json"),
+    )
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    assert (result["opset"], result["parameters"]) == (18, 272_019)
+    assert result["check"]["largest"] <= 1e-4
+    assert result["check"]["sample_images"] == result["int8"]["images"] > 0
+    for name in ("agreement", "score", "score_before"):
+        assert 0 <= result["int8"][name] <= 1
+    assert result["bytes"] == out.stat().st_size < 0.5 * result["int8"]["bytes_before"]
+    facts, _ = load_model(place(out))
+    assert facts.class_names == NAMES
+
+
+def test_weights_and_card_of_a_run(
+    raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """MODEL is the folder of a run, whose result has the scores on the test split."""
+    source = model_file(*NAMES)
+    run = tmp_path / "run"
+    run.mkdir()
+    source.rename(run / "model.pt")
+    models = {"teacher": {"test_score": 0.75}, "student": {"test_score": 0.5}}
+    (run / "result.json").write_text(json.dumps({"models": models}))
+    before = files(tmp_path)
+    ran = raygkd("export", run, "--format", "safetensors", "--out", tmp_path / "model.safetensors")
+    assert ran.code == 0, ran.err
+    new = {tmp_path / "model.safetensors", tmp_path / "model.md"}
+    assert files(tmp_path) - before == new
+    card = (tmp_path / "model.md").read_text()
+    assert "license: unknown\n" in card
+    assert "| test score, student | 0.5000 |" in card
+    assert "largest difference 0.0e+00" in ran.out
+    assert "random alone: the model file does not name its data" in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "message"),
+    [
+        ("onnx", "model.pt2", "--out {}/model.pt2: a file of --format onnx ends with .onnx"),
+        ("torch", "model.pt", "a file of --format torch ends with .pt2"),
+        ("onnx", "no/model.onnx", "there is no folder '{}/no': make it first"),
+    ],
+)
+def test_wrong_places(
+    refused: Refused,
+    model_file: Callable[..., Path],
+    tmp_path: Path,
+    format: str,
+    name: str,
+    message: str,
+) -> None:
+    out = tmp_path / name
+    error = refused("export", model_file(*NAMES), "--format", format, "--out", out)
+    assert message.format(tmp_path) in error
+
+
+def test_wrong_models(refused: Refused, tmp_path: Path, parquet: Callable[..., Path]) -> None:
+    out = ("--format", "onnx", "--out", tmp_path / "model.onnx")
+    assert "there is no such file: give one that" in refused("export", tmp_path / "no.pt", *out)
+    assert "the folder has no model.pt" in refused("export", tmp_path, *out)
+    assert "is damaged or no model file" in refused("export", parquet(), *out)
+    error = refused("export", "models:/nobody@champion", *out)
+    assert "MODEL models:/nobody@champion: " in error
+    assert "not found" in error
+    error = refused("export", "models:/nobody", *out)
+    assert "must be models:/NAME@ALIAS or models:/NAME/VERSION" in error
+    error = refused("export", "models:/nobody/1", "--output", tmp_path / "none", *out)
+    assert "there is no MLflow store at sqlite:///" in error
+
+
+def test_wrong_images(
+    refused: Refused,
+    model_file: Callable[..., Path],
+    parquet: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    source = model_file("cat", "dog")
+    out = ("--format", "torch", "--out", tmp_path / "model.pt2")
+    error = refused("export", source, *out, "--data", parquet())
+    assert "it knows 2 classes (cat, dog) but the data has 3 classes" in error
+    error = refused("export", source, *out, "--data", tmp_path / "no.parquet")
+    assert "no file or folder" in error
+    error = refused("export", source, *out, "--quantize", "int8")
+    assert "--quantize int8: is for --format onnx, not torch" in error
+
+
+def test_weights_of_another_model_leave_nothing(
+    refused: Refused, model_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = model_file(*NAMES)
+    model = load_model_file(source)
+    model.state_dict.popitem()
+    save_model_file(source, model)
+    out = ("--format", "safetensors", "--out", tmp_path / "model.safetensors")
+    assert "do not fit 'resnet20' with 3 classes" in refused("export", source, *out)
+
+
+def test_package_that_is_not_installed(model_file: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    arguments = ["export", str(model_file(*NAMES)), "--format", "onnx", "--out", str(out)]
+    code = (
+        f"import sys; sys.modules['onnxscript'] = None; sys.argv[1:] = {arguments}\n"
+        "from raygkd.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    message = "error: --format onnx: needs onnxscript: pip install 'raygkd[export]'\n"
+    assert done.stderr == message
+    assert not out.exists()
+
+
+def test_registered_model_is_the_file_of_its_run(
+    raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In a store of its own: a version, an alias, and the folder that the run's tag names."""
+    uri = tracking.default_uri(tmp_path)
+    experiment = tracking.connect(uri, "raygkd", tmp_path)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    run = client.create_run(experiment, tags={"raygkd.folder": str(tmp_path / "run")})
+    client.create_registered_model("pets")
+    client.create_model_version("pets", "file:///nowhere", run_id=run.info.run_id)
+    client.set_registered_model_alias("pets", "champion", "1")
+    command = ("--output", tmp_path, "--format", "torch", "--out", tmp_path / "a.pt2")
+    ran = raygkd("export", "models:/pets@champion", *command)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"its run's folder {tmp_path}/run has no model.pt any more" in ran.err
+    source = model_file(*NAMES)
+    (tmp_path / "run").mkdir()
+    source.rename(tmp_path / "run" / "model.pt")
+    for name in ("models:/pets@champion", "models:/pets/1"):
+        ran = raygkd("export", name, *command, "--json")
+        assert json.loads(ran.out)["source"] == f"{tmp_path}/run/model.pt"
+    assert "not found" in raygkd("export", "models:/pets@nobody", *command).err
