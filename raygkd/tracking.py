@@ -48,6 +48,8 @@ from mlflow.entities import Experiment, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 PARENT_TAG = "mlflow.parentRunId"
+# what the UI shows above a run, as Markdown
+DESCRIPTION_TAG = "mlflow.note.content"
 # finds the run that a start has made although its answer was lost
 START_TAG = "raygkd.start"
 ALIAS = "champion"

@@ -182,6 +182,23 @@ def _seeds(scores: Sequence[float | None]) -> str:
     return str(known) if known == len(scores) else f"{known} of {len(scores)}"
 
 
+def search_markdown(models: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]) -> str:
+    """Return a search's models and its best settings as Markdown, for its description in MLflow.
+
+    Args:
+        models: role -> "model", "parameters" and "test_score".
+        params: of the best trial.
+    """
+    rows = [
+        f"| {role.replace('_', ' ')} | {one['model']} | {one['parameters']:,} | "
+        f"{one['test_score']:.4f} |"
+        for role, one in models.items()
+    ]
+    settings = ", ".join(f"{name} {show(value)}" for name, value in params.items())
+    head = ["| | model | parameters | test score |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *rows]) + f"\n\nBest settings: {settings}."
+
+
 def missing_scores(repeat: Mapping[str, Any]) -> list[str]:
     """Return a line for each repeat that has no score, with the reason.
 

@@ -19,6 +19,7 @@ from raygkd.rayrun.history import Trial
 from raygkd.rayrun.search import TrialResult
 from raygkd.report.comparison import draw_seeds
 from raygkd.report.tables import comparison_markdown
+from raygkd.tracking import DESCRIPTION_TAG
 from raygkd.variants import Settings, is_baseline, variants
 from raygkd.workflows.seeds import (
     Seeded,
@@ -282,7 +283,7 @@ def _conclude(
         f"{comparison['metric']} on the test split",
     )
     tracker.figure(PARENT, path)
-    tracker.tags(PARENT, {"mlflow.note.content": comparison_markdown(comparison)})
+    tracker.tags(PARENT, {DESCRIPTION_TAG: comparison_markdown(comparison)})
     return {
         "comparison": comparison,
         "models": model_rows(models, scores),

@@ -22,7 +22,9 @@ from raygkd.rayrun.history import METRIC
 from raygkd.rayrun.search import TrialResult, run_search
 from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
+from raygkd.report.tables import search_markdown
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
+from raygkd.tracking import DESCRIPTION_TAG
 from raygkd.workflows import detections
 from raygkd.workflows.repeat import repeat
 from raygkd.workflows.session import Session, open_session, run_tags, write_result
@@ -196,7 +198,8 @@ def _conclude(
     _draw(session, trials, {"teacher": models["teacher"], "student alone": models["student_alone"]})
     if session.images.spec.task == "detection":
         detections.draw(session, "search", best, scores)
-    tracker.tags("search", {f"best.{name}": str(value) for name, value in winner.params.items()})
+    told = {f"best.{name}": str(value) for name, value in winner.params.items()}
+    tracker.tags("search", told | {DESCRIPTION_TAG: search_markdown(rows, winner.params)})
     logged = tracker.model(
         "search",
         session.folder / MODEL if is_detector(best.name) else build.DeployedClassifier(best),

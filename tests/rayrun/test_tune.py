@@ -123,6 +123,9 @@ def test_how_the_winner_was_chosen_is_told_with_what_it_cost(
     tags = client.get_run(searched.result["mlflow"]["parent_run_id"]).data.tags
     for name, value in searched.result["selection"].items():
         assert tags[f"selection.{name}"] == str(value)
+    best = searched.result["best"]
+    row = f"| best | {best['model']} | {best['parameters']:,} | {best['test_score']:.4f} |"
+    assert row in tags["mlflow.note.content"].splitlines()
 
 
 def test_trials_are_ranked_and_the_best_is_the_best_on_validation(searched: Searched) -> None:
