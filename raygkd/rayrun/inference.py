@@ -56,14 +56,20 @@ def predict(
         keep_content: give the encoded images back.
     """
     reference, content = ray.put(list(pieces)), ray.put(model.read_bytes())
+    # what asks for the same as the reading is done in its tasks; a task with a GPU is one of its
+    # own, whose process would end with it unless it is told to go on
     has_gpus = any(node["GPU"] >= 1 for node in nodes)
+    asked = {"num_gpus": 1, "num_cpus": 0, "max_calls": 0} if has_gpus else {"num_cpus": 1}
 
     def load(batch: Arrays) -> Iterator[Arrays]:
         piece = ray.get(reference)[int(batch["id"][0])]
         yield from _blocks(piece, facts, keep_content)
 
-    def apply(batch: Arrays) -> Arrays:
-        return _applied(_model(content, model.name), batch, facts, top, threshold)
+    def apply(block: Arrays) -> Iterator[Arrays]:
+        run = _model(content, model.name)
+        for begin in range(0, len(block["name"]), batch_size):
+            batch = {name: column[begin : begin + batch_size] for name, column in block.items()}
+            yield _applied(run, batch, facts, top, threshold)
 
     numbers = [{"id": number} for number in range(len(pieces))]
     dataset = ray.data.from_items(numbers, override_num_blocks=len(pieces)).map_batches(
@@ -71,12 +77,10 @@ def predict(
     )
     dataset = dataset.map_batches(
         apply,
-        batch_size=batch_size,
+        # a number would put as many pieces into one task, one after the other
+        batch_size=None,
         batch_format="numpy",
-        num_cpus=0 if has_gpus else 1,
-        num_gpus=1 if has_gpus else 0,
-        # a process keeps the model for its next task; with a GPU it would end after the first
-        max_calls=0,
+        **asked,
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False

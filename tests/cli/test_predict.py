@@ -12,8 +12,10 @@ import pytest
 from lively import CLASSES, detector_file
 from outcomes import png
 from PIL import Image
+from servers import ObjectStore
 
 from raygkd.data.pictures import find_pictures, read_piece
+from raygkd.errors import DataError
 from raygkd.inference import Prediction, facts_of
 from raygkd.report.predictions import Pictures
 
@@ -113,3 +115,15 @@ def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
     assert not pixels[110:165, 60:240].any()
     # its name stands above the box
     assert (pixels[80:100, 50:100] == 255).all(2).any()
+
+
+def test_images_in_an_object_store(object_store: ObjectStore) -> None:
+    client = object_store.client()
+    for name in ("b/2.png", "a/1.png", "a/notes.txt"):
+        client.put_object(Bucket=object_store.bucket, Key=f"photos/{name}", Body=png(3))
+    folder = f"{object_store.url}/photos"
+    [piece] = find_pictures([folder])
+    assert piece.names == (f"{folder}/a/1.png", f"{folder}/b/2.png")
+    assert [one.content for one in read_piece(piece)] == [png(3), png(3)]
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        find_pictures([f"{object_store.url}/none"])

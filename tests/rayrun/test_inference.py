@@ -117,6 +117,19 @@ def test_classes_in_the_order_of_the_images(
         np.testing.assert_allclose(one.score, scores.numpy(), atol=1e-5)
 
 
+def test_images_that_take_longer_come_in_their_place(
+    nodes: list[Resources], table: Path, tmp_path: Path
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (3000, 3000), "red").save(file, "PNG")
+    large = tmp_path / "large"
+    large.mkdir()
+    for number in range(24):
+        (large / f"{number:02}.png").write_bytes(file.getvalue())
+    found = predicted(nodes, classifier_file(), tmp_path, [large, table])
+    assert [one.row for one in found] == [None] * 24 + list(range(10))
+
+
 def test_boxes_are_in_pixels_of_the_image(
     nodes: list[Resources], table: Path, tmp_path: Path
 ) -> None:
