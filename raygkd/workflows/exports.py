@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from raygkd.agreement import TOLERANCE, Agreement, Comparison
 from raygkd.build import check_teacher
-from raygkd.comparison import TOLERANCE, Agreement, Comparison
 from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
 from raygkd.data.plan import cut_windows
 from raygkd.data.windows import load_window

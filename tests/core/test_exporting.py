@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from raygkd.agreement import Agreement, Comparison
 from raygkd.build import DeployedDetector
-from raygkd.comparison import Agreement, Comparison
 from raygkd.errors import DataError
 from raygkd.exporting import (
     ExportableDetector,

@@ -14,7 +14,7 @@ PACKAGE = Path(raygkd.__file__).parent
 CORE = ("graph", "losses", "models", "data", "metrics", "detection_metrics", "engine")
 SETTINGS = (
     *("errors", "files", "remote", "journal", "registry", "config", "resuming", "space", "build"),
-    *("variants", "deployed", "extras", "inference", "exporting", "comparison"),
+    *("variants", "deployed", "extras", "inference", "exporting", "agreement"),
 )
 UPPER = (
     *("rayrun", "tracking", "report", "workflows", "inputs", "ui", "doctor"),
