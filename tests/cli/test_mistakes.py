@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -506,6 +509,29 @@ def test_a_job_that_could_not_run_is_not_sent(
     refused: Refused, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in refused("submit", *arguments)
+
+
+class OlderDashboard(http.server.BaseHTTPRequestHandler):
+    """Says of itself what the dashboard of an older Ray does."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        facts = {"version": "4", "ray_version": "2.40.0", "ray_commit": "0", "session_name": "s"}
+        self.wfile.write(json.dumps(facts).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_job_for_a_cluster_of_another_version(refused: Refused) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OlderDashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        error = refused("jobs", "list", "--address", url)
+        server.shutdown()
+    versions = f"the cluster at {url} runs Ray 2.40.0 and this machine {ray.__version__}"
+    assert f"{versions}: install 'ray[default,train,tune]==2.40.0' here" in error
 
 
 def test_a_job_for_a_cluster_that_is_not_there(refused: Refused) -> None:
