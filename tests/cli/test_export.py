@@ -67,9 +67,10 @@ def test_weights_and_card_of_a_run(
 @pytest.mark.parametrize(
     ("format", "name", "message"),
     [
-        ("onnx", "model.pt2", "--out {}/model.pt2: a file of --format onnx ends with .onnx"),
-        ("torch", "model.pt", "a file of --format torch ends with .pt2"),
+        ("onnx", "model.pt2", "--out {}/model.pt2: must end with .onnx"),
+        ("torch", "model.pt", "model.pt: must end with .pt2"),
         ("onnx", "no/model.onnx", "there is no folder '{}/no': make it first"),
+        ("onnx", "/proc/model.onnx", "--out: '/proc' cannot be written (No such file"),
     ],
 )
 def test_wrong_places(
