@@ -6,11 +6,12 @@ of a box (x0, y0, x1, y1) in pixels of the image.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def predict(
     top: int,
     threshold: float,
     keep_content: bool,
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """Yield what a model says of each image, in order.
 
     Args:
@@ -87,8 +88,11 @@ def predict(
     # what goes wrong is told here in one line
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
-        for rows in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-            yield from _predictions(rows)
+        batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+        # the execution must have ended before the cluster does, also on Ctrl-C
+        with contextlib.closing(batches):
+            for rows in batches:
+                yield from _predictions(rows)
     except ray.exceptions.RayError as error:
         raise RunFailed(f"{model}: cannot be applied: {_reason(error)}") from error
 

@@ -35,7 +35,7 @@ from raygkd.models import ModelFile, build_from_file, count_parameters, load_mod
 from raygkd.report.card import model_card
 from raygkd.report.console import progress
 from raygkd.resuming import RESULT
-from raygkd.workflows.locating import find_model
+from raygkd.workflows.locating import find_model, new_file
 
 # images that outputs are compared on, and at most that scores are measured on
 RANDOM_BATCHES = (1, 3)
@@ -92,7 +92,6 @@ def export(
         "int8": None,
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_telling_of(out))
         # what is entered first is named last: the card appears with the weights
         new = stack.enter_context(whole_file(target))
         if format == "safetensors":
@@ -127,14 +126,6 @@ def export(
     return result
 
 
-@contextlib.contextmanager
-def _telling_of(out: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot be written: {error.strerror or error}") from error
-
-
 def _target(format: str, out: str, int8: bool) -> Place:
     """Return the place of the new file.
 
@@ -145,17 +136,7 @@ def _target(format: str, out: str, int8: bool) -> Place:
     if int8 and format != "onnx":
         raise ConfigError(f"--quantize int8: is for --format onnx, not {format}: leave it out")
     require(*packages, of=f"--format {format}")
-    try:
-        target = place(out)
-    except ConfigError as error:
-        raise ConfigError(f"--out {error}") from error
-    if not target.name.endswith(suffix):
-        raise ConfigError(f"--out {out}: a file of --format {format} ends with {suffix}")
-    if isinstance(target, Path) and not target.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder '{target.parent}': make it first")
-    if target.is_dir():
-        raise ConfigError(f"--out {out}: is a folder: give the path of a file")
-    return target
+    return new_file("--out", out, (suffix,))
 
 
 def _images(

@@ -1,9 +1,12 @@
-"""What is meant by MODEL: a file, a run's folder, or a model that MLflow has registered."""
+"""Where a model is, by what is given as MODEL; where a result may be written."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from raygkd import tracking
-from raygkd.errors import DataError
+from raygkd.errors import ConfigError, DataError, ResourceError
 from raygkd.files import Place, place
 from raygkd.workflows.single import MODEL
 
@@ -44,3 +47,45 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
             "'raygkd teacher' wrote, its run's folder, or models:/NAME@ALIAS"
         )
     return path
+
+
+def new_file(option: str, given: str, suffixes: tuple[str, ...]) -> Place:
+    """Return the place of a file that is to be written.
+
+    Args:
+        option: that it is given as.
+        given: its path.
+        suffixes: that it may end with.
+
+    Raises:
+        ConfigError: another suffix, a folder, or a URL that cannot be used.
+        ResourceError: nothing can be written there.
+    """
+    try:
+        target = place(given)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from error
+    if not target.name.endswith(suffixes):
+        raise ConfigError(f"{option} {given}: must end with {' or '.join(suffixes)}")
+    if isinstance(target, Path):
+        if target.is_dir():
+            raise ConfigError(f"{option} {given}: is a folder: give the path of a file")
+        check_folder(option, target.parent)
+    return target
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that is not there, or that nothing can be written to.
+
+    Raises:
+        ResourceError: names the option and the reason.
+    """
+    if not folder.is_dir():
+        raise ResourceError(f"{option}: there is no folder '{folder}': make it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResourceError(
+            f"{option}: '{folder}' cannot be written ({error.strerror}); give another"
+        ) from error

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from raygkd.data.pictures import find_pictures
 from raygkd.errors import ConfigError, DataError, ResourceError
-from raygkd.files import make_folder, place, whole_file
+from raygkd.files import Place, is_remote, make_folder, whole_file
 from raygkd.inference import Facts, Prediction, load_model
 from raygkd.rayrun.cluster import cluster
 from raygkd.rayrun.inference import predict
 from raygkd.report.console import progress
 from raygkd.report.predictions import Pictures
-from raygkd.workflows.locating import find_model
+from raygkd.workflows.locating import check_folder, find_model, new_file
 
 # classes of an image that are told where --top is not given
 TOP_CLASSES = 5
@@ -66,7 +66,7 @@ def predict_images(
     Raises:
         UserError: files and settings that do not do, or no image that can be read.
     """
-    _check_out(out)
+    target = None if out is None else new_file("--out", out, (".jsonl", ".parquet"))
     path = find_model(model, tracking_uri=tracking_uri, output=output)
     facts, _ = load_model(path)
     most = top or (TOP_CLASSES if facts.task == "classification" else 100)
@@ -76,7 +76,7 @@ def predict_images(
         raise DataError("PATH: the Parquet files have no rows")
     done = skipped = 0
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(_writer(out, stdout, facts))
+        write = stack.enter_context(_writer(target, stdout, facts))
         pictures = stack.enter_context(_pictures(draw, facts))
         nodes = stack.enter_context(cluster(address))
         advance = stack.enter_context(progress(console, "predicting"))
@@ -91,7 +91,7 @@ def predict_images(
             threshold=threshold,
             keep_content=pictures is not None,
         )
-        for one in found:
+        for one in stack.enter_context(contextlib.closing(found)):
             done += 1
             if one.problem:
                 skipped += 1
@@ -123,43 +123,33 @@ def _record(prediction: Prediction, facts: Facts) -> dict[str, Any]:
     return {"image": prediction.name, **row, "predictions": said}
 
 
-def _check_out(out: str | None) -> None:
-    if out is None:
-        return
-    try:
-        target = place(out)
-    except ConfigError as error:
-        raise ConfigError(f"--out {error}") from error
-    if not target.name.endswith((".jsonl", ".parquet")):
-        raise ConfigError(f"--out {out}: must end with .jsonl or .parquet")
-    if isinstance(target, Path) and not target.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder '{target.parent}': make it first")
-
-
 @contextlib.contextmanager
 def _pictures(draw: str | None, facts: Facts) -> Iterator[Pictures | None]:
     """Yield what draws, if it is to be drawn."""
     if draw is None:
         yield None
         return
+    if is_remote(draw):
+        raise ConfigError(f"--draw {draw}: must be a folder of this machine")
     folder = Path(draw)
     try:
         make_folder(folder)
-        pictures = Pictures(folder, facts)
-        yield pictures
-        pictures.close()
     except OSError as error:
-        raise ResourceError(f"--draw {draw}: cannot be written: {error.strerror}") from error
+        raise ResourceError(f"--draw {draw}: cannot be made: {error.strerror}") from error
+    check_folder("--draw", folder)
+    pictures = Pictures(folder, facts)
+    yield pictures
+    pictures.close()
 
 
 @contextlib.contextmanager
-def _writer(out: str | None, stdout: IO[str], facts: Facts) -> Iterator[Write]:
+def _writer(target: Place | None, stdout: IO[str], facts: Facts) -> Iterator[Write]:
     """Yield what writes a record; a file appears when all of them are written."""
-    if out is None:
+    if target is None:
         yield lambda record: _write_line(stdout, record)
         return
-    with whole_file(place(out)) as temporary:
-        if out.endswith(".jsonl"):
+    with whole_file(target) as temporary:
+        if target.name.endswith(".jsonl"):
             with temporary.open("w") as file:
                 yield lambda record: _write_line(file, record)
             return

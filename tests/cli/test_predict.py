@@ -32,6 +32,10 @@ NAMES = ("class-0", "class-1", "class-2")
         (["{}/broken.parquet"], "broken.parquet: cannot be read as Parquet: "),
         (["{}/1.png", "--out", "{}/a.csv"], "a.csv: must end with .jsonl or .parquet"),
         (["{}/1.png", "--out", "{}/no/a.jsonl"], "there is no folder '{}/no': make it first"),
+        (["{}/1.png", "--out", "/proc/a.jsonl"], "--out: '/proc' cannot be written (No such file"),
+        (["{}/1.png", "--out", "{}/empty.jsonl"], "empty.jsonl: is a folder"),
+        (["{}/1.png", "--draw", "/proc/a"], "--draw /proc/a: cannot be made: No such file"),
+        (["{}/1.png", "--draw", "s3://a/b"], "--draw s3://a/b: must be a folder of this machine"),
         (["{}/1.png", "--threshold", "2"], "'--threshold': 2.0 is not in the range 0.0<=x<=1.0"),
         (["{}/1.png", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
     ],
@@ -44,7 +48,8 @@ def test_wrong_inputs(
     message: str,
 ) -> None:
     model = model_file(*NAMES)
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "empty.jsonl"):
+        (tmp_path / name).mkdir()
     (tmp_path / "1.png").write_bytes(png(1))
     (tmp_path / "broken.parquet").write_bytes(b"no table")
     pq.write_table(pa.table({"label": [1]}), tmp_path / "labels.parquet")

@@ -109,10 +109,16 @@ def test_suppression_is_that_of_each_image_and_class() -> None:
 # ONNX
 
 
-def test_onnx_classifier(tmp_path: Path) -> None:
-    model_file = classifier_file()
-    path = tmp_path / "model.onnx"
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFile, Path]:
+    """A classifier, and the ONNX file that was written of it."""
+    model_file, path = classifier_file("resnet20"), tmp_path_factory.mktemp("onnx") / "model.onnx"
     write_onnx(model_file, path)
+    return model_file, path
+
+
+def test_onnx_classifier(exported: tuple[ModelFile, Path]) -> None:
+    model_file, path = exported
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     [taken], [given] = session.get_inputs(), session.get_outputs()
     assert (taken.name, taken.type, taken.shape) == (
@@ -135,13 +141,12 @@ def test_onnx_classifier(tmp_path: Path) -> None:
     assert b"site-packages" not in path.read_bytes()
 
 
-def test_onnx_holds_the_student_alone(tmp_path: Path) -> None:
+def test_onnx_holds_the_student_alone(exported: tuple[ModelFile, Path]) -> None:
     """Batch normalisation is part of the convolutions; the normalisation has six numbers."""
-    model_file = classifier_file("resnet20")
-    write_onnx(model_file, tmp_path / "model.onnx")
+    model_file, path = exported
     model = build_from_file(model_file)
     norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d)]
-    weights = onnx.load(tmp_path / "model.onnx").graph.initializer
+    weights = onnx.load(path).graph.initializer
     floats = [one for one in weights if one.data_type == onnx.TensorProto.FLOAT]
     count = sum(math.prod(one.dims) for one in floats)
     assert count == count_parameters(model) - sum(one.num_features for one in norms) + 6
@@ -161,10 +166,8 @@ def test_onnx_detector(tmp_path: Path) -> None:
     assert comparison.is_equal, comparison
 
 
-def test_int8(tmp_path: Path) -> None:
-    model_file = classifier_file("resnet20")
-    full, small = tmp_path / "full.onnx", tmp_path / "small.onnx"
-    write_onnx(model_file, full)
+def test_int8(exported: tuple[ModelFile, Path], tmp_path: Path) -> None:
+    (model_file, full), small = exported, tmp_path / "small.onnx"
     run = quantise(full, small)
     assert small.stat().st_size < 0.4 * full.stat().st_size
     images = noise(64, 12)
