@@ -22,6 +22,9 @@ from spreading import EPOCHS, TRIALS, Spread
 
 from raygkd.config import with_settings
 
+# the first test waits for the scene, which alone and on a busy machine takes longer than a test may
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def outcome(scenes: Mapping[str, Future[Any]]) -> Spread:
