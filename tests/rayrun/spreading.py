@@ -239,7 +239,8 @@ class _Cluster:
         self.nodes.lose(self.nodes.all[-1])
         outcome.lost = self.told()
         result = outcome.output / "runs" / "tune-search" / "result.json"
-        wait_for(result.exists)
+        # hundreds of epochs of three trials, on two nodes of one processor each
+        wait_for(result.exists, patience=300.0)
         outcome.search = json.loads(result.read_text())
         outcome.search_log = self.raygkd_logs()
 
