@@ -23,9 +23,12 @@ from raygkd.graph.spectral import (
     deflated_factor,
     embedding_from_spectrum,
     graph_spectrum,
+    graph_times,
     nontrivial_pairs,
     normalised_factor,
+    rows_times,
     spectral_embedding,
+    unit_rows,
 )
 
 __all__ = [
@@ -41,15 +44,18 @@ __all__ = [
     "foreground_weights",
     "full_precision",
     "graph_spectrum",
+    "graph_times",
     "nontrivial_pairs",
     "normalised_channels",
     "normalised_factor",
     "relational_attention",
     "require",
+    "rows_times",
     "shape_problem",
     "share_problem",
     "softmax_masks",
     "spectral_embedding",
     "temperature_problem",
+    "unit_rows",
     "weight_problems",
 ]

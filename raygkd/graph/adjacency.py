@@ -35,12 +35,12 @@ def normalised_channels(features_BCHW: Tensor) -> Tensor:
     # The result does not depend on this scale, and with it no square over- or underflows.
     amplitude_B11 = maps_BCN.detach().abs().amax((1, 2), keepdim=True)
     maps_BCN = maps_BCN / amplitude_B11.masked_fill(amplitude_B11 < limits.tiny, 1.0)
-    squares_BC1 = maps_BCN.square().sum(2, keepdim=True)
-    largest_B11 = squares_BC1.detach().amax(1, keepdim=True)
+    lengths_BC1 = torch.linalg.vector_norm(maps_BCN, dim=2, keepdim=True)
+    longest_B11 = lengths_BC1.detach().amax(1, keepdim=True)
     # "<=" keeps a NaN alive, so that it reaches the loss and is noticed.
-    dead_BC1 = squares_BC1 <= limits.eps**2 * largest_B11
-    rows_BCN = maps_BCN / squares_BC1.masked_fill(dead_BC1, 1.0).sqrt()
-    return rows_BCN.masked_fill(dead_BC1, 0.0)
+    dead_BC1 = lengths_BC1 <= limits.eps * longest_B11
+    scales_BC1 = lengths_BC1.masked_fill(dead_BC1, 1.0).reciprocal().masked_fill(dead_BC1, 0.0)
+    return maps_BCN * scales_BC1
 
 
 @full_precision

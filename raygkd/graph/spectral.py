@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from raygkd.graph.adjacency import normalised_channels
 from raygkd.graph.checks import choice_problem, dimension_problem, require
+from raygkd.graph.eigen import SymmetricEigen
 from raygkd.graph.precision import full_precision
 
 WEIGHTS = ("shifted", "cosine")
@@ -53,19 +52,11 @@ def normalised_factor(features_BCHW: Tensor, weights: str = "shifted") -> tuple[
 
     Source: [ours].
     """
-    require(choice_problem("graph weights", weights, WEIGHTS))
+    factor_BCK = unit_rows(features_BCHW, weights)
     if weights == "shifted":
-        factor_BCK = F.pad(normalised_channels(features_BCHW), (1, 0), value=1.0) / math.sqrt(2)
-    else:
-        factor_BCK = normalised_channels(features_BCHW.relu())
-    degrees_BC = (factor_BCK @ factor_BCK.sum(1)[:, :, None]).squeeze(2)
-    isolated_BC = degrees_BC <= 0
-    inverse_root_BC = degrees_BC.masked_fill(isolated_BC, 1.0).rsqrt()
-    inverse_root_BC = inverse_root_BC.masked_fill(isolated_BC, 0.0)
-    volume_B1 = degrees_BC.sum(1, keepdim=True)
-    length_B1 = volume_B1.masked_fill(volume_B1 <= 0, 1.0).sqrt()
-    trivial_BC = degrees_BC * inverse_root_BC / length_B1
-    return factor_BCK * inverse_root_BC[:, :, None], trivial_BC
+        factor_BCK = F.pad(factor_BCK, (1, 0), value=1.0) / math.sqrt(2)
+    root_BC1, trivial_BC1 = _scales(factor_BCK @ factor_BCK.sum(1)[:, :, None])
+    return factor_BCK * root_BC1, trivial_BC1.squeeze(2)
 
 
 @full_precision
@@ -89,6 +80,59 @@ def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
     """
     factor_BCK, trivial_BC = normalised_factor(features_BCHW, weights)
     return factor_BCK - trivial_BC[:, :, None] * (trivial_BC[:, None, :] @ factor_BCK)
+
+
+@full_precision
+def graph_times(features_BCHW: Tensor, vectors_BCd: Tensor, weights: str = "shifted") -> Tensor:
+    """Return ``S' U``, the graph without its trivial eigenpair applied to vectors.
+
+    It is a chain of products with the rows of unit length: neither S' (C x C) nor a factor of it
+    is formed.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+        vectors_BCd: U, vectors in columns (B, C, d).
+        weights: "shifted" or "cosine", see ``normalised_factor``.
+
+    Returns:
+        (B, C, d).
+
+    Raises:
+        ConfigError: the weights are unknown.
+
+    Source: [ours].
+    """
+    return rows_times(unit_rows(features_BCHW, weights), vectors_BCd, weights)
+
+
+def unit_rows(features_BCHW: Tensor, weights: str) -> Tensor:
+    """Return the rows X (B, C, N) whose products the weights of the graph are made of."""
+    require(choice_problem("graph weights", weights, WEIGHTS))
+    return normalised_channels(features_BCHW if weights == "shifted" else features_BCHW.relu())
+
+
+def rows_times(rows_BCN: Tensor, vectors_BCd: Tensor, weights: str) -> Tensor:
+    """Return ``graph_times`` of the rows that ``unit_rows`` gives."""
+    # the column of ones in G, which is not written out
+    shift = float(weights == "shifted")
+    share = 1.0 / (1.0 + shift)
+    channels = rows_BCN.shape[1]
+    degrees_BC1 = (rows_BCN @ rows_BCN.sum(1)[:, :, None] + shift * channels) * share
+    root_BC1, trivial_BC1 = _scales(degrees_BC1)
+    deflated_BCd = vectors_BCd - trivial_BC1 * (trivial_BC1.mT @ vectors_BCd)
+    scaled_BCd = root_BC1 * deflated_BCd
+    image_BCd = rows_BCN @ (rows_BCN.mT @ scaled_BCd)
+    image_BCd = root_BC1 * share * (image_BCd + shift * scaled_BCd.sum(1, keepdim=True))
+    return image_BCd - trivial_BC1 * (trivial_BC1.mT @ image_BCd)
+
+
+def _scales(degrees_BC1: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``D^-1/2`` and the trivial eigenvector, both (B, C, 1) and 0 for isolated vertices."""
+    isolated_BC1 = degrees_BC1 <= 0
+    root_BC1 = degrees_BC1.masked_fill(isolated_BC1, 1.0).rsqrt().masked_fill(isolated_BC1, 0.0)
+    volume_B11 = degrees_BC1.sum(1, keepdim=True)
+    length_B11 = volume_B11.masked_fill(volume_B11 <= 0, 1.0).sqrt()
+    return root_BC1, degrees_BC1 * root_BC1 / length_B11
 
 
 def nontrivial_pairs(channels: int, positions: int, weights: str = "shifted") -> int:
@@ -230,41 +274,3 @@ def _leading(
         F.pad(values_Bd.masked_fill(null_Bd, 0.0), missing),
         F.pad(vectors_BCd.masked_fill(null_Bd[:, None, :], 0.0), missing),
     )
-
-
-class SymmetricEigen(torch.autograd.Function):
-    """All eigenpairs of symmetric matrices, descending, with a gradient that is always finite.
-
-    The gradient of a vector holds the reciprocals of the gaps ``D = l_j - l_i``, which are infinite
-    in a repeated eigenvalue. They are replaced by ``D^3 / (D^4 + e^4)`` with
-    ``e = sqrt(eps) max|l|``: zero at D = 0, never above 0.6 / e, and within ``(e / D)^4`` of 1 / D
-    relative to it. A matrix that is not finite gives NaN, where LAPACK would raise, so that a
-    diverged run is noticed in the loss on every process alike.
-
-    Source: [ours]; the exact derivative is textbook perturbation theory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, matrix_BPP: Tensor) -> tuple[Tensor, Tensor]:
-        """Return eigenvalues (B, P) and vectors (B, P, P) of the symmetric part of the matrices."""
-        symmetric_BPP = (matrix_BPP + matrix_BPP.mT) / 2
-        broken_B11 = ~symmetric_BPP.isfinite().all(2, keepdim=True).all(1, keepdim=True)
-        values_BP, vectors_BPP = torch.linalg.eigh(symmetric_BPP.masked_fill(broken_B11, 0.0))
-        values_BP = values_BP.flip(1).masked_fill(broken_B11[:, :, 0], math.nan)
-        vectors_BPP = vectors_BPP.flip(2).masked_fill(broken_B11, math.nan)
-        ctx.save_for_backward(values_BP, vectors_BPP)
-        return values_BP, vectors_BPP
-
-    @staticmethod
-    @once_differentiable
-    @full_precision
-    def backward(ctx: Any, grad_values_BP: Tensor, grad_vectors_BPP: Tensor) -> Tensor:
-        """Return the gradient (B, P, P) of the matrices, which is symmetric."""
-        values_BP, vectors_BPP = ctx.saved_tensors
-        eps = torch.finfo(values_BP.dtype).eps
-        scale_B11 = values_BP.abs().amax(1)[:, None, None].clamp_min(eps**2)
-        gaps_BPP = (values_BP[:, None, :] - values_BP[:, :, None]) / scale_B11
-        reciprocal_BPP = gaps_BPP**3 / (gaps_BPP**4 + eps**2) / scale_B11
-        turn_BPP = vectors_BPP.mT @ grad_vectors_BPP
-        inner_BPP = reciprocal_BPP * (turn_BPP - turn_BPP.mT) / 2 + grad_values_BP.diag_embed()
-        return vectors_BPP @ inner_BPP @ vectors_BPP.mT

@@ -2,16 +2,10 @@
 
 from raygkd.losses.base import BaselineLoss
 from raygkd.losses.baselines import BASELINES, Baseline, baseline_loss
-from raygkd.losses.graph import (
-    SPECTRAL_MODES,
-    GraphDistillationLoss,
-    TeacherGraph,
-    edge_loss,
-    spectral_loss,
-    vertex_loss,
-)
+from raygkd.losses.graph import GraphDistillationLoss, TeacherGraph
 from raygkd.losses.logits import kd_loss
 from raygkd.losses.spectral import procrustes_distance, residual_distance, subspace_distance
+from raygkd.losses.terms import SPECTRAL_MODES, edge_loss, spectral_loss, vertex_loss
 
 __all__ = [
     "BASELINES",

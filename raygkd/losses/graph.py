@@ -1,161 +1,43 @@
 """Matching the channels relational graphs of a student and a teacher (arXiv 2405.08547).
 
-The total is ``L_task + alpha L_V + beta L_E + gamma L_S`` [paper]; the terms' formulas are [ours].
-Every loss is a mean over samples of what depends on one sample alone, so that steps over parts of
-a batch average to the step over the whole batch. The teacher never gets a gradient.
+The total is ``L_task + alpha L_V + beta L_E + gamma L_S`` [paper]; the terms are those of
+``raygkd.losses.terms``.
 
-Shape letters: B batch, C channels, H height, W width, d spectral dimension.
+Shape letters: B batch, C channels, H height, W width, T terms, d spectral dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from raygkd.errors import ConfigError
 from raygkd.graph import (
     ATTENTION_MODES,
     WEIGHTS,
-    adjacency,
-    attention_masks,
     centred,
     choice_problem,
-    deflated_factor,
     dimension_problem,
     embedding_from_spectrum,
     foreground_weights,
-    full_precision,
     graph_spectrum,
     nontrivial_pairs,
-    relational_attention,
     require,
-    shape_problem,
     share_problem,
     spectral_embedding,
     temperature_problem,
     weight_problems,
 )
 from raygkd.losses.levels import Shape, coarser_grid, levels_problem, pooled
-from raygkd.losses.spectral import (
-    procrustes_distance,
-    relative_to_teacher,
-    residual_distance,
-    subspace_distance,
-)
+from raygkd.losses.terms import SPECTRAL_MODES, LevelMaps
 
-SPECTRAL_MODES = ("residual", "subspace", "procrustes")
-
-
-@full_precision
-def vertex_loss(
-    student_BCHW: Tensor,
-    teacher_BCHW: Tensor,
-    temperature: float,
-    weights_BHW: Tensor | None = None,
-) -> Tensor:
-    """Return ``L_V = mean_{c,n} a_C a_S (F_t - F_s)^2 / mean(F_t^2)``, averaged over samples.
-
-    The masks are the teacher's ``attention_masks``. The division makes the loss relative, so that
-    its weight means the same for every layer; a sample whose teacher's map is zero counts as 0.
-
-    Args:
-        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
-        teacher_BCHW: feature maps (B, C, H, W).
-        temperature: T > 0 of the attention, in units of the features.
-        weights_BHW: weights of the positions (B, H, W) that multiply a_S, averaging to 1 over the
-            positions of a sample, as ``foreground_weights`` gives them; None for 1 everywhere.
-
-    Returns:
-        A scalar without unit.
-
-    Raises:
-        ConfigError: the shapes differ, or the temperature is not above 0.
-
-    Source: [paper] that vertices are aligned under attention; the formula is [ours].
-    """
-    require(shape_problem("feature maps", student_BCHW, teacher_BCHW))
-    teacher_BCHW = teacher_BCHW.detach()
-    spatial_B1HW, channel_BC = attention_masks(teacher_BCHW, temperature)
-    if weights_BHW is not None:
-        spatial_B1HW = spatial_B1HW * weights_BHW[:, None]
-    error_BCHW = (teacher_BCHW - student_BCHW).square() * spatial_B1HW
-    error_B = (error_BCHW * channel_BC[:, :, None, None]).mean((1, 2, 3))
-    return relative_to_teacher(error_B, teacher_BCHW.square().mean((1, 2, 3))).mean()
-
-
-@full_precision
-def edge_loss(
-    student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: float, attention: str = "outer"
-) -> Tensor:
-    """Return ``L_E = mean_ij R_ij (A_t,ij - A_s,ij)^2``, averaged over samples.
-
-    Args:
-        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
-        teacher_BCHW: feature maps (B, C, H, W).
-        temperature: T > 0 of the attention, see ``relational_attention``.
-        attention: mode of the relational attention R, "outer" or "softmax".
-
-    Returns:
-        A scalar in squared cosines.
-
-    Raises:
-        ConfigError: the shapes differ, the temperature is not above 0, or the mode is unknown.
-
-    Source: [paper] that edges are aligned under relational attention; the formula is [ours].
-    """
-    require(shape_problem("feature maps", student_BCHW, teacher_BCHW))
-    teacher_BCHW = teacher_BCHW.detach()
-    weights_BCC = relational_attention(teacher_BCHW, temperature, attention)
-    difference_BCC = adjacency(teacher_BCHW) - adjacency(student_BCHW)
-    return (weights_BCC * difference_BCC.square()).mean()
-
-
-@full_precision
-def spectral_loss(
-    student_BCHW: Tensor,
-    teacher_BCHW: Tensor,
-    dim: int,
-    mode: str = "residual",
-    weights: str = "shifted",
-) -> Tensor:
-    """Return the distance of the spectral embeddings of both graphs, averaged over samples.
-
-    Args:
-        student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
-        teacher_BCHW: feature maps (B, C, H, W).
-        dim: spectral dimension d, from 1 to C - 1.
-        mode: "residual", "subspace" or "procrustes", see ``raygkd.losses.spectral``.
-        weights: "shifted" or "cosine", see ``normalised_factor``.
-
-    Returns:
-        A scalar, relative to the teacher's eigenvalues in every mode.
-
-    Raises:
-        ConfigError: the shapes differ, dim is outside 1..C-1, or mode or weights are unknown.
-
-    Source: [paper] that a spectral embedding is aligned; the formulas are [ours].
-    """
-    require(
-        shape_problem("feature maps", student_BCHW, teacher_BCHW),
-        choice_problem("spectral mode", mode, SPECTRAL_MODES),
-    )
-    teacher = spectral_embedding(teacher_BCHW.detach(), dim, weights)
-    return _spectral_distance(student_BCHW, teacher, mode, weights)
-
-
-def _spectral_distance(
-    student_BCHW: Tensor, teacher: tuple[Tensor, Tensor], mode: str, weights: str
-) -> Tensor:
-    """Return ``spectral_loss`` against an embedding, values (B, d) and vectors (B, C, d)."""
-    if mode == "residual":
-        return residual_distance(deflated_factor(student_BCHW, weights), *teacher).mean()
-    student = spectral_embedding(student_BCHW, teacher[0].shape[1], weights)
-    if mode == "subspace":
-        return subspace_distance(*student, *teacher).mean()
-    return procrustes_distance(*student, *teacher).mean()
+# the maps of a part of a batch, of which some ten copies are alive, fit the caches of a CPU
+PART_BYTES = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -178,6 +60,26 @@ class TeacherGraph:
         if self.spectrum is None:
             return spectral_embedding(self.maps_BCHW, dim, weights)
         return embedding_from_spectrum(self.maps_BCHW, *self.spectrum, dim, weights)
+
+    def split(self, size: int) -> Iterator[TeacherGraph]:
+        """Yield the graphs of so many samples each, in order; the last may have fewer."""
+        maps = self.maps_BCHW.split(size)
+        if self.spectrum is None:
+            yield from map(TeacherGraph, maps)
+            return
+        spectra = zip(*(part.split(size) for part in self.spectrum), strict=True)
+        for part_BCHW, (values_BP, basis_BPP) in zip(maps, spectra, strict=True):
+            yield TeacherGraph(part_BCHW, (values_BP, basis_BPP))
+
+
+def part_size(maps_BCHW: Tensor) -> int:
+    """Return how many samples of a batch the losses take at a time.
+
+    A GPU takes all of them: there the number of kernels costs more than the memory.
+    """
+    if maps_BCHW.is_cuda:
+        return len(maps_BCHW)
+    return max(1, PART_BYTES // max(1, maps_BCHW[0].nbytes))
 
 
 class GraphDistillationLoss(nn.Module):
@@ -304,32 +206,70 @@ class GraphDistillationLoss(nn.Module):
         Raises:
             ConfigError: ``foreground`` is set, and there are no boxes.
         """
-        totals: dict[str, list[Tensor]] = {name: [] for name in self.term_weights}
-        for level in self.student_shapes:
-            of_teacher = teacher[level]
-            if isinstance(of_teacher, Tensor):
-                of_teacher = self.teacher_graph(level, of_teacher)
-            student_BCHW = self.student_maps(level, student_features[level])
-            for name, terms in totals.items():
-                terms.append(self._term(name, student_BCHW, of_teacher, boxes))
-        return {name: torch.stack(terms).mean() for name, terms in totals.items()}
+        levels = [
+            self._level_terms(level, student_features[level], teacher[level], boxes)
+            for level in self.student_shapes
+        ]
+        return dict(zip(self.term_weights, torch.stack(levels).mean(0), strict=True))
 
-    def _term(
+    def _level_terms(
         self,
-        name: str,
+        level: int,
         student_BCHW: Tensor,
-        teacher: TeacherGraph,
+        teacher: Tensor | TeacherGraph,
         boxes: Sequence[Tensor] | None,
     ) -> Tensor:
-        """Return one loss of one level."""
-        teacher_BCHW = teacher.maps_BCHW
-        if name == "vertex":
-            weights_BHW = self._position_weights(boxes, teacher_BCHW)
-            return vertex_loss(student_BCHW, teacher_BCHW, self.temperature, weights_BHW)
-        if name == "edge":
-            return edge_loss(student_BCHW, teacher_BCHW, self.temperature, self.attention)
-        embedding = teacher.embedding(self.dim, self.weights)
-        return _spectral_distance(student_BCHW, embedding, self.mode, self.weights)
+        """Return the losses of one level (T,).
+
+        The batch is taken in parts, and of a part only its maps are kept for the way back: what
+        follows from them is several times their size, and cheap to work out again.
+        """
+        if isinstance(teacher, Tensor):
+            teacher = self.teacher_graph(level, teacher)
+        weights_BHW = None
+        if "vertex" in self.term_weights:
+            weights_BHW = self._position_weights(boxes, teacher.maps_BCHW)
+        size = part_size(teacher.maps_BCHW)
+        graphs = list(teacher.split(size))
+        weights = [None] * len(graphs) if weights_BHW is None else weights_BHW.split(size)
+        sums = [
+            self._sums(level, *part)
+            for part in zip(student_BCHW.split(size), graphs, weights, strict=True)
+        ]
+        return torch.stack(sums).sum(0) / len(student_BCHW)
+
+    def _sums(
+        self, level: int, student_BCHW: Tensor, teacher: TeacherGraph, weights_BHW: Tensor | None
+    ) -> Tensor:
+        """Return the losses of one level (T,), summed over the samples of a part."""
+        embedding = None
+        if "spectral" in self.term_weights:
+            embedding = teacher.embedding(self.dim, self.weights)
+        parts = student_BCHW, teacher.maps_BCHW, embedding, weights_BHW
+        function = functools.partial(self._sums_of_maps, level)
+        if embedding is not None and self.mode != "residual":
+            # the student's own decomposition is dear to work out again
+            return function(*parts)
+        return checkpoint(function, *parts, use_reentrant=False, preserve_rng_state=False)
+
+    def _sums_of_maps(
+        self,
+        level: int,
+        student_BCHW: Tensor,
+        teacher_BCHW: Tensor,
+        embedding: tuple[Tensor, Tensor] | None,
+        weights_BHW: Tensor | None,
+    ) -> Tensor:
+        maps = LevelMaps(self.student_maps(level, student_BCHW), teacher_BCHW, self.temperature)
+        terms: list[Tensor] = []
+        for name in self.term_weights:
+            if name == "vertex":
+                terms.append(maps.vertex(weights_BHW).sum())
+            elif name == "edge":
+                terms.append(maps.edge(self.attention).sum())
+            elif embedding is not None:
+                terms.append(maps.spectral(embedding, self.mode, self.weights).sum())
+        return torch.stack(terms)
 
     def _position_weights(
         self, boxes: Sequence[Tensor] | None, teacher_BCHW: Tensor

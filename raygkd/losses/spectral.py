@@ -5,7 +5,7 @@ it. Flipping a vector's sign, or turning the vectors of one eigenvalue among the
 the same embedding and leaves every distance as it is. The gradient goes to the student alone.
 All three are [ours]; the paper (arXiv 2405.08547) names the alignment of spectral embeddings.
 
-Shape letters: B batch, C channels, K columns of the factor, d spectral dimension.
+Shape letters: B batch, C channels, d spectral dimension.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def relative_to_teacher(error_B: Tensor, power_B: Tensor) -> Tensor:
 
 
 @full_precision
-def residual_distance(student_factor_BCK: Tensor, values_Bd: Tensor, vectors_BCd: Tensor) -> Tensor:
+def residual_distance(image_BCd: Tensor, values_Bd: Tensor, vectors_BCd: Tensor) -> Tensor:
     """Return how far the teacher's eigenpairs are from being the student's.
 
     ``|S'_s U_t - U_t Lambda_t|_F^2 / |Lambda_t|_F^2`` per sample: zero exactly when they are
     shared, and by Davis-Kahan a bound of the angle between both embeddings. The student is not
-    decomposed, and ``S'_s U = M'_s (M'_s^T U)`` forms nothing of size C x C.
+    decomposed.
 
     Args:
-        student_factor_BCK: factor M' of the student's graph (B, C, K), see ``deflated_factor``.
+        image_BCd: ``S'_s U_t`` (B, C, d), see ``graph_times``.
         values_Bd: the teacher's eigenvalues (B, d).
-        vectors_BCd: the teacher's vectors (B, C, d).
+        vectors_BCd: the teacher's vectors U_t (B, C, d).
 
     Returns:
         (B,), 0 for a sample whose teacher has no spectrum (a complete graph).
@@ -55,7 +55,6 @@ def residual_distance(student_factor_BCK: Tensor, values_Bd: Tensor, vectors_BCd
     Source: [ours].
     """
     values_Bd, vectors_BCd = values_Bd.detach(), vectors_BCd.detach()
-    image_BCd = student_factor_BCK @ (student_factor_BCK.mT @ vectors_BCd)
     error_B = (image_BCd - vectors_BCd * values_Bd[:, None, :]).square().sum((1, 2))
     return relative_to_teacher(error_B, values_Bd.square().sum(1))
 
