@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raygkd.graph.precision import full_precision
+from raygkd.graph.products import Gram, UnitRows
 
 # the error of a mean, in units of eps times the mean
 ROUNDING = 16
@@ -30,17 +31,7 @@ def normalised_channels(features_BCHW: Tensor) -> Tensor:
 
     Source: [paper] arXiv 2405.08547 (cosine similarity); the rule for dead channels is [ours].
     """
-    maps_BCN = features_BCHW.flatten(2)
-    limits = torch.finfo(maps_BCN.dtype)
-    # The result does not depend on this scale, and with it no square over- or underflows.
-    amplitude_B11 = maps_BCN.detach().abs().amax((1, 2), keepdim=True)
-    maps_BCN = maps_BCN / amplitude_B11.masked_fill(amplitude_B11 < limits.tiny, 1.0)
-    lengths_BC1 = torch.linalg.vector_norm(maps_BCN, dim=2, keepdim=True)
-    longest_B11 = lengths_BC1.detach().amax(1, keepdim=True)
-    # "<=" keeps a NaN alive, so that it reaches the loss and is noticed.
-    dead_BC1 = lengths_BC1 <= limits.eps * longest_B11
-    scales_BC1 = lengths_BC1.masked_fill(dead_BC1, 1.0).reciprocal().masked_fill(dead_BC1, 0.0)
-    return maps_BCN * scales_BC1
+    return UnitRows.apply(features_BCHW.flatten(2))
 
 
 @full_precision
@@ -77,5 +68,4 @@ def adjacency(features_BCHW: Tensor) -> Tensor:
 
     Source: [paper] arXiv 2405.08547.
     """
-    rows_BCN = normalised_channels(features_BCHW)
-    return rows_BCN @ rows_BCN.mT
+    return Gram.apply(normalised_channels(features_BCHW))

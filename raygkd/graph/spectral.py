@@ -25,6 +25,7 @@ from raygkd.graph.adjacency import normalised_channels
 from raygkd.graph.checks import choice_problem, dimension_problem, require
 from raygkd.graph.eigen import SymmetricEigen
 from raygkd.graph.precision import full_precision
+from raygkd.graph.products import Gram, GramTimes
 
 WEIGHTS = ("shifted", "cosine")
 
@@ -55,7 +56,8 @@ def normalised_factor(features_BCHW: Tensor, weights: str = "shifted") -> tuple[
     factor_BCK = unit_rows(features_BCHW, weights)
     if weights == "shifted":
         factor_BCK = F.pad(factor_BCK, (1, 0), value=1.0) / math.sqrt(2)
-    root_BC1, trivial_BC1 = _scales(factor_BCK @ factor_BCK.sum(1)[:, :, None])
+    degrees_BC1 = (factor_BCK * factor_BCK.sum(1, keepdim=True)).sum(2, keepdim=True)
+    root_BC1, trivial_BC1 = _scales(degrees_BC1)
     return factor_BCK * root_BC1, trivial_BC1.squeeze(2)
 
 
@@ -116,14 +118,15 @@ def rows_times(rows_BCN: Tensor, vectors_BCd: Tensor, weights: str) -> Tensor:
     # the column of ones in G, which is not written out
     shift = float(weights == "shifted")
     share = 1.0 / (1.0 + shift)
-    channels = rows_BCN.shape[1]
-    degrees_BC1 = (rows_BCN @ rows_BCN.sum(1)[:, :, None] + shift * channels) * share
-    root_BC1, trivial_BC1 = _scales(degrees_BC1)
-    deflated_BCd = vectors_BCd - trivial_BC1 * (trivial_BC1.mT @ vectors_BCd)
-    scaled_BCd = root_BC1 * deflated_BCd
-    image_BCd = rows_BCN @ (rows_BCN.mT @ scaled_BCd)
-    image_BCd = root_BC1 * share * (image_BCd + shift * scaled_BCd.sum(1, keepdim=True))
-    return image_BCd - trivial_BC1 * (trivial_BC1.mT @ image_BCd)
+    vectors_BdC = vectors_BCd.mT.contiguous()
+    batch, channels, _ = rows_BCN.shape
+    sums_B1C = GramTimes.apply(rows_BCN.new_ones(batch, 1, channels), rows_BCN)
+    root_BC1, trivial_BC1 = _scales(((sums_B1C + shift * channels) * share).mT)
+    root_B1C, trivial_B1C = root_BC1.mT, trivial_BC1.mT
+    scaled_BdC = root_B1C * (vectors_BdC - (vectors_BdC @ trivial_BC1) * trivial_B1C)
+    image_BdC = GramTimes.apply(scaled_BdC, rows_BCN) + shift * scaled_BdC.sum(2, keepdim=True)
+    image_BdC = share * root_B1C * image_BdC
+    return (image_BdC - (image_BdC @ trivial_BC1) * trivial_B1C).mT
 
 
 def _scales(degrees_BC1: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,7 +240,7 @@ def _columns(positions: int, weights: str) -> int:
 
 def _smaller_gram(factor_BCK: Tensor) -> Tensor:
     channels, columns = factor_BCK.shape[1:]
-    return factor_BCK @ factor_BCK.mT if channels <= columns else factor_BCK.mT @ factor_BCK
+    return Gram.apply(factor_BCK if channels <= columns else factor_BCK.mT)
 
 
 def _leading(

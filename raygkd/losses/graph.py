@@ -149,7 +149,7 @@ class GraphDistillationLoss(nn.Module):
         self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
         self.adapters = nn.ModuleDict(
             {
-                str(level): _adapter(shape[0], self.teacher_shapes[level][0])
+                str(level): Adapter(shape[0], self.teacher_shapes[level][0])
                 for level, shape in self.student_shapes.items()
             }
         )
@@ -308,21 +308,33 @@ class GraphDistillationLoss(nn.Module):
         return rows
 
 
-def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
-    """Return a 1x1 convolution that starts as the identity, folded or repeated to fit.
+class Adapter(nn.Conv2d):
+    """A 1x1 convolution that starts as the identity, folded or repeated to fit.
 
     Each output starts as the mean of the inputs of the same place, counted modulo the smaller
     width. The first graph is so the student's own; random signs would make antipodal channels
     out of the non-negative maps of a ReLU, far from any teacher's.
+
+    Args:
+        student_channels: of its inputs.
+        teacher_channels: of its outputs.
     """
-    adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
-    width = min(student_channels, teacher_channels)
-    place_out = torch.arange(teacher_channels)[:, None] % width
-    place_in = torch.arange(student_channels)[None, :] % width
-    shared = (place_out == place_in).float()
-    with torch.no_grad():
-        adapter.weight.copy_((shared / shared.sum(1, keepdim=True))[:, :, None, None])
-    return adapter
+
+    def __init__(self, student_channels: int, teacher_channels: int):
+        super().__init__(student_channels, teacher_channels, kernel_size=1, bias=False)
+        width = min(student_channels, teacher_channels)
+        place_out = torch.arange(teacher_channels)[:, None] % width
+        place_in = torch.arange(student_channels)[None, :] % width
+        shared = (place_out == place_in).float()
+        with torch.no_grad():
+            self.weight.copy_((shared / shared.sum(1, keepdim=True))[:, :, None, None])
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Return (B, C_t, H, W) of maps (B, C_s, H, W)."""
+        # on a CPU up to four times as fast as the convolution, for the few samples of a part
+        weight_BCC = self.weight[:, :, 0, 0].expand(len(maps_BCHW), -1, -1)
+        mixed_BCN = torch.bmm(weight_BCC, maps_BCHW.flatten(2))
+        return mixed_BCN.unflatten(2, maps_BCHW.shape[2:])
 
 
 def _foreground_problems(foreground: float | None, canvas: int | None) -> list[str]:

@@ -30,6 +30,7 @@ from raygkd.graph import (
     temperature_problem,
     unit_rows,
 )
+from raygkd.graph.products import Gram
 from raygkd.losses.spectral import (
     procrustes_distance,
     relative_to_teacher,
@@ -198,8 +199,7 @@ def _vertex_distance(
     student_BCHW: Tensor, teacher_BCHW: Tensor, spatial_B1HW: Tensor, channel_BC: Tensor
 ) -> Tensor:
     """Return the relative squared error of each sample (B,), under both masks."""
-    squares_BCN = (teacher_BCHW - student_BCHW).square().flatten(2)
-    error_BC = (squares_BCN @ spatial_B1HW.flatten(2).mT).squeeze(2) / squares_BCN.shape[2]
+    error_BC = ((teacher_BCHW - student_BCHW) * spatial_B1HW.sqrt()).square().mean((2, 3))
     error_B = (error_BC * channel_BC).mean(1)
     return relative_to_teacher(error_B, teacher_BCHW.square().mean((1, 2, 3)))
 
@@ -229,7 +229,7 @@ def _outer_edges(student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: Tensor) -
         student_BCN, teacher_BCN = student_BCN * root_BC1, teacher_BCN * root_BC1
         difference_BCN, sum_BCN = teacher_BCN - student_BCN, teacher_BCN + student_BCN
         mixed_BNN = difference_BCN.mT @ sum_BCN
-        even_BNN = (difference_BCN.mT @ difference_BCN) * (sum_BCN.mT @ sum_BCN)
+        even_BNN = Gram.apply(difference_BCN.mT) * Gram.apply(sum_BCN.mT)
         # both parts cancel where the graphs are equal and the maps are not
         error_B = ((even_BNN + mixed_BNN * mixed_BNN.mT).sum((1, 2)) / 2).clamp_min(0.0)
     return error_B / channels**2
@@ -237,4 +237,4 @@ def _outer_edges(student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: Tensor) -
 
 def _adjacency_error(student_BCN: Tensor, teacher_BCN: Tensor) -> Tensor:
     """Return ``A_t - A_s`` (B, C, C) of rows of unit length."""
-    return torch.baddbmm(teacher_BCN @ teacher_BCN.mT, student_BCN, student_BCN.mT, alpha=-1)
+    return Gram.apply(teacher_BCN) - Gram.apply(student_BCN)

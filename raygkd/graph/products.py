@@ -1,0 +1,84 @@
+"""Products with the rows of a factor, each with the shortest way back.
+
+Row-major layouts in which the long side is last are several times faster on a CPU than the same
+products transposed, so thin matrices are rows here: (B, d, C), not (B, C, d).
+
+Shape letters: B batch, C channels, N positions, d vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class UnitRows(torch.autograd.Function):
+    """Rows divided by their Euclidean norms; a dead row becomes zero, and so does its gradient.
+
+    A row is dead when its norm is at most eps(dtype) times the largest one's of the same matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps_BCN: Tensor) -> Tensor:
+        """Return the rows (B, C, N)."""
+        limits = torch.finfo(maps_BCN.dtype)
+        # The result does not depend on this scale, and with it no square over- or underflows.
+        amplitude_B11 = maps_BCN.abs().amax((1, 2), keepdim=True)
+        amplitude_B11 = amplitude_B11.masked_fill(amplitude_B11 < limits.tiny, 1.0)
+        rows_BCN = maps_BCN / amplitude_B11
+        lengths_BC1 = torch.linalg.vector_norm(rows_BCN, dim=2, keepdim=True)
+        # "<=" keeps a NaN alive, so that it reaches the loss and is noticed.
+        dead_BC1 = lengths_BC1 <= limits.eps * lengths_BC1.amax(1, keepdim=True)
+        scales_BC1 = lengths_BC1.masked_fill(dead_BC1, 1.0).reciprocal().masked_fill(dead_BC1, 0.0)
+        rows_BCN *= scales_BC1
+        ctx.save_for_backward(rows_BCN, scales_BC1 / amplitude_B11)
+        return rows_BCN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCN: Tensor) -> Tensor:
+        """Return what of the gradient is across each row, divided by the row's norm."""
+        rows_BCN, scales_BC1 = ctx.saved_tensors
+        along_BC1 = (grad_BCN * rows_BCN).sum(2, keepdim=True)
+        return torch.addcmul(grad_BCN, rows_BCN, along_BC1, value=-1.0).mul_(scales_BC1)
+
+
+class Gram(torch.autograd.Function):
+    """``X X^T``."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_BCN: Tensor) -> Tensor:
+        """Return (B, C, C)."""
+        ctx.save_for_backward(rows_BCN)
+        return rows_BCN @ rows_BCN.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCC: Tensor) -> Tensor:
+        """Return ``(G + G^T) X``."""
+        (rows_BCN,) = ctx.saved_tensors
+        return (grad_BCC + grad_BCC.mT) @ rows_BCN
+
+
+class GramTimes(torch.autograd.Function):
+    """``P X X^T`` for a few rows P, without the matrix ``X X^T``."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors_BdC: Tensor, rows_BCN: Tensor) -> Tensor:
+        """Return (B, d, C)."""
+        projected_BdN = vectors_BdC @ rows_BCN
+        ctx.save_for_backward(vectors_BdC, rows_BCN, projected_BdN)
+        return projected_BdN @ rows_BCN.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BdC: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return ``G X X^T``, and ``G^T (P X) + P^T (G X)``."""
+        vectors_BdC, rows_BCN, projected_BdN = ctx.saved_tensors
+        grad_BdN = grad_BdC @ rows_BCN
+        grad_vectors_BdC = grad_BdN @ rows_BCN.mT if ctx.needs_input_grad[0] else None
+        both_BdC = torch.cat([grad_BdC, vectors_BdC], 1)
+        return grad_vectors_BdC, both_BdC.mT @ torch.cat([projected_BdN, grad_BdN], 1)
