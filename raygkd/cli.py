@@ -397,6 +397,27 @@ def data_info(path: str, sheet: str, as_json: bool) -> None:
 
 
 @commands.command()
+@click.option("--quick", is_flag=True, help="smaller sizes and fewer rounds, in 3 minutes")
+@JSON
+def bench(quick: bool, as_json: bool) -> None:
+    """Measure speed and memory side by side with the plain way.
+
+    The losses, a training step, Ray Train, Ray Data and a search, each with what it is to reach
+    and whether it does. Ray is started for it, nothing is left behind. Let nothing else run.
+    """
+    with only_results_on_stdout() as out:
+        from raygkd.bench.rows import machine, text_table
+        from raygkd.bench.suites import measured, whole_rows
+
+        rows = measured(whole_rows, quick=quick)
+        if as_json:
+            found = {"machine": machine(), "rows": [row.as_json() for row in rows]}
+            out.write(json.dumps(found) + "\n")
+        else:
+            out.write(text_table(rows, machine()) + "\n")
+
+
+@commands.command()
 @click.option("--output", default="raygkd-output", show_default=True, help="output folder of runs")
 @click.option(
     "--tracking-uri",

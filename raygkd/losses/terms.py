@@ -1,7 +1,7 @@
 """The three distances between the channels relational graphs of two feature maps.
 
-The formulas are [ours]; that vertices, edges and a spectral embedding are aligned under attention is
-the paper's (arXiv 2405.08547). Every loss is a mean over samples of what depends on one sample
+The formulas are [ours]; that vertices, edges and a spectral embedding are aligned under attention
+is the paper's (arXiv 2405.08547). Every loss is a mean over samples of what depends on one sample
 alone, so that steps over parts of a batch average to the step over the whole batch. The teacher
 never gets a gradient.
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor
 
 from raygkd.graph import (

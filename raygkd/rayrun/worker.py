@@ -263,11 +263,12 @@ def _epochs_of_rank(job: Job) -> Epochs:
         device=device,
         rank=context.get_world_rank(),
         world_size=world_size,
-        parallel=_parallel(device, world_size),
+        parallel=parallel_on(device, world_size),
     )
 
 
-def _parallel(device: torch.device, world_size: int) -> Callable[[nn.Module], nn.Module]:
+def parallel_on(device: torch.device, world_size: int) -> Callable[[nn.Module], nn.Module]:
+    """Return what wraps a module for several ranks, and leaves it as it is for one."""
     if world_size == 1:
         return lambda module: module
     ids = [device] if device.type == "cuda" else None

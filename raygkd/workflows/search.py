@@ -76,8 +76,10 @@ def tune(config: Config, *, console: Console, resume: Place | None = None) -> di
         )
         teacher, teacher_path = get_teacher(session, "search")
         searching = time.monotonic()
-        trials = _search(session, teacher, space)
-        chosen = selection(session.config, trials, seconds=time.monotonic() - searching)
+        trials, first_steps = _search(session, teacher, space)
+        chosen = selection(
+            session.config, trials, first_steps, seconds=time.monotonic() - searching
+        )
         winner, best = _winner(session, trials)
         alone = best
         if build.uses_teacher(session.config):
@@ -137,7 +139,8 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
 
 def _search(
     session: Session, teacher: ModelFile, space: tuple[Dimension, ...]
-) -> list[TrialResult]:
+) -> tuple[list[TrialResult], list[float]]:
+    """Run the trials; return them, and how long each took to its first step."""
     config = session.config
     concurrent = at_once(session, config.search.trials)
     job = session.job(config, teacher, session.folder)
@@ -157,15 +160,18 @@ def _search(
             f"time to first step of a trial: median {np.median(observer.first_steps):.2f} s, "
             f"longest {max(observer.first_steps):.2f} s"
         )
-    return trials
+    return trials, observer.first_steps
 
 
-def selection(config: Config, trials: Sequence[TrialResult], *, seconds: float) -> dict[str, Any]:
+def selection(
+    config: Config, trials: Sequence[TrialResult], first_steps: Sequence[float], *, seconds: float
+) -> dict[str, Any]:
     """Return how the winner is chosen, and what was spent on it.
 
     Args:
         config: of the search.
         trials: all of them.
+        first_steps: seconds to the first step of each that has begun to train.
         seconds: that the trials took; of a search that was resumed, since then.
     """
     return {
@@ -176,6 +182,7 @@ def selection(config: Config, trials: Sequence[TrialResult], *, seconds: float) 
         "scheduler": config.search.scheduler,
         "searcher": config.search.searcher,
         "trained_epochs": sum(trial.epochs for trial in trials),
+        "first_step_seconds": round(float(np.median(first_steps)), 3) if first_steps else None,
         "seconds": round(seconds, 1),
     }
 

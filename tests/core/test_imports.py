@@ -17,7 +17,7 @@ SETTINGS = (
     *("variants", "deployed", "extras", "inference", "exporting", "agreement"),
 )
 UPPER = (
-    *("rayrun", "tracking", "report", "workflows", "inputs", "ui", "doctor"),
+    *("rayrun", "tracking", "report", "workflows", "inputs", "ui", "doctor", "bench"),
     *("options", "job_commands", "model_commands", "cli"),
 )
 HEAVY = (
@@ -106,3 +106,13 @@ def test_core_works_without_the_other_packages():
     code = f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); import {modules}"
     result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_core_is_measured_without_the_other_packages():
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); "
+        "sys.argv = ['bench', 'core', '--help']; import raygkd.bench.__main__ as b; b.main()"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "--quick" in result.stdout

@@ -115,6 +115,7 @@ def test_how_the_winner_was_chosen_is_told_with_what_it_cost(
     selection = dict(searched.result["selection"])
     trained = sum(trial["epochs"] for trial in searched.result["trials"])
     assert 0 < selection.pop("seconds") < searched.result["seconds"]
+    assert 0 < selection.pop("first_step_seconds") < searched.result["seconds"]
     assert selection == {
         "rule": "highest validation score after the last epoch trained",
         **{"split": "val", "trials": TRIALS, "epochs": EPOCHS, "trained_epochs": trained},

@@ -1,0 +1,31 @@
+"""``python -m raygkd.bench core``: the rows of the core, where torch and torchvision are enough."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from raygkd.bench.rows import machine, text_table
+from raygkd.bench.suites import core_rows, measured, whole_rows
+
+SUITES = {"core": core_rows, "all": whole_rows}
+
+
+def main() -> None:
+    """Measure a suite and print its table, or JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raygkd.bench", description="Measure speed and memory, side by side."
+    )
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    asked = parser.parse_args()
+    rows = measured(SUITES[asked.suite], quick=asked.quick)
+    if asked.json:
+        print(json.dumps({"machine": machine(), "rows": [row.as_json() for row in rows]}))
+    else:
+        print(text_table(rows, machine()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Training runs to be measured: random weights, random images, always the same batch.
+
+Shapes: B batch, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raygkd.build import ImageSpec, build_training, new_model, uses_teacher
+from raygkd.config import Config, with_settings
+from raygkd.data.boxes import Boxes, ImageBoxes
+from raygkd.engine import Training
+from raygkd.models import ModelFile
+
+
+@dataclass(frozen=True)
+class SameBatch:
+    """One batch, again and again (the ``Stream`` of the training loop).
+
+    Attributes:
+        batch: "image" uint8 (B, 3, H, W) and the arrays of the task's targets.
+        steps_per_epoch: how often it comes in an epoch.
+        boxes: of a batch for detection.
+    """
+
+    batch: Mapping[str, Tensor]
+    steps_per_epoch: int = 1
+    bad_images: int = 0
+    boxes: Boxes | None = None
+
+    def train_batches(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
+        """Yield the batch."""
+        return iter([self.batch] * self.steps_per_epoch)
+
+    def eval_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
+        """Yield the batch once."""
+        return iter([self.batch])
+
+    def close(self) -> None:
+        """Nothing reads ahead."""
+
+
+def classes_spec(classes: int, side: int) -> ImageSpec:
+    """Return what models are told of images for classification."""
+    return ImageSpec(
+        class_names=tuple(map(str, range(classes))),
+        image_size=(side, side),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
+
+
+def random_batch(size: int, spec: ImageSpec) -> dict[str, Tensor]:
+    """Return noise and labels."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (size, 3, *spec.image_size)
+    return {
+        "image": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        "label": torch.randint(0, len(spec.class_names), (size,), generator=generator),
+    }
+
+
+def random_model(name: str, spec: ImageSpec) -> ModelFile:
+    """Return the file of an untrained model."""
+    torch.manual_seed(0)
+    return ModelFile(
+        name=name,
+        class_names=spec.class_names,
+        image_size=spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        state_dict=new_model(name, spec).state_dict(),
+        scores={},
+        config="",
+    )
+
+
+def make_training(
+    settings: Mapping[str, Any],
+    spec: ImageSpec,
+    stream: SameBatch,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> Training:
+    """Return a run that is ready for its first step."""
+    config = with_settings(Config(), dict(settings))
+    teacher = random_model(config.model.teacher, spec) if uses_teacher(config) else None
+    training = build_training(
+        config,
+        spec=spec,
+        teacher_file=teacher,
+        stream=stream,
+        device=device,
+        rank=rank,
+        parallel=parallel,
+    )
+    training.objective.train()
+    return training
+
+
+def random_scenes(size: int, side: int, boxes: int) -> tuple[ImageSpec, SameBatch]:
+    """Return noise with boxes, for detectors of three classes.
+
+    Args:
+        size: images of the batch.
+        side: of the square canvas in pixels.
+        boxes: of each image.
+    """
+    spec = ImageSpec(
+        class_names=("a", "b", "c"),
+        image_size=(side, side),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        task="detection",
+        score="map50",
+    )
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, side / 2, (size, boxes, 2))
+    sides = random.uniform(side / 8, side / 2, (size, boxes, 2))
+    xyxy = np.concatenate([corners, corners + sides], axis=2).astype(np.float32)
+    labels = random.integers(0, 3, (size, boxes))
+    nothing = np.zeros(boxes, dtype=bool)
+    batch = {
+        "image": torch.from_numpy(random.integers(0, 256, (size, 3, side, side), dtype=np.uint8)),
+        "boxes": torch.from_numpy(xyxy),
+        "classes": torch.from_numpy(labels),
+    }
+    known = [ImageBoxes(*of_image, nothing, nothing) for of_image in zip(xyxy, labels, strict=True)]
+    return spec, SameBatch(batch, boxes=Boxes.of(known))

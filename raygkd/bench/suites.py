@@ -1,0 +1,75 @@
+"""Which rows there are: of the core, which torch is enough for, and of the whole."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from raygkd.bench.rows import Row, Rows
+from raygkd.bench.spectral import spectral_rows
+from raygkd.bench.step import classifier_rows, detector_rows
+
+HELP_CALLS = 5
+
+
+def core_rows(*, quick: bool) -> Rows:
+    """Yield what the losses cost; they run on a GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield from spectral_rows(device, quick=quick)
+    yield from classifier_rows(device, quick=quick)
+    yield from detector_rows(device, quick=quick)
+
+
+def whole_rows(*, quick: bool) -> Rows:
+    """Yield the rows of the core, and what Ray and the command line cost; starts Ray."""
+    from raygkd.bench.cluster import ddp_rows, nested_seconds, stream_rows
+    from raygkd.bench.search import search_rows
+    from raygkd.rayrun.cluster import cluster
+
+    yield from core_rows(quick=quick)
+    yield help_row()
+    with tempfile.TemporaryDirectory(prefix="raygkd-bench-") as name:
+        folder = Path(name)
+        with cluster(None):
+            nested = nested_seconds(_new(folder / "nested"))
+            yield from ddp_rows(_new(folder / "ddp"), quick=quick)
+            yield from stream_rows(_new(folder / "stream"), quick=quick)
+        yield from search_rows(folder / "search", nested, quick=quick)
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def help_row() -> Row:
+    """Return how long ``raygkd --help`` takes."""
+    seconds = []
+    for _ in range(HELP_CALLS):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "raygkd", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    return Row(
+        what="raygkd --help",
+        against="",
+        value=statistics.median(seconds),
+        unit="s",
+        bound=0.5,
+        configuration={"seconds": seconds},
+    )
+
+
+def measured(suite: Callable[..., Iterator[Row]], *, quick: bool) -> list[Row]:
+    """Return the rows of a suite; each is told on standard error as it comes."""
+    rows = []
+    for row in suite(quick=quick):
+        print(f"{row.what}: {row.value:.3g} {row.unit}", file=sys.stderr, flush=True)
+        rows.append(row)
+    return rows

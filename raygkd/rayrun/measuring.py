@@ -1,0 +1,78 @@
+"""Functions in the workers of a TorchTrainer, and in a trial that starts one: to be measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray import tune
+from torch import nn
+
+from raygkd.config import ClusterConfig, WorkerRange
+from raygkd.errors import RunFailed
+from raygkd.files import place
+from raygkd.rayrun.trainer import torch_trainer
+from raygkd.rayrun.worker import parallel_on
+
+Parallel = Callable[[nn.Module], nn.Module]
+# of rank, world size, device, and what wraps a module for several ranks; its result is plain values
+OnRank = Callable[[int, int, torch.device, Parallel], Any]
+_RESULT = "result.json"
+# of a trial that waits for its workers
+_WAITING_CPUS = 0.1
+
+
+def on_workers(function: OnRank, folder: Path, *, workers: int, cpus: float = 1.0) -> Any:
+    """Run a function on every rank of a TorchTrainer; return what it gives on rank 0.
+
+    Args:
+        function: what the ranks run.
+        folder: of this run alone.
+        workers: how many ranks.
+        cpus: of each.
+    """
+    path = folder / _RESULT
+
+    def loop(_: Any) -> None:
+        context = ray.train.get_context()
+        rank, world_size = context.get_world_rank(), context.get_world_size()
+        device = ray.train.torch.get_device()
+        result = function(rank, world_size, device, parallel_on(device, world_size))
+        if rank == 0:
+            path.write_text(json.dumps(result))
+
+    cluster = ClusterConfig(workers=WorkerRange(workers, workers), max_failures=0)
+    torch_trainer(loop, {}, place(str(folder)), cluster, cpus=cpus, batch_size=workers).fit()
+    return json.loads(path.read_text())
+
+
+def seconds_to_nested_step(step: Callable[[], None], folder: Path) -> float:
+    """Return the seconds from the start of a Tune trial to a step in the trainer that it starts.
+
+    Args:
+        step: what the one worker runs.
+        folder: of this run alone.
+    """
+
+    def on_rank(*_: Any) -> float:
+        step()
+        return time.time()
+
+    def trial(_: dict[str, Any]) -> None:
+        started = time.time()
+        over = on_workers(on_rank, folder, workers=1)
+        tune.report({"seconds": over - started})
+
+    results = tune.Tuner(
+        tune.with_resources(trial, {"CPU": _WAITING_CPUS}),
+        run_config=tune.RunConfig(name="nested", storage_path=str(folder), verbose=0),
+    ).fit()
+    if results.errors:
+        raise RunFailed(f"a nested trial failed: {results.errors[0]}")
+    return float(results[0].metrics["seconds"])
