@@ -33,7 +33,7 @@ from raygkd.rayrun.ingest import RayStream, share
 from raygkd.rayrun.measuring import on_workers, seconds_to_nested_step
 
 # sides of the photographs in pixels, and of what a model is given of them
-PHOTOGRAPH, INPUT = 160, 128
+PHOTOGRAPH, INPUT = 256, 224
 BATCH = 32
 # of each of which the other way has as many
 PROCESSES = 2
@@ -76,13 +76,13 @@ def ddp_rows(folder: Path, *, quick: bool) -> Rows:
 
 def stream_rows(folder: Path, *, quick: bool) -> Rows:
     """Yield images per second of Ray Data beside a DataLoader's, and what training waits for it."""
-    count, epochs = (480, 3) if quick else (1920, 4)
+    count, epochs = (800, 5) if quick else (1600, 10)
     photographs = write_photographs(folder / "photographs", count)
     data = DataConfig(
         dataset="imagefolder",
         data_dir=str(photographs),
         image_size=INPUT,
-        augment="photo",
+        augment="resized-crop",
         val_fraction=0.05,
         test_fraction=0.05,
     )
@@ -93,14 +93,18 @@ def stream_rows(folder: Path, *, quick: bool) -> Rows:
     rates: dict[str, list[float]] = {"ray": [], "loader": []}
     for _ in range(1 if quick else 3):
         with contextlib.closing(stream(epochs=range(epochs))) as batches:
-            rates["ray"].append(_images_per_second(_training_batches(batches, epochs)))
+            rates["ray"].append(
+                _images_per_second(
+                    _training_batches(batches, epochs), PROCESSES * images.window_rows
+                )
+            )
         loader = DataLoader(
             Photographs(files * epochs, images.transform("train")),
             batch_size=BATCH,
             num_workers=PROCESSES,
             shuffle=True,
         )
-        rates["loader"].append(_images_per_second(iter(loader)))
+        rates["loader"].append(_images_per_second(iter(loader), PROCESSES * BATCH))
     yield Row(
         what=f"stream of {PHOTOGRAPH} x {PHOTOGRAPH} JPEG photographs, Ray Data",
         against=f"DataLoader, {PROCESSES} processes",
@@ -161,12 +165,18 @@ def _training_batches(stream: RayStream, epochs: int) -> Iterator[Mapping[str, T
             pass
 
 
-def _images_per_second(batches: Iterator[Mapping[str, Tensor]]) -> float:
-    """Return the rate after the first batch, before which either way starts its processes."""
-    next(batches)
+def _images_per_second(batches: Iterator[Mapping[str, Tensor]], begun: int) -> float:
+    """Return the rate from the first batch on, before which either way starts its processes.
+
+    Args:
+        batches: all of them.
+        begun: images that the processes may have ready, or half ready, when the first batch comes;
+            they do not count.
+    """
+    images = len(next(batches)["image"])
     started = time.perf_counter()
-    images = sum(len(batch["image"]) for batch in batches)
-    return images / (time.perf_counter() - started)
+    images += sum(len(batch["image"]) for batch in batches)
+    return (images - begun) / (time.perf_counter() - started)
 
 
 def _waiting(batches: Iterator[Mapping[str, Tensor]], spec: ImageSpec) -> float:
