@@ -119,9 +119,8 @@ def rows_times(rows_BCN: Tensor, vectors_BCd: Tensor, weights: str) -> Tensor:
     shift = float(weights == "shifted")
     share = 1.0 / (1.0 + shift)
     vectors_BdC = vectors_BCd.mT.contiguous()
-    batch, channels, _ = rows_BCN.shape
-    sums_B1C = GramTimes.apply(rows_BCN.new_ones(batch, 1, channels), rows_BCN)
-    root_BC1, trivial_BC1 = _scales(((sums_B1C + shift * channels) * share).mT)
+    sums_BC1 = (rows_BCN * rows_BCN.sum(1, keepdim=True)).sum(2, keepdim=True)
+    root_BC1, trivial_BC1 = _scales((sums_BC1 + shift * rows_BCN.shape[1]) * share)
     root_B1C, trivial_B1C = root_BC1.mT, trivial_BC1.mT
     scaled_BdC = root_B1C * (vectors_BdC - (vectors_BdC @ trivial_BC1) * trivial_B1C)
     image_BdC = GramTimes.apply(scaled_BdC, rows_BCN) + shift * scaled_BdC.sum(2, keepdim=True)

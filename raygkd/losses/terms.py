@@ -222,7 +222,7 @@ def _outer_edges(student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: Tensor) -
     channels, positions = student_BCN.shape[1:]
     if channels <= positions:
         squares_BCC = _adjacency_error(student_BCN, teacher_BCN).square()
-        error_B = ((squares_BCC @ channel_BC[:, :, None]).squeeze(2) * channel_BC).sum(1)
+        error_B = ((squares_BCC * channel_BC[:, None, :]).sum(2) * channel_BC).sum(1)
     else:
         root_BC1 = channel_BC.sqrt()[:, :, None]
         student_BCN, teacher_BCN = student_BCN * root_BC1, teacher_BCN * root_BC1

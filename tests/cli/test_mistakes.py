@@ -346,7 +346,7 @@ def test_all_wrong_values_are_told_at_once(refused: Refused) -> None:
         (("train", "extra"), "unexpected extra argument (extra) (try 'raygkd train --help')"),
         (
             ("tun",),
-            "no command 'tun'; did you mean 'tune'? (commands: compare, data, doctor, evalua",
+            "no command 'tun'; did you mean 'tune'? (commands: bench, compare, data, doctor, e",
         ),
         (("data", "prepar"), "no command 'prepar'; did you mean 'prepare'? (commands: info, prep"),
         (("data", "prepare"), "missing option '--dataset' (try 'raygkd data prepare --help')"),
