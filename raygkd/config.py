@@ -179,6 +179,12 @@ class MethodConfig:
     weights: str = option(
         "shifted", "edge weights of the spectral graph: (1+A)/2 or A", choices=("shifted", "cosine")
     )
+    adapter: str = option(
+        "plain",
+        "what the student's channels go through to the teacher's: a 1x1 convolution, plain or with "
+        "batch normalisation behind it; a plain one diverges where the weights are large",
+        choices=("plain", "normalised"),
+    )
     centre: bool = option(
         False, "compare channels without their means over the positions: correlations, not cosines"
     )
@@ -350,8 +356,10 @@ _DETECTOR = {
     # a pyramid's maps have no ReLU and are large, most of a channel is the same everywhere, and
     # most positions are background
     "temperature": 10.0,
+    "adapter": "plain",
     "centre": True,
     "foreground": 0.5,
+    "alpha": 1.0,
     "beta": 1.0,
     "gamma": 1.0,
 }

@@ -3,6 +3,7 @@
 from raygkd.losses.base import BaselineLoss
 from raygkd.losses.baselines import BASELINES, Baseline, baseline_loss
 from raygkd.losses.graph import (
+    ADAPTERS,
     SPECTRAL_MODES,
     GraphDistillationLoss,
     TeacherGraph,
@@ -14,6 +15,7 @@ from raygkd.losses.logits import kd_loss
 from raygkd.losses.spectral import procrustes_distance, residual_distance, subspace_distance
 
 __all__ = [
+    "ADAPTERS",
     "BASELINES",
     "SPECTRAL_MODES",
     "Baseline",

@@ -38,6 +38,7 @@ from raygkd.graph import (
     temperature_problem,
     weight_problems,
 )
+from raygkd.losses.features import NormalisedConvolution
 from raygkd.losses.levels import Shape, coarser_grid, levels_problem, pooled
 from raygkd.losses.spectral import (
     procrustes_distance,
@@ -47,6 +48,7 @@ from raygkd.losses.spectral import (
 )
 
 SPECTRAL_MODES = ("residual", "subspace", "procrustes")
+ADAPTERS = ("plain", "normalised")
 
 
 @full_precision
@@ -183,9 +185,9 @@ class TeacherGraph:
 class GraphDistillationLoss(nn.Module):
     """The graph losses over several levels, with one adapter per level.
 
-    An adapter is a 1x1 convolution from the student's channels to the teacher's. The finer of both
-    maps is average-pooled to the coarser grid. Adapters train with the student and are no part of
-    it. A term whose weight is 0 is not computed.
+    An adapter is a 1x1 convolution from the student's channels to the teacher's, with or without
+    batch normalisation behind it. The finer of both maps is average-pooled to the coarser grid.
+    Adapters train with the student and are no part of it. A term whose weight is 0 is not computed.
 
     Args:
         student_shapes: level -> (C, H, W) of the student's feature map.
@@ -198,6 +200,9 @@ class GraphDistillationLoss(nn.Module):
         mode: mode of ``spectral_loss``.
         attention: mode of ``edge_loss``.
         weights: graph weights of ``spectral_loss``.
+        adapter: "plain", the convolution alone, or "normalised", where the step that SGD can take
+            without diverging does not depend on how large and how alike the student's maps are, so
+            that alpha can be in the hundreds. A sample's losses then depend on its batch.
         centre: compare maps whose channels are ``centred``, so that what a channel has everywhere
             counts for nothing; of a map of one position nothing is left, and its losses are 0.
         foreground: share of the objects' boxes in the weights of the vertex loss, from 0 to 1, see
@@ -223,6 +228,7 @@ class GraphDistillationLoss(nn.Module):
         mode: str = "residual",
         attention: str = "outer",
         weights: str = "shifted",
+        adapter: str = "plain",
         centre: bool = False,
         foreground: float | None = None,
         canvas: int | None = None,
@@ -234,6 +240,7 @@ class GraphDistillationLoss(nn.Module):
             choice_problem("spectral mode", mode, SPECTRAL_MODES),
             choice_problem("attention mode", attention, ATTENTION_MODES),
             choice_problem("graph weights", weights, WEIGHTS),
+            choice_problem("adapter", adapter, ADAPTERS),
             *weight_problems(alpha=alpha, beta=beta, gamma=gamma),
             *_level_problems(student_shapes, teacher_shapes, dim),
             *_foreground_problems(foreground, canvas),
@@ -242,12 +249,12 @@ class GraphDistillationLoss(nn.Module):
         self.teacher_shapes = dict(teacher_shapes)
         self.temperature, self.dim = temperature, dim
         self.mode, self.attention, self.weights = mode, attention, weights
-        self.centre = centre
+        self.adapter, self.centre = adapter, centre
         self.foreground, self.canvas = foreground, canvas
         self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
         self.adapters = nn.ModuleDict(
             {
-                str(level): _adapter(shape[0], self.teacher_shapes[level][0])
+                str(level): _adapter(shape[0], self.teacher_shapes[level][0], adapter)
                 for level, shape in self.student_shapes.items()
             }
         )
@@ -349,6 +356,7 @@ class GraphDistillationLoss(nn.Module):
         zero.
         """
         rows: list[dict[str, object]] = []
+        behind = ", batch norm" if self.adapter == "normalised" else ""
         for level, student in self.student_shapes.items():
             teacher = self.teacher_shapes[level]
             height, width = coarser_grid(student, teacher)
@@ -360,7 +368,7 @@ class GraphDistillationLoss(nn.Module):
                     "student_shape": student,
                     "teacher_shape": teacher,
                     "grid": (height, width),
-                    "adapter": f"1x1 conv {student[0]} -> {teacher[0]}",
+                    "adapter": f"1x1 conv {student[0]} -> {teacher[0]}{behind}",
                     "spectral_dim": self.dim,
                     "spectral_pairs": min(self.dim, pairs),
                 }
@@ -368,21 +376,23 @@ class GraphDistillationLoss(nn.Module):
         return rows
 
 
-def _adapter(student_channels: int, teacher_channels: int) -> nn.Conv2d:
+def _adapter(student_channels: int, teacher_channels: int, kind: str) -> nn.Module:
     """Return a 1x1 convolution that starts as the identity, folded or repeated to fit.
+
+    Batch normalisation follows where the kind is "normalised".
 
     Each output starts as the mean of the inputs of the same place, counted modulo the smaller
     width. The first graph is so the student's own; random signs would make antipodal channels
     out of the non-negative maps of a ReLU, far from any teacher's.
     """
-    adapter = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
+    adapter = NormalisedConvolution(student_channels, teacher_channels)
     width = min(student_channels, teacher_channels)
     place_out = torch.arange(teacher_channels)[:, None] % width
     place_in = torch.arange(student_channels)[None, :] % width
     shared = (place_out == place_in).float()
     with torch.no_grad():
-        adapter.weight.copy_((shared / shared.sum(1, keepdim=True))[:, :, None, None])
-    return adapter
+        adapter[0].weight.copy_((shared / shared.sum(1, keepdim=True))[:, :, None, None])
+    return adapter if kind == "normalised" else adapter[0]
 
 
 def _foreground_problems(foreground: float | None, canvas: int | None) -> list[str]:

@@ -32,6 +32,7 @@ from raygkd.graph import (
     spectral_embedding,
 )
 from raygkd.losses import (
+    ADAPTERS,
     SPECTRAL_MODES,
     GraphDistillationLoss,
     edge_loss,
@@ -687,6 +688,43 @@ def test_adapters_start_as_the_identity_folded_or_repeated():
     torch.testing.assert_close(same, torch.cat([a, b, c], 1))
     torch.testing.assert_close(repeated, torch.cat([a, b, c, a, b], 1))
     assert all(adapter.bias is None for adapter in module.adapters.values())
+
+
+def test_normalised_adapters_start_as_the_identity_of_normalised_maps():
+    module = make_module(adapter="normalised")
+    plain = make_module()
+    student, _ = level_features()
+    for level, maps in student.items():
+        convolved = plain.adapters[str(level)](maps)
+        wanted = (convolved - convolved.mean((0, 2, 3), keepdim=True)) / convolved.std(
+            (0, 2, 3), correction=0, keepdim=True
+        )
+        torch.testing.assert_close(module.adapters[str(level)](maps), wanted, atol=1e-3, rtol=1e-3)
+    assert [row["adapter"] for row in module.describe()] == [
+        "1x1 conv 4 -> 6, batch norm",
+        "1x1 conv 8 -> 8, batch norm",
+    ]
+
+
+def test_large_weights_do_not_blow_up_behind_normalised_adapters():
+    """Steps at which the plain convolution diverges: the student's maps are large and alike."""
+    shapes = {1: (32, 4, 4)}
+    student, teacher = (positive_maps(8, *shapes[1], seed=s, dtype=torch.float32) for s in (0, 1))
+    ends = {}
+    for adapter in ADAPTERS:
+        settings = {"student_shapes": shapes, "teacher_shapes": shapes, "adapter": adapter}
+        module = make_module(**settings, alpha=300.0, beta=0.0, gamma=0.0)
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+        terms = []
+        for _ in range(30):
+            (term,) = module({1: 3.0 + student}, {1: teacher}).values()
+            optimiser.zero_grad()
+            (300.0 * term).backward()
+            optimiser.step()
+            terms.append(float(term.detach()))
+        ends[adapter] = terms[-1] / terms[0]
+    assert not ends["plain"] < 1e6
+    assert ends["normalised"] < 1.0
 
 
 def test_module_describes_its_levels():
