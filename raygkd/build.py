@@ -342,6 +342,7 @@ def build_graph_loss(
         mode=method.spectral_mode,
         attention=method.attention,
         weights=method.weights,
+        adapter=method.adapter,
         centre=method.centre,
         foreground=method.foreground,
         canvas=image_size[0],

@@ -166,7 +166,7 @@ class MethodConfig:
     levels: tuple[int, ...] | None = option(
         None, "stages whose graphs are matched, 1 is the shallowest [default: all]"
     )
-    temperature: float = option(0.5, "attention temperature T of the graph losses", above=0.0)
+    temperature: float = option(5.0, "attention temperature T of the graph losses", above=0.0)
     dim: int = option(
         8, "spectral dimension d, below the teacher's channels at every level", minimum=1
     )
@@ -179,10 +179,16 @@ class MethodConfig:
     weights: str = option(
         "shifted", "edge weights of the spectral graph: (1+A)/2 or A", choices=("shifted", "cosine")
     )
+    adapter: str = option(
+        "normalised",
+        "what the student's channels go through to the teacher's: a 1x1 convolution, plain or with "
+        "batch normalisation behind it; a plain one diverges where the weights are large",
+        choices=("plain", "normalised"),
+    )
     centre: bool = option(
         False, "compare channels without their means over the positions: correlations, not cosines"
     )
-    alpha: float = option(1.0, "weight of the vertex loss", minimum=0.0)
+    alpha: float = option(100.0, "weight of the vertex loss", minimum=0.0)
     beta: float = option(10.0, "weight of the edge loss", minimum=0.0)
     gamma: float = option(1.0, "weight of the spectral loss", minimum=0.0)
     foreground: float | None = option(
@@ -350,8 +356,10 @@ _DETECTOR = {
     # a pyramid's maps have no ReLU and are large, most of a channel is the same everywhere, and
     # most positions are background
     "temperature": 10.0,
+    "adapter": "plain",
     "centre": True,
     "foreground": 0.5,
+    "alpha": 1.0,
     "beta": 1.0,
     "gamma": 1.0,
 }

@@ -36,8 +36,8 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
     """Return our method as it is set, and with one thing changed at a time.
 
     First the student alone and our method; then the terms vertex (V), edge (E) and spectral (S)
-    alone and in pairs; then other forms of the spectral loss and of the relational attention,
-    levels, temperatures, dimensions, and maps with and without their channels' means.
+    alone and in pairs; then other forms of the spectral loss, of the relational attention and of
+    the adapters, levels, temperatures, dimensions, and maps with and without their channels' means.
 
     Args:
         config: of the comparison; what is not changed is as it says.
@@ -57,6 +57,7 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
         "spectral_mode": ("residual", "subspace", "procrustes"),
         "weights": ("shifted", "cosine"),
         "attention": ("outer", "softmax"),
+        "adapter": ("plain", "normalised"),
         "centre": (False, True),
         "levels": (*((level,) for level in levels), *([tuple(levels[1:])] if levels[2:] else [])),
         "temperature": tuple(method.temperature * factor for factor in (0.2, 5.0)),

@@ -1,5 +1,6 @@
 """Distillation losses: functions of tensors, modules that hold the adapters, and baselines."""
 
+from raygkd.losses.adapters import ADAPTERS
 from raygkd.losses.base import BaselineLoss
 from raygkd.losses.baselines import BASELINES, Baseline, baseline_loss
 from raygkd.losses.graph import GraphDistillationLoss, TeacherGraph
@@ -8,6 +9,7 @@ from raygkd.losses.spectral import procrustes_distance, residual_distance, subsp
 from raygkd.losses.terms import SPECTRAL_MODES, edge_loss, spectral_loss, vertex_loss
 
 __all__ = [
+    "ADAPTERS",
     "BASELINES",
     "SPECTRAL_MODES",
     "Baseline",

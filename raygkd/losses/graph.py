@@ -3,12 +3,12 @@
 The total is ``L_task + alpha L_V + beta L_E + gamma L_S`` [paper]; the terms are those of
 ``raygkd.losses.terms``.
 
-Shape letters: B batch, C channels, H height, W width, T terms, d spectral dimension.
+Shape letters: B batch, C channels, O of them after the adapter, H height, W width, T terms,
+d spectral dimension.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,11 +33,9 @@ from raygkd.graph import (
     temperature_problem,
     weight_problems,
 )
-from raygkd.losses.levels import Shape, coarser_grid, levels_problem, pooled
+from raygkd.losses.adapters import ADAPTERS, Adapter, mixed
+from raygkd.losses.levels import Shape, coarser_grid, levels_problem, part_size, pooled
 from raygkd.losses.terms import SPECTRAL_MODES, LevelMaps
-
-# the maps of a part of a batch, of which some ten copies are alive, fit the caches of a CPU
-PART_BYTES = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -72,22 +70,12 @@ class TeacherGraph:
             yield TeacherGraph(part_BCHW, (values_BP, basis_BPP))
 
 
-def part_size(maps_BCHW: Tensor) -> int:
-    """Return how many samples of a batch the losses take at a time.
-
-    A GPU takes all of them: there the number of kernels costs more than the memory.
-    """
-    if maps_BCHW.is_cuda:
-        return len(maps_BCHW)
-    return max(1, PART_BYTES // max(1, maps_BCHW[0].nbytes))
-
-
 class GraphDistillationLoss(nn.Module):
     """The graph losses over several levels, with one adapter per level.
 
-    An adapter is a 1x1 convolution from the student's channels to the teacher's. The finer of both
-    maps is average-pooled to the coarser grid. Adapters train with the student and are no part of
-    it. A term whose weight is 0 is not computed.
+    An adapter is a 1x1 convolution from the student's channels to the teacher's, with or without
+    batch normalisation behind it. The finer of both maps is average-pooled to the coarser grid.
+    Adapters train with the student and are no part of it. A term whose weight is 0 is not computed.
 
     Args:
         student_shapes: level -> (C, H, W) of the student's feature map.
@@ -100,6 +88,9 @@ class GraphDistillationLoss(nn.Module):
         mode: mode of ``spectral_loss``.
         attention: mode of ``edge_loss``.
         weights: graph weights of ``spectral_loss``.
+        adapter: "plain", the convolution alone, or "normalised", where the step that SGD can take
+            without diverging does not depend on how large and how alike the student's maps are, so
+            that alpha can be in the hundreds. A sample's losses then depend on its batch.
         centre: compare maps whose channels are ``centred``, so that what a channel has everywhere
             counts for nothing; of a map of one position nothing is left, and its losses are 0.
         foreground: share of the objects' boxes in the weights of the vertex loss, from 0 to 1, see
@@ -125,6 +116,7 @@ class GraphDistillationLoss(nn.Module):
         mode: str = "residual",
         attention: str = "outer",
         weights: str = "shifted",
+        adapter: str = "plain",
         centre: bool = False,
         foreground: float | None = None,
         canvas: int | None = None,
@@ -136,6 +128,7 @@ class GraphDistillationLoss(nn.Module):
             choice_problem("spectral mode", mode, SPECTRAL_MODES),
             choice_problem("attention mode", attention, ATTENTION_MODES),
             choice_problem("graph weights", weights, WEIGHTS),
+            choice_problem("adapter", adapter, ADAPTERS),
             *weight_problems(alpha=alpha, beta=beta, gamma=gamma),
             *_level_problems(student_shapes, teacher_shapes, dim),
             *_foreground_problems(foreground, canvas),
@@ -144,12 +137,12 @@ class GraphDistillationLoss(nn.Module):
         self.teacher_shapes = dict(teacher_shapes)
         self.temperature, self.dim = temperature, dim
         self.mode, self.attention, self.weights = mode, attention, weights
-        self.centre = centre
+        self.adapter, self.centre = adapter, centre
         self.foreground, self.canvas = foreground, canvas
         self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
         self.adapters = nn.ModuleDict(
             {
-                str(level): Adapter(shape[0], self.teacher_shapes[level][0])
+                str(level): Adapter(shape[0], self.teacher_shapes[level][0], adapter)
                 for level, shape in self.student_shapes.items()
             }
         )
@@ -164,8 +157,7 @@ class GraphDistillationLoss(nn.Module):
             teacher_BCHW: feature maps (B, C_t, H_t, W_t).
             spectrum: what ``with_spectrum`` has found of the same maps, where it is known.
         """
-        grid = coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
-        teacher_BCHW = pooled(teacher_BCHW.detach(), grid)
+        teacher_BCHW = self._on_grid(level, teacher_BCHW.detach())
         return TeacherGraph(centred(teacher_BCHW) if self.centre else teacher_BCHW, spectrum)
 
     def student_maps(self, level: int, student_BCHW: Tensor) -> Tensor:
@@ -178,9 +170,13 @@ class GraphDistillationLoss(nn.Module):
             level: of the feature maps.
             student_BCHW: feature maps (B, C_s, H_s, W_s).
         """
-        grid = coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
-        maps_BCHW = self.adapters[str(level)](pooled(student_BCHW, grid))
+        maps_BCHW = self.adapters[str(level)](self._on_grid(level, student_BCHW))
         return centred(maps_BCHW) if self.centre else maps_BCHW
+
+    def _on_grid(self, level: int, maps_BCHW: Tensor) -> Tensor:
+        """Average-pool either side's maps of a level to the grid of the comparison."""
+        grid = coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
+        return pooled(maps_BCHW, grid)
 
     def with_spectrum(self, graph: TeacherGraph) -> TeacherGraph:
         """Return a level's graph with its spectrum, of the weights that this loss has."""
@@ -229,38 +225,49 @@ class GraphDistillationLoss(nn.Module):
         weights_BHW = None
         if "vertex" in self.term_weights:
             weights_BHW = self._position_weights(boxes, teacher.maps_BCHW)
+        student_BCHW = self._on_grid(level, student_BCHW)
+        adapter = self.adapters[str(level)]
+        assert isinstance(adapter, Adapter)
+        mixing = adapter.mixing(student_BCHW)
         size = part_size(teacher.maps_BCHW)
         graphs = list(teacher.split(size))
         weights = [None] * len(graphs) if weights_BHW is None else weights_BHW.split(size)
         sums = [
-            self._sums(level, *part)
+            self._sums(*part, mixing)
             for part in zip(student_BCHW.split(size), graphs, weights, strict=True)
         ]
         return torch.stack(sums).sum(0) / len(student_BCHW)
 
     def _sums(
-        self, level: int, student_BCHW: Tensor, teacher: TeacherGraph, weights_BHW: Tensor | None
+        self,
+        student_BCHW: Tensor,
+        teacher: TeacherGraph,
+        weights_BHW: Tensor | None,
+        mixing: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Return the losses of one level (T,), summed over the samples of a part."""
         embedding = None
         if "spectral" in self.term_weights:
             embedding = teacher.embedding(self.dim, self.weights)
-        parts = student_BCHW, teacher.maps_BCHW, embedding, weights_BHW
-        function = functools.partial(self._sums_of_maps, level)
+        parts = student_BCHW, *mixing, teacher.maps_BCHW, embedding, weights_BHW
         if embedding is not None and self.mode != "residual":
             # the student's own decomposition is dear to work out again
-            return function(*parts)
-        return checkpoint(function, *parts, use_reentrant=False, preserve_rng_state=False)
+            return self._sums_of_maps(*parts)
+        return checkpoint(self._sums_of_maps, *parts, use_reentrant=False, preserve_rng_state=False)
 
     def _sums_of_maps(
         self,
-        level: int,
         student_BCHW: Tensor,
+        weight_OC: Tensor,
+        bias_O: Tensor,
         teacher_BCHW: Tensor,
         embedding: tuple[Tensor, Tensor] | None,
         weights_BHW: Tensor | None,
     ) -> Tensor:
-        maps = LevelMaps(self.student_maps(level, student_BCHW), teacher_BCHW, self.temperature)
+        student_BCHW = mixed(student_BCHW, weight_OC, bias_O)
+        if self.centre:
+            student_BCHW = centred(student_BCHW)
+        maps = LevelMaps(student_BCHW, teacher_BCHW, self.temperature)
         terms: list[Tensor] = []
         for name in self.term_weights:
             if name == "vertex":
@@ -288,6 +295,7 @@ class GraphDistillationLoss(nn.Module):
         "spectral_pairs" is how many of the "spectral_dim" pairs the grid can give; the others are
         zero.
         """
+        behind = ", batch norm" if self.adapter == "normalised" else ""
         rows: list[dict[str, object]] = []
         for level, student in self.student_shapes.items():
             teacher = self.teacher_shapes[level]
@@ -300,41 +308,12 @@ class GraphDistillationLoss(nn.Module):
                     "student_shape": student,
                     "teacher_shape": teacher,
                     "grid": (height, width),
-                    "adapter": f"1x1 conv {student[0]} -> {teacher[0]}",
+                    "adapter": f"1x1 conv {student[0]} -> {teacher[0]}{behind}",
                     "spectral_dim": self.dim,
                     "spectral_pairs": min(self.dim, pairs),
                 }
             )
         return rows
-
-
-class Adapter(nn.Conv2d):
-    """A 1x1 convolution that starts as the identity, folded or repeated to fit.
-
-    Each output starts as the mean of the inputs of the same place, counted modulo the smaller
-    width. The first graph is so the student's own; random signs would make antipodal channels
-    out of the non-negative maps of a ReLU, far from any teacher's.
-
-    Args:
-        student_channels: of its inputs.
-        teacher_channels: of its outputs.
-    """
-
-    def __init__(self, student_channels: int, teacher_channels: int):
-        super().__init__(student_channels, teacher_channels, kernel_size=1, bias=False)
-        width = min(student_channels, teacher_channels)
-        place_out = torch.arange(teacher_channels)[:, None] % width
-        place_in = torch.arange(student_channels)[None, :] % width
-        shared = (place_out == place_in).float()
-        with torch.no_grad():
-            self.weight.copy_((shared / shared.sum(1, keepdim=True))[:, :, None, None])
-
-    def forward(self, maps_BCHW: Tensor) -> Tensor:
-        """Return (B, C_t, H, W) of maps (B, C_s, H, W)."""
-        # on a CPU up to four times as fast as the convolution, for the few samples of a part
-        weight_BCC = self.weight[:, :, 0, 0].expand(len(maps_BCHW), -1, -1)
-        mixed_BCN = torch.bmm(weight_BCC, maps_BCHW.flatten(2))
-        return mixed_BCN.unflatten(2, maps_BCHW.shape[2:])
 
 
 def _foreground_problems(foreground: float | None, canvas: int | None) -> list[str]:

@@ -96,6 +96,7 @@ def graphs_section(
         ],
         numbers={
             "images": images,
+            "student": whose,
             "levels": {
                 str(level): {
                     name: {

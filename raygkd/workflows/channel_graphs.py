@@ -68,7 +68,7 @@ def matched_maps(
     before = _compared(loss, listen(own_BCHW).features)
     student.load_state_dict(checkpoint["student"])
     loss.load_state_dict(checkpoint["adapters"])
-    student.eval()
+    objective.eval()
     after = _compared(loss, listen(own_BCHW).features)
     return {
         level: MatchedMaps(

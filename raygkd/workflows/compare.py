@@ -11,7 +11,7 @@ from scipy import stats
 
 from raygkd import build
 from raygkd.config import LARGEST_SEED, Config, settings, to_mapping, to_yaml, with_settings
-from raygkd.errors import ConfigError, RunFailed, UserError
+from raygkd.errors import ConfigError, UserError
 from raygkd.inputs import Images
 from raygkd.models import ModelFile, save_model_file
 from raygkd.rayrun.costs import Costs, costs_of_steps
@@ -43,6 +43,7 @@ from raygkd.workflows.single import (
     teacher_model,
     test_scores,
 )
+from raygkd.workflows.trials import require_a_score
 
 PARENT = "comparison"
 RULE = "highest mean validation score over the seeds; of its seeds the best on validation"
@@ -103,7 +104,7 @@ def compare(config: Config, *, console: Console, resume: Any = None) -> dict[str
         trials = train_with_seeds(
             session, teacher, compared, seeds, session.folder, ComparisonProgress
         )
-        _require_a_score(trials)
+        require_a_score(trials.values(), ComparisonProgress.role)
         scores = scores_of_seeds(session, trials, ComparisonProgress)
         costs = step_costs(session, compared, teacher)
         comparison = summary(compared, seeds, trials, scores, costs, session.images.spec.score)
@@ -165,15 +166,6 @@ def _begin(session: Session, compared: Mapping[str, Settings]) -> ModelFile | No
             tags=run_tags(session, "method"),
         )
     return teacher
-
-
-def _require_a_score(trials: Mapping[Seeded, TrialResult]) -> None:
-    """Raise why none of the trainings came to its end, where none did."""
-    if any(trial.status == "finished" for trial in trials.values()):
-        return
-    reasons = "; ".join(sorted({trial.error or trial.status for trial in trials.values()}))
-    mistake = all(trial.is_mistake for trial in trials.values())
-    raise (UserError if mistake else RunFailed)(f"no training came to a score: {reasons}")
 
 
 def step_costs(

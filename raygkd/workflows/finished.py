@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,30 @@ from raygkd.workflows.single import MODEL, teacher_folder
 TEACHER, ALONE, BEST, STUDENT = "teacher", "student alone", "best student", "student"
 # of a result that ranks methods
 COMPARISON = "comparison"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """The training of one student of a run.
+
+    Attributes:
+        student: as a report calls it.
+        config: its settings.
+        folder: where its last checkpoint is, if it is still there.
+    """
+
+    student: str
+    config: Config
+    folder: Place
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Return its last checkpoint, None if it is gone.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self.folder / CHECKPOINT
+        return read_checkpoint(path) if path.exists() else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,15 +135,30 @@ class FinishedRun:
             return place(self.config.model.teacher)
         return teacher_folder(self.config, images, self.output) / MODEL
 
-    def checkpoint(self) -> dict[str, Any] | None:
-        """Return the last checkpoint of the model that the report is about, None if it is gone.
+    @functools.cached_property
+    def matching(self) -> Training | None:
+        """The training whose channel graphs a report shows; None if none has matched graphs.
 
-        Raises:
-            DataError: it is damaged.
+        It is that of the model that the report is about or, in a comparison whose best is of
+        another method, the best of those that did, by the validation split.
         """
-        folder = trial_folder(self.folder, self.winner.number) if self.winner else self.folder
-        path = folder / CHECKPOINT
-        return read_checkpoint(path) if path.exists() else None
+        if "graph" in self.settings.method.method:
+            number = self.winner.number if self.winner else None
+            return self._training(self.trained or "", self.settings, number)
+        rows = [
+            row
+            for row in self.result.get("trainings", ())
+            if row["status"] == "finished" and "graph" in row["params"]["method"]
+        ]
+        if not rows:
+            return None
+        best = max(rows, key=lambda row: row["val_score"])
+        student = f"student of '{best['role']}' with seed {best['seed']}"
+        return self._training(student, with_settings(self.config, best["params"]), best["number"])
+
+    def _training(self, student: str, config: Config, number: int | None) -> Training:
+        folder = self.folder if number is None else trial_folder(self.folder, number)
+        return Training(student=student, config=config, folder=folder)
 
     def epochs(self) -> list[dict[str, float]]:
         """Return the metrics of each epoch of the model that the report is about."""

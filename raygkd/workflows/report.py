@@ -171,15 +171,15 @@ class _Opened:
         run, images = self.run, self.images
         if images is None or run.trained is None:
             return "the run has trained no single model"
-        method = run.settings.method.method
-        if "graph" not in method:
-            return f"the method of the run is {method}, which matches no graphs"
-        checkpoint = run.checkpoint()
+        matching = run.matching
+        if matching is None:
+            return f"the method of the run is {run.settings.method.method}, which matches no graphs"
+        checkpoint = matching.checkpoint()
         if checkpoint is None:
             return "the checkpoint that holds the student's adapters is not there any more"
         sample_BCHW = _float_images(self.sample("val", GRAPH_IMAGES))
         return matched_maps(
-            run.settings, images.spec, self.models[TEACHER], checkpoint, sample_BCHW
+            matching.config, images.spec, self.models[TEACHER], checkpoint, sample_BCHW
         )
 
 
@@ -343,10 +343,10 @@ def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:
 
 
 def _graphs(opened: _Opened, tell: Callable[[str], None]) -> Made:
-    maps = opened.maps
-    if isinstance(maps, str):
-        return maps
-    method = opened.run.settings.method
+    maps, matching = opened.maps, opened.run.matching
+    if isinstance(maps, str) or matching is None:
+        return str(maps)
+    method = matching.config.method
     views = {}
     for level, of in maps.items():
         tell(f"channel graphs, level {level}")
@@ -358,15 +358,15 @@ def _graphs(opened: _Opened, tell: Callable[[str], None]) -> Made:
         images=len(of.teacher_BCHW),
         centred=method.centre,
         dim=method.dim,
-        whose=opened.run.trained or "",
+        whose=matching.student,
     )
 
 
 def _attention(opened: _Opened, tell: Callable[[str], None]) -> Made:
-    maps, images = opened.maps, opened.images
-    if isinstance(maps, str) or images is None:
+    maps, images, matching = opened.maps, opened.images, opened.run.matching
+    if isinstance(maps, str) or images is None or matching is None:
         return str(maps)
-    temperature = opened.run.settings.method.temperature
+    temperature = matching.config.method.temperature
     masks: dict[int, NDArray[np.float32]] = {
         level: attention_masks(of.teacher_BCHW[:MASK_IMAGES], temperature)[0][:, 0].numpy()
         for level, of in maps.items()

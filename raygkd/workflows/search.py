@@ -14,7 +14,6 @@ from raygkd import build
 from raygkd.config import Config, given, to_yaml, with_settings
 from raygkd.data.windows import load_window
 from raygkd.engine import read_checkpoint
-from raygkd.errors import RunFailed, UserError
 from raygkd.files import Place
 from raygkd.inputs import Images
 from raygkd.models import ModelFile, is_detector, save_model_file
@@ -41,7 +40,7 @@ from raygkd.workflows.single import (
     test_scores,
     train_one,
 )
-from raygkd.workflows.trials import SearchProgress, at_once, trial_key
+from raygkd.workflows.trials import SearchProgress, at_once, require_a_score, trial_key
 
 REGISTERED = "raygkd-{dataset}-{student}"
 RULE = "highest validation score after the last epoch trained"
@@ -245,18 +244,9 @@ def _draw(session: Session, trials: Sequence[TrialResult], others: Mapping[str, 
 
 
 def _winner(session: Session, trials: Sequence[TrialResult]) -> tuple[TrialResult, ModelFile]:
-    """Return the best trial and its student.
-
-    Raises:
-        UserError: no trial came to a score, because of a mistake of the user's.
-        RunFailed: the same, for another reason.
-    """
-    scored = [trial for trial in trials if trial.status in ("finished", "stopped")]
-    if not scored:
-        reasons = "; ".join(sorted({trial.error or trial.status for trial in trials}))
-        mistake = all(trial.is_mistake for trial in trials)
-        raise (UserError if mistake else RunFailed)(f"no trial came to a score: {reasons}")
-    winner = scored[0]
+    """Return the best trial and its student; see ``require_a_score`` for errors."""
+    require_a_score(trials, SearchProgress.role)
+    winner = next(trial for trial in trials if trial.status in ("finished", "stopped"))
     assert winner.checkpoint is not None
     state = read_checkpoint(winner.checkpoint)["student"]
     config = with_settings(session.config, winner.params)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from raygkd.config import to_yaml, with_settings
+from raygkd.errors import RunFailed, UserError
 from raygkd.rayrun.history import METRIC, SearchObserver, Trial
+from raygkd.rayrun.search import TrialResult
 from raygkd.rayrun.worker import trial_folder
 from raygkd.report.console import Advance
 from raygkd.workflows.session import Session, require_room, run_tags
@@ -24,6 +26,24 @@ def at_once(session: Session, trials: int) -> int:
         # the cluster grows with what waits for room
         return min(wanted, trials)
     return min(fitting, trials, wanted)
+
+
+def require_a_score(trials: Collection[TrialResult], role: str) -> None:
+    """Refuse to go on where no trial came to a score, and tell why none did.
+
+    Args:
+        trials: all of them.
+        role: what one of them is called.
+
+    Raises:
+        UserError: none did, because of a mistake of the user's.
+        RunFailed: the same, for another reason.
+    """
+    if any(trial.status in ("finished", "stopped") for trial in trials):
+        return
+    reasons = "; ".join(sorted({trial.error or trial.status for trial in trials}))
+    mistake = all(trial.is_mistake for trial in trials)
+    raise (UserError if mistake else RunFailed)(f"no {role} came to a score: {reasons}")
 
 
 def trial_key(number: int) -> str:

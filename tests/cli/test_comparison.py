@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from raygkd.errors import RunFailed, UserError
 from raygkd.rayrun.search import TrialResult
 from raygkd.report.tables import comparison_markdown, comparison_note, comparison_table
 from raygkd.workflows.compare import best_of, method_metrics, p_value, summary
+from raygkd.workflows.trials import require_a_score
 
 SEEDS = [4, 5, 6]
 SCORES = {"none": [0.5, 0.6, 0.55], "kd": [0.7, 0.71, 0.75], "graph": [0.72, 0.76, 0.78]}
@@ -102,6 +105,23 @@ def test_validation_chooses_the_best_student():
     for one in found["methods"]:
         one["val_mean"] = float(np.mean(val[one["method"]]))
     assert best_of(found, trials) == (SEEDS[1], "kd")
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "kind"), [((True, True), UserError), ((True, False), RunFailed)]
+)
+def test_without_a_score_the_reasons_are_told_once_each(
+    mistakes: tuple[bool, bool], kind: type[Exception]
+) -> None:
+    errors = ("no space left", "--dim 99 is too large")
+    failed = [
+        dataclasses.replace(trial(number, None), error=error, is_mistake=is_mistake)
+        for number, (error, is_mistake) in enumerate(zip(errors, mistakes, strict=True))
+    ]
+    told = r"^no training came to a score: --dim 99 is too large; no space left$"
+    with pytest.raises(kind, match=told):
+        require_a_score([*failed, failed[0]], "training")
+    require_a_score([*failed, trial(2, 0.1)], "training")
 
 
 def test_the_table_shows_every_method_with_what_it_costs():

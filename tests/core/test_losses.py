@@ -33,6 +33,7 @@ from raygkd.graph import (
     spectral_embedding,
 )
 from raygkd.losses import (
+    ADAPTERS,
     SPECTRAL_MODES,
     GraphDistillationLoss,
     edge_loss,
@@ -43,6 +44,8 @@ from raygkd.losses import (
     subspace_distance,
     vertex_loss,
 )
+from raygkd.losses.adapters import Adapter
+from raygkd.losses.features import NormalisedConvolution
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -687,7 +690,70 @@ def test_adapters_start_as_the_identity_folded_or_repeated():
     torch.testing.assert_close(folded, torch.cat([(a + c) / 2, (b + d) / 2], 1))
     torch.testing.assert_close(same, torch.cat([a, b, c], 1))
     torch.testing.assert_close(repeated, torch.cat([a, b, c, a, b], 1))
-    assert all(adapter.bias is None for adapter in module.adapters.values())
+    assert all(adapter.conv.bias is None for adapter in module.adapters.values())
+
+
+def test_normalised_adapters_start_as_the_identity_of_normalised_maps():
+    module = make_module(adapter="normalised")
+    plain = make_module()
+    student, _ = level_features()
+    for level, maps in student.items():
+        convolved = plain.adapters[str(level)](maps)
+        wanted = (convolved - convolved.mean((0, 2, 3), keepdim=True)) / convolved.std(
+            (0, 2, 3), correction=0, keepdim=True
+        )
+        torch.testing.assert_close(module.adapters[str(level)](maps), wanted, atol=1e-3, rtol=1e-3)
+    assert [row["adapter"] for row in module.describe()] == [
+        "1x1 conv 4 -> 6, batch norm",
+        "1x1 conv 8 -> 8, batch norm",
+    ]
+
+
+@pytest.mark.parametrize("width", [6, 12])
+def test_normalised_adapters_are_a_convolution_and_batch_normalisation(width: int):
+    """The statistics that follow from the inputs' moments are those of the outputs."""
+    adapter = Adapter(8, width, "normalised").double()
+    plain = NormalisedConvolution(8, width).double()
+    with torch.no_grad():
+        adapter.conv.weight.copy_(torch.randn_like(adapter.conv.weight))
+        adapter.norm.weight.uniform_(0.5, 2.0)
+        adapter.norm.bias.uniform_(-1.0, 1.0)
+        plain[0].load_state_dict(adapter.conv.state_dict())
+        plain[1].load_state_dict(adapter.norm.state_dict())
+    maps = positive_maps(4, 8, 3, 5)
+    weights = positive_maps(4, width, 3, 5, seed=1)
+    for training in (True, True, False):
+        found = []
+        for module in (adapter.train(training), plain.train(training)):
+            inputs = maps.clone().requires_grad_()
+            outputs = module(inputs)
+            gradients = torch.autograd.grad(
+                (outputs * weights).sum(), [inputs, *module.parameters()]
+            )
+            found.append([outputs, *gradients, *module.buffers()])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_large_weights_do_not_blow_up_behind_normalised_adapters():
+    """Steps at which the plain convolution diverges: the student's maps are large and alike."""
+    shapes = {1: (32, 4, 4)}
+    student, teacher = (positive_maps(8, *shapes[1], seed=s, dtype=torch.float32) for s in (0, 1))
+    ends = {}
+    for adapter in ADAPTERS:
+        settings = {"student_shapes": shapes, "teacher_shapes": shapes, "adapter": adapter}
+        module = make_module(**settings, alpha=300.0, beta=0.0, gamma=0.0)
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+        terms = []
+        for _ in range(30):
+            (term,) = module({1: 3.0 + student}, {1: teacher}).values()
+            optimiser.zero_grad()
+            (300.0 * term).backward()
+            optimiser.step()
+            terms.append(float(term.detach()))
+        ends[adapter] = terms[-1] / terms[0]
+    assert not ends["plain"] < 1e6
+    assert ends["normalised"] < 1.0
 
 
 def test_module_describes_its_levels():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raygkd.config import METHODS, Config, settings, with_settings
+from raygkd.config import METHODS, Config, from_mapping, settings, with_settings
 from raygkd.errors import ConfigError
 from raygkd.space import Dimension, check_space, default_space, read_space, searchable
 
@@ -173,9 +173,20 @@ def test_default_space_of_detectors_varies_the_same_settings_in_other_ranges():
     )
     assert list(space) == list(other)
     assert space["lr"].values == (4e-4, 4e-3)
-    assert space["temperature"].values[0] >= other["temperature"].values[1]
+    assert space["alpha"].values[1] <= other["alpha"].values[0]
     # the finest levels, whose maps have the most positions
     assert all(levels[0] == 3 for levels in space["levels"].values)
+
+
+@pytest.mark.parametrize("detection", [False, True])
+def test_default_space_is_around_the_defaults(detection: bool):
+    tree = {"data": {"dataset": "digits-voc" if detection else "cifar10"}}
+    config = from_mapping(tree)
+    channels = dict.fromkeys(range(3, 6), 64)
+    space = default_space("graph", channels, lr=config.optim.lr, detection=detection)
+    for name in ("temperature", "alpha", "beta", "gamma"):
+        [values] = [dimension.values for dimension in space if dimension.name == name]
+        assert values[0] < getattr(config.method, name) < values[1]
 
 
 def test_settings_that_are_fixed_are_not_searched():

@@ -47,7 +47,8 @@ def test_an_ablation_changes_one_thing_at_a_time():
     assert all(len(changes) == 2 for changes in others.values())
     searched = {name.partition(" ")[0] for name in others}
     assert searched == {
-        *("spectral_mode", "weights", "attention", "centre", "levels", "temperature", "dim"),
+        *("spectral_mode", "weights", "attention", "adapter", "centre", "levels", "temperature"),
+        "dim",
     }
     assert others["centre true"] == {"method": "graph", "centre": True}
     assert others["levels 2,3"]["levels"] == (2, 3)

@@ -27,6 +27,8 @@ SETTINGS = {
     "batch_size": 64,
     "lr": 0.05,
     "seed": 0,
+    "temperature": 0.5,
+    "adapter": "plain",
     "alpha": 1.0,
     "beta": 1.0,
     "gamma": 1.0,

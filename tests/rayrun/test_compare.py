@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -27,8 +28,10 @@ from records import (
 from raygkd import config as configuration
 from raygkd.build import uses_teacher
 from raygkd.models import load_model_file
+from raygkd.rayrun.history import Trial
 from raygkd.report.console import stderr_console
 from raygkd.workflows import write_report
+from raygkd.workflows.finished import FinishedRun, open_finished
 
 EPOCHS, SEED = 2, 3
 SEEDS = [SEED, SEED + 1]
@@ -155,7 +158,8 @@ def test_its_report_ranks_the_methods_and_is_about_the_best_student(
     page = tmp_path / "page.html"
     told = write_report(result["run"], str(page), console=stderr_console())
     assert told["numbers"]["comparison"] == result["comparison"]
-    assert {"summary", "comparison", "sizes", "losses", "examples"} <= set(told["numbers"])
+    shown = {"summary", "comparison", "sizes", "graphs", "attention", "losses", "examples"}
+    assert set(told["numbers"]) == shown
     best = told["numbers"]["summary"]["models"]["best student"]
     assert best["test_score"] == result["models"]["best"]["test_score"]
     html = page.read_text()
@@ -163,6 +167,37 @@ def test_its_report_ranks_the_methods_and_is_about_the_best_student(
     table = html[html.index("Methods compared</h2>") :]
     places = [table.index(f">{method}<") for method in ranked]
     assert places == sorted(places)
+
+
+def test_its_report_shows_the_best_graphs_where_another_method_is_best(
+    result: dict[str, Any],
+) -> None:
+    of = {method: [t for t in result["trainings"] if t["role"] == method] for method in METHODS}
+    best = max(of["graph"], key=lambda one: one["val_score"])
+    matching = report_about(result, of["ickd"][0]).matching
+    assert matching is not None
+    assert matching.student == f"student of 'graph' with seed {best['seed']}"
+    assert matching.config.method.method == "graph"
+    assert matching.config.optim.seed == best["seed"]
+    assert matching.folder.name == f"{best['number']:04d}"
+    assert matching.checkpoint() is not None
+
+
+def test_its_report_shows_the_graphs_of_the_best_student_where_it_has_any(
+    result: dict[str, Any],
+) -> None:
+    [one] = [t for t in result["trainings"] if (t["role"], t["seed"]) == ("graph", SEEDS[1])]
+    matching = report_about(result, one).matching
+    assert matching is not None
+    assert matching.student == "best student"
+    assert matching.config.optim.seed == SEEDS[1]
+    assert matching.folder.name == f"{one['number']:04d}"
+
+
+def report_about(result: dict[str, Any], training: dict[str, Any]) -> FinishedRun:
+    """Return the comparison as if it had chosen one of its trainings."""
+    winner = Trial(number=training["number"], params=training["params"], status="finished")
+    return dataclasses.replace(open_finished(result["run"]), winner=winner)
 
 
 def test_a_comparison_that_is_broken_off_goes_on(

@@ -59,6 +59,17 @@ def test_the_student_ends_behind_the_adapter_of_its_checkpoint(
         assert torch.equal(flipped[level].before_BCHW, plain[level].before_BCHW)
 
 
+def test_a_trained_adapter_normalises_by_what_it_has_seen(
+    config: Config, teacher: ModelFile
+) -> None:
+    adapters = checkpoint_of(config, teacher)["adapters"]
+    wider = {n: value * (4.0 if "running_var" in n else 1.0) for n, value in adapters.items()}
+    plain, other = found(config, teacher), found(config, teacher, adapters=wider)
+    for level in (2, 3):
+        torch.testing.assert_close(other[level].after_BCHW, plain[level].after_BCHW / 2)
+        assert torch.equal(other[level].before_BCHW, plain[level].before_BCHW)
+
+
 def test_the_student_begins_as_its_first_step_sees_it(config: Config, teacher: ModelFile) -> None:
     objective = build_objective(config, SPEC, build_from_file(teacher))
     assert objective.graph is not None
