@@ -208,7 +208,7 @@ class Training:
     def evaluate(self, split: str) -> dict[str, float]:
         """Return the numbers that ``Task.score`` does, of the student on a split."""
         student = self.objective.student
-        share_buffers(student)
+        share_buffers(self.objective)
         student.eval()
         scores = self.task.score(student, self.stream.eval_batches(split), self._eval_inputs)
         student.train()
