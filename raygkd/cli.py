@@ -19,7 +19,7 @@ from raygkd import __version__
 from raygkd.errors import ConfigError, RunFailed, UserError, near
 from raygkd.files import is_remote
 from raygkd.job_commands import jobs_group, submit
-from raygkd.model_commands import export, predict
+from raygkd.model_commands import export, predict, promote
 from raygkd.options import (
     CONFIG,
     JSON,
@@ -50,6 +50,7 @@ def commands() -> None:
 
 commands.add_command(export)
 commands.add_command(predict)
+commands.add_command(promote)
 commands.add_command(submit)
 commands.add_command(jobs_group)
 
@@ -259,6 +260,7 @@ def _show_search(out: Any, result: dict[str, Any]) -> None:
         for line in missing_scores(result["repeat"]):
             out.print(line, soft_wrap=True)
     out.print(f"curves      {result['run']}/search.png", soft_wrap=True)
+    _show_registered(out, result)
     _show_next(out, result)
 
 
@@ -288,6 +290,22 @@ def _show_single(out: Any, result: dict[str, Any]) -> None:
     out.print(models_table(rows))
     out.print(f"validation score {result['val_score']:.4f}")
     _show_next(out, result)
+
+
+def _show_registered(out: Any, result: dict[str, Any]) -> None:
+    """Tell which version the best student is, and how it takes the place of the one in use."""
+    registered = result["best"]["registered"]
+    if registered is None:
+        return
+    name, alias = registered["name"], registered["alias"]
+    out.print(
+        f"registered  models:/{name}@{alias}, version {registered['version']}", soft_wrap=True
+    )
+    if alias == "challenger":
+        uri = result["mlflow"]["tracking_uri"]
+        local = uri.startswith("sqlite")
+        store = f"--output {Path(result['run']).parents[1]}" if local else f"--tracking-uri {uri}"
+        out.print(f"promote     raygkd promote {name} {store}", soft_wrap=True)
 
 
 def _show_next(out: Any, result: dict[str, Any]) -> None:

@@ -266,6 +266,37 @@ def export_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def promotion_table(result: Mapping[str, Any]) -> Table:
+    """Return the versions that ``raygkd.workflows.promote`` has compared."""
+    table = _table(f"{result['name']} on {result['images']:,} test images")
+    table.add_column("")
+    table.add_column("version", justify="right")
+    table.add_column("model", overflow="fold")
+    for name in ("parameters", result["measure"]):
+        table.add_column(name, justify="right", no_wrap=True)
+    for role, one in result["versions"].items():
+        score = f"{one['test_score']:.4f}"
+        table.add_row(role, one["version"], one["model"], f"{one['parameters']:,}", score)
+    return table
+
+
+def promotion_note(result: Mapping[str, Any]) -> list[str]:
+    """Return what was done, and what to keep in mind of it, a line each."""
+    champion, challenger = (result["versions"][role]["version"] for role in result["versions"])
+    ahead, margin = f"{result['difference']:+z.4f}", f"{result['margin']:g}"
+    if result["promoted"]:
+        done = f"version {challenger} is the champion now: {ahead}, margin {margin}"
+    else:
+        done = f"version {champion} stays the champion: {ahead} does not reach the margin {margin}"
+        if not result["margin"]:
+            done = f"version {champion} stays the champion: {ahead} is no gain"
+    note = (
+        "the two runs had other images or splits, so one may have trained on images of this test: "
+        "compare on --data that neither has seen"
+    )
+    return [done] if result["same_splits"] else [done, note]
+
+
 def _check(check: Mapping[str, Any]) -> str:
     found = ""
     if check["detections"]:

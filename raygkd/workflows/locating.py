@@ -28,7 +28,8 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
         TrackingError: MLflow has no such model, or does not answer.
     """
     if given.startswith(REGISTERED):
-        folder = place(tracking.run_folder(given, tracking.chosen_uri(tracking_uri, output)))
+        uri = tracking.chosen_uri(tracking_uri, output)
+        folder = place(tracking.registered(given, uri).folder)
         file = folder / MODEL
         if not file.exists():
             raise DataError(f"MODEL {given}: its run's folder {folder} has no {MODEL} any more")
