@@ -182,35 +182,50 @@ def teacher(config_file: str | None, resume: str | None, as_json: bool, **option
     show_default=True,
     help="which of the images",
 )
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="write pictures there: scores by class, reliability, confusion matrices",
+)
 @JSON
 @CONFIG
 @setting_options("evaluate")
 def evaluate(
     models: tuple[str, ...],
     split: str,
+    out: str | None,
     config_file: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Score model files that raygkd wrote, side by side.
+    """Score and measure models on images, side by side.
 
-    The splits are those of a run with the same data and --seed.
+    MODEL is a model.pt that raygkd wrote, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    file that 'raygkd export' wrote. The images are those that the first of them was trained on,
+    unless --dataset, --data-dir or --config says others; splits are those of a run with the same
+    data and --seed. What comes out is also recorded in MLflow, beside the run that a model is of.
     """
     config, _ = resolve("evaluate", config_file, options, None)
-    with only_results_on_stdout() as out:
+    own_data = not (config_file or options["dataset"] or options["data_dir"])
+    with only_results_on_stdout() as stdout:
         from raygkd import workflows
         from raygkd.report.console import console_of, stderr_console
-        from raygkd.report.tables import models_table
+        from raygkd.report.tables import evaluation_tables
 
-        result = workflows.evaluate(config, models, split, console=stderr_console())
+        result = workflows.evaluate(
+            config, models, split, own_data=own_data, out=out, console=stderr_console()
+        )
         if as_json:
-            out.write(json.dumps(result) + "\n")
+            stdout.write(json.dumps(result) + "\n")
             return
-        rows = [
-            (path, row["model"], row["parameters"], row["scores"]["score"])
-            for path, row in result["models"].items()
-        ]
-        console_of(out).print(models_table(rows, split))
+        console = console_of(stdout)
+        for table in evaluation_tables(result):
+            console.print(table)
+        for path in result["pictures"]:
+            console.print(f"picture  {path}", soft_wrap=True)
+        for one in filter(None, (one["mlflow"] for one in result["models"].values())):
+            console.print(f"MLflow   run {one['run_id']} in {one['tracking_uri']}", soft_wrap=True)
 
 
 @commands.command("report")

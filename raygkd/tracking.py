@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Experiment, LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -56,6 +56,8 @@ START_TAG = "raygkd.start"
 CHAMPION, CHALLENGER = "champion", "challenger"
 # of a run: where its files are
 FOLDER_TAG = "raygkd.folder"
+# of an evaluation: the run that the model came from
+EVALUATED_TAG = "raygkd.evaluated_run"
 # of a run and of a version: digits that stand for its images and splits
 IMAGES_TAG = "raygkd.images"
 # where artifacts are that clients send to their server and ask it for
@@ -181,7 +183,6 @@ class Registered:
         version: its number.
         tags: of the version.
         run_id: of the MLflow run that it came from.
-        model_id: of the logged model behind it; None in stores that have none.
         folder: of that run.
     """
 
@@ -189,7 +190,6 @@ class Registered:
     version: str
     tags: Mapping[str, str]
     run_id: str
-    model_id: str | None
     folder: str
 
 
@@ -223,7 +223,6 @@ def registered(model: str, uri: str) -> Registered:
         version=str(version.version),
         tags=dict(version.tags),
         run_id=version.run_id,
-        model_id=version.model_id,
         folder=tags[FOLDER_TAG],
     )
 
@@ -269,6 +268,75 @@ def decide(candidate: Registered, uri: str, *, promoted: bool, tags: Mapping[str
         raise TrackingError(
             f"NAME {candidate.name}: {_reason(error, uri)} ({shown(uri)})"
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where MLflow has a model.
+
+    Attributes:
+        uri: of the store or server.
+        run_id: of the run that it came from.
+    """
+
+    uri: str
+    run_id: str
+
+
+def record_evaluation(
+    origin: Origin,
+    *,
+    name: str,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    figures: Sequence[Path],
+) -> str:
+    """Record an evaluation as a run beside the one that the model came from; return its id.
+
+    Its metrics are the logged model's as well, where there is one.
+
+    Args:
+        origin: of the model.
+        name: of the run, as the UI shows it.
+        metrics: numbers; what is not finite is left out.
+        tags: facts about it.
+        figures: pictures.
+
+    Raises:
+        TrackingError: the store is gone, does not answer, or refuses it.
+    """
+    client = _existing_store("MLflow", origin.uri)
+    now = int(time.time() * 1000)
+    try:
+        source = client.get_run(origin.run_id)
+        # a search logs the winner, and other runs log none
+        logged = source.outputs.model_outputs if source.outputs else []
+        model_id = logged[0].model_id if logged else None
+        experiment = source.info.experiment_id
+        told = {**tags, EVALUATED_TAG: origin.run_id}
+        run_id = client.create_run(experiment, run_name=name, tags=told).info.run_id
+        try:
+            if model_id is not None:
+                client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+            entries = [
+                Metric(metric, value, now, 0, model_id=model_id)
+                for metric, value in metrics.items()
+                if math.isfinite(value)
+            ]
+            client.log_batch(run_id, metrics=entries)
+            for figure in figures:
+                client.log_artifact(run_id, str(figure))
+        except BaseException:
+            # the first error is the one to tell
+            with contextlib.suppress(MlflowException, OSError):
+                client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id)
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {shown(origin.uri)}: {_reason(error, origin.uri)}"
+        ) from error
+    return run_id
 
 
 def _existing_store(what: str, uri: str) -> MlflowClient:

@@ -7,22 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
-from lively import CLASSES, classifier_file
+from labelled import TEST, labelled_by
+from lively import classifier_file
 from mlflow import MlflowClient
-from outcomes import Ran, png
+from outcomes import Ran
 
 from raygkd import tracking
-from raygkd.data.parquet import FOREIGN_CLASSES_KEY
-from raygkd.data.transforms import decode
-from raygkd.inference import student
 from raygkd.models import ModelFile, save_model_file
 from raygkd.workflows.promotion import is_better
-
-TRAIN, VAL, TEST = 12, 6, 30
 
 
 @pytest.fixture
@@ -50,20 +43,6 @@ def version(client: MlflowClient, tmp_path: Path) -> Callable[..., None]:
         client.set_registered_model_alias("pets", alias, made.version)
 
     return register
-
-
-def labelled_by(model_file: ModelFile, path: Path) -> Path:
-    """Write images whose classes in the test split are those that a model says."""
-    images = [png(row) for row in range(TRAIN + VAL + TEST)]
-    pixels = torch.stack([decode(image) for image in images]).float() / 255
-    with torch.no_grad():
-        said = student(model_file)(pixels).argmax(1).tolist()
-    known = [row % len(CLASSES) for row in range(TRAIN + VAL)]
-    splits = ["train"] * TRAIN + ["val"] * VAL + ["test"] * TEST
-    names = {FOREIGN_CLASSES_KEY: ",".join(CLASSES)}
-    table = pa.table({"image": images, "label": known + said[TRAIN + VAL :], "split": splits})
-    pq.write_table(table.replace_schema_metadata(names), path)
-    return path
 
 
 @pytest.mark.parametrize("better", ["challenger", "champion"])
