@@ -18,7 +18,7 @@ CORE = (
 SETTINGS = (
     *("errors", "files", "remote", "journal", "registry", "config", "resuming", "space", "build"),
     *("variants", "deployed", "extras", "inference", "exporting", "agreement"),
-    "output_meter",
+    *("output_meter", "distilling"),
 )
 UPPER = (
     *("rayrun", "tracking", "report", "workflows", "inputs", "ui", "doctor"),
