@@ -384,7 +384,7 @@ def test_the_winner_of_a_later_search_challenges_that_of_the_first(
     best = resumed.result["best"]
     name, version = best["registered"]["name"], best["registered"]["version"]
     held = {a: str(v) for a, v in client.get_registered_model(name).aliases.items()}
-    assert held == {"champion": searched.champion.version, "challenger": version}
+    assert held == {"champion": str(searched.champion.version), "challenger": version}
     row = f"registered models:/{name}@challenger, version {version}"
     assert row in " ".join(resumed.command.out.split())
     challenger = client.get_model_version(name, version)
