@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from raygkd import build, tracking
+from raygkd import config as configuration
 from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
 from raygkd.errors import ConfigError, DataError, TrackingError, UserError
-from raygkd.files import Place, is_remote, make_folder
+from raygkd.files import Place, is_remote, make_folder, place
 from raygkd.inference import CENTRE, Facts, load_model
 from raygkd.inputs import Images, open_images
 from raygkd.models import load_model_file
@@ -142,6 +143,8 @@ def _subject(given: str, config: Config) -> _Subject:
 def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
     """Return the settings with the data that the first model was trained on which names it.
 
+    What was given beside stays as it is.
+
     Raises:
         ConfigError: none does.
     """
@@ -151,10 +154,12 @@ def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
         tree = yaml_mapping(load_model_file(subject.path).config, where=str(subject.path))
         if tree:
             own = from_mapping(tree)
-            changes = {"seed": own.optim.seed, "output": own.output.output}
-            names = own.data.__dataclass_fields__
-            data = {name: getattr(own.data, name) for name in names if name != "cache_mb"}
-            return with_settings(config, {**data, **changes})
+            changes = {**vars(own.data), "seed": own.optim.seed}
+            if place(own.output.output).is_dir():
+                # its shards are there
+                changes["output"] = own.output.output
+            asked = configuration.given(config)
+            return with_settings(config, {n: v for n, v in changes.items() if n not in asked})
     raise ConfigError("MODEL: no file names the data that it was trained on: give --dataset")
 
 
