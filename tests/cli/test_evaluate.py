@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from mlflow import MlflowClient
 from outcomes import Ran, png
 
 from raygkd import tracking
+from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.parquet import FOREIGN_CLASSES_KEY
 from raygkd.exporting import WRITERS
 from raygkd.models import build_from_file, count_parameters, save_model_file
@@ -46,12 +48,17 @@ def test_classifiers_in_every_format_side_by_side(
     save_model_file(tmp_path / "other.pt", other)
     WRITERS["onnx"](right, tmp_path / "right.onnx")
     data = labelled_by(right, tmp_path / "images.parquet")
+    # the images are those that the first model was trained on
+    settings = {"dataset": "parquet", "data_dir": str(data), "output": str(tmp_path)}
+    named = dataclasses.replace(right, config=to_yaml(with_settings(Config(), settings)))
+    save_model_file(folder / "model.pt", named)
     names = [str(folder), str(tmp_path / "right.onnx"), str(tmp_path / "other.pt")]
-    options = ("--dataset", "parquet", "--data-dir", data, "--batch-size", "16", "--json")
-    ran = raygkd("evaluate", *names, *options, "--output", tmp_path, "--out", tmp_path / "drawn")
+    options = ("--batch-size", "16", "--output", tmp_path, "--out", tmp_path / "drawn", "--json")
+    ran = raygkd("evaluate", *names, *options)
     assert ran.code == 0, ran.err
     result = json.loads(ran.out)
     assert (result["images"], result["measure"]) == (TEST, "accuracy")
+    assert result["data"] == str(data)
     of_run, of_onnx, of_other = (result["models"][name] for name in names)
     for one in (of_run, of_onnx):
         assert one["scores"]["score"] == 1
@@ -85,7 +92,7 @@ def test_classifiers_in_every_format_side_by_side(
 
 def test_a_detector(raygkd: Callable[..., Ran], tmp_path: Path) -> None:
     save_model_file(tmp_path / "model.pt", detector_file("ssdlite"))
-    rows = 24
+    rows = 9
     table = pa.table(
         {
             "image": [png(row, 64) for row in range(rows)],
@@ -96,7 +103,7 @@ def test_a_detector(raygkd: Callable[..., Ran], tmp_path: Path) -> None:
     names = {FOREIGN_CLASSES_KEY: ",".join(CLASSES)}
     pq.write_table(table.replace_schema_metadata(names), tmp_path / "images.parquet")
     options = ("--dataset", "parquet", "--data-dir", tmp_path / "images.parquet")
-    options += ("--batch-size", "4", "--output", tmp_path, "--split", "train")
+    options += ("--batch-size", "1", "--output", tmp_path, "--split", "train")
     ran = raygkd("evaluate", tmp_path / "model.pt", *options)
     assert ran.code == 0, ran.err
     rows_shown = [" ".join(line.split()) for line in ran.out.splitlines()]
