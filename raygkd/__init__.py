@@ -1,3 +1,20 @@
 """Distil large vision models into small ones by matching graphs of their feature channels."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raygkd.distilling import Matching, distill
+
 __version__ = "0.1.0"
+__all__ = ["Matching", "__version__", "distill"]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what needs torch only when it is asked for."""
+    if name not in ("Matching", "distill"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from raygkd import distilling
+
+    return getattr(distilling, name)

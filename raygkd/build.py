@@ -279,15 +279,26 @@ def check_teacher(teacher: ModelFile, spec: ImageSpec) -> None:
         ConfigError: it is for another task, or its classes are not the data's, in the same order.
     """
     check_kind(teacher.name, spec.task)
-    if teacher.class_names != spec.class_names:
+    check_classes(teacher.class_names, spec, "train a teacher on this data with 'raygkd teacher'")
+
+
+def check_classes(class_names: tuple[str, ...], spec: ImageSpec, advice: str) -> None:
+    """Refuse a model of other classes than the images'.
+
+    Args:
+        class_names: of the model.
+        spec: of the images.
+        advice: what to do, for the message.
+
+    Raises:
+        ConfigError: they are not the same, in the same order.
+    """
+    if class_names != spec.class_names:
         known, wanted = (
             f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-            for names in (teacher.class_names, spec.class_names)
+            for names in (class_names, spec.class_names)
         )
-        raise ConfigError(
-            f"it knows {known} but the data has {wanted}: train a teacher on this data with "
-            "'raygkd teacher'"
-        )
+        raise ConfigError(f"it knows {known} but the data has {wanted}: {advice}")
 
 
 def shared_levels(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from raygkd import __version__
 from raygkd.errors import ConfigError, RunFailed, UserError, near
 from raygkd.files import is_remote
 from raygkd.job_commands import jobs_group, submit
-from raygkd.model_commands import export, predict
+from raygkd.model_commands import export, predict, promote
 from raygkd.options import (
     CONFIG,
     JSON,
@@ -50,6 +50,7 @@ def commands() -> None:
 
 commands.add_command(export)
 commands.add_command(predict)
+commands.add_command(promote)
 commands.add_command(submit)
 commands.add_command(jobs_group)
 
@@ -181,35 +182,50 @@ def teacher(config_file: str | None, resume: str | None, as_json: bool, **option
     show_default=True,
     help="which of the images",
 )
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="write pictures there: scores by class, reliability, confusion matrices",
+)
 @JSON
 @CONFIG
 @setting_options("evaluate")
 def evaluate(
     models: tuple[str, ...],
     split: str,
+    out: str | None,
     config_file: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Score model files that raygkd wrote, side by side.
+    """Score and measure models on images, side by side.
 
-    The splits are those of a run with the same data and --seed.
+    MODEL is a model.pt that raygkd wrote, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    file that 'raygkd export' wrote. The images are those that the first of them was trained on,
+    unless --dataset, --data-dir or --config says others; splits are those of a run with the same
+    data and --seed. What comes out is also recorded in MLflow, beside the run that a model is of.
     """
     config, _ = resolve("evaluate", config_file, options, None)
-    with only_results_on_stdout() as out:
+    own_data = not (config_file or options["dataset"] or options["data_dir"])
+    with only_results_on_stdout() as stdout:
         from raygkd import workflows
         from raygkd.report.console import console_of, stderr_console
-        from raygkd.report.tables import models_table
+        from raygkd.report.tables import evaluation_tables
 
-        result = workflows.evaluate(config, models, split, console=stderr_console())
+        result = workflows.evaluate(
+            config, models, split, own_data=own_data, out=out, console=stderr_console()
+        )
         if as_json:
-            out.write(json.dumps(result) + "\n")
+            stdout.write(json.dumps(result) + "\n")
             return
-        rows = [
-            (path, row["model"], row["parameters"], row["scores"]["score"])
-            for path, row in result["models"].items()
-        ]
-        console_of(out).print(models_table(rows, split))
+        console = console_of(stdout)
+        for table in evaluation_tables(result):
+            console.print(table)
+        for path in result["pictures"]:
+            console.print(f"picture  {path}", soft_wrap=True)
+        for one in filter(None, (one["mlflow"] for one in result["models"].values())):
+            console.print(f"MLflow   run {one['run_id']} in {one['tracking_uri']}", soft_wrap=True)
 
 
 @commands.command("report")
@@ -259,6 +275,7 @@ def _show_search(out: Any, result: dict[str, Any]) -> None:
         for line in missing_scores(result["repeat"]):
             out.print(line, soft_wrap=True)
     out.print(f"curves      {result['run']}/search.png", soft_wrap=True)
+    _show_registered(out, result)
     _show_next(out, result)
 
 
@@ -288,6 +305,22 @@ def _show_single(out: Any, result: dict[str, Any]) -> None:
     out.print(models_table(rows))
     out.print(f"validation score {result['val_score']:.4f}")
     _show_next(out, result)
+
+
+def _show_registered(out: Any, result: dict[str, Any]) -> None:
+    """Tell which version the best student is, and how it takes the place of the one in use."""
+    registered = result["best"]["registered"]
+    if registered is None:
+        return
+    name, alias = registered["name"], registered["alias"]
+    out.print(
+        f"registered  models:/{name}@{alias}, version {registered['version']}", soft_wrap=True
+    )
+    if alias == "challenger":
+        uri = result["mlflow"]["tracking_uri"]
+        local = uri.startswith("sqlite")
+        store = f"--output {Path(result['run']).parents[1]}" if local else f"--tracking-uri {uri}"
+        out.print(f"promote     raygkd promote {name} {store}", soft_wrap=True)
 
 
 def _show_next(out: Any, result: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raygkd.errors import ConfigError, near
+from raygkd.registry import METHOD_GROUP, entry_points
 
 # what is distilled: nothing, what ``raygkd.losses.BASELINES`` has of others', and our graphs
 METHODS = (
@@ -74,14 +75,21 @@ def option(
     help: str,
     *,
     choices: tuple[str, ...] | None = None,
+    group: str | None = None,
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """Declare a setting: its default, what it means (with its unit), and what is allowed."""
+    """Declare a setting: its default, what it means (with its unit), and what is allowed.
+
+    Beside the choices there may be those that other packages have as entry points of a group.
+    """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
-    return field(default=default, metadata={"help": help, "choices": choices, "limits": limits})
+    return field(
+        default=default,
+        metadata={"help": help, "choices": choices, "group": group, "limits": limits},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +170,7 @@ class ModelConfig:
 class MethodConfig:
     """What the student learns from besides the labels (see raygkd.losses)."""
 
-    method: str = option("graph", "what is distilled", choices=METHODS)
+    method: str = option("graph", "what is distilled", choices=METHODS, group=METHOD_GROUP)
     levels: tuple[int, ...] | None = option(
         None, "stages whose graphs are matched, 1 is the shallowest [default: all]"
     )
@@ -336,6 +344,7 @@ class CompareConfig:
         None,
         f"methods, of {', '.join(METHODS)} [default: all that suit the images]",
         choices=METHODS,
+        group=METHOD_GROUP,
     )
     preset: str | None = option(
         None,
@@ -432,6 +441,12 @@ def settings() -> dict[str, tuple[str, dataclasses.Field, Any]]:
     return table
 
 
+def is_choice(leaf: dataclasses.Field, value: str) -> bool:
+    """Return whether a value is one of a setting's choices, or another package's."""
+    choices, group = leaf.metadata["choices"], leaf.metadata["group"]
+    return value in choices or (group is not None and value in entry_points(group))
+
+
 def flag(name: str) -> str:
     """Return how a setting is written on the command line."""
     return "--" + name.replace("_", "-")
@@ -448,7 +463,7 @@ def _check(leaf: dataclasses.Field, value: Any) -> list[str]:
         return [f"{flag(leaf.name)} {value}: must be a finite number"]
     choices = leaf.metadata["choices"]
     for chosen in values if choices else ():
-        if chosen not in choices:
+        if not is_choice(leaf, chosen):
             allowed = ", ".join(choices)
             return [
                 f"{flag(leaf.name)} {chosen!r}: must be one of {allowed}{near(chosen, choices)}"

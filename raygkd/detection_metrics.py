@@ -132,7 +132,7 @@ def voc_scores(
     average = _eleven_point_area if eleven_point else _whole_area
     per_class = [
         average(right_D, objects) if objects else None
-        for right_D, objects in _voc_matches(detections, targets, num_classes)
+        for _, right_D, objects in _voc_matches(detections, targets, num_classes)
     ]
     found = [score for score in per_class if score is not None]
     return {"ap50": float(np.mean(found)) if found else None, "per_class": per_class}
@@ -191,21 +191,38 @@ class DetectionMeter:
             DataError: no image was added, or none of them has an object.
             RuntimeError: an image was added twice.
         """
+        detections, objects = self._images(targets)
+        scores = coco_scores(detections, objects, self.num_classes)
+        if scores["map"] is None:
+            raise DataError(f"none of the {len(objects)} images to score has an object")
+        voc = voc_scores(detections, objects, self.num_classes)
+        voc07 = voc_scores(detections, objects, self.num_classes, eleven_point=True)
+        names = {"ap50_voc": voc["ap50"], "ap50_voc07": voc07["ap50"]}
+        return {"count": len(objects), **scores, **names, "per_class_voc": voc["per_class"]}
+
+    def confidences(self, targets: Targets) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the scores of all detections, and which are right as ``voc_scores`` has it.
+
+        Args:
+            targets: row -> the objects of that image.
+
+        Raises:
+            DataError: no image was added.
+            RuntimeError: an image was added twice.
+        """
+        matches = list(_voc_matches(*self._images(targets), self.num_classes))
+        score, right, _ = zip(*matches)
+        return np.concatenate(score), np.concatenate(right)
+
+    def _images(self, targets: Targets) -> tuple[list[Detections], list[ImageBoxes]]:
+        """Return detections and objects of every image that was added."""
         all_rows, found = (part.numpy() for part in self._joined())
         rows, counts = np.unique(all_rows[:, 0].astype(np.int64), return_counts=True)
         if not len(rows):
             raise DataError("there are no images to score")
         if counts.max() > 1:
             raise RuntimeError(f"row {rows[counts.argmax()]} was scored {counts.max()} times")
-        detections = _unpacked(found, rows)
-        objects = [targets[row] for row in rows.tolist()]
-        scores = coco_scores(detections, objects, self.num_classes)
-        if scores["map"] is None:
-            raise DataError(f"none of the {len(rows)} images to score has an object")
-        voc = voc_scores(detections, objects, self.num_classes)
-        voc07 = voc_scores(detections, objects, self.num_classes, eleven_point=True)
-        names = {"ap50_voc": voc["ap50"], "ap50_voc07": voc07["ap50"]}
-        return {"count": len(rows), **scores, **names, "per_class_voc": voc["per_class"]}
+        return _unpacked(found, rows), [targets[row] for row in rows.tolist()]
 
     def _joined(self) -> tuple[Tensor, Tensor]:
         rows, found = zip((self._rows, self._found), *self._batches)
@@ -278,8 +295,10 @@ def _xywh(xyxy: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _voc_matches(
     detections: Sequence[Detections], targets: Sequence[ImageBoxes], num_classes: int
-) -> Iterator[tuple[NDArray[np.bool_], int]]:
-    """Yield for each class which detections are right, surest first, and how many objects it has.
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_], int]]:
+    """Yield for each class the scores of its detections, which are right, and its objects' number.
+
+    The surest comes first.
 
     Detections that are left out are not among them.
     """
@@ -304,7 +323,9 @@ def _voc_matches(
         right_D = np.zeros(len(chosen), dtype=bool)
         _, first = np.unique(object_D, return_index=True)
         right_D[first] = True
-        yield (right_D & hit_D)[~ignored_D], int((~left_out[of_class]).sum())
+        counted_D = ~ignored_D
+        objects = int((~left_out[of_class]).sum())
+        yield score[chosen][counted_D], (right_D & hit_D)[counted_D], objects
 
 
 def _most_overlapped(

@@ -135,10 +135,10 @@ def open_images(
 
 
 def task_of(dataset: str) -> str | None:
-    """Return a data set's task, None where its name does not tell: parquet, or an unknown one."""
+    """Return a data set's task, None where its name does not tell: parquet, another package's."""
     if dataset in DETECTION_SOURCES:
         return "detection"
-    return "classification" if dataset in SOURCES.names() else None
+    return "classification" if SOURCES.is_own(dataset) else None
 
 
 def _is_uniform(sizes: NDArray[np.int64]) -> bool:

@@ -1,4 +1,4 @@
-"""What is done with a finished model: ``raygkd export`` and ``raygkd predict``."""
+"""What is done with a finished model: ``raygkd export``, ``predict`` and ``promote``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ _TRACKING_URI = click.option(
     "--tracking-uri",
     help="MLflow server or store, for models:/NAME [default: MLFLOW_TRACKING_URI, or the store in "
     "--output]",
+)
+_ADDRESS = click.option(
+    "--address", help="of a running Ray cluster [default: RAY_ADDRESS, or start one here]"
 )
 
 
@@ -125,9 +128,7 @@ def export(
     show_default=True,
     help="images at a time, of each process",
 )
-@click.option(
-    "--address", help="of a running Ray cluster [default: RAY_ADDRESS, or start one here]"
-)
+@_ADDRESS
 @_OUTPUT
 @_TRACKING_URI
 def predict(
@@ -170,3 +171,59 @@ def predict(
         console.print(f"{counts['images']:,} images, {counts['skipped']:,} skipped")
         for written in filter(None, (out, draw)):
             console.print(f"written to {written}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.0,
+    show_default=True,
+    help="by which the challenger's test score must be higher",
+)
+@click.option(
+    "--data",
+    type=click.Path(),
+    help="Parquet images whose test split is used [default: those of the challenger's run]",
+)
+@_ADDRESS
+@_OUTPUT
+@_TRACKING_URI
+@JSON
+def promote(
+    name: str,
+    margin: float,
+    data: str | None,
+    address: str | None,
+    output: str,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Make the challenger of a registered model its champion, if it is better.
+
+    NAME is a registered model, whose first version is the champion, and whose challenger is the
+    winner of the latest search. Both are scored now on the same test images; the alias "champion"
+    moves only where the challenger is ahead, and by --margin. The exit code is 0 either way.
+    """
+    with only_results_on_stdout() as out:
+        from raygkd import workflows
+        from raygkd.report.console import console_of, stderr_console
+        from raygkd.report.tables import promotion_note, promotion_table
+
+        result = workflows.promote(
+            name,
+            margin=margin,
+            data=data,
+            address=address,
+            output=output,
+            tracking_uri=tracking_uri,
+            console=stderr_console(),
+        )
+        if as_json:
+            out.write(json.dumps(result) + "\n")
+            return
+        console = console_of(out)
+        console.print(promotion_table(result))
+        for line in promotion_note(result):
+            console.print(line, soft_wrap=True)

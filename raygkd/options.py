@@ -38,7 +38,7 @@ SETTINGS_LEFT_OUT = {
     "compare": (_of("search") - {"max_concurrent"}) | {"method", "baseline_weight"},
     "evaluate": (
         _of("model", "method", "search", "compare", "optim", "cluster", "output")
-        - {"batch_size", "seed", "gpus_per_worker", "address", "output"}
+        - {"batch_size", "seed", "gpus_per_worker", "address", "output", "tracking_uri"}
     )
     | {"image_size", "augment"},
 }
@@ -108,13 +108,31 @@ class _Workers(click.ParamType):
         return configuration.coerce("workers", configuration.WorkerRange, value)
 
 
-def _option_type(kind: Any, choices: tuple[str, ...] | None) -> Any:
+class _Choice(click.Choice):
+    """One of a setting's choices, or what another package adds to them.
+
+    Args:
+        leaf: the setting.
+    """
+
+    def __init__(self, leaf: Any):
+        super().__init__(leaf.metadata["choices"])
+        self._leaf = leaf
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return a value that is allowed."""
+        if configuration.is_choice(self._leaf, value):
+            return value
+        return super().convert(value, param, ctx)
+
+
+def _option_type(kind: Any, leaf: Any) -> Any:
     base = configuration.base_type(kind)
     if typing.get_origin(base) is tuple:
         return ListType(typing.get_args(base)[0])
     if base is configuration.WorkerRange:
         return _Workers()
-    return click.Choice(choices) if choices else base
+    return _Choice(leaf) if leaf.metadata["choices"] else base
 
 
 def setting_options(command: str) -> Callable[[Any], Any]:
@@ -134,7 +152,7 @@ def setting_options(command: str) -> Callable[[Any], Any]:
                 option = click.option(
                     configuration.flag(name),
                     name,
-                    type=_option_type(kind, leaf.metadata["choices"]),
+                    type=_option_type(kind, leaf),
                     default=None,
                     help=text,
                 )

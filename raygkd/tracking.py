@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import Experiment, LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -52,9 +52,14 @@ PARENT_TAG = "mlflow.parentRunId"
 DESCRIPTION_TAG = "mlflow.note.content"
 # finds the run that a start has made although its answer was lost
 START_TAG = "raygkd.start"
-ALIAS = "champion"
+# aliases of a registered model: the version in use, and the one that may take its place
+CHAMPION, CHALLENGER = "champion", "challenger"
 # of a run: where its files are
 FOLDER_TAG = "raygkd.folder"
+# of an evaluation: the run that the model came from
+EVALUATED_TAG = "raygkd.evaluated_run"
+# of a run and of a version: digits that stand for its images and splits
+IMAGES_TAG = "raygkd.images"
 # where artifacts are that clients send to their server and ask it for
 SERVED = "mlflow-artifacts:/"
 _TAG_LIMIT = 5000
@@ -169,8 +174,27 @@ def _check_artifacts(experiment: Experiment, uri: str, local: bool) -> None:
         )
 
 
-def run_folder(model: str, uri: str) -> str:
-    """Return the folder of the run that a registered model came from.
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A version of a registered model that a run of raygkd has made.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        tags: of the version.
+        run_id: of the MLflow run that it came from.
+        folder: of that run.
+    """
+
+    name: str
+    version: str
+    tags: Mapping[str, str]
+    run_id: str
+    folder: str
+
+
+def registered(model: str, uri: str) -> Registered:
+    """Return a version of a registered model.
 
     Args:
         model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
@@ -183,11 +207,7 @@ def run_folder(model: str, uri: str) -> str:
     if parts is None:
         raise TrackingError(f"MODEL {model}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = parts.groups()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise TrackingError(
-            f"MODEL {model}: there is no MLflow store at {uri}: give --output or --tracking-uri"
-        )
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client = _existing_store(f"MODEL {model}", uri)
     try:
         if alias:
             version = client.get_model_version_by_alias(name, alias)
@@ -196,9 +216,136 @@ def run_folder(model: str, uri: str) -> str:
         tags = client.get_run(version.run_id).data.tags if version.run_id else {}
     except Exception as error:
         raise TrackingError(f"MODEL {model}: {_reason(error, uri)} ({shown(uri)})") from error
-    if FOLDER_TAG not in tags:
+    if version.run_id is None or FOLDER_TAG not in tags:
         raise TrackingError(f"MODEL {model}: was not registered by a run of raygkd")
-    return tags[FOLDER_TAG]
+    return Registered(
+        name=name,
+        version=str(version.version),
+        tags=dict(version.tags),
+        run_id=version.run_id,
+        folder=tags[FOLDER_TAG],
+    )
+
+
+def aliases(name: str, uri: str) -> dict[str, str]:
+    """Return alias -> version of a registered model.
+
+    Args:
+        name: of the registered model.
+        uri: of the store or server.
+
+    Raises:
+        TrackingError: there is no such model, or the server does not answer.
+    """
+    client = _existing_store(f"NAME {name}", uri)
+    try:
+        found = client.get_registered_model(name).aliases
+    except Exception as error:
+        raise TrackingError(f"NAME {name}: {_reason(error, uri)} ({shown(uri)})") from error
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def decide(candidate: Registered, uri: str, *, promoted: bool, tags: Mapping[str, str]) -> None:
+    """Note on a version what came of its comparison with the champion, and make it that if it won.
+
+    Args:
+        candidate: the version.
+        uri: of the store or server.
+        promoted: whether it is the champion now, and no challenger any more.
+        tags: what the version is told.
+
+    Raises:
+        TrackingError: the server does not answer, or refuses it.
+    """
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        for name, value in tags.items():
+            client.set_model_version_tag(candidate.name, candidate.version, name, value)
+        if promoted:
+            client.set_registered_model_alias(candidate.name, CHAMPION, candidate.version)
+            client.delete_registered_model_alias(candidate.name, CHALLENGER)
+    except Exception as error:
+        raise TrackingError(
+            f"NAME {candidate.name}: {_reason(error, uri)} ({shown(uri)})"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where MLflow has a model.
+
+    Attributes:
+        uri: of the store or server.
+        run_id: of the run that it came from.
+    """
+
+    uri: str
+    run_id: str
+
+
+def record_evaluation(
+    origin: Origin,
+    *,
+    name: str,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    figures: Sequence[Path],
+) -> str:
+    """Record an evaluation as a run beside the one that the model came from; return its id.
+
+    Its metrics are the logged model's as well, where there is one.
+
+    Args:
+        origin: of the model.
+        name: of the run, as the UI shows it.
+        metrics: numbers; what is not finite is left out.
+        tags: facts about it.
+        figures: pictures.
+
+    Raises:
+        TrackingError: the store is gone, does not answer, or refuses it.
+    """
+    client = _existing_store("MLflow", origin.uri)
+    now = int(time.time() * 1000)
+    try:
+        source = client.get_run(origin.run_id)
+        # a search logs the winner, and other runs log none
+        logged = source.outputs.model_outputs if source.outputs else []
+        model_id = logged[0].model_id if logged else None
+        experiment = source.info.experiment_id
+        told = {**tags, EVALUATED_TAG: origin.run_id}
+        run_id = client.create_run(experiment, run_name=name, tags=told).info.run_id
+        try:
+            if model_id is not None:
+                client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+            entries = [
+                Metric(metric, value, now, 0, model_id=model_id)
+                for metric, value in metrics.items()
+                if math.isfinite(value)
+            ]
+            client.log_batch(run_id, metrics=entries)
+            for figure in figures:
+                client.log_artifact(run_id, str(figure))
+        except BaseException:
+            # the first error is the one to tell
+            with contextlib.suppress(MlflowException, OSError):
+                client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id)
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {shown(origin.uri)}: {_reason(error, origin.uri)}"
+        ) from error
+    return run_id
+
+
+def _existing_store(what: str, uri: str) -> MlflowClient:
+    """Return the client of a store, which asking for something must not make."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise TrackingError(
+            f"{what}: there is no MLflow store at {uri}: give --output or --tracking-uri"
+        )
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def probe(uri: str) -> str | None:
@@ -320,11 +467,12 @@ def _store_of_artifacts() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedModel:
-    """Where a model went: its MLflow URI, registered name and version."""
+    """Where a model went: its MLflow URI, registered name, version, and the version's alias."""
 
     uri: str
     name: str
     version: str
+    alias: str
 
 
 class Tracker:
@@ -445,9 +593,18 @@ class Tracker:
         return self._run_ids.get(key)
 
     def model(
-        self, key: str, model: Any, example_BCHW: np.ndarray, *, register_as: str
+        self,
+        key: str,
+        model: Any,
+        example_BCHW: np.ndarray,
+        *,
+        register_as: str,
+        description: str,
+        tags: Mapping[str, str],
     ) -> LoggedModel | None:
-        """Log a model, register a version and point the alias "champion" at it.
+        """Log a model and register a version with an alias.
+
+        The first version is the "champion"; a later one becomes the "challenger".
 
         Returns None, with a warning, if that fails. It is done once for a run: a process that goes
         on with the journal of one that has done it returns what that one did.
@@ -458,6 +615,8 @@ class Tracker:
                 a detector's model file, which is loaded by ``raygkd.deployed``.
             example_BCHW: float32 images that the signature and a served model's schema come from.
             register_as: name of the registered model.
+            description: of the version, as Markdown.
+            tags: of the version, such as the scores that chose it.
         """
         if key in self._models:
             return self._models[key]
@@ -465,17 +624,21 @@ class Tracker:
         try:
             if run_id is None:
                 raise TrackingError("the run could not be made")
-            logged = _log_model(
-                self._client, self.experiment_id, run_id, model, example_BCHW, register_as
+            logged = _log_model(self._client, self.experiment_id, run_id, model, example_BCHW)
+            version, alias = _register(
+                self._client, register_as, logged, self._strings(tags), description
             )
         except Exception as error:
             # whatever it is, it must not cost the training that came before
             reason = _reason(error, self._secret_uri)
             _log.warning("MLflow at %s has no model of run '%s': %s", self.uri, key, reason)
             return None
+        model_of_run = LoggedModel(
+            uri=logged.model_uri, name=register_as, version=version, alias=alias
+        )
         with self._lock:
-            self._write({"key": key, "model": asdict(logged)})
-        return logged
+            self._write({"key": key, "model": asdict(model_of_run)})
+        return model_of_run
 
     def close(self, status: str = "FINISHED", timeout: float = 10.0) -> None:
         """End all open runs, then wait until everything is sent.
@@ -701,9 +864,8 @@ def _log_model(
     run_id: str,
     model: Any,
     example_BCHW: np.ndarray,
-    register_as: str,
-) -> LoggedModel:
-    """Log and register a model, through the client alone.
+) -> Any:
+    """Log a model, through the client alone; return MLflow's record of it.
 
     ``mlflow.pytorch.log_model`` goes by global state, prints, and loads the model to try it.
     """
@@ -720,8 +882,7 @@ def _log_model(
         raise
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    version = _register(client, register_as, logged)
-    return LoggedModel(uri=logged.model_uri, name=register_as, version=version)
+    return logged
 
 
 def _save_model(path: Path, model: Any, example_BCHW: np.ndarray, logged: Any) -> None:
@@ -784,18 +945,28 @@ def _save_detector(path: Path, file: Path, example_BCHW: np.ndarray, facts: Any)
     )
 
 
-def _register(client: MlflowClient, name: str, logged: Any) -> str:
-    """Make a version of a registered model and point the alias at it; return its number."""
+def _register(
+    client: MlflowClient, name: str, logged: Any, tags: Mapping[str, str], description: str
+) -> tuple[str, str]:
+    """Make a version of a registered model; return its number and alias."""
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # its place, and not its models:/ URI, which a store would look up at the global tracking URI
     version = client.create_model_version(
-        name, logged.artifact_location, run_id=logged.source_run_id, model_id=logged.model_id
+        name,
+        # its place, and not its models:/ URI, which a store would look up at the global tracking
+        # URI
+        logged.artifact_location,
+        run_id=logged.source_run_id,
+        model_id=logged.model_id,
+        tags=dict(tags),
+        description=description,
     ).version
-    client.set_registered_model_alias(name, ALIAS, str(version))
+    held = client.get_registered_model(name).aliases
+    alias = CHALLENGER if CHAMPION in held else CHAMPION
+    client.set_registered_model_alias(name, alias, str(version))
     link = json.dumps([{"name": name, "version": str(version)}])
     client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
-    return str(version)
+    return str(version), alias

@@ -137,6 +137,28 @@ class Server(Process):
         return command
 
 
+class Serving(Process):
+    """`mlflow models serve` of one model.
+
+    Args:
+        folder: of its log.
+        model: URI of the model.
+        uri: of the MLflow server that has it.
+    """
+
+    health = "/ping"
+
+    def __init__(self, folder: Path, model: str, uri: str):
+        # it starts uvicorn by name
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        super().__init__(folder, environment={"MLFLOW_TRACKING_URI": uri, "PATH": path})
+        self._model = model
+
+    def command(self) -> list[str]:
+        command = ["mlflow", "models", "serve", "--env-manager", "local", "--workers", "1"]
+        return [*command, "--model-uri", self._model, "--port", str(self.port)]
+
+
 class ObjectStore(Process):
     """An S3 server with one bucket, in memory."""
 

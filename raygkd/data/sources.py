@@ -91,7 +91,7 @@ class SourceOptions:
 
 
 Opener = Callable[[SourceOptions], Source]
-SOURCES: Registry[Opener] = Registry("dataset")
+SOURCES: Registry[Opener] = Registry("dataset", "raygkd.datasets", Callable)
 
 
 def open_source(

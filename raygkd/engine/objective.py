@@ -44,6 +44,10 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self._tap = FeatureTap(model, levels)
 
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self._tap.remove()
+
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> TeacherOutput:
         """Return features, and a classifier's logits, of normalised images."""
@@ -108,6 +112,10 @@ class Objective(nn.Module, ABC):
         # at a task weight of 0 the labels say nothing, and a term of weight 0 is left out
         self.term_weights = {name: w for name, w in self.term_weights.items() if w}
         self._tap = FeatureTap(student, levels)
+
+    def close(self) -> None:
+        """Take the hooks off the student."""
+        self._tap.remove()
 
     @property
     def levels(self) -> tuple[int, ...]:

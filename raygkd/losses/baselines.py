@@ -12,7 +12,7 @@ from raygkd.losses.levels import Shape, chosen_levels
 from raygkd.losses.logits import DKD, KD
 from raygkd.losses.pyramids import CWD, FGD, PKD
 from raygkd.losses.wrapped import AT, DIST, PKT, RKD, VID
-from raygkd.registry import Registry
+from raygkd.registry import METHOD_GROUP, Registry
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Baseline:
         return chosen_levels(self.levels, levels) if self.levels else ()
 
 
-BASELINES: Registry[Baseline] = Registry("baseline")
+BASELINES: Registry[Baseline] = Registry("baseline", METHOD_GROUP, Baseline)
 
 
 def baseline_loss(

@@ -17,6 +17,7 @@ from raygkd.models.detectors import (
 )
 from raygkd.models.files import ModelFile, build_from_file, load_model_file, save_model_file
 from raygkd.models.levels import check_levels, feature_shapes, stage_modules
+from raygkd.models.named import NamedLevels, map_shapes
 from raygkd.models.taps import FeatureTap
 from raygkd.models.weights import (
     TORCHVISION_WEIGHTS,
@@ -32,6 +33,7 @@ __all__ = [
     "Detector",
     "FeatureTap",
     "ModelFile",
+    "NamedLevels",
     "build_classifier",
     "build_detector",
     "build_from_file",
@@ -48,6 +50,7 @@ __all__ = [
     "is_detector",
     "load_model_file",
     "load_weights",
+    "map_shapes",
     "save_model_file",
     "stage_modules",
     "torchvision_file",

@@ -16,7 +16,9 @@ from raygkd.registry import Registry
 
 TORCHVISION = "torchvision:"
 
-CLASSIFIERS: Registry[Callable[[int], nn.Module]] = Registry("classifier")
+CLASSIFIERS: Registry[Callable[[int], nn.Module]] = Registry(
+    "classifier", "raygkd.classifiers", Callable
+)
 
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     CLASSIFIERS.register(f"resnet{_depth}")(partial(cifar_resnet, _depth, (16, 16, 32, 64)))

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from raygkd.errors import ConfigError
 from raygkd.models.detectors import Detector
+from raygkd.models.named import NamedLevels
 from raygkd.models.staged import StagedClassifier
 
 PROBE_SIZE = (224, 224)
@@ -53,6 +54,8 @@ def all_levels(model: nn.Module) -> dict[int, str]:
     """Return what :func:`stage_modules` does; nothing for a model that has no stage."""
     if isinstance(model, Detector):
         return dict(model.pyramid)
+    if isinstance(model, NamedLevels):
+        return dict(model.levels)
     paths = list(model.stages) if isinstance(model, StagedClassifier) else _find_stages(model)
     return dict(enumerate(paths, start=1))
 

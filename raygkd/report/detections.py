@@ -71,15 +71,20 @@ def draw_detections(
 
 
 def draw_per_class(
-    path_png: Place, class_names: Sequence[str], scores: Mapping[str, Sequence[float | None]]
+    path_png: Place,
+    class_names: Sequence[str],
+    scores: Mapping[str, Sequence[float | None]],
+    *,
+    measure: str = "average precision at IoU 0.5",
 ) -> None:
-    """Write a PNG with AP50 by class, a bar a model; it appears whole or not at all.
+    """Write a PNG with a score by class, a bar a model; it appears whole or not at all.
 
     Args:
         path_png: of the picture.
         class_names: by label.
-        scores: model, as the legend names it -> AP50 of each class in 0..1, None where no image
+        scores: model, as the legend names it -> score of each class in 0..1, None where no image
             has an object of it; 1 to 4 models.
+        measure: what the scores are.
     """
     from matplotlib.figure import Figure
 
@@ -87,7 +92,7 @@ def draw_per_class(
     figure = Figure(
         figsize=(8, FRAME_HEIGHT + len(class_names) * class_height), layout="constrained"
     )
-    axes = figure.add_subplot(xlabel="average precision at IoU 0.5", xlim=(0, 1))
+    axes = figure.add_subplot(xlabel=measure, xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from raygkd.latency import Latency
 from raygkd.report.figures import BLUE, GREEN, INK, ORANGE, new_figure, plain, save
 from raygkd.report.page import Picture, Section, Table, Words
 
@@ -16,20 +17,6 @@ ROLES = {
     "best student": (BLUE, "o"),
     "student": (BLUE, "o"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """How long a model takes for one image.
-
-    Attributes:
-        median, p95: milliseconds, of all runs.
-        runs: how many there were.
-    """
-
-    median: float
-    p95: float
-    runs: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -264,6 +264,82 @@ def export_table(result: Mapping[str, Any]) -> Table:
     if int8:
         table.add_row("int8 against the model", _int8(int8))
     return table
+
+
+def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Return what ``raygkd.workflows.evaluate`` found: a table of all, and one of the classes."""
+    models = result["models"]
+    whole = _table(f"Models on {result['images']:,} images of the {result['split']} split")
+    by_class = _table("By class")
+    for table in (whole, by_class):
+        table.add_column("")
+        for given in models:
+            table.add_column(given, justify="right", overflow="fold")
+    for label, cells in _evaluation_rows(result):
+        whole.add_row(label, *cells)
+    key = "per_class" if "accuracy" in result["measure"] else "per_class50"
+    columns = [one["scores"][key] for one in models.values()]
+    names = result["class_names"]
+    for name, row in itertools.islice(zip(names, zip(*columns)), MAX_CLASSES):
+        by_class.add_row(name, *("-" if score is None else f"{score:.4f}" for score in row))
+    if len(names) > MAX_CLASSES:
+        by_class.add_row(f"and {len(names) - MAX_CLASSES:,} more (--json has all)")
+    return [whole, by_class]
+
+
+def _evaluation_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the label of a fact and its text for each model."""
+    models = list(result["models"].values())
+    yield "model", [one["model"] for one in models]
+    yield result["measure"], [f"{one['scores']['score']:.4f}" for one in models]
+    yield "calibration error", [_number(one["calibration"]["ece"], ".4f") for one in models]
+    yield "parameters", [_number(one["parameters"], ",") for one in models]
+    yield "file, bytes", [f"{one['bytes']:,}" for one in models]
+    mega = [None if one["flops"] is None else one["flops"] / 1e6 for one in models]
+    yield "MFLOPs of an image", [_number(value, ",.1f") for value in mega]
+    for size in models[0]["latency_ms"]:
+        timed = [one["latency_ms"][size] for one in models]
+        texts = [f"{of['median']:.2f} (p95 {of['p95']:.2f})" for of in timed]
+        yield f"ms for {size}", texts
+    for size in models[0]["latency_ms"]:
+        peaks = [None if one["memory_mb"] is None else one["memory_mb"][size] for one in models]
+        yield f"MiB for {size}", [_number(peak, ",.1f") for peak in peaks]
+    yield "on", [one["hardware"].partition(",")[0] for one in models]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def promotion_table(result: Mapping[str, Any]) -> Table:
+    """Return the versions that ``raygkd.workflows.promote`` has compared."""
+    table = _table(f"{result['name']} on {result['images']:,} test images")
+    table.add_column("")
+    table.add_column("version", justify="right")
+    table.add_column("model", overflow="fold")
+    for name in ("parameters", result["measure"]):
+        table.add_column(name, justify="right", no_wrap=True)
+    for role, one in result["versions"].items():
+        score = f"{one['test_score']:.4f}"
+        table.add_row(role, one["version"], one["model"], f"{one['parameters']:,}", score)
+    return table
+
+
+def promotion_note(result: Mapping[str, Any]) -> list[str]:
+    """Return what was done, and what to keep in mind of it, a line each."""
+    champion, challenger = (result["versions"][role]["version"] for role in result["versions"])
+    ahead, margin = f"{result['difference']:+z.4f}", f"{result['margin']:g}"
+    if result["promoted"]:
+        done = f"version {challenger} is the champion now: {ahead}, margin {margin}"
+    else:
+        done = f"version {champion} stays the champion: {ahead} does not reach the margin {margin}"
+        if not result["margin"]:
+            done = f"version {champion} stays the champion: {ahead} is no gain"
+    note = (
+        "the two runs had other images or splits, so one may have trained on images of this test: "
+        "compare on --data that neither has seen"
+    )
+    return [done] if result["same_splits"] else [done, note]
 
 
 def _check(check: Mapping[str, Any]) -> str:

@@ -19,23 +19,21 @@ from rich.console import Console
 from torch import Tensor
 
 from raygkd.agreement import TOLERANCE, Agreement, Comparison
-from raygkd.build import check_teacher
-from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
 from raygkd.data.plan import cut_windows
 from raygkd.data.windows import load_window
-from raygkd.detection_metrics import DetectionMeter, Detections
-from raygkd.errors import ConfigError, DataError, RunFailed, UserError
+from raygkd.errors import ConfigError, RunFailed, UserError
 from raygkd.exporting import FORMATS, OPSET, WRITERS, quantise
 from raygkd.extras import require
-from raygkd.files import Place, place, whole_file
+from raygkd.files import Place, whole_file
 from raygkd.inference import Facts, Run, facts_of, student
-from raygkd.inputs import Images, open_images
-from raygkd.metrics import ClassificationMeter
+from raygkd.inputs import Images
 from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
+from raygkd.output_meter import OutputMeter, as_tensors
 from raygkd.report.card import model_card
 from raygkd.report.console import progress
 from raygkd.resuming import RESULT
 from raygkd.workflows.locating import find_model, new_file
+from raygkd.workflows.model_images import given_images, own_images
 
 # images that outputs are compared on, and at most that scores are measured on
 RANDOM_BATCHES = (1, 3)
@@ -147,33 +145,12 @@ def _images(
     Raises:
         UserError: those that were asked for do not do.
     """
-    tree = yaml_mapping(model_file.config, where="the model file's settings")
     if data is not None:
-        settings = {"dataset": "parquet", "data_dir": data, "skip_bad": True}
-        config = with_settings(Config(), settings)
-        return _opened(config, model_file, Path(), console), None
-    if not tree:
-        return None, "the model file does not name its data"
+        return given_images(model_file, data, console), None
     try:
-        config = from_mapping(tree)
-        output = place(config.output.output)
-        if not output.is_dir():
-            return None, f"the output folder of its run, {output}, is not there: give --data"
-        return _opened(config, model_file, output, console), None
+        return own_images(model_file, console), None
     except UserError as error:
-        return None, f"{error}; give --data"
-
-
-def _opened(config: Config, model_file: ModelFile, output: Place, console: Console) -> Images:
-    with progress(console, "preparing images") as advance:
-        images = open_images(
-            with_settings(config, {"image_size": model_file.image_size[0]}).data,
-            seed=config.optim.seed,
-            output=output,
-            progress=advance,
-        )
-    check_teacher(model_file, images.spec)
-    return images
+        return None, str(error)
 
 
 def _checked(model_file: ModelFile, run: Run, images: Images | None) -> dict[str, Any]:
@@ -246,15 +223,15 @@ def _measured(
             with torch.inference_mode():
                 agreement.add(original(images_BCSS), run(images_BCSS))
         return {"images": 0, "agreement": agreement.share, "score": None, "score_before": None}
-    before, after = _Meter(images), _Meter(images)
+    before, after = (OutputMeter(images.spec, images.table.boxes) for _ in range(2))
     count = min(SCORED, len(images.rows["val"]))
     for number, batch in enumerate(_batches(images, SCORED)):
         with torch.inference_mode():
             wanted = original(_pixels(batch))
         got = run(_pixels(batch))
         agreement.add(wanted, got)
-        before.update(wanted, batch)
-        after.update(got, batch)
+        before.update(wanted, as_tensors(batch))
+        after.update(got, as_tensors(batch))
         advance(min(count, (number + 1) * BATCH), count)
     return {
         "images": count,
@@ -262,36 +239,6 @@ def _measured(
         "score_before": before.score(),
         "score": after.score(),
     }
-
-
-class _Meter:
-    """Adds up the outputs of a model, and gives the score that the images' models are ranked by."""
-
-    def __init__(self, images: Images):
-        self._images, classes = images, len(images.spec.class_names)
-        self._classes = ClassificationMeter(classes)
-        self._boxes = DetectionMeter(classes)
-
-    def update(self, output: Tensor, batch: Mapping[str, np.ndarray]) -> None:
-        if output.ndim == 2:
-            self._classes.update(output, torch.from_numpy(batch["label"]))
-            return
-        found = [of_D6[of_D6[:, 4] >= 0].numpy() for of_D6 in output]
-        self._boxes.update(
-            torch.from_numpy(batch["row"]),
-            [
-                Detections(of[:, :4] / ratio, of[:, 5].astype(np.int64), of[:, 4])
-                for of, ratio in zip(found, batch["ratio"])
-            ],
-        )
-
-    def score(self) -> float | None:
-        if self._images.table.boxes is None:
-            return self._classes.compute()["accuracy"]
-        try:
-            return self._boxes.compute(self._images.table.boxes)[self._images.spec.score]
-        except DataError:  # no image has an object
-            return None
 
 
 def _test_scores(folder: Place) -> dict[str, float]:

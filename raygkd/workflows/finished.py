@@ -216,7 +216,10 @@ def _finished_folder(given: str) -> Place:
     if (folder / "runs").is_dir():
         finished = [run for run in (folder / "runs").iterdir() if (run / resuming.RESULT).exists()]
         if not finished:
-            raise ConfigError(f"OUTPUT {given}: holds no run that is over")
+            raise ConfigError(
+                f"OUTPUT {given}: holds no run that is over: make one with 'raygkd tune --output "
+                f"{given}', or go on with one by 'raygkd tune --resume {given}'"
+            )
         return max(finished, key=lambda run: modified(run / resuming.RESULT))
     for name in (resuming.CONFIG, resuming.FACTS):
         if not (folder / name).exists():

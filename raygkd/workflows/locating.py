@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
 from raygkd import tracking
 from raygkd.errors import ConfigError, DataError, ResourceError
 from raygkd.files import Place, place
+from raygkd.resuming import RESULT
+from raygkd.tracking import Origin
 from raygkd.workflows.single import MODEL
 
 REGISTERED = "models:/"
@@ -28,7 +31,8 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
         TrackingError: MLflow has no such model, or does not answer.
     """
     if given.startswith(REGISTERED):
-        folder = place(tracking.run_folder(given, tracking.chosen_uri(tracking_uri, output)))
+        uri = tracking.chosen_uri(tracking_uri, output)
+        folder = place(tracking.registered(given, uri).folder)
         file = folder / MODEL
         if not file.exists():
             raise DataError(f"MODEL {given}: its run's folder {folder} has no {MODEL} any more")
@@ -47,6 +51,33 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
             "'raygkd teacher' wrote, its run's folder, or models:/NAME@ALIAS"
         )
     return path
+
+
+def origin_of(given: str, path: Place, *, tracking_uri: str | None, output: str) -> Origin | None:
+    """Return where MLflow has a model; None of a file that does not lie in its run's folder.
+
+    Args:
+        given, tracking_uri, output: as of ``find_model``.
+        path: what that returned.
+
+    Raises:
+        TrackingError: MLflow has no such model, or does not answer.
+        DataError: the run's result is damaged.
+    """
+    if given.startswith(REGISTERED):
+        uri = tracking.chosen_uri(tracking_uri, output)
+        version = tracking.registered(given, uri)
+        return Origin(uri=uri, run_id=version.run_id)
+    file = path.parent / RESULT
+    if path.name != MODEL or not file.exists():
+        return None
+    try:
+        recorded = json.loads(file.read_text())["mlflow"]
+        run_id = recorded["parent_run_id" if "parent_run_id" in recorded else "run_id"]
+        uri = tracking_uri or recorded["tracking_uri"]
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{file} is damaged: it cannot be read as JSON of a run") from error
+    return None if run_id is None else Origin(uri=uri, run_id=run_id)
 
 
 def new_file(option: str, given: str, suffixes: tuple[str, ...]) -> Place:

@@ -30,6 +30,7 @@ from raygkd.errors import ConfigError, DataError, ResourceError, StorageError
 from raygkd.files import Place, local_copy, make_folder, place, whole_file
 from raygkd.graph import attention_masks
 from raygkd.inputs import Images, open_images
+from raygkd.latency import hardware, latencies
 from raygkd.models import ModelFile, build_from_file
 from raygkd.report.attention import attention_section
 from raygkd.report.comparison import comparison_section, repeat_section
@@ -45,7 +46,6 @@ from raygkd.report.sizes import ScoredModel, sizes_section
 from raygkd.report.summary import summary_section
 from raygkd.workflows.channel_graphs import CPU, MatchedMaps, matched_maps
 from raygkd.workflows.finished import ALONE, COMPARISON, TEACHER, FinishedRun, open_finished
-from raygkd.workflows.latency import hardware, latencies
 
 PAGE = "index.html"
 # images that the graphs are the means of, that the masks are shown on, that the models are timed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raygkd import build
+from raygkd import build, tracking
 from raygkd.config import Config, given, to_yaml, with_settings
 from raygkd.data.windows import load_window
 from raygkd.engine import read_checkpoint
@@ -23,7 +23,6 @@ from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.report.tables import search_markdown
 from raygkd.space import Dimension, check_space, default_space, extremes, read_space
-from raygkd.tracking import DESCRIPTION_TAG
 from raygkd.workflows import detections
 from raygkd.workflows.repeat import repeat
 from raygkd.workflows.session import Session, open_session, run_tags, write_result
@@ -205,7 +204,8 @@ def _conclude(
     if session.images.spec.task == "detection":
         detections.draw(session, "search", best, scores)
     told = {f"best.{name}": str(value) for name, value in winner.params.items()}
-    tracker.tags("search", told | {DESCRIPTION_TAG: search_markdown(rows, winner.params)})
+    description = search_markdown(rows, winner.params)
+    tracker.tags("search", told | {tracking.DESCRIPTION_TAG: description})
     logged = tracker.model(
         "search",
         session.folder / MODEL if is_detector(best.name) else build.DeployedClassifier(best),
@@ -213,6 +213,13 @@ def _conclude(
         register_as=REGISTERED.format(
             dataset=session.config.data.dataset, student=best.name.replace(":", "-")
         ),
+        description=description,
+        tags={
+            tracking.IMAGES_TAG: session.images.identity,
+            "raygkd.rule": RULE,
+            METRIC: str(winner.val_score),
+            **{f"{role}_test_score": str(row["test_score"]) for role, row in rows.items()},
+        },
     )
     chosen = {
         "params": winner.params,

@@ -350,7 +350,7 @@ def run_tags(session: Session, role: str) -> dict[str, str]:
     tags = {
         "raygkd.role": role,
         "raygkd.dataset": session.config.data.dataset,
-        "raygkd.images": session.images.identity,
+        tracking.IMAGES_TAG: session.images.identity,
         "raygkd.split": ", ".join(f"{name} {len(rows[name])}" for name in ("train", "val", "test")),
         tracking.FOLDER_TAG: str(session.folder),
         "python": platform.python_version(),

@@ -546,7 +546,8 @@ def test_a_job_for_a_cluster_that_is_not_there(refused: Refused) -> None:
 def test_evaluating_a_model_that_does_not_go_with_the_images(
     refused: Refused, good: tuple[str, ...], model_file: Callable[..., Path]
 ) -> None:
-    assert "cannot read model file gone.pt: No such file" in refused("evaluate", "gone.pt", *good)
+    error = refused("evaluate", "gone.pt", *good)
+    assert "MODEL gone.pt: there is no such file: give one that" in error
     path = model_file("cat", "dog")
     error = refused("evaluate", path, *good)
     assert f"MODEL {path}: it knows 2 classes (cat, dog) but the data has 3" in error

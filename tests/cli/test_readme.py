@@ -6,6 +6,11 @@ import re
 import tomllib
 from pathlib import Path
 
+import click
+from print_options import table
+
+from raygkd.cli import commands as raygkd
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,3 +32,18 @@ def test_second_command_is_what_is_run_before_a_change_lands() -> None:
 
 def test_pyproject_has_the_build_system_alone() -> None:
     assert list(tomllib.loads((ROOT / "pyproject.toml").read_text())) == ["build-system"]
+
+
+def test_every_command_is_in_the_table_of_commands() -> None:
+    told = set(re.findall(r"`raygkd ([a-z ]+)`", (ROOT / "README.md").read_text()))
+    names = set(raygkd.commands) - {"data"}
+    group = raygkd.commands["data"]
+    assert isinstance(group, click.Group)
+    assert names | {f"data {name}" for name in group.commands} <= told
+
+
+def test_the_table_of_options_is_what_the_code_says() -> None:
+    """`python tests/cli/print_options.py` prints what must stand between the two marks."""
+    text = (ROOT / "README.md").read_text()
+    [shown] = re.findall(r"<!-- options -->\n(.*?)\n<!-- end of options -->", text, re.DOTALL)
+    assert shown == table()

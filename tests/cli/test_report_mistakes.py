@@ -32,7 +32,7 @@ def test_a_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
 
 def test_an_output_folder_without_a_finished_run(refused: Refused, run: Path) -> None:
     error = refused("report", run.parents[1])
-    assert error.endswith("output: holds no run that is over\n")
+    assert "output: holds no run that is over: make one with 'raygkd tune --output " in error
 
 
 def test_a_run_that_is_not_over(refused: Refused, run: Path) -> None:

@@ -444,7 +444,7 @@ def test_broken_yaml_names_the_file(text: str, message: str):
 
 
 def test_registry_gives_what_was_entered():
-    table: Registry[type] = Registry("thing")
+    table: Registry[type] = Registry("thing", "raygkd.things", type)
     assert table.register("list")(list) is list
     table.register("dict")(dict)
     assert table.get("list") is list
@@ -452,7 +452,7 @@ def test_registry_gives_what_was_entered():
 
 
 def test_registry_refuses_a_name_that_is_taken():
-    table: Registry[type] = Registry("thing")
+    table: Registry[type] = Registry("thing", "raygkd.things", type)
     table.register("list")(list)
     with pytest.raises(ValueError, match="thing 'list' is registered already"):
         table.register("list")(dict)
@@ -460,7 +460,7 @@ def test_registry_refuses_a_name_that_is_taken():
 
 
 def test_registry_lists_the_known_names():
-    table: Registry[type] = Registry("thing")
+    table: Registry[type] = Registry("thing", "raygkd.things", type)
     table.register("list")(list)
     table.register("dict")(dict)
     with pytest.raises(ConfigError) as raised:

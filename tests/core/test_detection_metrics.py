@@ -416,6 +416,19 @@ def test_images_without_detections_count() -> None:
     assert scores["ap50_voc"] == 0.5
 
 
+def test_confidences_come_with_being_right() -> None:
+    box, other = [0, 0, 10, 10], [20, 20, 30, 30]
+    targets = {3: objects([box, other], [0, 1]), 8: objects([box])}
+    meter = DetectionMeter(2)
+    # the second of an object is wrong, and so is one of another class
+    meter.update(torch.tensor([3]), [found([box, box, other], [0.6, 0.9, 0.8], [0, 0, 0])])
+    meter.update(torch.tensor([8]), [found([box, other], [0.7, 0.5], [0, 1])])
+    score, right = meter.confidences(targets)
+    assert dict(zip(score.tolist(), right.tolist(), strict=True)) == pytest.approx(
+        dict(zip(np.float32([0.9, 0.8, 0.7, 0.6, 0.5]).tolist(), [1, 0, 1, 0, 0], strict=True))
+    )
+
+
 def test_detections_that_are_not_finite_are_none() -> None:
     box, nan = [0.0, 0, 10, 10], float("nan")
     meter = DetectionMeter(1)

@@ -11,10 +11,14 @@ from pathlib import Path
 import raygkd
 
 PACKAGE = Path(raygkd.__file__).parent
-CORE = ("graph", "losses", "models", "data", "metrics", "detection_metrics", "engine")
+CORE = (
+    *("graph", "losses", "models", "data", "metrics", "detection_metrics", "calibration"),
+    *("latency", "engine"),
+)
 SETTINGS = (
     *("errors", "files", "remote", "journal", "registry", "config", "resuming", "space", "build"),
     *("variants", "deployed", "extras", "inference", "exporting", "agreement"),
+    *("output_meter", "distilling"),
 )
 UPPER = (
     *("rayrun", "tracking", "report", "workflows", "inputs", "ui", "doctor", "bench"),

@@ -379,12 +379,27 @@ def test_a_diverging_trial_ends_alone_and_last(resumed: Resumed, client: MlflowC
     assert curves(client, diverging[0]["run_id"])["diverged"] == {1: 1.0}
 
 
-def test_the_alias_moves_to_the_winner_of_the_latest_search(
-    searched: Searched, resumed: Resumed, client: MlflowClient
+def test_the_winner_of_a_later_search_challenges_that_of_the_first(
+    searched: Searched, resumed: Resumed, client: MlflowClient, output: Path, raygkd: Start
 ) -> None:
-    latest = client.get_model_version_by_alias(searched.champion.name, "champion")
-    assert int(latest.version) > int(searched.champion.version)
-    assert latest.run_id == resumed.result["mlflow"]["parent_run_id"]
+    best = resumed.result["best"]
+    name, version = best["registered"]["name"], best["registered"]["version"]
+    held = {a: str(v) for a, v in client.get_registered_model(name).aliases.items()}
+    assert held == {"champion": str(searched.champion.version), "challenger": version}
+    row = f"registered models:/{name}@challenger, version {version}"
+    assert row in " ".join(resumed.command.out.split())
+    challenger = client.get_model_version(name, version)
+    assert challenger.tags["val_score"] == str(best["val_score"])
+    assert challenger.tags["best_test_score"] == str(best["test_score"])
+    assert challenger.run_id == resumed.result["mlflow"]["parent_run_id"]
+    assert "Best settings: " in challenger.description
+    compared = raygkd("promote", name, "--output", output, "--json").result()
+    # the same images as those that the two searches have scored at their ends
+    scores = {role: one["test_score"] for role, one in compared["versions"].items()}
+    first = searched.result["best"]["test_score"]
+    assert scores == {"champion": first, "challenger": best["test_score"]}
+    assert compared["promoted"] == (best["test_score"] > first)
+    assert compared["same_splits"]
 
 
 def test_without_json_a_search_ends_with_tables(resumed: Resumed, output: Path) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from raygkd import cli
 from raygkd.config import Config, from_mapping, settings
+from raygkd.latency import FEWEST, WARM_UP, hardware, latencies
 from raygkd.report.examples import Example, Prediction, examples_section
 from raygkd.report.page import Picture, Section, Table, Words, page
 from raygkd.report.summary import command_line, outcome
-from raygkd.workflows.latency import FEWEST, WARM_UP, hardware, latencies
 
 TREE = {
     "data": {"dataset": "imagefolder", "data_dir": "my photos", "skip_bad": True},

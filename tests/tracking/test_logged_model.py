@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
-from servers import PATIENCE, Server
+from servers import PATIENCE, Server, Serving
 
 from raygkd.build import DeployedClassifier
 from raygkd.models import ModelFile, build_classifier
@@ -65,7 +67,14 @@ def log(
     tracker: Tracker, classifier: torch.nn.Module, number: int = 2, key: str = "search"
 ) -> LoggedModel | None:
     tracker.start(key, key)
-    return tracker.model(key, classifier, images(number), register_as="digits")
+    return tracker.model(
+        key,
+        classifier,
+        images(number),
+        register_as="digits",
+        description=f"| of {key} |",
+        tags={"test_score": "0.5"},
+    )
 
 
 def test_another_process_gets_the_same_outputs_from_the_uri_alone(
@@ -97,7 +106,9 @@ def test_another_process_gets_the_same_outputs_from_the_uri_alone(
     run = client.get_run(tracker.run_id("search"))
     assert run.info.status == "FINISHED"
     (output,) = run.outputs.model_outputs
-    assert logged == LoggedModel(uri=f"models:/{output.model_id}", name="digits", version="1")
+    assert logged == LoggedModel(
+        uri=f"models:/{output.model_id}", name="digits", version="1", alias="champion"
+    )
     stored = client.get_logged_model(output.model_id)
     assert (stored.status, stored.source_run_id) == ("READY", run.info.run_id)
     version = client.get_model_version_by_alias("digits", "champion")
@@ -112,8 +123,16 @@ def test_signature_example_and_alias_in_a_local_store(
     first, second = log(tracker, classifier), log(tracker, classifier, key="second")
     assert first is not None
     assert second is not None
-    assert (first.version, second.version) == ("1", "2")
-    assert str(client.get_model_version_by_alias("digits", "champion").version) == "2"
+    assert (first.version, first.alias) == ("1", "champion")
+    assert (second.version, second.alias) == ("2", "challenger")
+    held = client.get_registered_model("digits").aliases
+    assert {alias: str(version) for alias, version in held.items()} == {
+        "champion": "1",
+        "challenger": "2",
+    }
+    version = client.get_model_version("digits", "2")
+    assert (version.description, version.tags["test_score"]) == ("| of second |", "0.5")
+    assert version.run_id == tracker.run_id("second")
     assert client.get_run(tracker.run_id("search")).info.status == "RUNNING"
     logged = client.get_logged_model(second.uri.removeprefix("models:/"))
     folder = unquote(logged.artifact_location.removeprefix("file://"))
@@ -124,6 +143,35 @@ def test_signature_example_and_alias_in_a_local_store(
     assert saved.saved_input_example_info is not None
     example = saved.load_input_example(folder)
     np.testing.assert_allclose(example, images(2), atol=1e-6)
+
+
+def test_the_champion_answers_over_http(
+    server: Server, classifier: DeployedClassifier, tmp_path: Path
+) -> None:
+    """What README says of `mlflow models serve`."""
+    experiment = connect(server.uri, "served", tmp_path)
+    tracker = Tracker(server.uri, experiment, tmp_path / "journal.jsonl")
+    tracker.start("search", "search")
+    logged = tracker.model(
+        "search", classifier, images(2), register_as="served", description="", tags={}
+    )
+    tracker.close()
+    assert logged is not None
+    serving = Serving(tmp_path, f"models:/served@{logged.alias}", server.uri)
+    serving.start()
+    try:
+        serving.wait()
+        for number in NUMBERS:
+            body = json.dumps({"inputs": images(number).tolist()}).encode()
+            header = {"Content-Type": "application/json"}
+            request = urllib.request.Request(f"{serving.uri}/invocations", body, header)
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                logits = np.array(json.load(answer)["predictions"], np.float32)
+            with torch.no_grad():
+                expected = classifier.eval()(torch.from_numpy(images(number))).numpy()
+            np.testing.assert_allclose(logits, expected, atol=1e-4)
+    finally:
+        serving.kill()
 
 
 def test_a_resumed_run_has_the_model_that_it_had(

@@ -1,0 +1,65 @@
+"""Images that a finished model can be held to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from raygkd.build import check_teacher
+from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
+from raygkd.errors import DataError, UserError
+from raygkd.files import Place, place
+from raygkd.inputs import Images, open_images
+from raygkd.models import ModelFile
+from raygkd.report.console import progress
+
+
+def given_images(model_file: ModelFile, data: str, console: Console) -> Images:
+    """Return the images that ``--data`` names, broken ones left out.
+
+    Args:
+        model_file: of the model.
+        data: a Parquet file or a folder of them.
+        console: for progress.
+
+    Raises:
+        UserError: there are none, or they are not of the model's classes.
+    """
+    settings = {"dataset": "parquet", "data_dir": data, "skip_bad": True}
+    return _opened(with_settings(Config(), settings), model_file, Path(), console)
+
+
+def own_images(model_file: ModelFile, console: Console) -> Images:
+    """Return the images that a model was trained on, with the splits of its run.
+
+    Args:
+        model_file: of the model.
+        console: for progress.
+
+    Raises:
+        UserError: they are not there any more; ``--data`` is what the message ends with.
+    """
+    tree = yaml_mapping(model_file.config, where="the model file's settings")
+    if not tree:
+        raise DataError("the model file does not name its data: give --data")
+    try:
+        config = from_mapping(tree)
+        output = place(config.output.output)
+        if output.is_dir():
+            return _opened(config, model_file, output, console)
+    except UserError as error:
+        raise type(error)(f"{error}; give --data") from error
+    raise DataError(f"the output folder of its run, {output}, is not there: give --data")
+
+
+def _opened(config: Config, model_file: ModelFile, output: Place, console: Console) -> Images:
+    with progress(console, "preparing images") as advance:
+        images = open_images(
+            with_settings(config, {"image_size": model_file.image_size[0]}).data,
+            seed=config.optim.seed,
+            output=output,
+            progress=advance,
+        )
+    check_teacher(model_file, images.spec)
+    return images
