@@ -105,7 +105,12 @@ def _make_store(store: Path) -> None:
 def _announce(host: str, port: int, shared: bool) -> None:
     everywhere = host in ("0.0.0.0", "::")
     url = _url(socket.gethostname() if everywhere else host, port)
-    print(f"MLflow UI on {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    print(
+        f"MLflow UI on {url} (Ctrl-C ends it)\n"
+        "the runs are under 'Model training' (at the top left), 'Experiments'",
+        file=sys.stderr,
+        flush=True,
+    )
     if shared:
         print(
             f"runs are recorded there with --tracking-uri {url} where {USER} and {PASSWORD} are "

@@ -37,6 +37,7 @@ from raygkd.workflows.single import (
     check_student,
     get_teacher,
     model_rows,
+    pair_name,
     places,
     show_pair,
     teacher_facts,
@@ -150,7 +151,7 @@ def _begin(session: Session, compared: Mapping[str, Settings]) -> ModelFile | No
     config, tracker = session.config, session.tracker
     tracker.start(
         PARENT,
-        f"comparison {config.model.teacher} -> {config.model.student}",
+        f"comparison {pair_name(config)}",
         tags=run_tags(session, PARENT),
         texts={"config.yaml": to_yaml(config)},
     )

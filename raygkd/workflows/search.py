@@ -32,6 +32,7 @@ from raygkd.workflows.single import (
     check_student,
     get_teacher,
     model_rows,
+    pair_name,
     places,
     show_pair,
     teacher_facts,
@@ -68,7 +69,7 @@ def tune(config: Config, *, console: Console, resume: Place | None = None) -> di
     with open_session(config, "search", console, resume, check) as session:
         session.tracker.start(
             "search",
-            f"search {config.model.teacher} -> {config.model.student}",
+            f"search {pair_name(config)}",
             tags=run_tags(session, "search"),
             texts={"config.yaml": to_yaml(session.config)},
         )

@@ -98,6 +98,14 @@ def teacher_facts(config: Config) -> dict[str, Any]:
     return {"teacher, fingerprint of the file": digest[:16]}
 
 
+def pair_name(config: Config) -> str:
+    """Return "TEACHER -> STUDENT", by which runs are called; of a teacher's file, its model."""
+    teacher = config.model.teacher
+    if build.is_model_file(teacher):
+        teacher = load_model_file(teacher).name
+    return f"{teacher} -> {config.model.student}"
+
+
 def model_rows(
     models: Mapping[str, ModelFile], scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:

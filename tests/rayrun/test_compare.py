@@ -137,6 +137,8 @@ def test_the_runs_description_is_the_ranked_table(
     result: dict[str, Any], client: MlflowClient
 ) -> None:
     run = client.get_run(result["mlflow"]["parent_run_id"])
+    # the teacher was given as a file
+    assert run.info.run_name == "comparison resnet14 -> resnet8"
     best = result["comparison"]["methods"][0]
     row = f"| 1 | {best['method']} | {best['mean']:.4f} |"
     assert row in run.data.tags["mlflow.note.content"]

@@ -345,9 +345,10 @@ def test_the_server_tells_how_to_record_and_leaves_no_users_behind(team: Team) -
     assert team.process.wait(PATIENCE) == 0
     wait_for(lambda: not session(team.process.pid), patience=10.0)
     told = team.log.read_text()
-    first, second, *_ = told.splitlines()
+    first, where, how, *_ = told.splitlines()
     assert first == f"MLflow UI on {url} (Ctrl-C ends it)"
-    assert f"with --tracking-uri {url} where MLFLOW_TRACKING_USERNAME and " in second
+    assert "'Model training'" in where
+    assert f"with --tracking-uri {url} where MLFLOW_TRACKING_USERNAME and " in how
     assert "Traceback" not in told
     # so that the next start knows the next password alone
     assert list(team.temporary.iterdir()) == []
