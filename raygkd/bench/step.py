@@ -11,14 +11,15 @@ import torch
 from raygkd.bench.rows import Row, Rows
 from raygkd.bench.runs import SameBatch, classes_spec, make_training, random_batch, random_scenes
 from raygkd.build import ImageSpec
+from raygkd.config import DATASET_DEFAULTS
 from raygkd.engine import Training, training_step
 from raygkd.engine.measure import interleaved, peak_bytes, state_bytes
 
 MIB = float(1 << 20)
 CLASSIFIERS = {"teacher": "resnet32x4", "student": "resnet8x4"}
 DETECTORS = {"teacher": "fasterrcnn_resnet101_fpn", "student": "fasterrcnn_resnet50_fpn"}
-# random weights stay in range with it
-RECIPE = {"inherit": False, "lr": 1e-4, "clip_norm": 10.0}
+# what detectors of photographs have where nothing else is given
+RECIPE = {**DATASET_DEFAULTS["coco"], "inherit": False}
 # P2 to P5; a few boxes of each image keep the heads at their usual work
 PYRAMID = (2, 3, 4, 5)
 BOXES = 4
@@ -45,17 +46,8 @@ def detector_rows(device: torch.device, *, quick: bool) -> Rows:
     """Yield seconds of a step of Faster R-CNN on ResNet-101 into ResNet-50, four levels."""
     side, size = (160, 1) if quick else (320, 2)
     spec, stream = random_scenes(size, side, BOXES)
-    shared = {**DETECTORS, "batch_size": size, "levels": PYRAMID, "inherit": False}
-    methods = {
-        "graph": {
-            **shared,
-            "method": "graph",
-            "foreground": 0.5,
-            "centre": True,
-            "clip_norm": 10.0,
-        },
-        "fgd": {**shared, "method": "fgd", "clip_norm": 10.0},
-    }
+    shared = {**RECIPE, **DETECTORS, "batch_size": size, "levels": PYRAMID}
+    methods = {"graph": {**shared, "method": "graph"}, "fgd": {**shared, "method": "fgd"}}
     what = f"step of Faster R-CNN R101 -> R50, {size} x {side} pixels, four levels"
     trainings = _trainings(methods, spec, stream, device)
     yield _seconds_row(trainings, stream, what, "fgd", 1.0, repeats=3 if quick else 7)
