@@ -333,6 +333,7 @@ def _graph(
     return GraphDistillationLoss(
         student_shapes,
         teacher_shapes,
+        adapter=MethodConfig.adapter,
         temperature=temperature,
         dim=max(1, min(MethodConfig.dim, most)) if dim is None else dim,
         alpha=alpha,
