@@ -73,6 +73,12 @@ def store(output: Path) -> MlflowClient:
 
 
 @pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which no other search has registered a model."""
+    return tmp_path_factory.mktemp("searches")
+
+
+@pytest.fixture(scope="module")
 def searched(raygkd: Start, output: Path) -> Searched:
     budget = ("--trials", TRIALS, "--epochs", EPOCHS, "--reduction-factor", "2")
     command = raygkd(*TUNE, *budget, "--output", output, "--json")
