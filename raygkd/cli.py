@@ -430,7 +430,7 @@ def data_info(path: str, sheet: str, as_json: bool) -> None:
 
 
 @commands.command()
-@click.option("--quick", is_flag=True, help="smaller sizes and fewer rounds, in 3 minutes")
+@click.option("--quick", is_flag=True, help="smaller sizes and fewer rounds")
 @JSON
 def bench(quick: bool, as_json: bool) -> None:
     """Measure speed and memory side by side with the plain way.
