@@ -67,7 +67,7 @@ POINTS = """
 net = own_things:Net
 broken = own_things_that_are_not:Net
 number = own_things:number
-resnet8 = own_things:Net
+wrn_40_1 = own_things:Net
 
 [raygkd.datasets]
 noise = own_things:noise
@@ -79,7 +79,10 @@ means = own_things:means
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that is installed here, and in the processes that come of this one."""
+    """A package that is installed here, and in the processes that come of this one.
+
+    Scenes in the background start some of those, so it takes no name that they use.
+    """
     folder = tmp_path / "site"
     info = folder / "own_things-1.0.dist-info"
     info.mkdir(parents=True)
@@ -115,8 +118,8 @@ def test_what_is_broken_names_its_package(refused: Callable[..., str]) -> None:
     ) in error
     error = refused("train", "--student", "number", "--method", "none")
     assert "of the package own-things is of the type int and not Callable" in error
-    error = refused("train", "--student", "resnet8", "--method", "none")
-    assert "classifier 'resnet8' is of several packages (own-things, raygkd)" in error
+    error = refused("train", "--student", "wrn_40_1", "--method", "none")
+    assert "classifier 'wrn_40_1' is of several packages (own-things, raygkd)" in error
     error = refused("train", "--student", "nett", "--method", "none")
     assert "unknown classifier 'nett'; did you mean 'net'" in error
     error = refused("train", "--method", "mean")
