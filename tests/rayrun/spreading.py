@@ -235,7 +235,7 @@ class _Cluster:
         outcome.killed = self.told()
         self.ray(*submit)
         wait_for(lambda: all(self.told()[trial] > outcome.killed[trial] for trial in range(TRIALS)))
-        outcome.at_work = [len(node.processes(TRAINABLE)) for node in self.nodes.all]
+        wait_for(self.all_at_work)
         self.nodes.lose(self.nodes.all[-1])
         outcome.lost = self.told()
         result = outcome.output / "runs" / "tune-search" / "result.json"
@@ -243,6 +243,12 @@ class _Cluster:
         wait_for(result.exists, patience=300.0)
         outcome.search = json.loads(result.read_text())
         outcome.search_log = self.raygkd_logs()
+
+    def all_at_work(self) -> bool:
+        """Return whether a trial is seen on every node; one between two calls has no such title."""
+        outcome = self.outcome
+        outcome.at_work = [len(node.processes(TRAINABLE)) for node in self.nodes.all]
+        return all(outcome.at_work)
 
     def raygkd_logs(self) -> str:
         """Return what the last job wrote."""

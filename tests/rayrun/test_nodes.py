@@ -158,7 +158,7 @@ def test_an_output_folder_that_a_node_does_not_see_is_refused(outcome: Spread) -
         ),
         ("wrong token", "does not take this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH"),
         ("no job", "no job gone; the latest are: raysubmit_"),
-        ("large", "large.yaml: a job is sent with at most 10 MiB and this one has 11."),
+        ("large", "large.yaml: a job is sent with at most 10 MiB and this one has 12."),
     ],
 )
 def test_what_cannot_be_sent_is_refused_in_a_line(outcome: Spread, name: str, words: str) -> None:
