@@ -580,6 +580,23 @@ def _build_models(
     return objective, teacher
 
 
+def untrained_file(name: str, spec: ImageSpec, seed: int = 0) -> ModelFile:
+    """Return the file of an untrained model for images; torch's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = new_model(name, spec)
+    return ModelFile(
+        name=name,
+        class_names=spec.class_names,
+        image_size=spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        state_dict=model.state_dict(),
+        scores={},
+        config="",
+    )
+
+
 def student_file(
     config: Config, spec: ImageSpec, state: Mapping[str, Any], scores: Mapping[str, float]
 ) -> ModelFile:

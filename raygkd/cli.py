@@ -439,15 +439,10 @@ def bench(quick: bool, as_json: bool) -> None:
     and whether it does. Ray is started for it, nothing is left behind. Let nothing else run.
     """
     with only_results_on_stdout() as out:
-        from raygkd.bench.rows import machine, text_table
+        from raygkd.bench.rows import report
         from raygkd.bench.suites import measured, whole_rows
 
-        rows = measured(whole_rows, quick=quick)
-        if as_json:
-            found = {"machine": machine(), "rows": [row.as_json() for row in rows]}
-            out.write(json.dumps(found) + "\n")
-        else:
-            out.write(text_table(rows, machine()) + "\n")
+        out.write(report(measured(whole_rows, quick=quick), as_json=as_json) + "\n")
 
 
 @commands.command()

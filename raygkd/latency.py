@@ -87,12 +87,13 @@ def hardware(device: torch.device | str = "cpu") -> str:
         return f"{torch.cuda.get_device_name(device)}, float32, torch {torch.__version__}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
-        f"{_cpu_name()}, {cores} core(s), {torch.get_num_threads()} thread(s), float32, "
+        f"{cpu_name()}, {cores} core(s), {torch.get_num_threads()} thread(s), float32, "
         f"torch {torch.__version__}"
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name, as far as the system tells it."""
     facts = Path("/proc/cpuinfo")
     if facts.exists():
         for line in facts.read_text().splitlines():

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec
+from raygkd.build import ImageSpec, untrained_file
 from raygkd.models import ModelFile, build_from_file
 
 CLASSES = ("cat", "dog", "eel")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from raygkd.bench.rows import machine, text_table
+from raygkd.bench.rows import report
 from raygkd.bench.suites import core_rows, measured, whole_rows
 
 SUITES = {"core": core_rows, "all": whole_rows}
@@ -21,10 +20,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     asked = parser.parse_args()
     rows = measured(SUITES[asked.suite], quick=asked.quick)
-    if asked.json:
-        print(json.dumps({"machine": machine(), "rows": [row.as_json() for row in rows]}))
-    else:
-        print(text_table(rows, machine()))
+    print(report(rows, as_json=asked.json))
 
 
 if __name__ == "__main__":

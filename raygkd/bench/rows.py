@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from raygkd import __version__
+from raygkd.latency import cpu_name
 
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow")
 
@@ -62,7 +64,7 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "cpu": _processor(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -72,14 +74,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    """Return the processor's name, where the system tells it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+def report(rows: Sequence[Row], *, as_json: bool) -> str:
+    """Return rows and machine as they are printed: one JSON object, or a table."""
+    if as_json:
+        return json.dumps({"machine": machine(), "rows": [row.as_json() for row in rows]})
+    return text_table(rows, machine())
 
 
 def text_table(rows: Sequence[Row], machine: Mapping[str, Any]) -> str:

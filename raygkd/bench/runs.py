@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raygkd.build import ImageSpec, build_training, new_model, uses_teacher
+from raygkd.build import ImageSpec, build_training, untrained_file, uses_teacher
 from raygkd.config import Config, with_settings
 from raygkd.data.boxes import Boxes, ImageBoxes
 from raygkd.engine import Training
-from raygkd.models import ModelFile
 
 
 @dataclass(frozen=True)
@@ -67,21 +66,6 @@ def random_batch(size: int, spec: ImageSpec) -> dict[str, Tensor]:
     }
 
 
-def random_model(name: str, spec: ImageSpec) -> ModelFile:
-    """Return the file of an untrained model."""
-    torch.manual_seed(0)
-    return ModelFile(
-        name=name,
-        class_names=spec.class_names,
-        image_size=spec.image_size,
-        mean=spec.mean,
-        std=spec.std,
-        state_dict=new_model(name, spec).state_dict(),
-        scores={},
-        config="",
-    )
-
-
 def make_training(
     settings: Mapping[str, Any],
     spec: ImageSpec,
@@ -93,7 +77,7 @@ def make_training(
 ) -> Training:
     """Return a run that is ready for its first step."""
     config = with_settings(Config(), dict(settings))
-    teacher = random_model(config.model.teacher, spec) if uses_teacher(config) else None
+    teacher = untrained_file(config.model.teacher, spec) if uses_teacher(config) else None
     training = build_training(
         config,
         spec=spec,

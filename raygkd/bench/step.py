@@ -13,9 +13,8 @@ from raygkd.bench.runs import SameBatch, classes_spec, make_training, random_bat
 from raygkd.build import ImageSpec
 from raygkd.config import DATASET_DEFAULTS
 from raygkd.engine import Training, training_step
-from raygkd.engine.measure import interleaved, peak_bytes, state_bytes
+from raygkd.engine.measure import MIB, interleaved, peak_bytes, state_bytes
 
-MIB = float(1 << 20)
 CLASSIFIERS = {"teacher": "resnet32x4", "student": "resnet8x4"}
 DETECTORS = {"teacher": "fasterrcnn_resnet101_fpn", "student": "fasterrcnn_resnet50_fpn"}
 # what detectors of photographs have where nothing else is given

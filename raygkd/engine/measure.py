@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 from raygkd.engine.loop import Training
 
 Function = Callable[[], Any]
+# bytes of a MiB
+MIB = float(1 << 20)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raygkd.errors import ConfigError
-from raygkd.graph import full_precision
+from raygkd.graph import full_precision, require
 from raygkd.graph.products import Gram
 from raygkd.losses.levels import part_size
 
@@ -75,10 +74,7 @@ class Adapter(nn.Module):
             return norm.running_mean, norm.running_var
         batch, _, positions = maps_BCN.shape
         count = batch * positions
-        if count == 1:
-            raise ConfigError(
-                "batch normalisation of a 1x1 map needs at least 2 images in a batch; got 1"
-            )
+        require(statistics_problem(count))
         mean_C = maps_BCN.mean((0, 2))
         grams = [Gram.apply(part).sum(0) for part in maps_BCN.split(part_size(maps_BCN))]
         covariance_CC = torch.stack(grams).sum(0) / count - mean_C[:, None] * mean_C
@@ -89,6 +85,13 @@ class Adapter(nn.Module):
             norm.running_mean.lerp_(mean_O, norm.momentum or 0.0)
             norm.running_var.lerp_(variance_O * count / (count - 1), norm.momentum or 0.0)
         return mean_O, variance_O
+
+
+def statistics_problem(count: int) -> str | None:
+    """Say so when a channel has a single value in a batch: it has no variance to normalise by."""
+    if count != 1:
+        return None
+    return "batch normalisation of a 1x1 map needs at least 2 images in a batch; got 1"
 
 
 @full_precision

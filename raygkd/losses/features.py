@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygkd.errors import ConfigError
 from raygkd.graph import full_precision, normalised_channels, require, shape_problem
+from raygkd.losses.adapters import statistics_problem
 from raygkd.losses.base import AlignedLoss, FeatureLoss
 
 
@@ -109,10 +109,8 @@ class NormalisedConvolution(nn.Sequential):
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Return (B, C_t, H, W); ConfigError when training on one position of one image."""
         batch, _, height, width = features_BCHW.shape
-        if self.training and batch * height * width == 1:
-            raise ConfigError(
-                "batch normalisation of a 1x1 map needs at least 2 images in a batch; got 1"
-            )
+        if self.training:
+            require(statistics_problem(batch * height * width))
         return super().forward(features_BCHW)
 
 

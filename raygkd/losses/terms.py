@@ -16,7 +16,6 @@ from torch import Tensor
 
 from raygkd.graph import (
     ATTENTION_MODES,
-    WEIGHTS,
     attention_masks,
     choice_problem,
     full_precision,
@@ -182,7 +181,7 @@ class LevelMaps:
 
     @full_precision
     def _residual(self, values_Bd: Tensor, vectors_BCd: Tensor, weights: str) -> Tensor:
-        require(choice_problem("graph weights", weights, WEIGHTS))
+        # the edges' rows are those of this graph, too
         shared = weights == "shifted"
         rows_BCN = self._student_rows if shared else unit_rows(self.student_BCHW, weights)
         return residual_distance(rows_times(rows_BCN, vectors_BCd, weights), values_Bd, vectors_BCd)

@@ -13,12 +13,11 @@ import torch
 from raygkd import config as configuration
 from raygkd.build import build_training, uses_teacher
 from raygkd.engine import training_step
-from raygkd.engine.measure import interleaved, peak_bytes, state_bytes
+from raygkd.engine.measure import MIB, interleaved, peak_bytes, state_bytes
 from raygkd.models import ModelFile
 from raygkd.rayrun.ingest import RayStream, SharedImages
 
 ROUNDS = 7
-_MIB = float(1 << 20)
 # name -> "seconds_per_step", "peak_mb", "step_ratio" and "peak_ratio"
 Costs = dict[str, dict[str, float]]
 
@@ -78,7 +77,7 @@ def _measure(
             training.objective.train()
             steps[name] = functools.partial(training_step, training, batch)
             peak = peak_bytes(steps[name], device)
-            costs[name] = {"peak_mb": (peak + state_bytes(training)) / _MIB}
+            costs[name] = {"peak_mb": (peak + state_bytes(training)) / MIB}
         timings = interleaved(steps, ROUNDS)
     for name, seconds in timings.medians.items():
         costs[name] |= {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from raygkd.engine.measure import peak_bytes
+from raygkd.engine.measure import MIB, peak_bytes
 from raygkd.engine.tasks import pixels
 from raygkd.files import Place
 from raygkd.inference import Run, load_model, student
@@ -30,7 +30,6 @@ from raygkd.rayrun.ingest import RayStream, SharedImages
 CPU = torch.device("cpu")
 # turns of a batch at least, of which each is worth many of one image
 FEWEST_BATCHES = 5
-_MIB = float(1 << 20)
 # file name and content of a model
 Content = tuple[str, bytes]
 Progress = Callable[[int, int], None]
@@ -155,9 +154,7 @@ def _of_module(
     peaks = {}
     for size in sizes:
         images_BCSS = sample_BCSS[[number % len(sample_BCSS) for number in range(size)]]
-        peaks[str(size)] = (
-            weights + peak_bytes(functools.partial(run, images_BCSS), device)
-        ) / _MIB
+        peaks[str(size)] = (weights + peak_bytes(functools.partial(run, images_BCSS), device)) / MIB
     return {
         "parameters": count_parameters(build_from_file(model_file)),
         "flops": counter.get_total_flops(),

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.torch
 import torch
 from ray import tune
 from torch import nn
@@ -18,7 +16,7 @@ from raygkd.config import ClusterConfig, WorkerRange
 from raygkd.errors import RunFailed
 from raygkd.files import place
 from raygkd.rayrun.trainer import torch_trainer
-from raygkd.rayrun.worker import parallel_on
+from raygkd.rayrun.worker import this_rank
 
 Parallel = Callable[[nn.Module], nn.Module]
 # of rank, world size, device, and what wraps a module for several ranks; its result is plain values
@@ -40,11 +38,9 @@ def on_workers(function: OnRank, folder: Path, *, workers: int, cpus: float = 1.
     path = folder / _RESULT
 
     def loop(_: Any) -> None:
-        context = ray.train.get_context()
-        rank, world_size = context.get_world_rank(), context.get_world_size()
-        device = ray.train.torch.get_device()
-        result = function(rank, world_size, device, parallel_on(device, world_size))
-        if rank == 0:
+        this = this_rank()
+        result = function(*this)
+        if this.rank == 0:
             path.write_text(json.dumps(result))
 
     cluster = ClusterConfig(workers=WorkerRange(workers, workers), max_failures=0)

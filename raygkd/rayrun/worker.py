@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -252,23 +252,29 @@ def _order_of_rank_0(mailbox: ActorHandle) -> Order | None:
 
 def _epochs_of_rank(job: Job) -> Epochs:
     """Return the epochs of a run as a rank of a TorchTrainer trains it."""
+    return run_epochs(job, **this_rank()._asdict())
+
+
+class Rank(NamedTuple):
+    """What a rank is told: its number, that of all, its device, and what wraps a module there."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    parallel: Callable[[nn.Module], nn.Module]
+
+
+def this_rank() -> Rank:
+    """Return what the worker of a TorchTrainer is that calls."""
     import ray.train
     import ray.train.torch
 
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    world_size = context.get_world_size()
-    return run_epochs(
-        job,
-        device=device,
-        rank=context.get_world_rank(),
-        world_size=world_size,
-        parallel=parallel_on(device, world_size),
-    )
+    device, world_size = ray.train.torch.get_device(), context.get_world_size()
+    return Rank(context.get_world_rank(), world_size, device, _parallel(device, world_size))
 
 
-def parallel_on(device: torch.device, world_size: int) -> Callable[[nn.Module], nn.Module]:
-    """Return what wraps a module for several ranks, and leaves it as it is for one."""
+def _parallel(device: torch.device, world_size: int) -> Callable[[nn.Module], nn.Module]:
     if world_size == 1:
         return lambda module: module
     ids = [device] if device.type == "cuda" else None

@@ -10,7 +10,7 @@ from raygkd import tracking
 from raygkd.errors import ConfigError, DataError, ResourceError
 from raygkd.files import Place, place
 from raygkd.resuming import RESULT
-from raygkd.tracking import Origin
+from raygkd.tracking import Origin, Registered
 from raygkd.workflows.single import MODEL
 
 REGISTERED = "models:/"
@@ -32,11 +32,7 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
     """
     if given.startswith(REGISTERED):
         uri = tracking.chosen_uri(tracking_uri, output)
-        folder = place(tracking.registered(given, uri).folder)
-        file = folder / MODEL
-        if not file.exists():
-            raise DataError(f"MODEL {given}: its run's folder {folder} has no {MODEL} any more")
-        return file
+        return registered_file(given, tracking.registered(given, uri))
     path = place(given)
     if path.is_dir():
         if not (path / MODEL).exists():
@@ -51,6 +47,23 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
             "'raygkd teacher' wrote, its run's folder, or models:/NAME@ALIAS"
         )
     return path
+
+
+def registered_file(given: str, version: Registered) -> Place:
+    """Return the file of a registered model's version.
+
+    Args:
+        given: how it was asked for, for errors.
+        version: of the model.
+
+    Raises:
+        DataError: its run's folder has none any more.
+    """
+    folder = place(version.folder)
+    file = folder / MODEL
+    if not file.exists():
+        raise DataError(f"MODEL {given}: its run's folder {folder} has no {MODEL} any more")
+    return file
 
 
 def origin_of(given: str, path: Place, *, tracking_uri: str | None, output: str) -> Origin | None:

@@ -18,7 +18,7 @@ from raygkd.rayrun import ingest, worker
 from raygkd.rayrun.cluster import cluster
 from raygkd.report.console import progress
 from raygkd.tracking import CHALLENGER, CHAMPION, Registered
-from raygkd.workflows.locating import find_model
+from raygkd.workflows.locating import registered_file
 from raygkd.workflows.model_images import given_images, own_images
 
 # what a difference of scores may lack of a margin by rounding
@@ -55,9 +55,7 @@ def promote(
     uri = tracking.chosen_uri(tracking_uri, output)
     versions = _versions(name, uri)
     files = {
-        role: load_model_file(
-            find_model(f"models:/{name}/{one.version}", tracking_uri=tracking_uri, output=output)
-        )
+        role: load_model_file(registered_file(f"models:/{name}/{one.version}", one))
         for role, one in versions.items()
     }
     images = _images(files, data, console)

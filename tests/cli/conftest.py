@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from outcomes import CLASSES, PROGRESS, ROWS, Ran, files, mlflow_runs, png
-from untrained import untrained_file
 
 from raygkd import cli, tracking
-from raygkd.build import ImageSpec
+from raygkd.build import ImageSpec, untrained_file
 from raygkd.models import save_model_file
 
 torch.set_num_threads(1)

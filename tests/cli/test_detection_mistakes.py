@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from outcomes import png
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec
+from raygkd.build import ImageSpec, untrained_file
 from raygkd.config import DataConfig
 from raygkd.data.scenes import write_scenes
 from raygkd.inputs import shards

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec, build_training, uses_teacher
+from raygkd.build import ImageSpec, build_training, untrained_file, uses_teacher
 from raygkd.config import Config, from_mapping, with_settings
 from raygkd.data import PlainStream, open_source, split_rows
 from raygkd.data.box_transforms import build_box_transform

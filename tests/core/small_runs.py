@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec, build_training
+from raygkd.build import ImageSpec, build_training, untrained_file
 from raygkd.config import Config, with_settings
 from raygkd.data import PlainStream, build_transform, open_source, split_rows
 from raygkd.data.parquet import ImageTable, open_table

@@ -8,9 +8,8 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec
+from raygkd.build import ImageSpec, untrained_file
 from raygkd.errors import ConfigError, DataError
 from raygkd.models import (
     Detector,

@@ -14,9 +14,8 @@ from killing import kill
 from scenes import Scene, Scenes, undisturbed
 from spreading import spread
 from storing import keep
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec
+from raygkd.build import ImageSpec, untrained_file
 from raygkd.models import save_model_file
 
 # scene -> the files whose tests look at its outcome; the longest first

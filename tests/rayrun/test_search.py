@@ -19,8 +19,8 @@ import torch
 from ray.tune import with_parameters
 from ray.util import placement_group_table
 from records import without_times
-from untrained import untrained_file
 
+from raygkd.build import untrained_file
 from raygkd.config import (
     ClusterConfig,
     Config,

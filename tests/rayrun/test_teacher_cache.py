@@ -18,8 +18,8 @@ from ray.exceptions import RayError
 from ray.tune import with_parameters
 from records import without_times
 from torch import Tensor
-from untrained import untrained_file
 
+from raygkd.build import untrained_file
 from raygkd.config import Config, with_settings
 from raygkd.inputs import Images
 from raygkd.rayrun.cluster import Resources

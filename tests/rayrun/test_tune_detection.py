@@ -14,9 +14,8 @@ import torch
 from commands import Command
 from mlflow import MlflowClient
 from records import curves, running, strange_numbers
-from untrained import untrained_file
 
-from raygkd.build import DeployedDetector, ImageSpec
+from raygkd.build import DeployedDetector, ImageSpec, untrained_file
 from raygkd.data.scenes import write_scenes
 from raygkd.models import load_model_file, save_model_file
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec, build_objective, normaliser
+from raygkd.build import ImageSpec, build_objective, normaliser, untrained_file
 from raygkd.config import Config, from_mapping
 from raygkd.engine import Teacher
 from raygkd.models import ModelFile, build_from_file

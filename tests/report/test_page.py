@@ -13,9 +13,8 @@ import pytest
 from browser import Opened, is_installed, opened
 from commands import commands_in
 from PIL import Image
-from untrained import untrained_file
 
-from raygkd.build import ImageSpec
+from raygkd.build import ImageSpec, untrained_file
 from raygkd.models import save_model_file
 from raygkd.report.console import stderr_console
 from raygkd.workflows import write_report
