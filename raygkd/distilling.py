@@ -99,7 +99,7 @@ class Matching(nn.Module):
         [(teacher, tap)] = self._models
         said = teacher(images)
         outputs, features = tap(images)
-        terms = self.graph(features, said.features)
+        terms = self.graph.terms_with_gradient(features, said.features)
         weighted = [self.graph.term_weights[name] * term for name, term in terms.items()]
         return outputs, torch.stack(weighted).sum()
 

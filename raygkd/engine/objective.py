@@ -5,8 +5,9 @@ Shapes: B batch, C channels, H height, W width, K classes, M boxes of an image.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,12 @@ class TeacherOutput:
     """What the teacher says of one batch, without gradient.
 
     Attributes:
-        features: level -> feature map (B, C, H, W), or the graph that the losses take.
+        features: level -> feature map (B, C, H, W), or the graph that the losses take; a training
+            step takes them out.
         logits_BK: class scores; None of a detector.
     """
 
-    features: Mapping[int, Tensor] | Mapping[int, TeacherGraph]
+    features: dict[int, Tensor] | dict[int, TeacherGraph]
     logits_BK: Tensor | None = None
 
 
@@ -112,6 +114,16 @@ class Objective(nn.Module, ABC):
         # at a task weight of 0 the labels say nothing, and a term of weight 0 is left out
         self.term_weights = {name: w for name, w in self.term_weights.items() if w}
         self._tap = FeatureTap(student, levels)
+        self._are_separate = False
+
+    @contextlib.contextmanager
+    def separate_terms(self) -> Iterator[None]:
+        """Let each of the terms have a gradient of its own, not only ``total``."""
+        self._are_separate = True
+        try:
+            yield
+        finally:
+            self._are_separate = False
 
     def close(self) -> None:
         """Take the hooks off the student."""
@@ -172,7 +184,8 @@ class Objective(nn.Module, ABC):
                 **said,
             )
         if self.graph is not None:
-            terms |= self.graph(features, teacher.features, boxes)
+            graph_terms = self.graph if self._are_separate else self.graph.terms_with_gradient
+            terms |= graph_terms(features, teacher.features, boxes)
         return terms
 
     def total(self, terms: Mapping[str, Tensor], progress: float = 1.0) -> Tensor:

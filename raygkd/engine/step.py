@@ -75,7 +75,7 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     try:
         # what has been compiled for a step cannot go back more than once
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), objective.separate_terms():
             terms, _ = _forward(training, objective, batch)
         found = [[float(t.detach()), _gradient_norm(t, objective.student)] for t in terms.values()]
     finally:

@@ -63,6 +63,52 @@ class Gram(torch.autograd.Function):
         return (grad_BCC + grad_BCC.mT) @ rows_BCN
 
 
+class Moments(torch.autograd.Function):
+    """Mean and second moments of the channels over samples and positions."""
+
+    @staticmethod
+    def forward(ctx: Any, maps_BCN: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return the mean (C,) and ``mean_{b,n} x x^T`` (C, C).
+
+        Args:
+            maps_BCN: channels of a batch.
+            size: samples whose products are there at a time.
+        """
+        ctx.save_for_backward(maps_BCN)
+        batch, _, positions = maps_BCN.shape
+        sums = [(part @ part.mT).sum(0) for part in maps_BCN.split(size)]
+        return maps_BCN.mean((0, 2)), torch.stack(sums).sum(0) / (batch * positions)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_C: Tensor, grad_CC: Tensor) -> tuple[Tensor, None]:
+        """Return ``(g + (G + G^T) x) / (B N)`` for each vector x."""
+        (maps_BCN,) = ctx.saved_tensors
+        batch, _, positions = maps_BCN.shape
+        count = batch * positions
+        shift_BC1 = (grad_C / count)[:, None].expand(batch, -1, positions)
+        turn_BCC = ((grad_CC + grad_CC.mT) / count).expand(batch, -1, -1)
+        return torch.baddbmm(shift_BC1, turn_BCC, maps_BCN), None
+
+
+class WeightedSquares(torch.autograd.Function):
+    """``sum_n w_n (x_n - y_n)^2`` of each row; only x has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_BCN: Tensor, targets_BCN: Tensor, weights_BN1: Tensor) -> Tensor:
+        """Return (B, C)."""
+        difference_BCN = rows_BCN - targets_BCN
+        ctx.save_for_backward(difference_BCN, weights_BN1)
+        return (difference_BCN.square() @ weights_BN1).squeeze(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BC: Tensor) -> tuple[Tensor, None, None]:
+        """Return ``2 g w_n (x_n - y_n)``."""
+        difference_BCN, weights_BN1 = ctx.saved_tensors
+        return (difference_BCN * weights_BN1.mT).mul_(2 * grad_BC[:, :, None]), None, None
+
+
 class GramTimes(torch.autograd.Function):
     """``P X X^T`` for a few rows P, without the matrix ``X X^T``."""
 

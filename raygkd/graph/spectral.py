@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from raygkd.graph.adjacency import normalised_channels
 from raygkd.graph.checks import choice_problem, dimension_problem, require
-from raygkd.graph.eigen import SymmetricEigen
+from raygkd.graph.eigen import GramEigen
 from raygkd.graph.precision import full_precision
-from raygkd.graph.products import Gram, GramTimes
+from raygkd.graph.products import GramTimes
 
 WEIGHTS = ("shifted", "cosine")
 
@@ -53,9 +55,7 @@ def normalised_factor(features_BCHW: Tensor, weights: str = "shifted") -> tuple[
 
     Source: [ours].
     """
-    factor_BCK = unit_rows(features_BCHW, weights)
-    if weights == "shifted":
-        factor_BCK = F.pad(factor_BCK, (1, 0), value=1.0) / math.sqrt(2)
+    factor_BCK = _weights_factor(features_BCHW, weights)
     degrees_BC1 = (factor_BCK * factor_BCK.sum(1, keepdim=True)).sum(2, keepdim=True)
     root_BC1, trivial_BC1 = _scales(degrees_BC1)
     return factor_BCK * root_BC1, trivial_BC1.squeeze(2)
@@ -80,8 +80,55 @@ def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
 
     Source: [ours].
     """
-    factor_BCK, trivial_BC = normalised_factor(features_BCHW, weights)
-    return factor_BCK - trivial_BC[:, :, None] * (trivial_BC[:, None, :] @ factor_BCK)
+    return Deflated.apply(_weights_factor(features_BCHW, weights))
+
+
+def _weights_factor(features_BCHW: Tensor, weights: str) -> Tensor:
+    """Return G (B, C, K) of the weights ``W = G G^T``."""
+    rows_BCN = unit_rows(features_BCHW, weights)
+    if weights == "shifted":
+        return F.pad(rows_BCN, (1, 0), value=1.0) / math.sqrt(2)
+    return rows_BCN
+
+
+class Deflated(torch.autograd.Function):
+    """``M' = M - u0 t^T`` with ``M = D^-1/2 G`` and ``t = M^T u0``, in few passes over G."""
+
+    @staticmethod
+    def forward(ctx: Any, factor_BCK: Tensor) -> Tensor:
+        """Return M' (B, C, K) of G (B, C, K)."""
+        sums_B1K = factor_BCK.sum(1, keepdim=True)
+        degrees_BC1 = (factor_BCK * sums_B1K).sum(2, keepdim=True)
+        root_BC1, trivial_BC1 = _scales(degrees_BC1)
+        projected_B1K = (trivial_BC1 * root_BC1).mT @ factor_BCK
+        ctx.save_for_backward(factor_BCK, sums_B1K, degrees_BC1, projected_B1K)
+        return (factor_BCK * root_BC1).addcmul_(trivial_BC1, projected_B1K, value=-1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCK: Tensor) -> Tensor:
+        """Return the gradient of G: that of M' scaled, and three matrices of rank one.
+
+        What of it is across u0 goes to M, and through D^-1/2 and ``u0 = sqrt(D) / |sqrt(D)|`` to
+        the degrees, which are ``G G^T 1``.
+        """
+        factor_BCK, sums_B1K, degrees_BC1, projected_B1K = ctx.saved_tensors
+        root_BC1, trivial_BC1 = _scales(degrees_BC1)
+        volume_B11 = degrees_BC1.sum(1, keepdim=True)
+        volume_B11 = volume_B11.masked_fill(volume_B11 <= 0, 1.0)
+
+        along_B1K = trivial_BC1.mT @ grad_BCK
+        shared_BC1 = (factor_BCK * along_B1K).sum(2, keepdim=True)
+        to_root_BC1 = (grad_BCK * factor_BCK).sum(2, keepdim=True) - trivial_BC1 * shared_BC1
+        to_trivial_BC1 = -(grad_BCK * projected_B1K).sum(2, keepdim=True) - root_BC1 * shared_BC1
+        to_length_B11 = (to_trivial_BC1 * trivial_BC1).sum(1, keepdim=True)
+        to_degrees_BC1 = to_trivial_BC1 * root_BC1 / volume_B11.sqrt() - to_length_B11 / volume_B11
+        to_degrees_BC1 = (to_degrees_BC1 - to_root_BC1 * root_BC1**3) / 2
+
+        ones_BC1 = torch.ones_like(root_BC1)
+        left_BC3 = torch.cat([-root_BC1 * trivial_BC1, to_degrees_BC1, ones_BC1], 2)
+        right_B3K = torch.cat([along_B1K, sums_B1K, to_degrees_BC1.mT @ factor_BCK], 1)
+        return torch.baddbmm(grad_BCK * root_BC1, left_BC3, right_B3K)
 
 
 @full_precision
@@ -170,8 +217,9 @@ def spectral_embedding(
     """
     require(dimension_problem(dim, features_BCHW.shape[1]))
     factor_BCK = deflated_factor(features_BCHW, weights)
-    spectrum_BP, basis_BPP = SymmetricEigen.apply(_smaller_gram(factor_BCK))
-    return _leading(spectrum_BP, basis_BPP, dim, factor_BCK.shape[1:], lambda: factor_BCK)
+    small_BPK = _smaller_side_first(factor_BCK)
+    pairs = GramEigen.apply(small_BPK, min(dim, small_BPK.shape[1]))
+    return _leading(*pairs, dim, factor_BCK.shape[1:], lambda: factor_BCK)
 
 
 @full_precision
@@ -192,7 +240,8 @@ def graph_spectrum(features_BCHW: Tensor, weights: str = "shifted") -> tuple[Ten
 
     Source: [ours].
     """
-    return SymmetricEigen.apply(_smaller_gram(deflated_factor(features_BCHW, weights)))
+    small_BPK = _smaller_side_first(deflated_factor(features_BCHW, weights))
+    return GramEigen.apply(small_BPK, small_BPK.shape[1])
 
 
 @full_precision
@@ -237,9 +286,9 @@ def _columns(positions: int, weights: str) -> int:
     return positions + 1 if weights == "shifted" else positions
 
 
-def _smaller_gram(factor_BCK: Tensor) -> Tensor:
+def _smaller_side_first(factor_BCK: Tensor) -> Tensor:
     channels, columns = factor_BCK.shape[1:]
-    return Gram.apply(factor_BCK if channels <= columns else factor_BCK.mT)
+    return factor_BCK if channels <= columns else factor_BCK.mT
 
 
 def _leading(

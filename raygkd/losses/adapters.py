@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raygkd.graph import full_precision, require
-from raygkd.graph.products import Gram
+from raygkd.graph.products import Moments
 from raygkd.losses.levels import part_size
 
 ADAPTERS = ("plain", "normalised")
@@ -75,9 +75,8 @@ class Adapter(nn.Module):
         batch, _, positions = maps_BCN.shape
         count = batch * positions
         require(statistics_problem(count))
-        mean_C = maps_BCN.mean((0, 2))
-        grams = [Gram.apply(part).sum(0) for part in maps_BCN.split(part_size(maps_BCN))]
-        covariance_CC = torch.stack(grams).sum(0) / count - mean_C[:, None] * mean_C
+        mean_C, moments_CC = Moments.apply(maps_BCN, part_size(maps_BCN))
+        covariance_CC = moments_CC - mean_C[:, None] * mean_C
         mean_O = weight_OC @ mean_C
         variance_O = ((weight_OC @ covariance_CC) * weight_OC).sum(1).clamp_min(0.0)
         with torch.no_grad():

@@ -9,12 +9,12 @@ d spectral dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from raygkd.errors import ConfigError
 from raygkd.graph import (
@@ -35,7 +35,8 @@ from raygkd.graph import (
 )
 from raygkd.losses.adapters import ADAPTERS, Adapter, mixed
 from raygkd.losses.levels import Shape, coarser_grid, levels_problem, part_size, pooled
-from raygkd.losses.terms import SPECTRAL_MODES, LevelMaps
+from raygkd.losses.parts import SumOverParts
+from raygkd.losses.terms import SPECTRAL_MODES, LevelMaps, in_full_precision
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,36 @@ class GraphDistillationLoss(nn.Module):
         Raises:
             ConfigError: ``foreground`` is set, and there are no boxes.
         """
-        levels = [
-            self._level_terms(level, student_features[level], teacher[level], boxes)
+        return self._by_name(
+            self._level_terms(level, student_features[level], teacher[level], boxes, None)
             for level in self.student_shapes
-        ]
-        return dict(zip(self.term_weights, torch.stack(levels).mean(0), strict=True))
+        )
+
+    def terms_with_gradient(
+        self,
+        student_features: Mapping[int, Tensor],
+        teacher: MutableMapping[int, Tensor] | MutableMapping[int, TeacherGraph],
+        boxes: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what ``forward`` does, for a sum with the weights that this loss has.
+
+        The gradient of that sum is taken with the terms, which saves a third of the work. It can be
+        asked for once, and that of any other sum not at all.
+
+        Args:
+            student_features: see ``forward``.
+            teacher: see ``forward``; a level that is done is taken out, so that its memory is free.
+            boxes: see ``forward``.
+        """
+        weights = list(self.term_weights.values())
+        return self._by_name(
+            self._level_terms(level, student_features[level], teacher.pop(level), boxes, weights)
+            for level in self.student_shapes
+        )
+
+    def _by_name(self, levels: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Return the mean of the levels' terms, each (T,), by name."""
+        return dict(zip(self.term_weights, torch.stack(list(levels)).mean(0), strict=True))
 
     def _level_terms(
         self,
@@ -214,11 +240,11 @@ class GraphDistillationLoss(nn.Module):
         student_BCHW: Tensor,
         teacher: Tensor | TeacherGraph,
         boxes: Sequence[Tensor] | None,
+        term_weights: Sequence[float] | None,
     ) -> Tensor:
         """Return the losses of one level (T,).
 
-        The batch is taken in parts, and of a part only its maps are kept for the way back: what
-        follows from them is several times their size, and cheap to work out again.
+        The batch is taken in parts, see ``SumOverParts``.
         """
         if isinstance(teacher, Tensor):
             teacher = self.teacher_graph(level, teacher)
@@ -232,49 +258,36 @@ class GraphDistillationLoss(nn.Module):
         size = part_size(teacher.maps_BCHW)
         graphs = list(teacher.split(size))
         weights = [None] * len(graphs) if weights_BHW is None else weights_BHW.split(size)
-        sums = [
-            self._sums(*part, mixing)
-            for part in zip(student_BCHW.split(size), graphs, weights, strict=True)
+        parts = [
+            functools.partial(self._sums, graph, of_positions)
+            for graph, of_positions in zip(graphs, weights, strict=True)
         ]
-        return torch.stack(sums).sum(0) / len(student_BCHW)
+        tensors = in_full_precision(student_BCHW, *mixing)
+        if not torch.is_grad_enabled():
+            tensors = tuple(tensor.detach() for tensor in tensors)
+        return SumOverParts.apply(parts, size, term_weights, *tensors) / len(student_BCHW)
 
     def _sums(
         self,
-        student_BCHW: Tensor,
         teacher: TeacherGraph,
         weights_BHW: Tensor | None,
-        mixing: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Return the losses of one level (T,), summed over the samples of a part."""
-        embedding = None
-        if "spectral" in self.term_weights:
-            embedding = teacher.embedding(self.dim, self.weights)
-        parts = student_BCHW, *mixing, teacher.maps_BCHW, embedding, weights_BHW
-        if embedding is not None and self.mode != "residual":
-            # the student's own decomposition is dear to work out again
-            return self._sums_of_maps(*parts)
-        return checkpoint(self._sums_of_maps, *parts, use_reentrant=False, preserve_rng_state=False)
-
-    def _sums_of_maps(
-        self,
         student_BCHW: Tensor,
         weight_OC: Tensor,
         bias_O: Tensor,
-        teacher_BCHW: Tensor,
-        embedding: tuple[Tensor, Tensor] | None,
-        weights_BHW: Tensor | None,
     ) -> Tensor:
+        """Return the losses of one level (T,), summed over the samples of a part."""
         student_BCHW = mixed(student_BCHW, weight_OC, bias_O)
         if self.centre:
             student_BCHW = centred(student_BCHW)
-        maps = LevelMaps(student_BCHW, teacher_BCHW, self.temperature)
+        maps = LevelMaps(student_BCHW, teacher.maps_BCHW, self.temperature)
         terms: list[Tensor] = []
         for name in self.term_weights:
             if name == "vertex":
                 terms.append(maps.vertex(weights_BHW).sum())
             elif name == "edge":
                 terms.append(maps.edge(self.attention).sum())
-            elif embedding is not None:
+            else:
+                embedding = teacher.embedding(self.dim, self.weights)
                 terms.append(maps.spectral(embedding, self.mode, self.weights).sum())
         return torch.stack(terms)
 

@@ -28,7 +28,7 @@ from raygkd.graph import (
     temperature_problem,
     unit_rows,
 )
-from raygkd.graph.products import Gram
+from raygkd.graph.products import Gram, WeightedSquares
 from raygkd.losses.spectral import (
     procrustes_distance,
     relative_to_teacher,
@@ -136,7 +136,7 @@ class LevelMaps:
             shape_problem("feature maps", student_BCHW, teacher_BCHW),
             temperature_problem(temperature),
         )
-        self.student_BCHW, self.teacher_BCHW = _in_full_precision(
+        self.student_BCHW, self.teacher_BCHW = in_full_precision(
             student_BCHW, teacher_BCHW.detach()
         )
         self._temperature = temperature
@@ -188,8 +188,9 @@ class LevelMaps:
 
 
 @full_precision
-def _in_full_precision(*maps: Tensor) -> tuple[Tensor, ...]:
-    return maps
+def in_full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors in their common type, at least float32."""
+    return tensors
 
 
 @full_precision
@@ -197,8 +198,9 @@ def _vertex_distance(
     student_BCHW: Tensor, teacher_BCHW: Tensor, spatial_B1HW: Tensor, channel_BC: Tensor
 ) -> Tensor:
     """Return the relative squared error of each sample (B,), under both masks."""
-    error_BC = ((teacher_BCHW - student_BCHW) * spatial_B1HW.sqrt()).square().mean((2, 3))
-    error_B = (error_BC * channel_BC).mean(1)
+    weights_BN1 = spatial_B1HW.flatten(2).mT
+    error_BC = WeightedSquares.apply(student_BCHW.flatten(2), teacher_BCHW.flatten(2), weights_BN1)
+    error_B = (error_BC * channel_BC).mean(1) / weights_BN1.shape[1]
     return relative_to_teacher(error_B, teacher_BCHW.square().mean((1, 2, 3)))
 
 

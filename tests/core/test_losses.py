@@ -4,6 +4,7 @@ Shape letters: B batch, C channels, H height, W width, K columns of the factor,
 d spectral dimension.
 """
 
+import itertools
 import json
 import math
 import runpy
@@ -609,6 +610,61 @@ def test_an_embedding_from_a_spectrum_is_of_a_dimension_that_the_map_has():
     for dim in (0, 6):
         with pytest.raises(ConfigError, match=f"1 to C - 1 = 5.*got {dim}"):
             embedding_from_spectrum(maps, *spectrum, dim)
+
+
+def gradients_of(module: GraphDistillationLoss, *, at_once: bool) -> list[Tensor]:
+    """Return the gradients of two levels' maps and of all adapters, and the terms."""
+    module.zero_grad()
+    student = {k: positive_maps(7, *s).requires_grad_() for k, s in STUDENT_SHAPES.items()}
+    teacher = {k: positive_maps(7, *s, seed=1) for k, s in TEACHER_SHAPES.items()}
+    terms = (module.terms_with_gradient if at_once else module)(student, teacher)
+    assert len(teacher) == (0 if at_once else 2)
+    total = sum(module.term_weights[name] * term for name, term in terms.items())
+    (3 * total).backward()
+    gradients = [maps.grad for maps in student.values()]
+    return gradients + [parameter.grad for parameter in module.parameters()] + [*terms.values()]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("mode", SPECTRAL_MODES)
+def test_parts_threads_and_when_gradients_are_taken_change_nothing(
+    mode: str, adapter: str, monkeypatch: pytest.MonkeyPatch
+):
+    module = make_module(mode=mode, adapter=adapter).double()
+    whole = gradients_of(module, at_once=False)
+    threads = torch.get_num_threads()
+    # parts of two samples and a rest of one, at the level with the smaller maps
+    monkeypatch.setattr("raygkd.losses.levels.PART_BYTES", 2 * 8 * 8 * 2 * 2)
+    try:
+        for torch_threads, at_once in itertools.product((1, 2), (False, True)):
+            torch.set_num_threads(torch_threads)
+            for found, expected in zip(gradients_of(module, at_once=at_once), whole, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+            assert torch.get_num_threads() == torch_threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_gradient_taken_with_the_terms_is_for_their_weights_and_only_once():
+    module = make_module()
+    student, teacher = level_features()
+    terms = module.terms_with_gradient(student, dict(teacher))
+    with pytest.raises(RuntimeError, match="other weights than their gradient was taken with"):
+        sum(terms.values()).backward(retain_graph=True)
+    total = sum(module.term_weights[name] * term for name, term in terms.items())
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="there only once"):
+        total.backward()
+
+
+def test_terms_without_gradient_are_the_same():
+    module = make_module()
+    student, teacher = level_features()
+    with torch.no_grad():
+        terms = module(student, teacher)
+    for name, term in module(student, teacher).items():
+        assert not terms[name].requires_grad
+        assert torch.equal(terms[name], term)
 
 
 def test_module_leaves_out_terms_of_weight_zero():

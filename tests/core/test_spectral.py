@@ -4,6 +4,8 @@ Shape letters: B batch, C channels, H height, W width, K columns of the factor, 
 d spectral dimension.
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from raygkd.graph import (
     normalised_factor,
     spectral_embedding,
 )
-from raygkd.graph.spectral import SymmetricEigen
+from raygkd.graph.eigen import GramEigen
 
 # (B, C, H, W): the factor's side is smaller in the first two, C in the last two.
 SHAPES = [(2, 12, 2, 2), (2, 9, 2, 3), (2, 5, 3, 3), (2, 6, 4, 4)]
@@ -229,22 +231,38 @@ def test_embedding_under_autocast_equals_the_one_outside(shape: tuple[int, ...])
     assert torch.equal(inside_BCHW.grad, outside_BCHW.grad)
 
 
-def test_eigendecomposition_passes_gradcheck():
-    matrix_BPP = (positive_maps(2, 4, 4) + torch.diag(torch.arange(4.0))).requires_grad_()
-    assert gradcheck(SymmetricEigen.apply, matrix_BPP)
+def test_deflated_factor_equals_the_plain_one_in_values_and_gradients():
+    for weights, shape in itertools.product(WEIGHTS, SHAPES):
+        fast_BCHW = maps_for(weights, shape).requires_grad_()
+        plain_BCHW = fast_BCHW.detach().clone().requires_grad_()
+        factor_BCK, trivial_BC = normalised_factor(plain_BCHW, weights)
+        plain_BCK = factor_BCK - trivial_BC[:, :, None] * (trivial_BC[:, None, :] @ factor_BCK)
+        fast_BCK = deflated_factor(fast_BCHW, weights)
+        torch.testing.assert_close(fast_BCK, plain_BCK)
+        probe_BCK = torch.sin(torch.arange(plain_BCK.numel())).reshape(plain_BCK.shape)
+        (fast_BCK * probe_BCK).sum().backward()
+        (plain_BCK * probe_BCK).sum().backward()
+        torch.testing.assert_close(fast_BCHW.grad, plain_BCHW.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_eigendecomposition_passes_gradcheck(count: int):
+    factor_BPK = positive_maps(2, 4, 6).requires_grad_()
+    assert gradcheck(lambda factor: GramEigen.apply(factor, count), factor_BPK)
 
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-5])
 def test_gradient_of_the_eigendecomposition_is_exact_at_small_gaps(gap: float):
     basis_PP = torch.linalg.qr(positive_maps(4, 4)).Q
     values_P = torch.tensor([1.0, 0.5 + gap, 0.5, 0.1], dtype=torch.float64)
-    matrix_BPP = (basis_PP @ values_P.diag() @ basis_PP.mT)[None].requires_grad_()
-    vectors_BPP = SymmetricEigen.apply(matrix_BPP)[1]
-    reference_BPP = torch.linalg.eigh((matrix_BPP + matrix_BPP.mT) / 2)[1].flip(2)
-    probe_PP = positive_maps(4, 4, seed=1)
-    (fast,) = torch.autograd.grad((same_signs(vectors_BPP, basis_PP) * probe_PP).sum(), matrix_BPP)
+    factor_BPK = (basis_PP * values_P.sqrt())[None].requires_grad_()
+    vectors_BPd = GramEigen.apply(factor_BPK, 3)[1]
+    reference_BPP = torch.linalg.eigh(factor_BPK @ factor_BPK.mT)[1].flip(2)
+    probe_Pd = positive_maps(4, 3, seed=1)
+    basis_Pd = basis_PP[:, :3]
+    (fast,) = torch.autograd.grad((same_signs(vectors_BPd, basis_Pd) * probe_Pd).sum(), factor_BPK)
     (exact,) = torch.autograd.grad(
-        (same_signs(reference_BPP, basis_PP) * probe_PP).sum(), matrix_BPP
+        (same_signs(reference_BPP[:, :, :3], basis_Pd) * probe_Pd).sum(), factor_BPK
     )
     assert (fast - exact).norm() < 1e-8 * exact.norm()
 
@@ -255,7 +273,7 @@ def test_gradient_of_the_eigendecomposition_is_bounded_at_repeated_eigenvalues(
 ):
     bound = torch.finfo(dtype).eps ** -0.5
     for matrix_PP in (torch.eye(4), torch.ones(4, 4), torch.zeros(4, 4)):
-        matrix_BPP = matrix_PP.to(dtype)[None].requires_grad_()
-        values_BP, vectors_BPP = SymmetricEigen.apply(matrix_BPP)
+        factor_BPK = matrix_PP.to(dtype)[None].requires_grad_()
+        values_BP, vectors_BPP = GramEigen.apply(factor_BPK, 4)
         (values_BP.sum() + (vectors_BPP * positive_maps(4, 4, dtype=dtype)).sum()).backward()
-        assert matrix_BPP.grad.abs().max() < 10 * bound
+        assert factor_BPK.grad.abs().max() < 10 * bound
