@@ -218,8 +218,8 @@ def spectral_embedding(
     require(dimension_problem(dim, features_BCHW.shape[1]))
     factor_BCK = deflated_factor(features_BCHW, weights)
     small_BPK = _smaller_side_first(factor_BCK)
-    pairs = GramEigen.apply(small_BPK, min(dim, small_BPK.shape[1]))
-    return _leading(*pairs, dim, factor_BCK.shape[1:], lambda: factor_BCK)
+    values_Bd, vectors_BPd = GramEigen.apply(small_BPK, min(dim, small_BPK.shape[1]))
+    return _leading(values_Bd, vectors_BPd, dim, factor_BCK.shape[1:], lambda: factor_BCK)
 
 
 @full_precision
