@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -25,6 +26,8 @@ from raygkd.journal import open_journal
 
 JOURNAL = "trials.jsonl"
 METRIC = "val_score"
+# how much of a score a loss can cost where trials are ordered
+TIE_BREAK = 1e-6
 _log = logging.getLogger(__name__)
 
 
@@ -178,7 +181,7 @@ class History:
 
     def _decide(self, trial: Trial, metrics: dict[str, float]) -> None:
         trial.epochs.append(metrics)
-        decision = self._scheduler.on_trial_result(None, _handle(trial), metrics)
+        decision = self._scheduler.on_trial_result(None, _handle(trial), _standing(metrics))
         if metrics.get("diverged"):
             trial.status = "diverged"
         elif trial.epoch >= self._epochs:
@@ -194,7 +197,7 @@ class History:
     def _tell_end(self, trial: Trial) -> None:
         if trial.epochs:
             last = trial.epochs[-1]
-            self._scheduler.on_trial_complete(None, _handle(trial), last)
+            self._scheduler.on_trial_complete(None, _handle(trial), _standing(last))
             self._searcher.on_trial_complete(trial.name, last)
         else:
             self._searcher.on_trial_complete(trial.name, error=True)
@@ -231,6 +234,17 @@ class History:
 def _handle(trial: Trial) -> Any:
     """Return what a scheduler takes for Tune's trial."""
     return SimpleNamespace(trial_id=trial.name)
+
+
+def _standing(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics by which a scheduler orders trials: of equal scores the lower loss is ahead.
+
+    After few steps many models score alike, as chance does, and ASHA lets all of a rung that are
+    not behind go on. A loss changes a score by less than one example of a million does.
+    """
+    loss = metrics.get("val_loss", metrics.get("loss_task", 0.0))
+    share = loss / (1.0 + loss) if 0.0 <= loss < math.inf else 1.0
+    return {**metrics, METRIC: metrics[METRIC] - TIE_BREAK * share}
 
 
 def _plain(value: Any) -> Any:

@@ -102,6 +102,25 @@ def test_a_search_that_is_broken_off_ends_as_any_other(
     assert last.left == 0
 
 
+def test_of_equal_scores_the_lower_loss_goes_on(tmp_path: Path) -> None:
+    history = open_history(tmp_path)
+    losses = [2.0, 3.0, 1.0, 2.5, float("inf"), 0.5, 9.0, float("nan"), 1.5, 4.0, 0.1, 8.0]
+    went_on = []
+    for loss in losses:
+        trial = history.begin()
+        history.report(trial, {"epoch": 1.0, "val_score": 0.1, "val_loss": loss, "diverged": 0.0})
+        went_on += [] if trial.is_over else [loss]
+    # each of the best third of those before it, the first one always
+    assert went_on == [2.0, 1.0, 0.5, 1.5, 0.1]
+    # a score counts more than any loss
+    best = open_history(tmp_path / "scores")
+    for score in (0.1, 0.1 + 1e-5):
+        trial = best.begin()
+        told = {"epoch": 1.0, "val_score": score, "val_loss": 100 * score, "diverged": 0.0}
+        best.report(trial, told)
+        assert not trial.is_over
+
+
 def test_several_trials_that_were_broken_off_go_on_first(tmp_path: Path) -> None:
     history = open_history(tmp_path)
     first, second = history.begin(), history.begin()
