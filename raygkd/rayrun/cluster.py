@@ -51,7 +51,7 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
         address: of a running cluster ("auto", "host:port", "ray://..."); None starts one here.
 
     Raises:
-        ResourceError: no cluster answers at the address.
+        ResourceError: no cluster answers at the address, or Ray does not start.
     """
     os.environ.update({**TRAIN_ENVIRONMENT, **TUNE_ENVIRONMENT, **os.environ})
     import ray
@@ -72,12 +72,17 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
             ray.init(
                 address=address, runtime_env={"env_vars": TRAIN_ENVIRONMENT | known}, **options
             )
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+    # Ray raises bare ones, where its dashboard does not start
+    except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ResourceError(
-            f"no Ray cluster at {address or 'this machine'}: {reason}; start one with "
-            "'ray start --head', or leave out --address"
-        ) from error
+        if address is None:
+            told = f"Ray does not start on this machine: {reason}; see 'raygkd doctor'"
+        else:
+            told = (
+                f"no Ray cluster at {address}: {reason}; start one with 'ray start --head', or "
+                "leave out --address"
+            )
+        raise ResourceError(told) from error
     # Ray has put its own in the place, which exits without a word
     signal.signal(signal.SIGTERM, on_sigterm)
     for name in ("ray.data", "ray.tune", "ray.train"):

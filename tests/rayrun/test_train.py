@@ -315,3 +315,19 @@ def test_no_run_is_left_open_and_no_number_is_strange(
 ) -> None:
     assert running(client) == []
     assert strange_numbers(output) == []
+
+
+def test_a_dashboard_that_does_not_start_is_one_line(
+    raygkd: Callable[..., Command], tmp_path: Path
+) -> None:
+    # Ray raises a bare Exception for it
+    (tmp_path / "aiohttp.py").write_text("raise ImportError('broken for a test')\n")
+    train = ("train", "--dataset", "digits", "--method", "none", "--student", "resnet8")
+    command = raygkd(
+        *(*train, "--epochs", "1", "--output", tmp_path / "output"),
+        environment={"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
+    )
+    assert command.wait() == 2
+    assert command.err.splitlines()[-1].startswith("error: Ray does not start on this machine: ")
+    assert command.err.endswith("; see 'raygkd doctor'\n")
+    assert "Traceback" not in command.err
