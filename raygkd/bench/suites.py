@@ -67,9 +67,12 @@ def help_row() -> Row:
 
 
 def measured(suite: Callable[..., Iterator[Row]], *, quick: bool) -> list[Row]:
-    """Return the rows of a suite; each is told on standard error as it comes."""
+    """Return the rows of a suite; each is told on standard error as it comes, with the time."""
     rows = []
+    started = time.monotonic()
     for row in suite(quick=quick):
-        print(f"{row.what}: {row.value:.3g} {row.unit}", file=sys.stderr, flush=True)
+        seconds = time.monotonic() - started
+        told = f"{row.what}: {row.value:.3g} {row.unit} ({seconds:.0f} s)"
+        print(told, file=sys.stderr, flush=True)
         rows.append(row)
     return rows
