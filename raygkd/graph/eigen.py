@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raygkd.graph.precision import full_precision
-from raygkd.graph.threads import each_on_a_thread
+from raygkd.graph.threads import each_on_a_thread, one_thread_each
 
-# matrices larger than this keep all threads of LAPACK busy
-LARGEST_SMALL = 512
+# matrices larger than this keep all threads of LAPACK busy, and up to this a batch of them is done
+# before a second thread is
+LARGEST_SMALL, LARGEST_TINY = 512, 96
 
 
 class GramEigen(torch.autograd.Function):
@@ -75,6 +76,9 @@ def _eigh(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:
     batch, side = symmetric_BPP.shape[:2]
     if symmetric_BPP.device.type != "cpu" or side > LARGEST_SMALL:
         return torch.linalg.eigh(symmetric_BPP)
+    if side <= LARGEST_TINY:
+        with one_thread_each():
+            return torch.linalg.eigh(symmetric_BPP)
     parts = symmetric_BPP.chunk(min(torch.get_num_threads(), batch))
     pairs = each_on_a_thread(torch.linalg.eigh, parts)
     return torch.cat([values for values, _ in pairs]), torch.cat([vectors for _, vectors in pairs])

@@ -29,13 +29,14 @@ def each_on_a_thread(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     threads = torch.get_num_threads()
     if threads == 1 or len(items) == 1:
         return [function(item) for item in items]
-    with _one_thread_each(threads):
+    with one_thread_each():
         return list(_pool(threads).map(function, items))
 
 
 @contextlib.contextmanager
-def _one_thread_each(threads: int) -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Keep torch and LAPACK at one thread for each thread that calls them."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
