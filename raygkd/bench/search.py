@@ -24,23 +24,23 @@ SETTINGS = {
     "dataset": "digits",
     "teacher": "resnet20",
     "student": "resnet8",
-    "teacher_epochs": 3,
+    "teacher_epochs": 2,
     "epochs": 27,
     "cpus_per_worker": 1.0,
     "max_concurrent": AT_ONCE,
 }
 SIZE = {"trials": 64}
-QUICK_SIZE = {"trials": 12, "limit_train": 192, "batch_size": 16}
+QUICK_SIZE = {"trials": 10, "limit_train": 192, "batch_size": 16}
 # metrics of each epoch of a trial
 Curve = list[dict[str, float]]
 
 
-def search_rows(folder: Path, nested_seconds: float, *, quick: bool) -> Rows:
+def search_rows(folder: Path, nested_seconds: float | None, *, quick: bool) -> Rows:
     """Yield what ASHA trains of what all trials would, what it finds, and the start of a trial.
 
     Args:
         folder: for the runs.
-        nested_seconds: that a trial takes to its first step through a trainer of its own.
+        nested_seconds: that a trial takes to its first step through a trainer of its own, if known.
         quick: fewer and shorter trials.
     """
     size = QUICK_SIZE if quick else SIZE
@@ -76,7 +76,7 @@ def search_rows(folder: Path, nested_seconds: float, *, quick: bool) -> Rows:
     )
     yield Row(
         what="start of a warm trial, to its first step",
-        against=f"TorchTrainer in a trial: {nested_seconds:.1f} s",
+        against=f"TorchTrainer in a trial: {nested_seconds:.1f} s" if nested_seconds else "",
         value=full["selection"]["first_step_seconds"],
         unit="s",
         bound=1.0,

@@ -35,7 +35,7 @@ def dense_embedding(features_BCHW: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def spectral_rows(device: torch.device, *, quick: bool) -> Rows:
     """Yield a row for each shape: forward and backward, float32."""
     for shape in QUICK_SHAPES if quick else SHAPES:
-        yield _row(shape, device, repeats=2 if quick else 5)
+        yield _row(shape, device, repeats=1 if quick else 5)
 
 
 def _row(shape: tuple[int, ...], device: torch.device, repeats: int) -> Row:
@@ -45,7 +45,7 @@ def _row(shape: tuple[int, ...], device: torch.device, repeats: int) -> Row:
     timings = interleaved(
         {name: _there_and_back(side, features_BCHW) for name, side in sides.items()},
         repeats,
-        least_seconds=0.05,
+        least_seconds=0.1,
     )
     batch, channels, height, width = shape
     positions = height * width
