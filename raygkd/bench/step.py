@@ -37,7 +37,7 @@ def classifier_rows(device: torch.device, *, quick: bool) -> Rows:
     what = f"step of ResNet-32x4 -> 8x4, batch {size}, three levels"
     bound = 1.15 if device.type == "cuda" else 1.2
     trainings = _trainings(methods, spec, stream, device)
-    yield _seconds_row(trainings, stream, what, "kd", bound, repeats=3 if quick else 9)
+    yield _seconds_row(trainings, stream, what, "kd", bound, repeats=5 if quick else 9)
     yield _memory_row(trainings, stream, device, what, "kd")
 
 
@@ -49,7 +49,7 @@ def detector_rows(device: torch.device, *, quick: bool) -> Rows:
     methods = {"graph": {**shared, "method": "graph"}, "fgd": {**shared, "method": "fgd"}}
     what = f"step of Faster R-CNN R101 -> R50, {size} x {side} pixels, four levels"
     trainings = _trainings(methods, spec, stream, device)
-    yield _seconds_row(trainings, stream, what, "fgd", 1.0, repeats=3 if quick else 7)
+    yield _seconds_row(trainings, stream, what, "fgd", 1.0, repeats=5 if quick else 7)
 
 
 def _trainings(
