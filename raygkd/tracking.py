@@ -139,12 +139,22 @@ def connect(uri: str, experiment: str, output: Place) -> str:
     return found.experiment_id
 
 
+# what the MLflow UI shows above the runs, and that it shows them as those of models in training
+_ABOUT = {
+    "mlflow.note.content": (
+        "Runs of raygkd. A search and a comparison are runs that hold what they trained; their "
+        "description ranks it."
+    ),
+    "mlflow.experimentKind": "custom_model_development",
+}
+
+
 def _experiment(uri: str, name: str, artifacts: str | None) -> Experiment:
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            client.create_experiment(name, artifact_location=artifacts)
+            client.create_experiment(name, artifact_location=artifacts, tags=_ABOUT)
         except MlflowException as error:
             # another process was faster
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -375,6 +385,22 @@ def probe(uri: str) -> str | None:
         reason = "no answer" if silent else _reason(error, uri)
         raise TrackingError(f"{shown(uri)} cannot be used: {reason}") from error
     return f"{shown(uri)}, {len(experiments)} experiments"
+
+
+def experiments(store: Path) -> dict[str, str]:
+    """Return id -> name of the experiments in a SQLite store that somebody has made.
+
+    Raises:
+        TrackingError: the store cannot be read.
+    """
+    uri = default_uri(store.parent)
+    try:
+        found = MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
+    except Exception as error:
+        reason = _reason(error, uri)
+        raise TrackingError(f"MLflow's store {store} cannot be used: {reason}") from error
+    # MLflow's own is the first, and empty
+    return {one.experiment_id: one.name for one in found if one.experiment_id != "0"}
 
 
 def make_store(path: Path, artifacts: str) -> None:

@@ -23,6 +23,8 @@ HOST = "127.0.0.1"
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 # MLflow's rules for passwords; the second is what its examples had
 _SHORTEST, _REFUSED = 12, "password1234"
+# the half of MLflow that a page opens in
+_TRAINING = "workflowType=machine_learning"
 # seconds that the server has to end requests that are under way
 _GRACE = 5.0
 
@@ -59,7 +61,7 @@ def serve(output: Path, host: str, port: int) -> None:
     if shared:
         _make_store(store)
     told = _signals()
-    _announce(host, port, shared)
+    _announce(store, host, port, shared)
     with tempfile.TemporaryDirectory(prefix="raygkd-ui-") as private:
         environment = _environment(host, port)
         if shared:
@@ -102,15 +104,20 @@ def _make_store(store: Path) -> None:
     tracking.make_store(store, tracking.SERVED)
 
 
-def _announce(host: str, port: int, shared: bool) -> None:
+def _announce(store: Path, host: str, port: int, shared: bool) -> None:
+    # takes seconds to import
+    from raygkd import tracking
+
     everywhere = host in ("0.0.0.0", "::")
     url = _url(socket.gethostname() if everywhere else host, port)
-    print(
-        f"MLflow UI on {url} (Ctrl-C ends it)\n"
-        "the runs are under 'Model training' (at the top left), 'Experiments'",
-        file=sys.stderr,
-        flush=True,
-    )
+    # MLflow's first page is one on language models
+    pages = [
+        f"runs of {name}: {url}/#/experiments/{number}/runs?{_TRAINING}"
+        for number, name in tracking.experiments(store).items()
+    ]
+    pages = pages or ["runs will be under 'Model training' (at the top left), 'Experiments'"]
+    told = "\n".join([f"MLflow UI on {url} (Ctrl-C ends it)", *pages])
+    print(told, file=sys.stderr, flush=True)
     if shared:
         print(
             f"runs are recorded there with --tracking-uri {url} where {USER} and {PASSWORD} are "

@@ -260,6 +260,12 @@ def test_connecting_again_gives_the_same_experiment(uri: str, store: Path) -> No
     assert connect(uri, "same", store) == connect(uri, "same", store)
 
 
+def test_an_experiment_says_what_its_runs_are(uri: str, store: Path, client: MlflowClient) -> None:
+    made = client.get_experiment(connect(uri, "described", store))
+    assert made.tags["mlflow.note.content"].startswith("Runs of raygkd. ")
+    assert made.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 @pytest.mark.parametrize("name", ["contested 1", "contested 2", "contested 3", "contested 4"])
 def test_an_experiment_that_several_make_at_once(uri: str, store: Path, name: str) -> None:
     at_once = threading.Barrier(8)

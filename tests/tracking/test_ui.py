@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -104,7 +105,10 @@ def test_ui_shows_the_runs_here_alone_until_ctrl_c(
     # what is killed takes a moment to be gone
     wait_for(lambda: not session(process.pid), patience=10.0)
     err = process.communicate()[1]
-    assert err.startswith(f"MLflow UI on {url} (Ctrl-C ends it)\n")
+    first, *pages = err.splitlines()
+    assert first == f"MLflow UI on {url} (Ctrl-C ends it)"
+    page = rf"runs of first: {url}/#/experiments/\d+/runs\?workflowType=machine_learning"
+    assert [line for line in pages if re.fullmatch(page, line)], err
     assert "Traceback" not in err
     assert "INFO" not in err
     assert list(tmp_path.iterdir()) == []
