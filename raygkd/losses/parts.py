@@ -1,4 +1,4 @@
-"""Sums over the samples of a batch that is taken in parts, each with its gradient at once.
+"""Sums over the samples of a batch that is taken in parts.
 
 Shape letters: B batch, C channels, O channels of the teacher, H height, W width, T terms.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from raygkd.graph.precision import full_precision
 from raygkd.graph.threads import each_on_a_thread
 
 # of a part's maps (b, C, H, W) and what all parts share -> its terms (T,), summed over its samples
@@ -80,6 +81,8 @@ class SumOverParts(torch.autograd.Function):
         return None, None, None, *scaled
 
 
+# outside autocast, which would be on in the gradients, too
+@full_precision
 def _over_parts(
     parts: Sequence[Terms],
     size: int,

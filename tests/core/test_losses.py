@@ -657,6 +657,23 @@ def test_a_gradient_taken_with_the_terms_is_for_their_weights_and_only_once():
         total.backward()
 
 
+def test_gradients_taken_under_autocast_are_those_outside():
+    module = make_module(adapter="normalised")
+    gradients = []
+    for enabled in (False, True):
+        module.zero_grad()
+        student, teacher = level_features()
+        for maps in student.values():
+            maps.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            terms = module.terms_with_gradient(student, teacher)
+        sum(module.term_weights[name] * term for name, term in terms.items()).backward()
+        parameters = [parameter.grad for parameter in module.parameters()]
+        gradients.append([maps.grad for maps in student.values()] + parameters)
+    for inside, outside in zip(*gradients, strict=True):
+        torch.testing.assert_close(inside, outside, rtol=1e-5, atol=1e-7)
+
+
 def test_terms_without_gradient_are_the_same():
     module = make_module()
     student, teacher = level_features()
