@@ -18,6 +18,7 @@ from raygkd.rayrun.costs import Costs, costs_of_steps
 from raygkd.rayrun.history import Trial
 from raygkd.rayrun.search import TrialResult
 from raygkd.report.comparison import draw_seeds
+from raygkd.report.console import progress
 from raygkd.report.tables import comparison_markdown
 from raygkd.tracking import DESCRIPTION_TAG
 from raygkd.variants import Settings, is_baseline, variants
@@ -178,9 +179,11 @@ def step_costs(
     alone = [name for name, one in configs.items() if not build.uses_teacher(one)]
     reference = alone[0] if alone else "student alone"
     configs.setdefault(reference, build.student_alone(config, {}))
-    costs = costs_of_steps(
-        configs, reference, session.shared, teacher, gpus=min(1.0, config.cluster.gpus_per_worker)
-    )
+    gpus = min(1.0, config.cluster.gpus_per_worker)
+    with progress(session.console, "measuring steps side by side") as advance:
+        advance(0, len(configs))
+        costs = costs_of_steps(configs, reference, session.shared, teacher, gpus=gpus)
+        advance(len(configs), len(configs))
     return {name: costs[name] for name in compared}
 
 
