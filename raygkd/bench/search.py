@@ -6,7 +6,6 @@ have seen them, so that both sides have the same trials.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +13,14 @@ from rich.console import Console
 from raygkd.bench.rows import Row, Rows
 from raygkd.config import Config, with_settings
 from raygkd.files import place
-from raygkd.rayrun.history import JOURNAL, METRIC, History, SearchObserver, Trial
+from raygkd.rayrun.history import (
+    JOURNAL,
+    METRIC,
+    History,
+    SearchObserver,
+    Trial,
+    read_epochs,
+)
 from raygkd.rayrun.search import ListedSettings, scheduler
 from raygkd.workflows import tune
 
@@ -48,7 +54,8 @@ def search_rows(folder: Path, nested_seconds: float | None, *, quick: bool) -> R
     full = tune(
         with_settings(Config(), {**settings, "scheduler": "none"}), console=Console(quiet=True)
     )
-    curves = read_curves(Path(full["run"]) / JOURNAL)
+    epochs = read_epochs(place(full["run"]) / JOURNAL)
+    curves = [epochs[number] for number in sorted(epochs)]
     trials = asha(curves, with_settings(Config(), settings), folder)
     trained = {"asha": sum(trial.epoch for trial in trials), "full": sum(map(len, curves))}
     scores = {
@@ -82,16 +89,6 @@ def search_rows(folder: Path, nested_seconds: float | None, *, quick: bool) -> R
         bound=1.0,
         configuration={**configuration, "nested seconds": nested_seconds},
     )
-
-
-def read_curves(journal: Path) -> list[Curve]:
-    """Return the metrics of each epoch of each trial, from the journal of a search."""
-    curves: dict[int, Curve] = {}
-    for line in journal.read_text().splitlines():
-        event = json.loads(line)
-        if "metrics" in event:
-            curves.setdefault(event["trial"], []).append(event["metrics"])
-    return [curves[number] for number in sorted(curves)]
 
 
 def asha(curves: list[Curve], config: Config, folder: Path) -> list[Trial]:

@@ -231,6 +231,23 @@ class History:
             self._decide(self.trials[event["trial"]], event["metrics"])
 
 
+def read_epochs(path: Place) -> dict[int, list[dict[str, float]]]:
+    """Return number -> metrics of each epoch, of the trials in a search's journal.
+
+    Raises:
+        DataError: the journal is damaged.
+    """
+    found: dict[int, list[dict[str, float]]] = {}
+    for line in open_journal(path).lines():
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: it cannot be read as JSON") from error
+        if "metrics" in event:
+            found.setdefault(event["trial"], []).append(event["metrics"])
+    return found
+
+
 def _handle(trial: Trial) -> Any:
     """Return what a scheduler takes for Tune's trial."""
     return SimpleNamespace(trial_id=trial.name)

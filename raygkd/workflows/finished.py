@@ -245,11 +245,8 @@ def _trials(folder: Place, rows: Sequence[Mapping[str, Any]]) -> tuple[Trial, ..
         for row in rows
     }
     if trials:
-        path = folder / history.JOURNAL
-        for line in open_journal(path).lines():
-            event = _read(line, path)
-            if "metrics" in event:
-                trials[event["trial"]].epochs.append(event["metrics"])
+        for number, epochs in history.read_epochs(folder / history.JOURNAL).items():
+            trials[number].epochs.extend(epochs)
     return tuple(trials.values())
 
 

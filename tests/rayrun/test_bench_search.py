@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from raygkd.bench.search import Curve, asha, read_curves
+from raygkd.bench.search import Curve, asha
 from raygkd.config import Config, with_settings
+from raygkd.rayrun.history import read_epochs
 
 EPOCHS = 9
 
@@ -43,4 +44,4 @@ def test_curves_are_those_of_the_journal(tmp_path: Path) -> None:
     events += [{"trial": 0, "metrics": metrics} for metrics in curves[0]]
     journal = tmp_path / "trials.jsonl"
     journal.write_text("".join(json.dumps(event) + "\n" for event in events))
-    assert read_curves(journal) == curves
+    assert read_epochs(journal) == dict(enumerate(curves))
