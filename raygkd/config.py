@@ -356,6 +356,8 @@ class CompareConfig:
     )
 
 
+# of raygkd.models.detectors, which needs torch
+DETECTOR_NAME = re.compile(r"[a-z]+_.+_fpn\d*")
 # what suits detectors where nothing else is given
 _DETECTOR = {
     "optimizer": "adamw",
@@ -623,7 +625,8 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
 
     Args:
         tree: section -> setting -> value; what is left out has its default, which for some
-            settings is the data set's own (``DATASET_DEFAULTS``).
+            settings is the data set's own (``DATASET_DEFAULTS``), or what suits detectors where one
+            is named.
         where: the file, named in errors.
 
     Raises:
@@ -632,9 +635,7 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
     """
     problems = _key_problems(tree, where)
     beyond_limits: list[str] = []
-    data = tree.get("data")
-    dataset = data.get("dataset") if isinstance(data, Mapping) else None
-    defaults = DATASET_DEFAULTS.get(dataset, {}) if isinstance(dataset, str) else {}
+    defaults = _defaults(tree)
     parts: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for name, (section, leaf, kind) in settings().items():
         leaves = tree.get(section)
@@ -652,6 +653,21 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
         # no checks between settings: they would speak of defaults in the place of what is wrong
         raise ConfigError("\n".join(problems + beyond_limits))
     return Config(**{section: SECTIONS[section](**leaves) for section, leaves in parts.items()})
+
+
+def _defaults(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the defaults that hang on the data set, or where it is of any task on the models.
+
+    Values that are no names are left to the checks that follow.
+    """
+    dataset, *models = (
+        str(leaves.get(name)) if isinstance(leaves := tree.get(section), Mapping) else ""
+        for section, name in (("data", "dataset"), ("model", "student"), ("model", "teacher"))
+    )
+    if dataset in DATASET_DEFAULTS:
+        return DATASET_DEFAULTS[dataset]
+    is_detection = any(map(DETECTOR_NAME.fullmatch, models))
+    return {**_DETECTOR, "lr": _PHOTOGRAPHS["lr"]} if is_detection else {}
 
 
 def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
@@ -684,10 +700,13 @@ def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def given(config: Config) -> set[str]:
-    """Return the names of the settings that are not what the data set's defaults are."""
-    usual = from_mapping({"data": {"dataset": config.data.dataset}})
-    leaves = zip(_leaves(config), _leaves(usual), strict=True)
-    return {leaf.name for (_, leaf, value), (_, _, default) in leaves if value != default}
+    """Return the names of the settings that are not what they are by default."""
+    tree: dict[str, Any] = {"data": {"dataset": config.data.dataset}}
+    models = from_mapping(tree).model
+    tree["model"] = {"student": config.model.student, "teacher": config.model.teacher}
+    leaves = zip(_leaves(config), _leaves(from_mapping(tree)), strict=True)
+    names = {leaf.name for (_, leaf, value), (_, _, default) in leaves if value != default}
+    return names | {name for name in tree["model"] if tree["model"][name] != getattr(models, name)}
 
 
 def to_yaml(config: Config) -> str:

@@ -1,6 +1,6 @@
 """Training runs to be measured: random weights, random images, always the same batch.
 
-Shapes: B batch, H height, W width.
+Shape letters: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -88,7 +88,27 @@ def make_training(
         parallel=parallel,
     )
     training.objective.train()
+    if training.teacher is not None:
+        _settle(training, stream.batch)
     return training
+
+
+def _settle(training: Training, batch: Mapping[str, Tensor]) -> None:
+    """Give the teacher's batch normalisation the statistics of a batch, as training would.
+
+    With those of a new network maps grow from layer to layer, all channels of the deepest have the
+    same pattern, and eigenpairs of such graphs come sooner than those of others.
+    """
+    assert training.teacher is not None
+    norms = [part for part in training.teacher.model.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        # a cumulative mean, which the first batch gives alone
+        norm.momentum = None
+        norm.train()
+    images_BCHW, _ = training.to_device(batch)
+    training.teacher(training.teacher_normalise(images_BCHW))
+    for norm in norms:
+        norm.eval()
 
 
 def random_scenes(size: int, side: int, boxes: int) -> tuple[ImageSpec, SameBatch]:

@@ -20,40 +20,35 @@ from raygkd.graph.threads import each_on_a_thread, one_thread_each
 LARGEST_SMALL, LARGEST_TINY = 512, 96
 
 
-class GramEigen(torch.autograd.Function):
-    """Leading eigenpairs of ``X X^T``, descending, with a gradient that is always finite.
+class LeadingPairs(torch.autograd.Function):
+    """Leading eigenpairs of symmetric matrices, descending, with a gradient that is always finite.
 
     The gradient of a vector holds the reciprocals of the gaps ``D = l_j - l_i``, which are infinite
     in a repeated eigenvalue. They are replaced by ``D^3 / (D^4 + e^4)`` with
     ``e = sqrt(eps) max|l|``: zero at D = 0, never above 0.6 / e, and within ``(e / D)^4`` of 1 / D
-    relative to it. A factor that is not finite gives NaN, where LAPACK would raise, so that a
+    relative to it. A matrix that is not finite gives NaN, where LAPACK would raise, so that a
     diverged run is noticed in the loss on every process alike.
 
     Source: [ours]; the exact derivative is textbook perturbation theory.
     """
 
     @staticmethod
-    def forward(ctx: Any, factor_BPK: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, symmetric_BPP: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return eigenvalues (B, d) and vectors (B, P, d) for a count d of them, 1 to P."""
-        gram_BPP = factor_BPK @ factor_BPK.mT
-        # no entry is larger than the largest on the diagonal, which has the sums of squares
-        broken_B11 = ~gram_BPP.diagonal(dim1=1, dim2=2).isfinite().all(1)[:, None, None]
-        spectrum_BP, basis_BPP = _eigh(gram_BPP.masked_fill(broken_B11, 0.0))
+        # a sum is finite only where all of its summands are
+        broken_B11 = ~symmetric_BPP.sum(2).isfinite().all(1)[:, None, None]
+        spectrum_BP, basis_BPP = _eigh(symmetric_BPP.nan_to_num(0.0, 0.0, 0.0))
         values_Bd = spectrum_BP.flip(1)[:, :count].masked_fill(broken_B11[:, :, 0], math.nan)
         vectors_BPd = basis_BPP[:, :, -count:].flip(2).masked_fill(broken_B11, math.nan)
-        ctx.save_for_backward(factor_BPK, spectrum_BP, basis_BPP, values_Bd, vectors_BPd)
+        ctx.save_for_backward(spectrum_BP, basis_BPP, values_Bd, vectors_BPd)
         return values_Bd, vectors_BPd
 
     @staticmethod
     @once_differentiable
     @full_precision
     def backward(ctx: Any, grad_values_Bd: Tensor, grad_vectors_BPd: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of the factor (B, P, K).
-
-        That of the matrix is ``(Y V^T + V Y^T) / 2`` for the vectors V and as many others Y, and is
-        never formed.
-        """
-        factor_BPK, spectrum_BP, basis_BPP, values_Bd, vectors_BPd = ctx.saved_tensors
+        """Return ``(Y V^T + V Y^T) / 2`` (B, P, P), for the vectors V and as many others Y."""
+        spectrum_BP, basis_BPP, values_Bd, vectors_BPd = ctx.saved_tensors
         eps = torch.finfo(values_Bd.dtype).eps
         scale_B11 = spectrum_BP.abs().amax(1)[:, None, None].clamp_min(eps**2)
         gaps_BdP = (values_Bd[:, :, None] - spectrum_BP[:, None, :]) / scale_B11
@@ -63,8 +58,8 @@ class GramEigen(torch.autograd.Function):
         vectors_BdP = vectors_BPd.mT
         others_BdP = turns_BdP @ basis_BPP.mT + grad_values_Bd[:, :, None] * vectors_BdP
         left_BdP = torch.cat([others_BdP, vectors_BdP], 1)
-        right_BdK = torch.cat([vectors_BdP, others_BdP], 1) @ factor_BPK
-        return left_BdP.mT @ right_BdK, None
+        right_BdP = torch.cat([vectors_BdP, others_BdP], 1) / 2
+        return left_BdP.mT @ right_BdP, None
 
 
 def _eigh(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:

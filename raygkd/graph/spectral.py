@@ -1,11 +1,11 @@
-"""Spectral embedding of the channels relational graph, through a small factor.
+"""Spectral embedding of the channels relational graph, through its smaller side.
 
 The graph's weights are ``W = G G^T``, its normalised form ``S = D^-1/2 W D^-1/2 = M M^T`` with
 ``M = D^-1/2 G`` and degrees ``D_i = sum_j W_ij``. The top eigenpair of S, (1, u0) with
-``u0 ~ D^1/2 1``, is known and says nothing: it is projected out of the factor, so that
-``S' = S - u0 u0^T = M' M'^T``. The eigenvectors of S' follow from the smaller of ``M' M'^T``
-(C x C) and ``M'^T M'`` (K x K). All of it is [ours]; the paper (arXiv 2405.08547) names a spectral
-embedding.
+``u0 ~ D^1/2 1``, is known and says nothing, so what counts is ``S' = S - u0 u0^T = M' M'^T`` with
+``M' = M - u0 (u0^T M)``. Its eigenvectors follow from S' itself (C x C), or from ``M'^T M'``
+(K x K) where there are more channels than positions. All of it is [ours]; the paper
+(arXiv 2405.08547) names a spectral embedding.
 
 Shape letters: B batch, C channels, H height, W width, N = H * W positions,
 K columns of the factor (N + 1 "shifted", N "cosine"), P side of a square matrix,
@@ -14,8 +14,9 @@ d spectral dimension.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ from torch.autograd.function import once_differentiable
 
 from raygkd.graph.adjacency import normalised_channels
 from raygkd.graph.checks import choice_problem, dimension_problem, require
-from raygkd.graph.eigen import GramEigen
+from raygkd.graph.eigen import LeadingPairs
 from raygkd.graph.precision import full_precision
-from raygkd.graph.products import GramTimes
+from raygkd.graph.products import Gram, GramTimes
 
 WEIGHTS = ("shifted", "cosine")
+# what rounding leaves of the adjacency of a complete graph, in units of eps
+COMPLETE = 16
 
 
 @full_precision
@@ -55,18 +58,16 @@ def normalised_factor(features_BCHW: Tensor, weights: str = "shifted") -> tuple[
 
     Source: [ours].
     """
-    factor_BCK = _weights_factor(features_BCHW, weights)
+    factor_BCK = unit_rows(features_BCHW, weights)
+    if weights == "shifted":
+        factor_BCK = F.pad(factor_BCK, (1, 0), value=1.0) / math.sqrt(2)
     degrees_BC1 = (factor_BCK * factor_BCK.sum(1, keepdim=True)).sum(2, keepdim=True)
     root_BC1, trivial_BC1 = _scales(degrees_BC1)
     return factor_BCK * root_BC1, trivial_BC1.squeeze(2)
 
 
-@full_precision
 def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
     """Return ``M' = M - u0 (u0^T M)``, the factor of ``S' = S - u0 u0^T = M' M'^T``.
-
-    Deflating the factor rather than S keeps what is left accurate when the graph is nearly
-    complete and S' is small beside S.
 
     Args:
         features_BCHW: feature maps (B, C, H, W).
@@ -80,99 +81,108 @@ def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
 
     Source: [ours].
     """
-    return Deflated.apply(_weights_factor(features_BCHW, weights))
-
-
-def _weights_factor(features_BCHW: Tensor, weights: str) -> Tensor:
-    """Return G (B, C, K) of the weights ``W = G G^T``."""
-    rows_BCN = unit_rows(features_BCHW, weights)
-    if weights == "shifted":
-        return F.pad(rows_BCN, (1, 0), value=1.0) / math.sqrt(2)
-    return rows_BCN
+    return _deflated(unit_rows(features_BCHW, weights), int(weights == "shifted"))
 
 
 class Deflated(torch.autograd.Function):
-    """``M' = M - u0 t^T`` with ``M = D^-1/2 G`` and ``t = M^T u0``, in few passes over G."""
+    """``M' = M - u0 t^T`` with ``M = D^-1/2 G`` and ``t = M^T u0``, in few passes over G.
+
+    G is given by its rows X, before which there may be a column of ones: its scale is that of W,
+    which M does not depend on.
+    """
 
     @staticmethod
-    def forward(ctx: Any, factor_BCK: Tensor) -> Tensor:
-        """Return M' (B, C, K) of G (B, C, K)."""
-        sums_B1K = factor_BCK.sum(1, keepdim=True)
-        degrees_BC1 = (factor_BCK * sums_B1K).sum(2, keepdim=True)
+    def forward(ctx: Any, rows_BCN: Tensor, ones: int) -> Tensor:
+        """Return M' (B, C, K) of ``G = [1, X]``, or of ``G = X``.
+
+        Args:
+            rows_BCN: X.
+            ones: columns of ones before it, 1 or 0.
+        """
+        batch, channels, positions = rows_BCN.shape
+        sums_B1N = rows_BCN.sum(1, keepdim=True)
+        degrees_BC1 = rows_BCN @ sums_B1N.mT + ones * channels
         root_BC1, trivial_BC1 = _scales(degrees_BC1)
-        projected_B1K = (trivial_BC1 * root_BC1).mT @ factor_BCK
-        ctx.save_for_backward(factor_BCK, sums_B1K, degrees_BC1, projected_B1K)
-        return (factor_BCK * root_BC1).addcmul_(trivial_BC1, projected_B1K, value=-1.0)
+        scaled_B1C = (trivial_BC1 * root_BC1).mT
+        projected_B1K = _with_ones(scaled_B1C.sum(2, keepdim=True), scaled_B1C @ rows_BCN, ones)
+        ctx.save_for_backward(rows_BCN, sums_B1N, degrees_BC1, projected_B1K)
+        factor_BCK = rows_BCN.new_empty(batch, channels, ones + positions)
+        factor_BCK[:, :, :ones] = root_BC1
+        torch.mul(rows_BCN, root_BC1, out=factor_BCK[:, :, ones:])
+        return factor_BCK.addcmul_(trivial_BC1, projected_B1K, value=-1.0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BCK: Tensor) -> Tensor:
-        """Return the gradient of G: that of M' scaled, and three matrices of rank one.
+    def backward(ctx: Any, grad_BCK: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of X: that of M' scaled, and three matrices of rank one.
 
         What of it is across u0 goes to M, and through D^-1/2 and ``u0 = sqrt(D) / |sqrt(D)|`` to
         the degrees, which are ``G G^T 1``.
         """
-        factor_BCK, sums_B1K, degrees_BC1, projected_B1K = ctx.saved_tensors
+        rows_BCN, sums_B1N, degrees_BC1, projected_B1K = ctx.saved_tensors
+        ones = grad_BCK.shape[2] - rows_BCN.shape[2]
         root_BC1, trivial_BC1 = _scales(degrees_BC1)
         volume_B11 = degrees_BC1.sum(1, keepdim=True)
         volume_B11 = volume_B11.masked_fill(volume_B11 <= 0, 1.0)
 
         along_B1K = trivial_BC1.mT @ grad_BCK
-        shared_BC1 = (factor_BCK * along_B1K).sum(2, keepdim=True)
-        to_root_BC1 = (grad_BCK * factor_BCK).sum(2, keepdim=True) - trivial_BC1 * shared_BC1
-        to_trivial_BC1 = -(grad_BCK * projected_B1K).sum(2, keepdim=True) - root_BC1 * shared_BC1
+        to_ones_BC1 = grad_BCK[:, :, :ones].sum(2, keepdim=True)
+        grad_BCN, along_B1N = grad_BCK[:, :, ones:], along_B1K[:, :, ones:]
+        shared_BC1 = rows_BCN @ along_B1N.mT + along_B1K[:, :, :ones].sum(2, keepdim=True)
+        to_root_BC1 = (grad_BCN * rows_BCN).sum(2, keepdim=True) + to_ones_BC1
+        to_root_BC1 = to_root_BC1 - trivial_BC1 * shared_BC1
+        to_trivial_BC1 = -(grad_BCK @ projected_B1K.mT) - root_BC1 * shared_BC1
         to_length_B11 = (to_trivial_BC1 * trivial_BC1).sum(1, keepdim=True)
         to_degrees_BC1 = to_trivial_BC1 * root_BC1 / volume_B11.sqrt() - to_length_B11 / volume_B11
         to_degrees_BC1 = (to_degrees_BC1 - to_root_BC1 * root_BC1**3) / 2
 
-        ones_BC1 = torch.ones_like(root_BC1)
-        left_BC3 = torch.cat([-root_BC1 * trivial_BC1, to_degrees_BC1, ones_BC1], 2)
-        right_B3K = torch.cat([along_B1K, sums_B1K, to_degrees_BC1.mT @ factor_BCK], 1)
-        return torch.baddbmm(grad_BCK * root_BC1, left_BC3, right_B3K)
+        left_BC3 = torch.cat(
+            [-root_BC1 * trivial_BC1, to_degrees_BC1, torch.ones_like(root_BC1)], 2
+        )
+        right_B3N = torch.cat([along_B1N, sums_B1N, to_degrees_BC1.mT @ rows_BCN], 1)
+        return torch.baddbmm(grad_BCN * root_BC1, left_BC3, right_B3N), None
 
 
-@full_precision
-def graph_times(features_BCHW: Tensor, vectors_BCd: Tensor, weights: str = "shifted") -> Tensor:
-    """Return ``S' U``, the graph without its trivial eigenpair applied to vectors.
+class DeflatedAdjacency(torch.autograd.Function):
+    """``S' = D^-1/2 W D^-1/2 - u0 u0^T`` of ``W = A + shift``, whose scale S does not depend on."""
 
-    It is a chain of products with the rows of unit length: neither S' (C x C) nor a factor of it
-    is formed.
+    @staticmethod
+    def forward(ctx: Any, adjacency_BCC: Tensor, shift: int) -> Tensor:
+        """Return S' (B, C, C)."""
+        degrees_BC1 = adjacency_BCC.sum(2, keepdim=True) + shift * adjacency_BCC.shape[1]
+        root_BC1, trivial_BC1 = _scales(degrees_BC1)
+        graph_BCC = ((adjacency_BCC + shift) * root_BC1).mul_(root_BC1.mT)
+        graph_BCC.addcmul_(trivial_BC1, trivial_BC1.mT, value=-1.0)
+        ctx.save_for_backward(graph_BCC, degrees_BC1)
+        return graph_BCC
 
-    Args:
-        features_BCHW: feature maps (B, C, H, W).
-        vectors_BCd: U, vectors in columns (B, C, d).
-        weights: "shifted" or "cosine", see ``normalised_factor``.
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCC: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of A, of a symmetric one of S', as that of its eigenpairs is."""
+        graph_BCC, degrees_BC1 = ctx.saved_tensors
+        root_BC1, trivial_BC1 = _scales(degrees_BC1)
+        volume_B11 = degrees_BC1.sum(1, keepdim=True)
+        volume_B11 = volume_B11.masked_fill(volume_B11 <= 0, 1.0)
 
-    Returns:
-        (B, C, d).
+        # halves of the gradients of u0, and of D^-1/2 times D^-1/2
+        to_trivial_BC1 = -(grad_BCC @ trivial_BC1)
+        to_root_BC1 = (grad_BCC * graph_BCC).sum(2, keepdim=True) - trivial_BC1 * to_trivial_BC1
+        to_length_B11 = (to_trivial_BC1 * trivial_BC1).sum(1, keepdim=True)
+        to_degrees_BC1 = to_trivial_BC1 * root_BC1 / volume_B11.sqrt() - to_length_B11 / volume_B11
+        to_degrees_BC1 = to_degrees_BC1 - to_root_BC1 * root_BC1**2
+        return (grad_BCC * root_BC1).mul_(root_BC1.mT).add_(to_degrees_BC1), None
 
-    Raises:
-        ConfigError: the weights are unknown.
 
-    Source: [ours].
-    """
-    return rows_times(unit_rows(features_BCHW, weights), vectors_BCd, weights)
+def _with_ones(of_ones_B11: Tensor, of_rows_B1N: Tensor, ones: int) -> Tensor:
+    """Return products with G (B, 1, K) of those with its column of ones and with its rows."""
+    return torch.cat([of_ones_B11, of_rows_B1N], 2) if ones else of_rows_B1N
 
 
 def unit_rows(features_BCHW: Tensor, weights: str) -> Tensor:
     """Return the rows X (B, C, N) whose products the weights of the graph are made of."""
     require(choice_problem("graph weights", weights, WEIGHTS))
     return normalised_channels(features_BCHW if weights == "shifted" else features_BCHW.relu())
-
-
-def rows_times(rows_BCN: Tensor, vectors_BCd: Tensor, weights: str) -> Tensor:
-    """Return ``graph_times`` of the rows that ``unit_rows`` gives."""
-    # the column of ones in G, which is not written out
-    shift = float(weights == "shifted")
-    share = 1.0 / (1.0 + shift)
-    vectors_BdC = vectors_BCd.mT.contiguous()
-    sums_BC1 = (rows_BCN * rows_BCN.sum(1, keepdim=True)).sum(2, keepdim=True)
-    root_BC1, trivial_BC1 = _scales((sums_BC1 + shift * rows_BCN.shape[1]) * share)
-    root_B1C, trivial_B1C = root_BC1.mT, trivial_BC1.mT
-    scaled_BdC = root_B1C * (vectors_BdC - (vectors_BdC @ trivial_BC1) * trivial_B1C)
-    image_BdC = GramTimes.apply(scaled_BdC, rows_BCN) + shift * scaled_BdC.sum(2, keepdim=True)
-    image_BdC = share * root_B1C * image_BdC
-    return (image_BdC - (image_BdC @ trivial_BC1) * trivial_B1C).mT
 
 
 def _scales(degrees_BC1: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,10 +196,135 @@ def _scales(degrees_BC1: Tensor) -> tuple[Tensor, Tensor]:
 
 def nontrivial_pairs(channels: int, positions: int, weights: str = "shifted") -> int:
     """Return min(C, K) - 1: how many non-zero eigenvalues the rank of the factor lets S' have."""
-    return max(0, min(channels, _columns(positions, weights)) - 1)
+    columns = positions + int(weights == "shifted")
+    return max(0, min(channels, columns) - 1)
+
+
+class ChannelGraphs:
+    """The graphs of a batch of feature maps, and what several quantities take of them, once each.
+
+    With no more channels than positions all of it follows from the adjacencies (B, C, C); with more
+    it follows from the rows, and nothing of size C x C is formed.
+
+    Args:
+        features_BCHW: feature maps (B, C, H, W).
+        weights: "shifted" or "cosine", see ``normalised_factor``.
+
+    Attributes:
+        rows_BCN: what ``unit_rows`` gives of the maps.
+        dense: whether there are no more channels than positions.
+
+    Raises:
+        ConfigError: the weights are unknown.
+    """
+
+    def __init__(self, features_BCHW: Tensor, weights: str = "shifted"):
+        self.rows_BCN = unit_rows(features_BCHW, weights)
+        self.dense = self.rows_BCN.shape[1] <= self.rows_BCN.shape[2]
+        # W = A + shift, whose scale S does not depend on
+        self._shift = int(weights == "shifted")
+
+    @functools.cached_property
+    def adjacency_BCC(self) -> Tensor:
+        """Return ``adjacency`` of the maps, of their positive parts with "cosine" weights."""
+        return _gram(self.rows_BCN)
+
+    def times(self, vectors_BCd: Tensor) -> Tensor:
+        """Return ``S' U`` (B, C, d), the graph without its trivial eigenpair applied to vectors."""
+        if self.dense:
+            return _adjacency_times(self.adjacency_BCC, vectors_BCd, self._shift)
+        return _rows_times(self.rows_BCN, vectors_BCd, self._shift)
+
+    def spectrum(self, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return leading eigenpairs of S', or of ``M'^T M'`` with more channels than positions.
+
+        Args:
+            count: how many, at most P; None for all of them.
+
+        Returns:
+            eigenvalues (B, d), descending, and vectors (B, P, d) in columns.
+        """
+        if self.dense:
+            small_BPP = _deflated_adjacency(self.adjacency_BCC, self._shift)
+        else:
+            small_BPP = _gram(self._factor_BCK.mT)
+        side = small_BPP.shape[1]
+        return LeadingPairs.apply(small_BPP, side if count is None else min(count, side))
+
+    def embedding(
+        self, dim: int, spectrum: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``spectral_embedding`` of the maps.
+
+        Args:
+            dim: number of pairs d, from 1 to C - 1.
+            spectrum: what ``spectrum`` gives of the same maps, where it is known; the embedding is
+                then the same bit for bit.
+
+        Raises:
+            ConfigError: dim is outside 1..C-1.
+        """
+        channels = self.rows_BCN.shape[1]
+        require(dimension_problem(dim, channels))
+        values_BP, vectors_BPP = self.spectrum(dim) if spectrum is None else spectrum
+        factor_BCK = None if self.dense else self._factor_BCK
+        return _leading(values_BP[:, :dim], vectors_BPP[:, :, :dim], dim, channels, factor_BCK)
+
+    @functools.cached_property
+    def _factor_BCK(self) -> Tensor:
+        return _deflated(self.rows_BCN, self._shift)
 
 
 @full_precision
+def _deflated(rows_BCN: Tensor, shift: int) -> Tensor:
+    return Deflated.apply(rows_BCN, shift)
+
+
+@full_precision
+def _gram(rows_BCN: Tensor) -> Tensor:
+    return Gram.apply(rows_BCN)
+
+
+@full_precision
+def _deflated_adjacency(adjacency_BCC: Tensor, shift: int) -> Tensor:
+    return DeflatedAdjacency.apply(adjacency_BCC, shift)
+
+
+@full_precision
+def _adjacency_times(adjacency_BCC: Tensor, vectors_BCd: Tensor, shift: int) -> Tensor:
+    """Return ``S' U`` (B, C, d)."""
+    degrees_BC1 = adjacency_BCC.sum(2, keepdim=True)
+    return _times(lambda scaled_BdC: scaled_BdC @ adjacency_BCC, degrees_BC1, vectors_BCd, shift)
+
+
+@full_precision
+def _rows_times(rows_BCN: Tensor, vectors_BCd: Tensor, shift: int) -> Tensor:
+    """Return ``S' U`` (B, C, d), by a chain of products with the rows."""
+    degrees_BC1 = (rows_BCN * rows_BCN.sum(1, keepdim=True)).sum(2, keepdim=True)
+    return _times(
+        lambda scaled_BdC: GramTimes.apply(scaled_BdC, rows_BCN), degrees_BC1, vectors_BCd, shift
+    )
+
+
+def _times(
+    product: Callable[[Tensor], Tensor], degrees_BC1: Tensor, vectors_BCd: Tensor, shift: int
+) -> Tensor:
+    """Return ``S' U`` (B, C, d).
+
+    Args:
+        product: ``P A`` (B, d, C) of rows P.
+        degrees_BC1: sums of A.
+        vectors_BCd: U.
+        shift: what is added to A, which is not written out.
+    """
+    vectors_BdC = vectors_BCd.mT.contiguous()
+    root_BC1, trivial_BC1 = _scales(degrees_BC1 + shift * degrees_BC1.shape[1])
+    root_B1C, trivial_B1C = root_BC1.mT, trivial_BC1.mT
+    scaled_BdC = root_B1C * (vectors_BdC - (vectors_BdC @ trivial_BC1) * trivial_B1C)
+    image_BdC = root_B1C * (product(scaled_BdC) + shift * scaled_BdC.sum(2, keepdim=True))
+    return (image_BdC - (image_BdC @ trivial_BC1) * trivial_B1C).mT
+
+
 def spectral_embedding(
     features_BCHW: Tensor, dim: int, weights: str = "shifted"
 ) -> tuple[Tensor, Tensor]:
@@ -199,7 +334,8 @@ def spectral_embedding(
     no sign, and inside a repeated eigenvalue no direction: compare embeddings only by what does
     not depend on them. A null space has no preferred basis at all: pairs whose eigenvalue is zero
     to rounding, and those beyond the rank the factor can have (``nontrivial_pairs``), are returned
-    as eigenvalue 0 with a zero vector, and have zero gradient.
+    as eigenvalue 0 with a zero vector, and have zero gradient. With no more channels than positions
+    eigenvalues up to 2e-6 are zero in float32, where all cosines are above 0.99999.
 
     Args:
         features_BCHW: feature maps (B, C, H, W).
@@ -215,110 +351,34 @@ def spectral_embedding(
 
     Source: [ours].
     """
-    require(dimension_problem(dim, features_BCHW.shape[1]))
-    factor_BCK = deflated_factor(features_BCHW, weights)
-    small_BPK = _smaller_side_first(factor_BCK)
-    values_Bd, vectors_BPd = GramEigen.apply(small_BPK, min(dim, small_BPK.shape[1]))
-    return _leading(values_Bd, vectors_BPd, dim, factor_BCK.shape[1:], lambda: factor_BCK)
+    return ChannelGraphs(features_BCHW, weights).embedding(dim)
 
 
 @full_precision
-def graph_spectrum(features_BCHW: Tensor, weights: str = "shifted") -> tuple[Tensor, Tensor]:
-    """Return the decomposition that the embeddings of every dimension are taken from.
-
-    It is that of the smaller of ``M' M'^T`` and ``M'^T M'``; see ``embedding_from_spectrum``.
-
-    Args:
-        features_BCHW: feature maps (B, C, H, W).
-        weights: "shifted" or "cosine", see ``normalised_factor``.
-
-    Returns:
-        eigenvalues (B, P), descending, and vectors (B, P, P) in columns, with P = min(C, K).
-
-    Raises:
-        ConfigError: the weights are unknown.
-
-    Source: [ours].
-    """
-    small_BPK = _smaller_side_first(deflated_factor(features_BCHW, weights))
-    return GramEigen.apply(small_BPK, small_BPK.shape[1])
-
-
-@full_precision
-def embedding_from_spectrum(
-    features_BCHW: Tensor,
-    spectrum_BP: Tensor,
-    basis_BPP: Tensor,
-    dim: int,
-    weights: str = "shifted",
-) -> tuple[Tensor, Tensor]:
-    """Return ``spectral_embedding`` of maps whose ``graph_spectrum`` is known, bit for bit.
-
-    Args:
-        features_BCHW: feature maps (B, C, H, W).
-        spectrum_BP: eigenvalues of ``graph_spectrum`` (B, P).
-        basis_BPP: vectors of ``graph_spectrum`` (B, P, P).
-        dim: number of pairs d, from 1 to C - 1.
-        weights: those of the spectrum.
-
-    Returns:
-        eigenvalues (B, d) and vectors (B, C, d).
-
-    Raises:
-        ConfigError: dim is outside 1..C-1, or the weights are unknown.
-
-    Source: [ours].
-    """
-    require(
-        dimension_problem(dim, features_BCHW.shape[1]),
-        choice_problem("graph weights", weights, WEIGHTS),
-    )
-    _, channels, height, width = features_BCHW.shape
-    shape = channels, _columns(height * width, weights)
-    # only the few columns of a graph of many channels are worked out again
-    return _leading(
-        spectrum_BP, basis_BPP, dim, shape, lambda: deflated_factor(features_BCHW, weights)
-    )
-
-
-def _columns(positions: int, weights: str) -> int:
-    """Return K, the columns of the factor."""
-    return positions + 1 if weights == "shifted" else positions
-
-
-def _smaller_side_first(factor_BCK: Tensor) -> Tensor:
-    channels, columns = factor_BCK.shape[1:]
-    return factor_BCK if channels <= columns else factor_BCK.mT
-
-
 def _leading(
-    spectrum_BP: Tensor,
-    basis_BPP: Tensor,
+    values_Bd: Tensor,
+    vectors_BPd: Tensor,
     dim: int,
-    shape: Sequence[int],
-    factor: Callable[[], Tensor],
+    channels: int,
+    factor_BCK: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the embedding that a decomposition of the smaller Gram matrix holds.
+    """Return the embedding that the leading eigenpairs of the smaller matrix hold.
 
     Args:
-        spectrum_BP: eigenvalues (B, P), descending.
-        basis_BPP: vectors (B, P, P).
+        values_Bd: eigenvalues, descending; there may be fewer than dim.
+        vectors_BPd: vectors in columns.
         dim: number of pairs d.
-        shape: C and K of the factor.
-        factor: returns the factor M' (B, C, K); it is called where C > K.
+        channels: C.
+        factor_BCK: M' where the matrix is ``M'^T M'``, None where it is S'.
     """
-    channels, columns = shape
-    values_Bd, vectors_BPd = spectrum_BP[:, :dim], basis_BPP[:, :, :dim]
-
-    # Rounding of a Gram matrix is relative to its largest eigenvalue; the second term is that of
-    # the factor itself, all that is left of a complete graph.
-    eps = torch.finfo(spectrum_BP.dtype).eps
-    rounding_B1 = eps * max(channels, columns) * (spectrum_BP[:, :1].detach() + 100 * eps)
-    null_Bd = values_Bd <= rounding_B1
-    if channels <= columns:
-        vectors_BCd = vectors_BPd
-    else:
-        vectors_BCd = factor() @ vectors_BPd
+    # Rounding of eigenvalues is relative to the largest; the second term is what is left of a
+    # complete graph, whose S' is the rounding of S, and M' that of M.
+    eps = torch.finfo(values_Bd.dtype).eps
+    left = COMPLETE * eps if factor_BCK is None else 100 * eps**2 * channels
+    null_Bd = values_Bd <= eps * channels * values_Bd[:, :1].detach() + left
+    vectors_BCd = vectors_BPd
+    if factor_BCK is not None:
+        vectors_BCd = factor_BCK @ vectors_BPd
         vectors_BCd = vectors_BCd * values_Bd.masked_fill(null_Bd, 1.0).rsqrt()[:, None, :]
     missing = (0, dim - values_Bd.shape[1])
     return (

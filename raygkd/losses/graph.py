@@ -20,16 +20,14 @@ from raygkd.errors import ConfigError
 from raygkd.graph import (
     ATTENTION_MODES,
     WEIGHTS,
+    ChannelGraphs,
     centred,
     choice_problem,
     dimension_problem,
-    embedding_from_spectrum,
     foreground_weights,
-    graph_spectrum,
     nontrivial_pairs,
     require,
     share_problem,
-    spectral_embedding,
     temperature_problem,
     weight_problems,
 )
@@ -48,17 +46,11 @@ class TeacherGraph:
 
     Attributes:
         maps_BCHW: on the grid of the comparison, centred where the loss centres.
-        spectrum: what ``graph_spectrum`` gives of the maps, where it is known.
+        spectrum: what ``ChannelGraphs.spectrum`` gives of the maps, where it is known.
     """
 
     maps_BCHW: Tensor
     spectrum: tuple[Tensor, Tensor] | None = None
-
-    def embedding(self, dim: int, weights: str) -> tuple[Tensor, Tensor]:
-        """Return ``spectral_embedding`` of the maps; a known spectrum must be of the weights."""
-        if self.spectrum is None:
-            return spectral_embedding(self.maps_BCHW, dim, weights)
-        return embedding_from_spectrum(self.maps_BCHW, *self.spectrum, dim, weights)
 
     def split(self, size: int) -> Iterator[TeacherGraph]:
         """Yield the graphs of so many samples each, in order; the last may have fewer."""
@@ -181,7 +173,8 @@ class GraphDistillationLoss(nn.Module):
 
     def with_spectrum(self, graph: TeacherGraph) -> TeacherGraph:
         """Return a level's graph with its spectrum, of the weights that this loss has."""
-        return TeacherGraph(graph.maps_BCHW, graph_spectrum(graph.maps_BCHW, self.weights))
+        graphs = ChannelGraphs(graph.maps_BCHW, self.weights)
+        return TeacherGraph(graph.maps_BCHW, graphs.spectrum())
 
     def forward(
         self,
@@ -287,8 +280,9 @@ class GraphDistillationLoss(nn.Module):
             elif name == "edge":
                 terms.append(maps.edge(self.attention).sum())
             else:
-                embedding = teacher.embedding(self.dim, self.weights)
-                terms.append(maps.spectral(embedding, self.mode, self.weights).sum())
+                terms.append(
+                    maps.spectral(self.dim, self.mode, self.weights, teacher.spectrum).sum()
+                )
         return torch.stack(terms)
 
     def _position_weights(

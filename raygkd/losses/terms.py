@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import functools
 
+import torch
 from torch import Tensor
 
 from raygkd.graph import (
     ATTENTION_MODES,
+    ChannelGraphs,
     attention_masks,
     choice_problem,
     full_precision,
-    normalised_channels,
     relational_attention,
     require,
-    rows_times,
     shape_problem,
-    spectral_embedding,
     temperature_problem,
-    unit_rows,
 )
 from raygkd.graph.products import Gram, WeightedSquares
 from raygkd.losses.spectral import (
@@ -114,9 +112,7 @@ def spectral_loss(
 
     Source: [paper] that a spectral embedding is aligned; the formulas are [ours].
     """
-    maps = LevelMaps(student_BCHW, teacher_BCHW)
-    require(choice_problem("spectral mode", mode, SPECTRAL_MODES))
-    return maps.spectral(spectral_embedding(maps.teacher_BCHW, dim, weights), mode, weights).mean()
+    return LevelMaps(student_BCHW, teacher_BCHW).spectral(dim, mode, weights).mean()
 
 
 class LevelMaps:
@@ -146,8 +142,8 @@ class LevelMaps:
         return attention_masks(self.teacher_BCHW, self._temperature)
 
     @functools.cached_property
-    def _student_rows(self) -> Tensor:
-        return normalised_channels(self.student_BCHW)
+    def _graphs(self) -> tuple[ChannelGraphs, ChannelGraphs]:
+        return ChannelGraphs(self.student_BCHW), ChannelGraphs(self.teacher_BCHW)
 
     def vertex(self, weights_BHW: Tensor | None = None) -> Tensor:
         """Return ``vertex_loss`` of each sample (B,)."""
@@ -159,32 +155,38 @@ class LevelMaps:
     def edge(self, attention: str = "outer") -> Tensor:
         """Return ``edge_loss`` of each sample (B,)."""
         require(choice_problem("attention mode", attention, ATTENTION_MODES))
-        teacher_BCN = normalised_channels(self.teacher_BCHW)
+        student, teacher = self._graphs
         if attention == "softmax":
             weights_BCC = relational_attention(self.teacher_BCHW, self._temperature, attention)
-            return _weighted_edges(self._student_rows, teacher_BCN, weights_BCC)
-        return _outer_edges(self._student_rows, teacher_BCN, self._masks[1])
+            return _weighted_edges(student.adjacency_BCC, teacher.adjacency_BCC, weights_BCC)
+        channel_BC = self._masks[1]
+        if student.dense:
+            return _outer_edges(student.adjacency_BCC, teacher.adjacency_BCC, channel_BC)
+        return _outer_edges_of_rows(student.rows_BCN, teacher.rows_BCN, channel_BC)
 
-    def spectral(self, teacher: tuple[Tensor, Tensor], mode: str, weights: str) -> Tensor:
+    def spectral(
+        self, dim: int, mode: str, weights: str, spectrum: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Return ``spectral_loss`` of each sample (B,).
 
         Args:
-            teacher: the embedding of the teacher's graph, values (B, d) and vectors (B, C, d).
+            dim: spectral dimension d, from 1 to C - 1.
             mode: see ``spectral_loss``.
-            weights: those of the embedding.
+            weights: see ``spectral_loss``.
+            spectrum: the teacher's, as ``ChannelGraphs.spectrum`` gives it, where it is known.
         """
+        require(choice_problem("spectral mode", mode, SPECTRAL_MODES))
+        if weights == "shifted":
+            # those of the edges
+            student, teacher = self._graphs
+        else:
+            student = ChannelGraphs(self.student_BCHW, weights)
+            teacher = ChannelGraphs(self.teacher_BCHW, weights)
+        embedding = teacher.embedding(dim, spectrum)
         if mode == "residual":
-            return self._residual(*teacher, weights)
-        student = spectral_embedding(self.student_BCHW, teacher[0].shape[1], weights)
+            return residual_distance(student.times(embedding[1]), *embedding)
         distance = subspace_distance if mode == "subspace" else procrustes_distance
-        return distance(*student, *teacher)
-
-    @full_precision
-    def _residual(self, values_Bd: Tensor, vectors_BCd: Tensor, weights: str) -> Tensor:
-        # the edges' rows are those of this graph, too
-        shared = weights == "shifted"
-        rows_BCN = self._student_rows if shared else unit_rows(self.student_BCHW, weights)
-        return residual_distance(rows_times(rows_BCN, vectors_BCd, weights), values_Bd, vectors_BCd)
+        return distance(*student.embedding(dim), *embedding)
 
 
 @full_precision
@@ -201,40 +203,39 @@ def _vertex_distance(
     weights_BN1 = spatial_B1HW.flatten(2).mT
     error_BC = WeightedSquares.apply(student_BCHW.flatten(2), teacher_BCHW.flatten(2), weights_BN1)
     error_B = (error_BC * channel_BC).mean(1) / weights_BN1.shape[1]
-    return relative_to_teacher(error_B, teacher_BCHW.square().mean((1, 2, 3)))
+    # a norm is one pass, and a mean of squares two
+    power_B = torch.linalg.vector_norm(teacher_BCHW, dim=(1, 2, 3)).square()
+    return relative_to_teacher(error_B, power_B / teacher_BCHW[0].numel())
 
 
 @full_precision
-def _weighted_edges(student_BCN: Tensor, teacher_BCN: Tensor, weights_BCC: Tensor) -> Tensor:
+def _weighted_edges(student_BCC: Tensor, teacher_BCC: Tensor, weights_BCC: Tensor) -> Tensor:
     """Return ``mean_ij R_ij (A_t,ij - A_s,ij)^2`` of each sample (B,)."""
-    return (weights_BCC * _adjacency_error(student_BCN, teacher_BCN).square()).mean((1, 2))
+    return (weights_BCC * (teacher_BCC - student_BCC).square()).mean((1, 2))
 
 
 @full_precision
-def _outer_edges(student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: Tensor) -> Tensor:
-    """Return ``mean_ij a_i a_j (A_t,ij - A_s,ij)^2`` of each sample (B,).
+def _outer_edges(student_BCC: Tensor, teacher_BCC: Tensor, channel_BC: Tensor) -> Tensor:
+    """Return ``mean_ij a_i a_j (A_t,ij - A_s,ij)^2`` of each sample (B,)."""
+    squares_BCC = (teacher_BCC - student_BCC).square()
+    error_B = ((squares_BCC * channel_BC[:, None, :]).sum(2) * channel_BC).sum(1)
+    return error_B / channel_BC.shape[1] ** 2
 
-    Where there are fewer positions than channels nothing of size C x C is formed. With rows
-    ``Y = a^1/2 X``, ``P = Y_t - Y_s`` and ``Q = Y_t + Y_s`` the difference of both weighted
-    adjacencies is ``(P Q^T + Q P^T) / 2``, and so its squared norm half the sum of the entries of
-    ``P^T P * Q^T Q + P^T Q * Q^T P``. Other than the difference of three norms it keeps its
-    precision where both graphs are nearly equal.
+
+@full_precision
+def _outer_edges_of_rows(student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: Tensor) -> Tensor:
+    """Return ``_outer_edges`` of the adjacencies of rows, without anything of size C x C.
+
+    With rows ``Y = a^1/2 X``, ``P = Y_t - Y_s`` and ``Q = Y_t + Y_s`` the difference of both
+    weighted adjacencies is ``(P Q^T + Q P^T) / 2``, and so its squared norm half the sum of the
+    entries of ``P^T P * Q^T Q + P^T Q * Q^T P``. Other than the difference of three norms it keeps
+    its precision where both graphs are nearly equal.
     """
-    channels, positions = student_BCN.shape[1:]
-    if channels <= positions:
-        squares_BCC = _adjacency_error(student_BCN, teacher_BCN).square()
-        error_B = ((squares_BCC * channel_BC[:, None, :]).sum(2) * channel_BC).sum(1)
-    else:
-        root_BC1 = channel_BC.sqrt()[:, :, None]
-        student_BCN, teacher_BCN = student_BCN * root_BC1, teacher_BCN * root_BC1
-        difference_BCN, sum_BCN = teacher_BCN - student_BCN, teacher_BCN + student_BCN
-        mixed_BNN = difference_BCN.mT @ sum_BCN
-        even_BNN = Gram.apply(difference_BCN.mT) * Gram.apply(sum_BCN.mT)
-        # both parts cancel where the graphs are equal and the maps are not
-        error_B = ((even_BNN + mixed_BNN * mixed_BNN.mT).sum((1, 2)) / 2).clamp_min(0.0)
-    return error_B / channels**2
-
-
-def _adjacency_error(student_BCN: Tensor, teacher_BCN: Tensor) -> Tensor:
-    """Return ``A_t - A_s`` (B, C, C) of rows of unit length."""
-    return Gram.apply(teacher_BCN) - Gram.apply(student_BCN)
+    root_BC1 = channel_BC.sqrt()[:, :, None]
+    student_BCN, teacher_BCN = student_BCN * root_BC1, teacher_BCN * root_BC1
+    difference_BCN, sum_BCN = teacher_BCN - student_BCN, teacher_BCN + student_BCN
+    mixed_BNN = difference_BCN.mT @ sum_BCN
+    even_BNN = Gram.apply(difference_BCN.mT) * Gram.apply(sum_BCN.mT)
+    # both parts cancel where the graphs are equal and the maps are not
+    error_B = ((even_BNN + mixed_BNN * mixed_BNN.mT).sum((1, 2)) / 2).clamp_min(0.0)
+    return error_B / channel_BC.shape[1] ** 2

@@ -421,6 +421,23 @@ def test_what_is_given_is_what_differs_from_the_defaults_of_the_data_set():
     assert given(changed) - {"dataset"} == {"alpha", "levels"}
 
 
+@pytest.mark.parametrize(
+    "command", [{"student": "retinanet_resnet18_fpn64"}, {"teacher": "fcos_resnet50_fpn"}]
+)
+def test_detectors_have_their_defaults_whatever_the_data(command: dict[str, str]):
+    config = from_mapping({"data": {"dataset": "parquet"}, "model": command})
+    named = from_mapping({"data": {"dataset": "voc"}})
+    assert config.method == named.method
+    assert (config.optim.optimizer, config.optim.lr) == ("adamw", named.optim.lr)
+    assert given(config) == set(command)
+    given_too = from_mapping(
+        {"data": {"dataset": "parquet"}, "model": command, "method": {"alpha": 100.0}}
+    )
+    assert given_too.method.alpha == 100.0
+    classifiers = from_mapping({"data": {"dataset": "parquet"}, "model": {"student": "resnet8"}})
+    assert classifiers.method == Config().method
+
+
 # YAML files
 
 

@@ -22,14 +22,12 @@ from raygkd.errors import ConfigError
 from raygkd.graph import (
     ATTENTION_MODES,
     WEIGHTS,
+    ChannelGraphs,
     adjacency,
     attention_masks,
     centred,
     deflated_factor,
-    embedding_from_spectrum,
     foreground_weights,
-    graph_spectrum,
-    graph_times,
     relational_attention,
     spectral_embedding,
 )
@@ -182,13 +180,14 @@ def test_distances_do_not_depend_on_signs_and_rotations_inside_an_eigenspace(dty
     values_t = torch.tensor([[0.6, 0.3, 0.3, 0.1]], dtype=dtype)
     values_s = torch.tensor([[0.5, 0.4, 0.4, 0.2]], dtype=dtype)
     vectors_t, vectors_s = (orthonormal(1, 8, 4, seed=seed, dtype=dtype) for seed in (0, 1))
-    student = positive_maps(1, 8, 5, 1, dtype=dtype)
     close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(
-        residual_distance(graph_times(student, turned(vectors_t)), values_t, turned(vectors_t)),
-        residual_distance(graph_times(student, vectors_t), values_t, vectors_t),
-        **close,
-    )
+    for positions in (5, 9):
+        graphs = ChannelGraphs(positive_maps(1, 8, positions, 1, dtype=dtype))
+        torch.testing.assert_close(
+            residual_distance(graphs.times(turned(vectors_t)), values_t, turned(vectors_t)),
+            residual_distance(graphs.times(vectors_t), values_t, vectors_t),
+            **close,
+        )
     for distance in (subspace_distance, procrustes_distance):
         expected = distance(values_s, vectors_s, values_t, vectors_t)
         for student, teacher in [
@@ -606,10 +605,11 @@ def test_a_known_teacher_graph_gives_the_bits_that_the_teachers_maps_do(
 
 def test_an_embedding_from_a_spectrum_is_of_a_dimension_that_the_map_has():
     maps = positive_maps(2, 6, 3, 3)
-    spectrum = graph_spectrum(maps)
+    graphs = ChannelGraphs(maps)
+    spectrum = graphs.spectrum()
     for dim in (0, 6):
         with pytest.raises(ConfigError, match=f"1 to C - 1 = 5.*got {dim}"):
-            embedding_from_spectrum(maps, *spectrum, dim)
+            graphs.embedding(dim, spectrum)
 
 
 def gradients_of(module: GraphDistillationLoss, *, at_once: bool) -> list[Tensor]:
