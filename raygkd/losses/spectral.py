@@ -45,7 +45,7 @@ def residual_distance(image_BCd: Tensor, values_Bd: Tensor, vectors_BCd: Tensor)
     decomposed.
 
     Args:
-        image_BCd: ``S'_s U_t`` (B, C, d), see ``graph_times``.
+        image_BCd: ``S'_s U_t`` (B, C, d), see ``raygkd.graph.ChannelGraphs.times``.
         values_Bd: the teacher's eigenvalues (B, d).
         vectors_BCd: the teacher's vectors U_t (B, C, d).
 
