@@ -374,6 +374,7 @@ def data_prepare(
 ) -> None:
     """Turn a data set into Parquet shards."""
     with only_results_on_stdout() as out:
+        from raygkd.config import DATASET_DEFAULTS
         from raygkd.data.prepare import prepare
         from raygkd.data.sources import open_source
         from raygkd.report.console import progress, stderr_console
@@ -399,7 +400,9 @@ def data_prepare(
         if summary["bad"]:
             examples = "; ".join(summary["bad_examples"])
             out.write(f"left out {summary['bad']} unreadable images: {examples}\n")
-        out.write(f"next: raygkd tune --dataset parquet --data-dir {output}\n")
+        usual = DATASET_DEFAULTS.get(dataset, {})
+        models = [f" --{role} {usual[role]}" for role in ("teacher", "student") if role in usual]
+        out.write(f"next: raygkd tune --dataset parquet --data-dir {output}{''.join(models)}\n")
 
 
 @data.command("info")

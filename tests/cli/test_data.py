@@ -42,6 +42,14 @@ def test_preparing_digits_ends_with_what_to_do_next(
     assert len(open_table(str(shards))) == 1797
 
 
+def test_preparing_images_with_boxes_ends_with_models_for_them(
+    raygkd: Callable[..., Ran], tmp_path: Path
+) -> None:
+    ran = raygkd("data", "prepare", "--dataset", "digits-voc", "--output", tmp_path / "shards")
+    teacher, student = "fasterrcnn_resnet18_fpn64", "fasterrcnn_mobilenet_v3_small_fpn64"
+    assert ran.out.splitlines()[-1].endswith(f" --teacher {teacher} --student {student}")
+
+
 def test_skipped_images_are_counted_and_named(
     raygkd: Callable[..., Ran], tree: Callable[..., Path], tmp_path: Path
 ) -> None:
