@@ -260,7 +260,13 @@ def report(output: str, html: str | None, as_json: bool) -> None:
 
 
 def _show_search(out: Any, result: dict[str, Any]) -> None:
-    from raygkd.report.tables import missing_scores, models_table, repeat_table, trials_table
+    from raygkd.report.tables import (
+        missing_scores,
+        models_table,
+        repeat_table,
+        teacher_note,
+        trials_table,
+    )
 
     best, alone, teacher = result["best"], result["student_alone"], result["teacher"]
     rows = [
@@ -270,6 +276,8 @@ def _show_search(out: Any, result: dict[str, Any]) -> None:
     ]
     out.print(trials_table(result["trials"]))
     out.print(models_table(rows))
+    if note := teacher_note(teacher["test_score"], alone["test_score"]):
+        out.print(note, soft_wrap=True)
     if result["repeat"] is not None:
         out.print(repeat_table(best["model"], result["repeat"]))
         for line in missing_scores(result["repeat"]):
@@ -280,17 +288,27 @@ def _show_search(out: Any, result: dict[str, Any]) -> None:
 
 
 def _show_comparison(out: Any, result: dict[str, Any]) -> None:
-    from raygkd.report.tables import comparison_note, comparison_table, models_table
+    from raygkd.report.tables import (
+        comparison_note,
+        comparison_table,
+        models_table,
+        teacher_note,
+    )
 
-    comparison = result["comparison"]
+    comparison, models = result["comparison"], result["models"]
     out.print(comparison_table(comparison))
     out.print(comparison_note(comparison), soft_wrap=True)
     rows = [
         (role, model["model"], model["parameters"], model["test_score"])
-        for role, model in result["models"].items()
+        for role, model in models.items()
     ]
     if rows:
         out.print(models_table(rows))
+    means = {one["method"]: one["mean"] for one in comparison["methods"]}
+    if "teacher" in models and (
+        note := teacher_note(models["teacher"]["test_score"], means.get("none"))
+    ):
+        out.print(note, soft_wrap=True)
     out.print(f"picture     {result['run']}/comparison.png", soft_wrap=True)
     _show_next(out, result)
 

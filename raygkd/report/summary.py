@@ -8,7 +8,7 @@ from typing import Any
 
 from raygkd.config import Config, flag, given, settings
 from raygkd.report.page import Block, Section, Table, Words
-from raygkd.report.tables import show
+from raygkd.report.tables import show, teacher_note
 
 # what a training of a teacher alone sets by itself
 _OF_TEACHER_ALONE = {"student", "student_weights", "inherit", "method", "levels"}
@@ -45,6 +45,10 @@ def summary_section(
     blocks: list[Block] = []
     if models:
         blocks += [Words(outcome(models, seeds)), _models_table(models, score)]
+    if {"teacher", "student alone"} <= models.keys():
+        scores = (models[role]["test_score"] for role in ("teacher", "student alone"))
+        if note := teacher_note(*scores):
+            blocks.append(Words(note))
     blocks.append(Words(command_line(command, config), is_command=True))
     if params:
         rows = [(name, show(value)) for name, value in params.items()]

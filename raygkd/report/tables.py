@@ -88,6 +88,16 @@ def models_table(rows: Sequence[tuple[str, str, int, float]], split: str = "test
     return table
 
 
+def teacher_note(teacher: float, alone: float | None) -> str | None:
+    """Say so where a teacher is no better than the student alone, by their test scores."""
+    if alone is None or teacher > alone:
+        return None
+    return (
+        f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
+        "is little to learn from it: give a better one, or train it longer (--teacher-epochs)."
+    )
+
+
 def repeat_table(model: str, repeat: Mapping[str, Any]) -> Table:
     """Return the scores over several seeds, and how far the best settings are ahead.
 

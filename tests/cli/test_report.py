@@ -23,6 +23,7 @@ from raygkd.report.tables import (
     models_table,
     repeat_table,
     show,
+    teacher_note,
     trials_table,
 )
 
@@ -135,6 +136,16 @@ def test_models_are_compared_in_size_and_score() -> None:
     shown = rows_of(models_table(rows))
     assert "teacher torchvision:mobilenet_v3_large 123,456,789 100% 0.9123" in shown
     assert "best student resnet8 12,345,679 10% 0.9000" in shown
+
+
+@pytest.mark.parametrize(("teacher", "is_told"), [(0.9, False), (0.8, True), (0.7, True)])
+def test_a_teacher_that_is_no_better_than_the_student_alone_is_told(
+    teacher: float, is_told: bool
+) -> None:
+    note = teacher_note(teacher, 0.8)
+    assert (note is not None) == is_told
+    if note is not None:
+        assert note.startswith(f"The teacher ({teacher:.4f}) is no better than the student alone")
 
 
 def test_other_seeds_are_shown_with_their_spread_and_what_is_missing() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from raygkd.config import Config, from_mapping, settings
 from raygkd.latency import FEWEST, WARM_UP, hardware, latencies
 from raygkd.report.examples import Example, Prediction, examples_section
 from raygkd.report.page import Picture, Section, Table, Words, page
-from raygkd.report.summary import command_line, outcome
+from raygkd.report.summary import command_line, outcome, summary_section
 
 TREE = {
     "data": {"dataset": "imagefolder", "data_dir": "my photos", "skip_bad": True},
@@ -47,6 +48,28 @@ def test_the_outcome_is_told_with_its_leads() -> None:
     assert outcome({"teacher": models["teacher"]}, 0) == (
         "The teacher (resnet20) scores 0.9000 on the test images."
     )
+
+
+@pytest.mark.parametrize(("teacher", "is_told"), [(0.8, False), (0.7, True)])
+def test_a_teacher_that_is_no_better_than_the_student_alone_is_told_on_the_page(
+    teacher: float, is_told: bool
+) -> None:
+    models = {
+        "teacher": model("resnet20", 200, teacher),
+        "student alone": model("resnet8", 50, 0.7),
+        "best student": model("resnet8", 50, 0.75),
+    }
+    section = summary_section(
+        command="tune",
+        config=Config(),
+        models=models,
+        params=None,
+        facts=[("trials", "3")],
+        score="accuracy",
+        seeds=0,
+    )
+    html = page("T", "S", [section], [])
+    assert ("The teacher (0.7000) is no better than the student alone (0.7000)" in html) == is_told
 
 
 def test_the_command_that_is_shown_makes_the_same_settings() -> None:
