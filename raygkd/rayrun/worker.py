@@ -288,6 +288,7 @@ def score_models(
     *,
     batch_size: int,
     gpus: float,
+    progress: Callable[[int, int], None],
 ) -> dict[str, dict[str, Any]]:
     """Return name -> scores of saved models (see ``Task.score``).
 
@@ -300,15 +301,24 @@ def score_models(
         split: which of them.
         batch_size: images at a time.
         gpus: that a model is asked for, 0 to 1.
+        progress: is told models done and their number.
     """
+    found: dict[str, dict[str, Any]] = {}
+    progress(0, len(models))
     if not gpus or torch.cuda.is_available():
-        return {name: score(model, images, split, batch_size) for name, model in models.items()}
+        for name, model in models.items():
+            found[name] = score(model, images, split, batch_size)
+            progress(len(found), len(models))
+        return found
     # the tasks take no CPU: as many of them as there are CPUs would leave none for their streams
     task = ray.remote(num_cpus=0, num_gpus=gpus)(score)
     waiting = {
         name: task.remote(model, images, split, batch_size) for name, model in models.items()
     }
-    return {name: ray.get(reference) for name, reference in waiting.items()}
+    for name, reference in waiting.items():
+        found[name] = ray.get(reference)
+        progress(len(found), len(models))
+    return found
 
 
 def score(

@@ -155,9 +155,14 @@ def _scores(
     with cluster(address):
         with progress(console, "decoding images") as advance:
             shared = ingest.share(images, DataConfig.cache_mb, advance)
-        with progress(console, "scoring"):
+        with progress(console, "scoring") as advance:
             scores = worker.score_models(
-                files, shared, "test", batch_size=OptimConfig.batch_size, gpus=0.0
+                files,
+                shared,
+                "test",
+                batch_size=OptimConfig.batch_size,
+                gpus=0.0,
+                progress=advance,
             )
     return {role: scores[role]["score"] for role in files}
 

@@ -344,10 +344,12 @@ def teacher_folder(config: Config, images: Images, output: Place) -> Place:
 
 def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, Any]]:
     """Return each model's scores on the test split."""
-    return worker.score_models(
-        models,
-        session.shared,
-        "test",
-        batch_size=session.config.optim.batch_size,
-        gpus=min(1.0, session.config.cluster.gpus_per_worker),
-    )
+    with progress(session.console, "scoring models on the test split") as advance:
+        return worker.score_models(
+            models,
+            session.shared,
+            "test",
+            batch_size=session.config.optim.batch_size,
+            gpus=min(1.0, session.config.cluster.gpus_per_worker),
+            progress=advance,
+        )

@@ -74,6 +74,14 @@ def test_every_method_is_trained_with_every_seed(result: dict[str, Any]) -> None
         assert (one["status"], one["epochs"], one["error"]) == ("finished", EPOCHS, None)
 
 
+def test_what_takes_long_after_the_trainings_is_shown(command: Command) -> None:
+    lines = command.err.splitlines()
+    # the models of one seed at a time, then the best one beside the teacher
+    scored = [line for line in lines if line.startswith("scoring models on the test split: ")]
+    assert [line.rpartition(" ")[2] for line in scored].count("4/4") == len(SEEDS)
+    assert any(line.startswith("measuring steps side by side: ") for line in lines)
+
+
 def test_methods_are_ranked_by_the_mean_over_the_seeds(result: dict[str, Any]) -> None:
     comparison = result["comparison"]
     assert comparison["seeds"] == SEEDS
