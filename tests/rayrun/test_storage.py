@@ -35,7 +35,11 @@ def test_a_search_that_cannot_write_ends_in_one_line(end: Broken, disturbed: Dis
         f": {end.why}: when it can be written again, go on with: "
         f"raygkd tune --resume {disturbed.folder}"
     )
-    progress = ("trials (1 at a time): ", "time to first step of a trial: ")
+    progress = (
+        "trials (1 at a time): ",
+        "time to first step of a trial: ",
+        "scoring models on the test split: ",
+    )
     others = [line for line in end.said[:-1] if not line.startswith(progress)]
     assert all(line.startswith("warning: ") and "MLflow at " in line for line in others), others
     assert end.all_gone
