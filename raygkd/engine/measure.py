@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 from raygkd.engine.loop import Training
 
 Function = Callable[[], Any]
+# the second captures CUDA graphs
+CALLS_BEFORE = 2
 # bytes of a MiB
 MIB = float(1 << 20)
 
@@ -97,18 +99,19 @@ def _wait() -> None:
 def peak_bytes(function: Function, device: torch.device) -> int:
     """Return by how many bytes the tensors alive grow while a function runs, at their most.
 
-    It is called twice and the second call counts, so that what it keeps from call to call (the
-    gradients of a training step) is there before, and what of it is freed meanwhile is subtracted.
-    On a GPU that is ``torch.cuda.max_memory_allocated`` above what was allocated before. On a CPU
-    it is the bytes of the storages that operators return, from then until they are freed; what an
-    operator allocates for itself and frees before it returns is not counted.
+    It is called before and the last call counts, so that what it keeps from call to call (the
+    gradients of a training step, CUDA graphs) is there, and what of it is freed meanwhile is
+    subtracted. On a GPU that is ``torch.cuda.max_memory_allocated`` above what was allocated
+    before. On a CPU it is the bytes of the storages that operators return, from then until they are
+    freed; what an operator allocates for itself and frees before it returns is not counted.
 
     Args:
         function: what is measured; it may change what it works on.
         device: where its tensors are.
     """
     if device.type == "cuda":
-        function()
+        for _ in range(CALLS_BEFORE):
+            function()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -124,7 +127,8 @@ def peak_bytes(function: Function, device: torch.device) -> int:
 def state_bytes(training: Training) -> int:
     """Return the bytes that a run holds between its steps.
 
-    Parameters, gradients and buffers of student, adapters and teacher, and the optimiser's state.
+    Parameters, gradients and buffers of student, adapters and teacher, the optimiser's state, and
+    what the graph losses hold on a GPU.
     With ``peak_bytes`` of its step it is the memory that the run needs on its device.
     """
     modules: list[nn.Module] = [training.objective]
@@ -136,7 +140,8 @@ def state_bytes(training: Training) -> int:
         *(buffer for module in modules for buffer in module.buffers()),
         *tree_leaves(list(training.optimizer.state.values())),
     ]
-    return sum(_storages(tensors).values())
+    graph = training.objective.graph
+    return sum(_storages(tensors).values()) + (0 if graph is None else graph.held_bytes)
 
 
 def _storages(values: Iterable[Any]) -> dict[int, int]:

@@ -57,6 +57,8 @@ def _forward(
                 teacher = training.recall(training.epoch, batch["row"], seen_BCHW)
             else:
                 teacher = training.teacher(seen_BCHW)
+            if training.objective.graph is not None:
+                training.objective.graph.begin(teacher.features)
         return model(training.normalise(images_BCHW), targets, teacher)
 
 

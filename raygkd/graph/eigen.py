@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raygkd.graph.precision import full_precision
+from raygkd.graph.subspace import LARGEST_BATCHED
 from raygkd.graph.threads import each_on_a_thread, one_thread_each
 
 # matrices larger than this keep all threads of LAPACK busy, and up to this a batch of them is done
@@ -65,15 +66,23 @@ class LeadingPairs(torch.autograd.Function):
 def _eigh(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:
     """Return what ``torch.linalg.eigh`` does.
 
-    It takes the matrices of a batch one after the other, each with all threads of the CPU, which a
-    small one has no work for: so each thread gets matrices of its own.
+    It takes the matrices of a batch one after the other: on a CPU each with all threads, which a
+    small one has no work for, and on a GPU, beyond 32 rows, several times as slowly as a CPU. So
+    each thread of the CPU gets matrices of its own.
     """
-    batch, side = symmetric_BPP.shape[:2]
-    if symmetric_BPP.device.type != "cpu" or side > LARGEST_SMALL:
+    side, device = symmetric_BPP.shape[1], symmetric_BPP.device
+    if side > LARGEST_SMALL or (device.type != "cpu" and side <= LARGEST_BATCHED):
         return torch.linalg.eigh(symmetric_BPP)
+    if device.type != "cpu":
+        values_BP, vectors_BPP = _on_threads(symmetric_BPP.cpu())
+        return values_BP.to(device), vectors_BPP.to(device)
     if side <= LARGEST_TINY:
         with one_thread_each():
             return torch.linalg.eigh(symmetric_BPP)
-    parts = symmetric_BPP.chunk(min(torch.get_num_threads(), batch))
+    return _on_threads(symmetric_BPP)
+
+
+def _on_threads(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:
+    parts = symmetric_BPP.chunk(min(torch.get_num_threads(), len(symmetric_BPP)))
     pairs = each_on_a_thread(torch.linalg.eigh, parts)
     return torch.cat([values for values, _ in pairs]), torch.cat([vectors for _, vectors in pairs])

@@ -236,7 +236,7 @@ class ChannelGraphs:
         return _rows_times(self.rows_BCN, vectors_BCd, self._shift)
 
     def spectrum(self, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return leading eigenpairs of S', or of ``M'^T M'`` with more channels than positions.
+        """Return leading eigenpairs of ``smaller_matrix``.
 
         Args:
             count: how many, at most P; None for all of them.
@@ -244,12 +244,15 @@ class ChannelGraphs:
         Returns:
             eigenvalues (B, d), descending, and vectors (B, P, d) in columns.
         """
-        if self.dense:
-            small_BPP = _deflated_adjacency(self.adjacency_BCC, self._shift)
-        else:
-            small_BPP = _gram(self._factor_BCK.mT)
+        small_BPP = self.smaller_matrix()
         side = small_BPP.shape[1]
         return LeadingPairs.apply(small_BPP, side if count is None else min(count, side))
+
+    def smaller_matrix(self) -> Tensor:
+        """Return S' (B, C, C), or ``M'^T M'`` (B, K, K) with more channels than positions."""
+        if self.dense:
+            return _deflated_adjacency(self.adjacency_BCC, self._shift)
+        return _gram(self._factor_BCK.mT)
 
     def embedding(
         self, dim: int, spectrum: tuple[Tensor, Tensor] | None = None

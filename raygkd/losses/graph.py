@@ -10,8 +10,7 @@ d spectral dimension.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,33 +33,9 @@ from raygkd.graph import (
 from raygkd.losses.adapters import ADAPTERS, Adapter, mixed
 from raygkd.losses.levels import Shape, coarser_grid, levels_problem, part_size, pooled
 from raygkd.losses.parts import SumOverParts
+from raygkd.losses.replayed import ReplayedTerms, can_be_replayed
+from raygkd.losses.teacher_graph import TeacherGraph
 from raygkd.losses.terms import SPECTRAL_MODES, LevelMaps, in_full_precision
-
-
-@dataclass(frozen=True)
-class TeacherGraph:
-    """What the losses of one level take of the teacher, at any temperature and dimension.
-
-    Masks and adjacency are not held but follow from the maps: masks cost next to nothing, and an
-    adjacency has the size of a basis at a fifth of its arithmetic.
-
-    Attributes:
-        maps_BCHW: on the grid of the comparison, centred where the loss centres.
-        spectrum: what ``ChannelGraphs.spectrum`` gives of the maps, where it is known.
-    """
-
-    maps_BCHW: Tensor
-    spectrum: tuple[Tensor, Tensor] | None = None
-
-    def split(self, size: int) -> Iterator[TeacherGraph]:
-        """Yield the graphs of so many samples each, in order; the last may have fewer."""
-        maps = self.maps_BCHW.split(size)
-        if self.spectrum is None:
-            yield from map(TeacherGraph, maps)
-            return
-        spectra = zip(*(part.split(size) for part in self.spectrum), strict=True)
-        for part_BCHW, (values_BP, basis_BPP) in zip(maps, spectra, strict=True):
-            yield TeacherGraph(part_BCHW, (values_BP, basis_BPP))
 
 
 class GraphDistillationLoss(nn.Module):
@@ -133,6 +108,7 @@ class GraphDistillationLoss(nn.Module):
         self.adapter, self.centre = adapter, centre
         self.foreground, self.canvas = foreground, canvas
         self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
+        self._replayed = ReplayedTerms()
         self.adapters = nn.ModuleDict(
             {
                 str(level): Adapter(shape[0], self.teacher_shapes[level][0], adapter)
@@ -168,8 +144,10 @@ class GraphDistillationLoss(nn.Module):
 
     def _on_grid(self, level: int, maps_BCHW: Tensor) -> Tensor:
         """Average-pool either side's maps of a level to the grid of the comparison."""
-        grid = coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
-        return pooled(maps_BCHW, grid)
+        return pooled(maps_BCHW, self._grid(level))
+
+    def _grid(self, level: int) -> tuple[int, int]:
+        return coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
 
     def with_spectrum(self, graph: TeacherGraph) -> TeacherGraph:
         """Return a level's graph with its spectrum, of the weights that this loss has."""
@@ -196,10 +174,24 @@ class GraphDistillationLoss(nn.Module):
         Raises:
             ConfigError: ``foreground`` is set, and there are no boxes.
         """
+        of_positions = self.position_weights(boxes)
         return self._by_name(
-            self._level_terms(level, student_features[level], teacher[level], boxes, None)
+            self.level_terms(
+                level, student_features[level], teacher[level], of_positions.get(level), None
+            )
             for level in self.student_shapes
         )
+
+    def begin(self, teacher: Mapping[int, Tensor] | Mapping[int, TeacherGraph]) -> None:
+        """Start on a GPU what ``terms_with_gradient`` takes of the teacher alone.
+
+        What the GPU is given meanwhile, as the student's forward pass, is done beside it.
+
+        Args:
+            teacher: what ``terms_with_gradient`` will be given next.
+        """
+        if can_be_replayed(self, teacher):
+            self._replayed.begin(self, teacher)
 
     def terms_with_gradient(
         self,
@@ -218,32 +210,47 @@ class GraphDistillationLoss(nn.Module):
             boxes: see ``forward``.
         """
         weights = list(self.term_weights.values())
+        of_positions = self.position_weights(boxes)
+        if torch.is_grad_enabled() and can_be_replayed(self, student_features):
+            terms_T = self._replayed(self, student_features, teacher, of_positions)
+            return dict(zip(self.term_weights, terms_T, strict=True))
         return self._by_name(
-            self._level_terms(level, student_features[level], teacher.pop(level), boxes, weights)
+            self.level_terms(
+                level, student_features[level], teacher.pop(level), of_positions.get(level), weights
+            )
             for level in self.student_shapes
         )
+
+    @property
+    def held_bytes(self) -> int:
+        """Return how much memory of a GPU is held between calls, beside parameters and buffers."""
+        return self._replayed.nbytes
 
     def _by_name(self, levels: Iterable[Tensor]) -> dict[str, Tensor]:
         """Return the mean of the levels' terms, each (T,), by name."""
         return dict(zip(self.term_weights, torch.stack(list(levels)).mean(0), strict=True))
 
-    def _level_terms(
+    def level_terms(
         self,
         level: int,
         student_BCHW: Tensor,
         teacher: Tensor | TeacherGraph,
-        boxes: Sequence[Tensor] | None,
+        weights_BHW: Tensor | None,
         term_weights: Sequence[float] | None,
     ) -> Tensor:
-        """Return the losses of one level (T,).
+        """Return the losses of one level (T,), averaged over the samples.
 
         The batch is taken in parts, see ``SumOverParts``.
+
+        Args:
+            level: of the feature maps.
+            student_BCHW: feature maps (B, C_s, H_s, W_s).
+            teacher: its feature maps, or what ``teacher_graph`` makes of them.
+            weights_BHW: of the positions, see ``position_weights``.
+            term_weights: of the terms, where no other sum of them will have a gradient.
         """
         if isinstance(teacher, Tensor):
             teacher = self.teacher_graph(level, teacher)
-        weights_BHW = None
-        if "vertex" in self.term_weights:
-            weights_BHW = self._position_weights(boxes, teacher.maps_BCHW)
         student_BCHW = self._on_grid(level, student_BCHW)
         adapter = self.adapters[str(level)]
         assert isinstance(adapter, Adapter)
@@ -285,16 +292,23 @@ class GraphDistillationLoss(nn.Module):
                 )
         return torch.stack(terms)
 
-    def _position_weights(
-        self, boxes: Sequence[Tensor] | None, teacher_BCHW: Tensor
-    ) -> Tensor | None:
-        """Return the weights of the level's positions (B, H, W), None where all count alike."""
-        if self.foreground is None or self.canvas is None:
-            return None
+    def position_weights(self, boxes: Sequence[Tensor] | None) -> dict[int, Tensor]:
+        """Return level -> weights of the positions (B, H, W), none where all count alike.
+
+        Args:
+            boxes: of each image, (M, 4) in pixels of the canvas.
+
+        Raises:
+            ConfigError: ``foreground`` is set, and there are no boxes.
+        """
+        if self.foreground is None or self.canvas is None or "vertex" not in self.term_weights:
+            return {}
         if boxes is None:
             raise ConfigError("foreground weighting needs boxes: leave it out, or train a detector")
-        height, width = teacher_BCHW.shape[2:]
-        return foreground_weights(boxes, self.canvas, (height, width), self.foreground)
+        return {
+            level: foreground_weights(boxes, self.canvas, self._grid(level), self.foreground)
+            for level in self.student_shapes
+        }
 
     def describe(self) -> list[dict[str, object]]:
         """Return one row per level for a table: shapes, common grid, adapter, spectral dimension.

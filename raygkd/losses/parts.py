@@ -54,7 +54,7 @@ class SumOverParts(torch.autograd.Function):
             ctx.parts, ctx.size = parts, size
             ctx.save_for_backward(maps_BCHW, *shared)
             return _over_parts(parts, size, [False] * len(needed), None, maps_BCHW, *shared)[0]
-        weights_T = maps_BCHW.new_tensor(weights)
+        weights_T = filled(maps_BCHW, weights)
         terms_T, ctx.gradients = _over_parts(parts, size, needed, weights_T, maps_BCHW, *shared)
         return terms_T
 
@@ -72,13 +72,30 @@ class SumOverParts(torch.autograd.Function):
             return None, None, None, *found
         if ctx.gradients is None:
             raise RuntimeError("a gradient that was taken with the terms is there only once")
-        ratios = [grad / weight for grad, weight in zip(grad_T.tolist(), ctx.weights, strict=True)]
-        limit = ROUNDING * torch.finfo(grad_T.dtype).eps * abs(ratios[0])
-        if max(ratios) - min(ratios) > limit:
-            raise RuntimeError("the terms have other weights than their gradient was taken with")
+        ratio = common_ratio(grad_T, ctx.weights)
         gradients, ctx.gradients = ctx.gradients, None
-        scaled = [None if grad is None else grad.mul_(ratios[0]) for grad in gradients]
-        return None, None, None, *scaled
+        return None, None, None, *(None if grad is None else grad.mul_(ratio) for grad in gradients)
+
+
+def filled(like: Tensor, values: Sequence[float]) -> Tensor:
+    """Return numbers as a tensor (T,) of another's dtype and device, without a copy to a GPU."""
+    return torch.stack([like.new_full((), value) for value in values])
+
+
+def common_ratio(grad_T: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return what the gradient of terms is a multiple of their weights by, a scalar.
+
+    Raises:
+        RuntimeError: it is no multiple of them; on a GPU later, from whatever waits for it.
+    """
+    ratios_T = grad_T / filled(grad_T, weights)
+    spread = ratios_T.amax() - ratios_T.amin()
+    limit = ROUNDING * torch.finfo(grad_T.dtype).eps * ratios_T[0].abs()
+    # what is not finite is told as the loss that it makes
+    torch._assert_async(
+        ~(spread > limit), "the terms have other weights than their gradient was taken with"
+    )
+    return ratios_T[0]
 
 
 # outside autocast, which would be on in the gradients, too
@@ -95,7 +112,9 @@ def _over_parts(
     gradient_BCHW = torch.empty_like(maps_BCHW) if needed[0] else None
     targets = [None] * len(parts) if gradient_BCHW is None else gradient_BCHW.split(size)
     work = functools.partial(_of_part, needed, weights_T, shared)
-    found = each_on_a_thread(work, list(zip(parts, maps_BCHW.split(size), targets, strict=True)))
+    items = list(zip(parts, maps_BCHW.split(size), targets, strict=True))
+    # other threads of a process have other streams of a GPU
+    found = list(map(work, items)) if maps_BCHW.is_cuda else each_on_a_thread(work, items)
     terms, gradients = zip(*found, strict=True)
     of_shared = [
         torch.stack(summands).sum(0) if is_needed else None
