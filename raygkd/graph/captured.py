@@ -6,28 +6,32 @@ graph has its kernels recorded once and launches all of them at a time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 R = TypeVar("R")
 Function = Callable[..., tuple[Tensor, ...]]
-# each graph has memory of its own; batches of ever new shapes are taken as they come
-MOST_KINDS = 2
+# each graph has memory of its own inputs and results; batches of ever new shapes are taken as they
+# come
+MOST_KINDS = 4
 
 
 class Captured:
-    """A function that is called with CUDA tensors, and replayed for those that it has met before.
+    """Functions that are called with CUDA tensors, one after the other, and replayed.
 
     The first call with tensors of some shapes runs the function as it is, so that libraries have
     prepared what a capture must not; the second captures it, and from then on it is replayed. What
-    is returned lies in memory of the graph, and the next call overwrites it. A copy begins anew.
+    is returned lies in memory of the graph, and the next call overwrites it; all else is in memory
+    that the graphs share. A copy begins anew.
     """
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph | None] = {}
+        self._memory: Any = None
 
     def __reduce__(self) -> tuple[type[Captured], tuple[()]]:
         """Copies and pickles have no graphs."""
@@ -39,13 +43,14 @@ class Captured:
         """Return what the function gives, without gradient and outside autocast.
 
         Args:
-            function: the same at every call; it must not ask the GPU for a number.
+            function: it must not ask the GPU for a number.
             inputs: what it is called with.
-            also: what else it depends on, as the addresses of parameters.
+            also: which function it is, and what else it depends on, as the addresses of parameters.
         """
         kind = (also, *((tensor.shape, tensor.dtype) for tensor in inputs))
         if kind in self._graphs:
-            graph = self._graphs[kind] or _Graph(function, inputs)
+            self._memory = self._memory or torch.cuda.graph_pool_handle()
+            graph = self._graphs[kind] or _Graph(function, inputs, self._memory)
             self._graphs[kind] = graph
             return graph.replay(inputs)
         if len(self._graphs) < MOST_KINDS:
@@ -59,14 +64,14 @@ class Captured:
 
 
 class _Graph:
-    def __init__(self, function: Function, inputs: Sequence[Tensor]):
+    def __init__(self, function: Function, inputs: Sequence[Tensor], memory: Any):
         # what is free is no part of the graph's memory
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         self._inputs = [torch.empty_like(tensor) for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
         # other threads may allocate meanwhile, as those do that pin batches
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=memory, capture_error_mode="thread_local"):
             self._outputs = _plain(function, self._inputs)
         self.nbytes = torch.cuda.memory_reserved() - before
 
@@ -85,14 +90,20 @@ def side_by_side(works: Iterable[Callable[[], R]]) -> list[R]:
     """Return what pieces of work give; in a graph that is captured none waits for another."""
     if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
         return [work() for work in works]
-    current = torch.cuda.current_stream()
-    streams, results = [], []
-    for work in works:
-        streams.append(torch.cuda.Stream())
-        streams[-1].wait_stream(current)
-        with torch.cuda.stream(streams[-1]):
+    works, current = list(works), torch.cuda.current_stream()
+    results = []
+    for number, work in enumerate(works):
+        stream = _stream(number, current.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             results.append(work())
     # only now, or each would begin behind the one before
-    for stream in streams:
-        current.wait_stream(stream)
+    for number in range(len(works)):
+        current.wait_stream(_stream(number, current.device))
     return results
+
+
+@functools.cache
+def _stream(number: int, device: torch.device) -> torch.cuda.Stream:
+    """Return the same stream every time: free memory belongs to the stream that it was used on."""
+    return torch.cuda.Stream(device)

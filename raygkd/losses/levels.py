@@ -12,8 +12,8 @@ from torch import Tensor
 
 # C, H and W of a feature map
 Shape = tuple[int, int, int]
-# the maps of a part of a batch, of which some ten copies are alive
-PART_BYTES = 1 << 21
+# the maps of a part of a batch, of which some ten copies are alive; smaller ones leave a GPU idle
+PART_BYTES, GPU_PART_BYTES = 1 << 21, 1 << 25
 
 
 def coarser_grid(student: Sequence[int], teacher: Sequence[int]) -> tuple[int, int]:
@@ -62,10 +62,6 @@ def chosen_levels(rule: str, levels: Iterable[int]) -> tuple[int, ...]:
 
 
 def part_size(maps: Tensor) -> int:
-    """Return how many samples of a batch the losses take at a time, of maps (B, ...).
-
-    A GPU takes all of them: there the number of kernels costs more than the memory.
-    """
-    if maps.is_cuda:
-        return len(maps)
-    return max(1, PART_BYTES // max(1, maps[0].nbytes))
+    """Return how many samples of a batch the losses take at a time, of maps (B, ...)."""
+    most = GPU_PART_BYTES if maps.is_cuda else PART_BYTES
+    return max(1, most // max(1, maps[0].nbytes))

@@ -49,7 +49,7 @@ class ReplayedTerms:
     """
 
     def __init__(self) -> None:
-        self._subspaces, self._terms = Captured(), Captured()
+        self._captured = Captured()
         self._beside: torch.cuda.Stream | None = None
         self._begun: tuple[Teacher, list[Tensor]] | None = None
         self.calls = 0
@@ -61,7 +61,7 @@ class ReplayedTerms:
     @property
     def nbytes(self) -> int:
         """Return how much memory the graphs hold between calls."""
-        return self._subspaces.nbytes + self._terms.nbytes
+        return self._captured.nbytes
 
     def begin(self, loss: GraphDistillationLoss, teacher: Teacher) -> None:
         """Start what follows from the teacher alone, beside what the GPU does from now on."""
@@ -73,7 +73,7 @@ class ReplayedTerms:
         function = functools.partial(subspaces, loss, bool(graphs))
         maps = [_maps(teacher[level]) for level in loss.student_shapes]
         with torch.cuda.stream(self._stream_behind(maps[0])):
-            found = self._subspaces(function, maps, also=bool(graphs))
+            found = self._captured(function, maps, also=("subspaces", bool(graphs)))
         self._begun = teacher, list(found)
 
     def _stream_behind(self, maps: Tensor) -> torch.cuda.Stream | None:
@@ -112,10 +112,10 @@ class ReplayedTerms:
         function = functools.partial(terms_and_gradients, loss, *form)
         parameters = list(loss.adapters.parameters())
         held = [*parameters, *loss.adapters.buffers()]
-        also = (*form, loss.training, *(tensor.data_ptr() for tensor in held))
+        also = ("terms", *form, loss.training, *(tensor.data_ptr() for tensor in held))
 
         def run(*students: Tensor) -> tuple[Tensor, ...]:
-            return self._terms(function, [*students, *given], also)
+            return self._captured(function, [*students, *given], also)
 
         self.calls += 1
         weights = list(loss.term_weights.values())
@@ -274,7 +274,8 @@ class _LevelTerms(nn.Module):
     def __init__(self, loss: GraphDistillationLoss, level: int):
         super().__init__()
         self.adapter = loss.adapters[str(level)]
-        self._terms, self._level = loss.level_terms, level
+        self._level = level
+        self._terms: Callable[..., Tensor] = loss.level_terms
         self._weights = list(loss.term_weights.values())
         self._levels = len(loss.student_shapes)
 
