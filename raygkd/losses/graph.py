@@ -202,7 +202,9 @@ class GraphDistillationLoss(nn.Module):
         """Return what ``forward`` does, for a sum with the weights that this loss has.
 
         The gradient of that sum is taken with the terms, which saves a third of the work. It can be
-        asked for once, and that of any other sum not at all.
+        asked for once, before the next batch, and that of any other sum not at all. On a GPU, in
+        mode "residual" with up to 16 dimensions, the teacher's eigenpairs are those of
+        ``raygkd.graph.subspace``, and kernels are replayed (``raygkd.losses.replayed``).
 
         Args:
             student_features: see ``forward``.

@@ -133,6 +133,16 @@ def test_terms_and_gradients_are_those_of_the_plain_loss(settings: dict[str, Any
         torch.testing.assert_close(one, other)
 
 
+def test_what_has_begun_for_another_batch_is_not_taken():
+    loss, replayed = a_loss(), ReplayedTerms()
+    students, others, teachers = maps_of(STUDENT, 1), maps_of(TEACHER, 3), maps_of(TEACHER, 2)
+    replayed.begin(loss, {level: maps[:4] for level, maps in others.items()})
+    own = leaves(students)
+    got_T, _ = with_gradients(loss, replayed(loss, own, dict(teachers), {}), own)
+    wanted_T, _ = with_gradients(loss, loss(own, teachers), own)
+    torch.testing.assert_close(got_T, wanted_T, rtol=1e-4, atol=1e-6)
+
+
 def test_known_spectra_and_weights_of_positions_enter_as_they_do_plainly():
     loss = a_loss(foreground=0.5, canvas=48)
     students, teachers = maps_of(STUDENT, 1), maps_of(TEACHER, 2)
