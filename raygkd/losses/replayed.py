@@ -65,10 +65,10 @@ class ReplayedTerms:
 
     def begin(self, loss: GraphDistillationLoss, teacher: Teacher) -> None:
         """Start what follows from the teacher alone, beside what the GPU does from now on."""
-        if "spectral" not in loss.term_weights:
-            return
+        self._begun = None
         graphs = [one for one in teacher.values() if isinstance(one, TeacherGraph)]
-        if any(graph.spectrum is not None for graph in graphs):
+        are_known = any(graph.spectrum is not None for graph in graphs)
+        if are_known or "spectral" not in loss.term_weights:
             return
         function = functools.partial(subspaces, loss, bool(graphs))
         maps = [_maps(teacher[level]) for level in loss.student_shapes]
