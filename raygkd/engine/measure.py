@@ -128,8 +128,8 @@ def state_bytes(training: Training) -> int:
     """Return the bytes that a run holds between its steps.
 
     Parameters, gradients and buffers of student, adapters and teacher, the optimiser's state, and
-    what the graph losses hold on a GPU.
-    With ``peak_bytes`` of its step it is the memory that the run needs on its device.
+    what the graph losses hold on a GPU. With ``peak_bytes`` of its step it is the memory that the
+    run needs on its device.
     """
     modules: list[nn.Module] = [training.objective]
     modules += [training.teacher.model] if training.teacher is not None else []

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raygkd.graph.precision import full_precision
-from raygkd.graph.subspace import LARGEST_BATCHED
 from raygkd.graph.threads import each_on_a_thread, one_thread_each
 
 # matrices larger than this keep all threads of LAPACK busy, and up to this a batch of them is done
 # before a second thread is
 LARGEST_SMALL, LARGEST_TINY = 512, 96
+# up to this side a GPU solves a whole batch at once
+LARGEST_BATCHED = 32
 
 
 class LeadingPairs(torch.autograd.Function):
@@ -36,9 +37,8 @@ class LeadingPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, symmetric_BPP: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return eigenvalues (B, d) and vectors (B, P, d) for a count d of them, 1 to P."""
-        # a sum is finite only where all of its summands are
-        broken_B11 = ~symmetric_BPP.sum(2).isfinite().all(1)[:, None, None]
-        spectrum_BP, basis_BPP = _eigh(symmetric_BPP.nan_to_num(0.0, 0.0, 0.0))
+        finite_BPP, broken_B11 = without_broken(symmetric_BPP)
+        spectrum_BP, basis_BPP = _eigh(finite_BPP)
         values_Bd = spectrum_BP.flip(1)[:, :count].masked_fill(broken_B11[:, :, 0], math.nan)
         vectors_BPd = basis_BPP[:, :, -count:].flip(2).masked_fill(broken_B11, math.nan)
         ctx.save_for_backward(spectrum_BP, basis_BPP, values_Bd, vectors_BPd)
@@ -61,6 +61,13 @@ class LeadingPairs(torch.autograd.Function):
         left_BdP = torch.cat([others_BdP, vectors_BdP], 1)
         right_BdP = torch.cat([vectors_BdP, others_BdP], 1) / 2
         return left_BdP.mT @ right_BdP, None
+
+
+def without_broken(matrix_BPP: Tensor) -> tuple[Tensor, Tensor]:
+    """Return matrices without what is not finite, and which had something of it (B, 1, 1)."""
+    # a sum is finite only where all of its summands are
+    broken_B11 = ~matrix_BPP.sum(2).isfinite().all(1)[:, None, None]
+    return matrix_BPP.nan_to_num(0.0, 0.0, 0.0), broken_B11
 
 
 def _eigh(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:

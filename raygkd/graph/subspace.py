@@ -10,9 +10,10 @@ import functools
 import torch
 from torch import Tensor
 
-# Eigenproblems of a GPU up to this side are solved for a whole batch at once: so many vectors are
-# turned, of which half are there for the other half to converge.
-LARGEST_BATCHED = 32
+from raygkd.graph.eigen import LARGEST_BATCHED, without_broken
+
+# as many vectors are turned as leave eigenproblems that a GPU solves at once; half of them are
+# there for the other half to converge
 LARGEST_COUNT = LARGEST_BATCHED // 2
 # Powers of the matrix between two orthonormalisations, each with the share of the identity that is
 # added so that vectors of a null space do not vanish: more of it as long as the vectors are not in
@@ -38,11 +39,11 @@ def leading_subspace(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:
     Source: [ours]; subspace iteration and Rayleigh-Ritz are textbook methods.
     """
     dtype, side = symmetric_BPP.dtype, symmetric_BPP.shape[1]
-    broken_B11 = ~symmetric_BPP.sum(2).isfinite().all(1)[:, None, None]
-    matrix_BPP = symmetric_BPP.nan_to_num(0.0, 0.0, 0.0).double()
+    matrix_BPP, broken_B11 = without_broken(symmetric_BPP)
     if side <= LARGEST_BATCHED:
         basis_BPQ = torch.eye(side, dtype=dtype, device=matrix_BPP.device).expand_as(matrix_BPP)
-        return basis_BPQ.masked_fill(broken_B11, torch.nan), matrix_BPP.to(dtype)
+        return basis_BPQ.masked_fill(broken_B11, torch.nan), matrix_BPP
+    matrix_BPP = matrix_BPP.double()
     scale_B11 = torch.linalg.matrix_norm(matrix_BPP, keepdim=True)
     scaled_BPP = matrix_BPP / scale_B11.clamp_min(torch.finfo(torch.float64).tiny)
     basis_BPQ = _start(side, matrix_BPP.device).expand(len(matrix_BPP), -1, -1)

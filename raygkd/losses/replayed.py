@@ -33,8 +33,7 @@ def can_be_replayed(loss: GraphDistillationLoss, features: Teacher) -> bool:
     products_alone = "spectral" not in loss.term_weights or (
         loss.mode == "residual" and loss.dim <= LARGEST_COUNT
     )
-    maps = [one.maps_BCHW if isinstance(one, TeacherGraph) else one for one in features.values()]
-    return products_alone and all(of_level.is_cuda for of_level in maps)
+    return products_alone and all(_maps(of_level).is_cuda for of_level in features.values())
 
 
 class ReplayedTerms:

@@ -42,10 +42,17 @@ from raygkd.build import (
 from raygkd.config import Config, with_settings
 from raygkd.data.seeds import generator
 from raygkd.engine import Training
+from raygkd.errors import ConfigError
 from raygkd.models import ModelFile, build_from_file, load_model_file, save_model_file
 
 PADDING, VALIDATION = 4, 5000
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+SPEC = ImageSpec(
+    class_names=tuple("0123456789"),
+    image_size=(32, 32),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    augment="crop",
+)
 # what says most comes first, should there be no time for all of it
 METHODS = (
     *("graph", "none", "kd", "fitnet", "graph+kd", "dist", "vid", "sp", "at", "dkd", "pkt"),
@@ -176,11 +183,6 @@ def trained(
     }
 
 
-SPEC = ImageSpec(
-    class_names=tuple("0123456789"), image_size=(32, 32), mean=MEAN, std=STD, augment="crop"
-)
-
-
 def _student(images: str, teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     file = load_model_file(teacher)
@@ -203,10 +205,10 @@ def run(asked: argparse.Namespace) -> None:
             print(json.dumps(found), flush=True)
 
         # a package that a method needs is asked for now, not after hours
+        untrained = build_from_file(untrained_file(asked.teacher, SPEC))
         for method in asked.methods:
             settings = {"method": method, "teacher": asked.teacher, "student": asked.student}
-            config = with_settings(Config(), settings)
-            build_objective(config, SPEC, build_from_file(untrained_file(asked.teacher, SPEC)))
+            build_objective(with_settings(Config(), settings), SPEC, untrained)
         images = decoded(asked.images, pool)
         settings = {"method": "none", "epochs": asked.teacher_epochs, "student": asked.teacher}
         training, found = trained(images, shared | settings, None)
@@ -247,10 +249,13 @@ def main() -> None:
     running.add_argument("--seeds", type=int, default=3)
     running.add_argument("--at-once", type=int, default=6)
     asked = parser.parse_args()
-    if asked.command == "pack":
-        pack(asked.source, asked.target)
-    else:
-        run(asked)
+    try:
+        if asked.command == "pack":
+            pack(asked.source, asked.target)
+        else:
+            run(asked)
+    except (ConfigError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
