@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _pytest import runner
 from hypothesis import settings
 from servers import ObjectStore
 
@@ -33,17 +31,8 @@ def scenes(
         return
     from playing import playing
 
-    with pytest.MonkeyPatch.context() as patch:
-        # threads that go through the environment (each HTTP request does) break where a name that
-        # they have listed is gone, as that of the current test is between two tests
-        patch.setattr(runner, "_update_current_test_var", _current_test)
-        with playing(files, tmp_path_factory.mktemp) as outcomes:
-            yield outcomes
-
-
-def _current_test(item: pytest.Item, when: str | None) -> None:
-    if when is not None:
-        os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid} ({when})"
+    with playing(files, tmp_path_factory.mktemp) as outcomes:
+        yield outcomes
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from commands import Command
 from scenes import Scene
 from servers import Server
@@ -20,7 +19,7 @@ TUNE = (
 )
 SHORT, LONG = 5, 40
 # seconds; a request that is not answered takes this long, and ten where nothing is said
-REQUEST_TIMEOUT = "2"
+WAITING = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
 Tune = Callable[[int], tuple[Command, Path]]
 
 
@@ -72,6 +71,7 @@ def hang(scene: Scene) -> tuple[Server, Hung, Silent]:
         command = scene.start(
             *(*TUNE, "--epochs", epochs, "--teacher", scene.teacher, "--output", output),
             *("--tracking-uri", server.uri),
+            environment=WAITING,
         )
 
         def one_epoch() -> list[Path]:
@@ -83,9 +83,7 @@ def hang(scene: Scene) -> tuple[Server, Hung, Silent]:
         server.pause()
         return command, folder
 
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", REQUEST_TIMEOUT)
-        return server, _hung(tune, server), _silent(tune, server, scene)
+    return server, _hung(tune, server), _silent(tune, server, scene)
 
 
 def _hung(tune: Tune, server: Server) -> Hung:
@@ -106,7 +104,7 @@ def _silent(tune: Tune, server: Server, scene: Scene) -> Silent:
     finally:
         server.go_on()
     before = trained(folder)
-    second = scene.start("tune", "--resume", folder, "--json").result()
+    second = scene.start("tune", "--resume", folder, "--json", environment=WAITING).result()
     return Silent(command, folder, first, second, before, trained(folder))
 
 

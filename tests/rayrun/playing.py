@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from commands import commands_in
 from filling import fill
 from hanging import hang
@@ -14,6 +15,7 @@ from killing import kill
 from scenes import Scene, Scenes, undisturbed
 from spreading import spread
 from storing import keep
+from surroundings import by_thread
 
 from raygkd.build import ImageSpec, untrained_file
 from raygkd.models import save_model_file
@@ -38,7 +40,8 @@ def playing(files: Collection[str], folder: Callable[[str], Path]) -> Iterator[S
         folder: returns a new folder of a name.
     """
     wanted = [scene for scene, users in SCENES.items() if users.intersection(files)]
-    with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(2, initializer=by_thread(patch).keep))
         start = stack.enter_context(commands_in(folder))
         scene = Scene(start, untrained_teacher_in(folder("teacher")), folder, stack)
         yield {play.__name__: pool.submit(play, scene) for play in wanted}
