@@ -44,6 +44,9 @@ from raygkd.inputs import Images
 DATA_CPUS = 1.0
 # most bytes of decoded windows that wait for one rank
 STREAM_BYTES = 256 << 20
+# from one look of Ray Data at its tasks to the next; it starts one at the second look after another
+# has ended, and with its own 0.1 s a processor would wait half as long as it decodes
+LOOK_SECONDS = 0.02
 # more of them wait for each other where images are small
 DECODING_THREADS = 8
 
@@ -310,6 +313,9 @@ class _Ahead:
     def _execute(
         reference: ObjectRef, rank_plan: _Plan, passes: list[Pass], tasks: list[tuple[int, int]]
     ) -> Generator[Arrays, None, None]:
+        # images that fit in memory do not need what this imports
+        from ray.data._internal.execution import streaming_executor_state as executor
+
         def load(batch: Arrays) -> Arrays:
             turn, number = tasks[int(batch["id"][0])]
             part = passes[turn]
@@ -329,6 +335,8 @@ class _Ahead:
                 return _pack(_nothing(transform), transform, turn, problem=str(error))
             return _pack(window, transform, turn)
 
+        # Ray 2.60's own name; with a Ray that has another the stream is slower, and nothing else
+        executor.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = LOOK_SECONDS
         dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
             load, batch_size=1, num_cpus=DATA_CPUS
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -57,25 +58,10 @@ def tune(config: Config, *, console: Console, resume: Place | None = None) -> di
     ``--repeat`` those of other seeds.
     """
     started = time.monotonic()
-    check_names(config)
-    space: tuple[Dimension, ...] = ()
-
-    def check(images: Images) -> dict[str, Any]:
-        nonlocal space
-        space = search_space(config, images, console)
-        dimensions = {f"search space, {d.name}": {d.kind: list(d.values)} for d in space}
-        return {**teacher_facts(config), **dimensions}
-
-    with open_session(config, "search", console, resume, check) as session:
-        session.tracker.start(
-            "search",
-            f"search {pair_name(config)}",
-            tags=run_tags(session, "search"),
-            texts={"config.yaml": to_yaml(session.config)},
-        )
+    with open_search(config, console=console, resume=resume) as (session, space):
         teacher, teacher_path = get_teacher(session, "search")
         searching = time.monotonic()
-        trials, first_steps = _search(session, teacher, space)
+        trials, first_steps = run_trials(session, teacher, space)
         chosen = selection(
             session.config, trials, first_steps, seconds=time.monotonic() - searching
         )
@@ -101,6 +87,30 @@ def tune(config: Config, *, console: Console, resume: Place | None = None) -> di
     result["seconds"] = round(time.monotonic() - started, 1)
     write_result(result, "search")
     return result
+
+
+@contextlib.contextmanager
+def open_search(
+    config: Config, *, console: Console, resume: Place | None = None
+) -> Iterator[tuple[Session, tuple[Dimension, ...]]]:
+    """Open the run of a search; yield it with the search space, both checked."""
+    check_names(config)
+    space: tuple[Dimension, ...] = ()
+
+    def check(images: Images) -> dict[str, Any]:
+        nonlocal space
+        space = search_space(config, images, console)
+        dimensions = {f"search space, {d.name}": {d.kind: list(d.values)} for d in space}
+        return {**teacher_facts(config), **dimensions}
+
+    with open_session(config, "search", console, resume, check) as session:
+        session.tracker.start(
+            "search",
+            f"search {pair_name(config)}",
+            tags=run_tags(session, "search"),
+            texts={"config.yaml": to_yaml(session.config)},
+        )
+        yield session, space
 
 
 def search_space(config: Config, images: Images, console: Console) -> tuple[Dimension, ...]:
@@ -136,10 +146,10 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
     return space
 
 
-def _search(
+def run_trials(
     session: Session, teacher: ModelFile, space: tuple[Dimension, ...]
 ) -> tuple[list[TrialResult], list[float]]:
-    """Run the trials; return them, and how long each took to its first step."""
+    """Run the trials of a search; return them, and how long each took to its first step."""
     config = session.config
     concurrent = at_once(session, config.search.trials)
     job = session.job(config, teacher, session.folder)
