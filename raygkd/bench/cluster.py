@@ -55,7 +55,7 @@ def first_step() -> None:
 
 def ddp_rows(folder: Path, *, quick: bool) -> Rows:
     """Yield the seconds of an epoch of two workers through Ray Train and under torchrun."""
-    steps, epochs, turns = (15, 5, 1) if quick else (40, 6, 3)
+    steps, epochs, turns = (15, 3, 1) if quick else (40, 6, 3)
     seconds: dict[str, list[float]] = {"ray": [], "torchrun": []}
     for turn in range(turns):
         function = functools.partial(ddp.seconds_of_epochs, steps, epochs)

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from raygkd.bench.rows import Row, Rows
-from raygkd.build import build_training, student_file, teacher_training
+from raygkd.build import student_file, teacher_training
 from raygkd.config import Config, with_settings
 from raygkd.files import place
 from raygkd.models import ModelFile
@@ -25,8 +25,8 @@ from raygkd.rayrun.history import (
     Trial,
     read_epochs,
 )
-from raygkd.rayrun.ingest import RayStream
 from raygkd.rayrun.search import ListedSettings, scheduler
+from raygkd.rayrun.worker import make_training
 from raygkd.workflows.search import open_search, run_trials
 from raygkd.workflows.session import Session
 
@@ -107,22 +107,13 @@ def full_trials(config: Config) -> tuple[list[Curve], list[float]]:
 
 def trained_teacher(session: Session) -> ModelFile:
     """Train the teacher in this process, which takes a TorchTrainer longer to start."""
-    config, spec = teacher_training(session.config), session.images.spec
-    optim = config.optim
-    stream = RayStream(
-        session.shared,
-        batch_size=optim.batch_size,
-        seed=optim.seed,
-        epochs=range(optim.epochs),
-        rank=0,
-        world_size=1,
-    )
-    training = build_training(
-        config, spec=spec, teacher_file=None, stream=stream, device=torch.device("cpu")
-    )
-    for _ in range(optim.epochs):
+    config = teacher_training(session.config)
+    job = session.job(config, None, session.folder)
+    training = make_training(job, config, device=torch.device("cpu"))
+    for _ in range(config.optim.epochs):
         training.run_epoch()
-    return student_file(config, spec, training.objective.student.state_dict(), {})
+    student = training.objective.student
+    return student_file(config, session.images.spec, student.state_dict(), {})
 
 
 def asha(curves: list[Curve], config: Config, folder: Path) -> list[Trial]:
