@@ -20,7 +20,7 @@ from raygkd.engine.distributed import StopVote, all_sum, share_buffers
 from raygkd.engine.means import RunningMeans
 from raygkd.engine.objective import Objective, Teacher
 from raygkd.engine.recall import Recall
-from raygkd.engine.step import check_terms, training_step
+from raygkd.engine.step import check_terms, gradient_norms, training_step
 from raygkd.engine.tasks import Task, TrainingMeter, pixels
 from raygkd.errors import Diverged, Stopped
 
@@ -134,10 +134,11 @@ class Training:
         unweighted term, what the task measures in training ("train_accuracy"), "val_score" and the
         other measures of the validation split ("val_loss"), "lr" (of the next step),
         "epoch_seconds", "images_per_second" (training only, all ranks together), "bad_images"; the
-        first epoch has "gradient_NAME" too, what ``check_terms`` returns. With ``recall`` there is
-        "teacher_cached", the share of the batches that the teacher did not see. The first epoch of
-        this process has "first_step_seconds", from ``begun`` to the end of its first step. They are
-        equal on every rank, but for the times, which each rank measures.
+        first epoch has "gradient_NAME" too, what ``check_terms`` returns; where weights are shares
+        of the labels' gradient, "factor_NAME" is what the term is multiplied by. With ``recall``
+        there is "teacher_cached", the share of the batches that the teacher did not see. The first
+        epoch of this process has "first_step_seconds", from ``begun`` to the end of its first step.
+        They are equal on every rank, but for the times, which each rank measures.
 
         Args:
             is_asked_to_stop: is called after each step.
@@ -175,8 +176,7 @@ class Training:
         self.objective.train()
         batches = itertools.islice(self.stream.train_batches(self.epoch), part.steps, None)
         for batch in batches:
-            if self.epoch == part.steps == 0:
-                part.gradient_norms = check_terms(self, batch)
+            self._measure(part, batch)
             terms, output = training_step(self, batch)
             if self.begun is not None:
                 first_step = {"first_step_seconds": time.perf_counter() - self.begun}
@@ -189,6 +189,15 @@ class Training:
                 raise Stopped
         return first_step
 
+    def _measure(self, part: EpochPart, batch: Mapping[str, Tensor]) -> None:
+        """Before the first step check the terms; before the first few, measure their gradients."""
+        is_first = self.epoch == part.steps == 0
+        if is_first:
+            part.gradient_norms = check_terms(self, batch)
+        units = self.objective.units
+        if units is not None and units.is_measuring:
+            units.add(part.gradient_norms if is_first else gradient_norms(self, batch)[1])
+
     def _training_metrics(self, part: EpochPart) -> dict[str, float]:
         bad = torch.tensor(float(self.stream.bad_images), dtype=torch.float64, device=self.device)
         means = part.losses.compute()
@@ -199,10 +208,16 @@ class Training:
             "train_loss": means.pop("total"),
             **{f"loss_{name}": mean for name, mean in means.items()},
             **{f"gradient_{name}": norm for name, norm in part.gradient_norms.items()},
+            **self._factors(),
             **({"teacher_cached": self.recall.share(self.device)} if self.recall else {}),
             **part.meter.compute(),
             "bad_images": float(all_sum(bad)),
         }
+
+    def _factors(self) -> dict[str, float]:
+        """Return what shares of the labels' gradient have become."""
+        units, factors = self.objective.units, self.objective.factors
+        return {f"factor_{name}": factors[name] for name in (units.terms if units else ())}
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

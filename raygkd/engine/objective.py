@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raygkd.engine.gradient_units import GradientUnits
 from raygkd.losses import GraphDistillationLoss, TeacherGraph
 from raygkd.models import Detector, FeatureTap
 
@@ -89,6 +90,11 @@ class Objective(nn.Module, ABC):
         graph: the graph loss with its adapters, or None.
         baseline: another distillation loss (``raygkd.losses.baseline_loss``), or None.
         baseline_term: how it enters the total.
+        shares: names of the terms whose weights are shares of the labels' gradient.
+
+    Attributes:
+        term_weights: term -> its weight.
+        units: what turns shares into factors; None where no weight is one.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class Objective(nn.Module, ABC):
         graph: GraphDistillationLoss | None = None,
         baseline: nn.Module | None = None,
         baseline_term: BaselineTerm | None = None,
+        shares: Collection[str] = (),
     ):
         super().__init__()
         self.student = student
@@ -111,8 +118,10 @@ class Objective(nn.Module, ABC):
             }
         if graph is not None:
             self.term_weights |= graph.term_weights
-        # at a task weight of 0 the labels say nothing, and a term of weight 0 is left out
+        # a term of weight 0 is left out, the task's too
         self.term_weights = {name: w for name, w in self.term_weights.items() if w}
+        shares = [name for name in self.term_weights if name in shares]
+        self.units = GradientUnits(shares) if shares else None
         self._tap = FeatureTap(student, levels)
         self._are_separate = False
 
@@ -183,10 +192,20 @@ class Objective(nn.Module, ABC):
                 boxes=boxes,
                 **said,
             )
-        if self.graph is not None:
-            graph_terms = self.graph if self._are_separate else self.graph.terms_with_gradient
-            terms |= graph_terms(features, teacher.features, boxes)
+        if self.graph is not None and self._are_separate:
+            terms |= self.graph(features, teacher.features, boxes)
+        elif self.graph is not None:
+            factors = self.factors
+            weights = [factors[name] for name in self.graph.term_weights]
+            terms |= self.graph.terms_with_gradient(features, teacher.features, boxes, weights)
         return terms
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Return what each term is multiplied by in the total, apart from a rising weight."""
+        if self.units is None:
+            return dict(self.term_weights)
+        return {name: self.units.factor(name, w) for name, w in self.term_weights.items()}
 
     def total(self, terms: Mapping[str, Tensor], progress: float = 1.0) -> Tensor:
         """Return the weighted sum of the terms: L_task + alpha L_V + beta L_E + gamma L_S.
@@ -195,11 +214,10 @@ class Objective(nn.Module, ABC):
             terms: unweighted scalars.
             progress: share of the run's steps that are done, for a term whose weight rises.
         """
-        weights = dict(self.term_weights)
-        term = self.baseline_term
+        factors, term = self.factors, self.baseline_term
         if term is not None and term.ramp:
-            weights[term.name] *= min(1.0, progress / term.ramp)
-        return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+            factors[term.name] *= min(1.0, progress / term.ramp)
+        return torch.stack([factors[name] * value for name, value in terms.items()]).sum()
 
 
 class ClassifierObjective(Objective):

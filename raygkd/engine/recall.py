@@ -88,7 +88,7 @@ class Recall:
     def _spectrum(self, level: int) -> tuple[str, ...]:
         """Return the names of a level's eigenvalues and basis; none where they are not wanted."""
         graph = self._graph
-        if graph is None or "spectral" not in graph.term_weights:
+        if graph is None or not graph.takes_spectra:
             return ()
         kind = f"{level} {graph.weights}{' centred' if graph.centre else ''}"
         return f"eigenvalues {kind}", f"basis {kind}"

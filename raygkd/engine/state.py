@@ -13,7 +13,7 @@ from raygkd.errors import DataError, StorageError
 from raygkd.files import Place, make_folder, whole_file
 from raygkd.models.files import read_tensors
 
-FORMAT = "raygkd-checkpoint-3"
+FORMAT = "raygkd-checkpoint-4"
 
 
 def _rng(training: Training) -> dict[str, Tensor]:
@@ -56,6 +56,7 @@ def save_checkpoint(path: Place, training: Training) -> None:
         "student": objective.student.state_dict(),
         "adapters": objective.graph.state_dict() if objective.graph is not None else {},
         "baseline": objective.baseline.state_dict() if objective.baseline is not None else {},
+        "units": objective.units.state_dict() if objective.units is not None else {},
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
         "scaler": training.scaler.state_dict(),
@@ -106,6 +107,8 @@ def restore(training: Training, state: dict[str, Any]) -> None:
         objective.graph.load_state_dict(state["adapters"])
     if objective.baseline is not None:
         objective.baseline.load_state_dict(state["baseline"])
+    if objective.units is not None:
+        objective.units.load_state_dict(state["units"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
     training.scaler.load_state_dict(state["scaler"])

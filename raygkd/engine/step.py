@@ -63,15 +63,38 @@ def _forward(
 
 
 def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the norm of each term's gradient in the student's parameters, on one batch.
+    """Return the ``gradient_norms`` of one batch, if every term reaches the student.
 
     A term that is zero, not finite, or does not move the student is a mistake in the set-up that
     would otherwise pass in silence. Only where no image has a box a detector's own loss may be
-    zero. Several ranks average what they find, each on its own batch, so that all of them stop or
-    none. Parameters, gradients and buffers stay as they were.
+    zero. All ranks stop, or none.
 
     Raises:
         ConfigError: such a term, by name.
+    """
+    values, norms = gradient_norms(training, batch)
+    labelled = all_sum(
+        torch.tensor(float(not training.task.is_blank(batch)), device=training.device)
+    )
+    for name, norm in norms.items():
+        value = values[name]
+        reaches = math.isfinite(value) and value != 0.0 and math.isfinite(norm) and norm > 0.0
+        if not reaches and not (name == "task" and value == 0.0 and labelled == 0.0):
+            raise ConfigError(
+                f"loss term '{name}' is {value:g} with a gradient of norm {norm:g} in the "
+                "student at the first step, so it cannot teach it: check --levels, --dim and that "
+                "the images differ, or set the term's weight to 0"
+            )
+    return norms
+
+
+def gradient_norms(
+    training: Training, batch: Mapping[str, Tensor]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the terms of one batch, and the norms of their gradients in the student's parameters.
+
+    Terms and norms are unweighted. Several ranks average what they find, each on its own batch, so
+    both are equal on all of them. Parameters, gradients and buffers stay as they were.
     """
     objective = training.objective
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
@@ -86,20 +109,8 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
                 buffer.copy_(buffers[name])
     found_T2 = torch.tensor(found, dtype=torch.float64, device=training.device)
     means_T2 = all_sum(found_T2) / all_sum(torch.ones_like(found_T2))
-    labelled = all_sum(
-        torch.tensor(float(not training.task.is_blank(batch)), device=found_T2.device)
-    )
-    norms = {}
-    for name, (value, norm) in zip(terms, means_T2.tolist(), strict=True):
-        reaches = math.isfinite(value) and value != 0.0 and math.isfinite(norm) and norm > 0.0
-        if not reaches and not (name == "task" and value == 0.0 and labelled == 0.0):
-            raise ConfigError(
-                f"loss term '{name}' is {value:g} with a gradient of norm {norm:g} in the "
-                "student at the first step, so it cannot teach it: check --levels, --dim and that "
-                "the images differ, or set the term's weight to 0"
-            )
-        norms[name] = norm
-    return norms
+    values_T, norms_T = means_T2.T.tolist()
+    return dict(zip(terms, values_T, strict=True)), dict(zip(terms, norms_T, strict=True))
 
 
 def _gradient_norm(term: Tensor, student: nn.Module) -> float:

@@ -70,32 +70,37 @@ class Gram(torch.autograd.Function):
         return (grad_BCC + grad_BCC.mT) @ rows_BCN
 
 
-class Moments(torch.autograd.Function):
-    """Mean and second moments of the channels over samples and positions."""
+class Covariance(torch.autograd.Function):
+    """Mean and covariance of the channels over samples and positions."""
 
     @staticmethod
     def forward(ctx: Any, maps_BCN: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Return the mean (C,) and ``mean_{b,n} x x^T`` (C, C).
+        """Return the mean (C,) and ``mean_{b,n} (x - mean) (x - mean)^T`` (C, C).
+
+        The mean is subtracted first: the difference of large second moments has no digits left
+        where a channel's mean is large beside its deviation.
 
         Args:
             maps_BCN: channels of a batch.
             size: samples whose products are there at a time.
         """
-        ctx.save_for_backward(maps_BCN)
         batch, _, positions = maps_BCN.shape
-        sums = [(part @ part.mT).sum(0) for part in maps_BCN.split(size)]
-        return maps_BCN.mean((0, 2)), torch.stack(sums).sum(0) / (batch * positions)
+        mean_C = maps_BCN.mean((0, 2))
+        rest = (part - mean_C[:, None] for part in maps_BCN.split(size))
+        sums = [(part @ part.mT).sum(0) for part in rest]
+        ctx.save_for_backward(maps_BCN, mean_C)
+        return mean_C, torch.stack(sums).sum(0) / (batch * positions)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_C: Tensor, grad_CC: Tensor) -> tuple[Tensor, None]:
-        """Return ``(g + (G + G^T) x) / (B N)`` for each vector x."""
-        (maps_BCN,) = ctx.saved_tensors
+        """Return ``(g + (G + G^T) (x - mean)) / (B N)`` for each vector x."""
+        maps_BCN, mean_C = ctx.saved_tensors
         batch, _, positions = maps_BCN.shape
-        count = batch * positions
-        shift_BC1 = (grad_C / count)[:, None].expand(batch, -1, positions)
-        turn_BCC = ((grad_CC + grad_CC.mT) / count).expand(batch, -1, -1)
-        return torch.baddbmm(shift_BC1, turn_BCC, maps_BCN), None
+        turn_CC = (grad_CC + grad_CC.mT) / (batch * positions)
+        shift_C = grad_C / (batch * positions) - turn_CC @ mean_C
+        shift_BCN = shift_C[:, None].expand(batch, -1, positions)
+        return torch.baddbmm(shift_BCN, turn_CC.expand(batch, -1, -1), maps_BCN), None
 
 
 class WeightedSquares(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raygkd.graph import full_precision, require
-from raygkd.graph.products import Moments
+from raygkd.graph.products import Covariance
 from raygkd.losses.levels import part_size
 
 ADAPTERS = ("plain", "normalised")
@@ -46,12 +46,18 @@ class Adapter(nn.Module):
         return mixed(maps_BCHW, *self.mixing(maps_BCHW))
 
     @full_precision
-    def mixing(self, maps_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def mixing(
+        self, maps_BCHW: Tensor, moments: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the weights (O, C) and the bias (O,) by which the channels of a batch are mixed.
 
         What batch normalisation has to know of the convolution's output, mean and variance of each
         channel, follows from mean and covariance of the input's; so the output need not be there
         as a whole, and the images can be taken in parts.
+
+        Args:
+            maps_BCHW: the batch.
+            moments: its ``channel_moments``, where they are known.
 
         Raises:
             ConfigError: it normalises a single position of a single image in training.
@@ -59,12 +65,16 @@ class Adapter(nn.Module):
         weight_OC = self.conv.weight[:, :, 0, 0]
         if self.norm is None:
             return weight_OC, weight_OC.new_zeros(len(weight_OC))
-        mean_O, variance_O = self._statistics(maps_BCHW.flatten(2), weight_OC, self.norm)
+        mean_O, variance_O = self._statistics(maps_BCHW, moments, weight_OC, self.norm)
         scale_O = self.norm.weight * (variance_O + self.norm.eps).rsqrt()
         return weight_OC * scale_O[:, None], self.norm.bias - mean_O * scale_O
 
     def _statistics(
-        self, maps_BCN: Tensor, weight_OC: Tensor, norm: nn.BatchNorm2d
+        self,
+        maps_BCHW: Tensor,
+        moments: tuple[Tensor, Tensor] | None,
+        weight_OC: Tensor,
+        norm: nn.BatchNorm2d,
     ) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the convolution's output (O,): the batch's in training."""
         assert norm.running_mean is not None
@@ -72,11 +82,9 @@ class Adapter(nn.Module):
         assert norm.num_batches_tracked is not None
         if not self.training:
             return norm.running_mean, norm.running_var
-        batch, _, positions = maps_BCN.shape
-        count = batch * positions
+        count = maps_BCHW[:, 0].numel()
         require(statistics_problem(count))
-        mean_C, moments_CC = Moments.apply(maps_BCN, part_size(maps_BCN))
-        covariance_CC = moments_CC - mean_C[:, None] * mean_C
+        mean_C, covariance_CC = channel_moments(maps_BCHW) if moments is None else moments
         mean_O = weight_OC @ mean_C
         variance_O = ((weight_OC @ covariance_CC) * weight_OC).sum(1).clamp_min(0.0)
         with torch.no_grad():
@@ -84,6 +92,19 @@ class Adapter(nn.Module):
             norm.running_mean.lerp_(mean_O, norm.momentum or 0.0)
             norm.running_var.lerp_(variance_O * count / (count - 1), norm.momentum or 0.0)
         return mean_O, variance_O
+
+
+@full_precision
+def channel_moments(maps_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean (C,) and covariance (C, C) of the channels over all positions of a batch."""
+    maps_BCN = maps_BCHW.flatten(2)
+    return Covariance.apply(maps_BCN, part_size(maps_BCN))
+
+
+@full_precision
+def mixed_covariance(covariance_CC: Tensor, weight_OC: Tensor) -> Tensor:
+    """Return the covariance (O, O) of channels that are mixed by weights."""
+    return weight_OC @ covariance_CC @ weight_OC.mT
 
 
 def statistics_problem(count: int) -> str | None:

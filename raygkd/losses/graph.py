@@ -30,12 +30,15 @@ from raygkd.graph import (
     temperature_problem,
     weight_problems,
 )
-from raygkd.losses.adapters import ADAPTERS, Adapter, mixed
+from raygkd.losses.adapters import ADAPTERS, Adapter, channel_moments, mixed, mixed_covariance
+from raygkd.losses.batch_graph import batch_edge_loss, batch_spectral_loss
 from raygkd.losses.levels import Shape, coarser_grid, levels_problem, part_size, pooled
 from raygkd.losses.parts import SumOverParts
 from raygkd.losses.replayed import ReplayedTerms, can_be_replayed
 from raygkd.losses.teacher_graph import TeacherGraph
 from raygkd.losses.terms import SPECTRAL_MODES, LevelMaps, in_full_precision
+
+GRAPHS = ("batch", "image")
 
 
 class GraphDistillationLoss(nn.Module):
@@ -59,6 +62,10 @@ class GraphDistillationLoss(nn.Module):
         adapter: "plain", the convolution alone, or "normalised", where the step that SGD can take
             without diverging does not depend on how large and how alike the student's maps are, so
             that alpha can be in the hundreds. A sample's losses then depend on its batch.
+        graphs: "batch" for edges and spectrum of one graph for the whole batch, see
+            ``raygkd.losses.batch_graph``, or "image" for those of a graph for each image, see
+            ``edge_loss`` and ``spectral_loss``, which alone ``mode``, ``attention`` and ``weights``
+            are for.
         centre: compare maps whose channels are ``centred``, so that what a channel has everywhere
             counts for nothing; of a map of one position nothing is left, and its losses are 0.
         foreground: share of the objects' boxes in the weights of the vertex loss, from 0 to 1, see
@@ -85,6 +92,7 @@ class GraphDistillationLoss(nn.Module):
         attention: str = "outer",
         weights: str = "shifted",
         adapter: str = "plain",
+        graphs: str = "image",
         centre: bool = False,
         foreground: float | None = None,
         canvas: int | None = None,
@@ -97,6 +105,7 @@ class GraphDistillationLoss(nn.Module):
             choice_problem("attention mode", attention, ATTENTION_MODES),
             choice_problem("graph weights", weights, WEIGHTS),
             choice_problem("adapter", adapter, ADAPTERS),
+            choice_problem("graphs", graphs, GRAPHS),
             *weight_problems(alpha=alpha, beta=beta, gamma=gamma),
             *_level_problems(student_shapes, teacher_shapes, dim),
             *_foreground_problems(foreground, canvas),
@@ -105,7 +114,7 @@ class GraphDistillationLoss(nn.Module):
         self.teacher_shapes = dict(teacher_shapes)
         self.temperature, self.dim = temperature, dim
         self.mode, self.attention, self.weights = mode, attention, weights
-        self.adapter, self.centre = adapter, centre
+        self.adapter, self.graphs, self.centre = adapter, graphs, centre
         self.foreground, self.canvas = foreground, canvas
         self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
         self._replayed = ReplayedTerms()
@@ -115,6 +124,20 @@ class GraphDistillationLoss(nn.Module):
                 for level, shape in self.student_shapes.items()
             }
         )
+        if graphs == "batch" and not alpha and adapter == "normalised":
+            # correlations do not see it, and DDP wants a gradient of every parameter that trains
+            for name, parameter in self.adapters.named_parameters():
+                parameter.requires_grad_(not name.endswith("norm.bias"))
+
+    @property
+    def _of_samples(self) -> list[str]:
+        """Return the terms that are means over samples."""
+        return ["vertex"] if self.graphs == "batch" else list(self.term_weights)
+
+    @property
+    def takes_spectra(self) -> bool:
+        """Whether the losses take the spectrum of each image of the teacher's."""
+        return self.graphs == "image" and "spectral" in self.term_weights
 
     def teacher_graph(
         self, level: int, teacher_BCHW: Tensor, spectrum: tuple[Tensor, Tensor] | None = None
@@ -198,8 +221,9 @@ class GraphDistillationLoss(nn.Module):
         student_features: Mapping[int, Tensor],
         teacher: MutableMapping[int, Tensor] | MutableMapping[int, TeacherGraph],
         boxes: Sequence[Tensor] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> dict[str, Tensor]:
-        """Return what ``forward`` does, for a sum with the weights that this loss has.
+        """Return what ``forward`` does, for a sum with weights that are known.
 
         The gradient of that sum is taken with the terms, which saves a third of the work. It can be
         asked for once, before the next batch, and that of any other sum not at all. On a GPU, in
@@ -210,11 +234,12 @@ class GraphDistillationLoss(nn.Module):
             student_features: see ``forward``.
             teacher: see ``forward``; a level that is done is taken out, so that its memory is free.
             boxes: see ``forward``.
+            weights: of the terms in the sum, in their order; None for those that this loss has.
         """
-        weights = list(self.term_weights.values())
+        weights = list(self.term_weights.values() if weights is None else weights)
         of_positions = self.position_weights(boxes)
         if torch.is_grad_enabled() and can_be_replayed(self, student_features):
-            terms_T = self._replayed(self, student_features, teacher, of_positions)
+            terms_T = self._replayed(self, student_features, teacher, of_positions, weights)
             return dict(zip(self.term_weights, terms_T, strict=True))
         return self._by_name(
             self.level_terms(
@@ -256,7 +281,49 @@ class GraphDistillationLoss(nn.Module):
         student_BCHW = self._on_grid(level, student_BCHW)
         adapter = self.adapters[str(level)]
         assert isinstance(adapter, Adapter)
+        if self.graphs == "batch" and self.term_weights.keys() != {"vertex"}:
+            return self._with_batch_graph(
+                adapter, student_BCHW, teacher.maps_BCHW, weights_BHW, term_weights
+            )
         mixing = adapter.mixing(student_BCHW)
+        return self._over_samples(student_BCHW, mixing, teacher, weights_BHW, term_weights)
+
+    def _with_batch_graph(
+        self,
+        adapter: Adapter,
+        student_BCHW: Tensor,
+        teacher_BCHW: Tensor,
+        weights_BHW: Tensor | None,
+        term_weights: Sequence[float] | None,
+    ) -> Tensor:
+        """Return the losses of one level (T,) with edges and spectrum of the batch's graph."""
+        moments = channel_moments(centred(student_BCHW) if self.centre else student_BCHW)
+        mixing = adapter.mixing(student_BCHW, None if self.centre else moments)
+        student_CC = mixed_covariance(moments[1], mixing[0])
+        teacher_CC = channel_moments(teacher_BCHW)[1]
+        terms: list[Tensor] = []
+        for number, name in enumerate(self.term_weights):
+            if name == "vertex":
+                weight = None if term_weights is None else term_weights[number : number + 1]
+                graph = TeacherGraph(teacher_BCHW)
+                terms.append(
+                    self._over_samples(student_BCHW, mixing, graph, weights_BHW, weight)[0]
+                )
+            elif name == "edge":
+                terms.append(batch_edge_loss(student_CC, teacher_CC))
+            else:
+                terms.append(batch_spectral_loss(student_CC, teacher_CC, self.dim))
+        return torch.stack(terms)
+
+    def _over_samples(
+        self,
+        student_BCHW: Tensor,
+        mixing: tuple[Tensor, Tensor],
+        teacher: TeacherGraph,
+        weights_BHW: Tensor | None,
+        term_weights: Sequence[float] | None,
+    ) -> Tensor:
+        """Return the losses that are means over the samples of what depends on one alone."""
         size = part_size(teacher.maps_BCHW)
         graphs = list(teacher.split(size))
         weights = [None] * len(graphs) if weights_BHW is None else weights_BHW.split(size)
@@ -283,7 +350,7 @@ class GraphDistillationLoss(nn.Module):
             student_BCHW = centred(student_BCHW)
         maps = LevelMaps(student_BCHW, teacher.maps_BCHW, self.temperature)
         terms: list[Tensor] = []
-        for name in self.term_weights:
+        for name in self._of_samples:
             if name == "vertex":
                 terms.append(maps.vertex(weights_BHW).sum())
             elif name == "edge":

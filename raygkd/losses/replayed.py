@@ -31,7 +31,7 @@ Teacher = Mapping[int, Tensor] | Mapping[int, TeacherGraph]
 def can_be_replayed(loss: GraphDistillationLoss, features: Teacher) -> bool:
     """Return whether ``ReplayedTerms`` has a loss: on a GPU, the student not decomposed."""
     products_alone = "spectral" not in loss.term_weights or (
-        loss.mode == "residual" and loss.dim <= LARGEST_COUNT
+        loss.takes_spectra and loss.mode == "residual" and loss.dim <= LARGEST_COUNT
     )
     return products_alone and all(_maps(of_level).is_cuda for of_level in features.values())
 
@@ -89,6 +89,7 @@ class ReplayedTerms:
         student_features: Mapping[int, Tensor],
         teacher: MutableMapping[int, Tensor] | MutableMapping[int, TeacherGraph],
         of_positions: Mapping[int, Tensor],
+        weights: Sequence[float],
     ) -> Tensor:
         """Return the terms (T,), averaged over levels and samples.
 
@@ -97,6 +98,7 @@ class ReplayedTerms:
             student_features: level -> feature maps (B, C_s, H_s, W_s).
             teacher: level -> feature maps (B, C_t, H_t, W_t), or its graph; they are taken out.
             of_positions: level -> weights of the positions, or nothing.
+            weights: of the terms in the sum whose gradient is taken.
         """
         if self._begun is None or self._begun[0] is not teacher:
             self.begin(loss, teacher)
@@ -108,16 +110,16 @@ class ReplayedTerms:
         form = (isinstance(taken[0], TeacherGraph), bool(known), bool(of_positions))
         given = [*map(_maps, taken), *pairs, *of_positions.values()]
         students = [student_features[level] for level in loss.student_shapes]
-        function = functools.partial(terms_and_gradients, loss, *form)
+        function = functools.partial(terms_and_gradients, loss, weights, *form)
         parameters = list(loss.adapters.parameters())
         held = [*parameters, *loss.adapters.buffers()]
-        also = ("terms", *form, loss.training, *(tensor.data_ptr() for tensor in held))
+        addresses = (tensor.data_ptr() for tensor in held)
+        also = ("terms", *form, *weights, loss.training, *addresses)
 
         def run(*students: Tensor) -> tuple[Tensor, ...]:
             return self._captured(function, [*students, *given], also)
 
         self.calls += 1
-        weights = list(loss.term_weights.values())
         return _Replay.apply(self, run, weights, len(students), *students, *parameters)
 
     def _found_pairs(self) -> list[Tensor]:
@@ -214,6 +216,7 @@ def _grown(matrix_BQQ: Tensor, side: int) -> Tensor:
 
 def terms_and_gradients(
     loss: GraphDistillationLoss,
+    term_weights: Sequence[float],
     are_graphs: bool,
     are_known: bool,
     are_weighted: bool,
@@ -223,6 +226,7 @@ def terms_and_gradients(
 
     Args:
         loss: what is worked out.
+        term_weights: of the terms in the sum.
         are_graphs: whether the teacher's maps are those of ``TeacherGraph``.
         are_known: whether eigenpairs are those of ``TeacherGraph``.
         are_weighted: whether there are weights of the positions.
@@ -256,7 +260,9 @@ def terms_and_gradients(
             graph = TeacherGraph(teacher_BCHW, spectrum)
         else:
             graph = loss.teacher_graph(level, teacher_BCHW, spectrum)
-        return _LevelTerms(loss, level).with_gradient(student_BCHW, graph, weights_BHW)
+        return _LevelTerms(loss, level, term_weights).with_gradient(
+            student_BCHW, graph, weights_BHW
+        )
 
     found = side_by_side(
         functools.partial(of_level, *of_one)
@@ -270,12 +276,12 @@ def terms_and_gradients(
 class _LevelTerms(nn.Module):
     """The terms of one level, with the adapter that ``functional_call`` may give other tensors."""
 
-    def __init__(self, loss: GraphDistillationLoss, level: int):
+    def __init__(self, loss: GraphDistillationLoss, level: int, weights: Sequence[float]):
         super().__init__()
         self.adapter = loss.adapters[str(level)]
         self._level = level
         self._terms: Callable[..., Tensor] = loss.level_terms
-        self._weights = list(loss.term_weights.values())
+        self._weights = weights
         self._levels = len(loss.student_shapes)
 
     def forward(self, student_BCHW: Tensor, *others: Any) -> Tensor:

@@ -555,7 +555,7 @@ def test_checkpoint_holds_the_whole_run_and_no_teacher(digits: ImageTable, tmp_p
     state = torch.load(tmp_path / "new" / "checkpoint.pt", weights_only=True)
     assert state.keys() == {
         "format", "student", "adapters",
-        "baseline", "optimizer", "schedule", "scaler", "epoch", "metrics",
+        "baseline", "units", "optimizer", "schedule", "scaler", "epoch", "metrics",
         "parts", "rng", "config",
     }  # fmt: skip
     assert same(state["student"], training.objective.student.state_dict())

@@ -46,6 +46,10 @@ def with_gradients(
     return terms_T.detach(), list(torch.autograd.grad(3 * (terms_T * weights_T).sum(), inputs))
 
 
+def weights_of(loss: GraphDistillationLoss) -> list[float]:
+    return list(loss.term_weights.values())
+
+
 def leaves(maps: Mapping[int, Tensor], device: str = "cpu") -> dict[int, Tensor]:
     return {level: one.to(device).requires_grad_() for level, one in maps.items()}
 
@@ -113,6 +117,8 @@ def test_leading_subspace_of_nothing_is_a_basis_and_of_nan_is_nan():
         {"attention": "softmax"},
         {"weights": "cosine"},
         {"gamma": 0.0},
+        {"graphs": "batch", "gamma": 0.0},
+        {"graphs": "batch", "gamma": 0.0, "centre": True},
         {"alpha": 0.0, "beta": 0.0},
     ],
     ids=str,
@@ -122,7 +128,9 @@ def test_terms_and_gradients_are_those_of_the_plain_loss(settings: dict[str, Any
     plain = copy.deepcopy(loss)
     students, teachers = maps_of(STUDENT, 1), maps_of(TEACHER, 2)
     own = leaves(students)
-    got_T, got = with_gradients(loss, ReplayedTerms()(loss, own, dict(teachers), {}), own)
+    got_T, got = with_gradients(
+        loss, ReplayedTerms()(loss, own, dict(teachers), {}, weights_of(loss)), own
+    )
     own = leaves(students)
     wanted_T, wanted = with_gradients(plain, plain(own, teachers), own)
     torch.testing.assert_close(got_T, wanted_T, rtol=1e-4, atol=1e-6)
@@ -138,7 +146,7 @@ def test_what_has_begun_for_another_batch_is_not_taken():
     students, others, teachers = maps_of(STUDENT, 1), maps_of(TEACHER, 3), maps_of(TEACHER, 2)
     replayed.begin(loss, {level: maps[:4] for level, maps in others.items()})
     own = leaves(students)
-    got_T, _ = with_gradients(loss, replayed(loss, own, dict(teachers), {}), own)
+    got_T, _ = with_gradients(loss, replayed(loss, own, dict(teachers), {}, weights_of(loss)), own)
     wanted_T, _ = with_gradients(loss, loss(own, teachers), own)
     torch.testing.assert_close(got_T, wanted_T, rtol=1e-4, atol=1e-6)
 
@@ -152,7 +160,8 @@ def test_known_spectra_and_weights_of_positions_enter_as_they_do_plainly():
     }
     boxes = [torch.tensor([[4.0, 4.0, 20.0, 30.0]])] * 5
     own = leaves(students)
-    terms_T = ReplayedTerms()(loss, own, dict(graphs), loss.position_weights(boxes))
+    of_positions = loss.position_weights(boxes)
+    terms_T = ReplayedTerms()(loss, own, dict(graphs), of_positions, weights_of(loss))
     got_T, got = with_gradients(loss, terms_T, own)
     own = leaves(students)
     wanted_T, wanted = with_gradients(loss, loss(own, graphs, boxes), own)
@@ -164,9 +173,10 @@ def test_known_spectra_and_weights_of_positions_enter_as_they_do_plainly():
 def test_a_gradient_is_refused_once_the_next_batch_is_there():
     loss, replayed = a_loss(), ReplayedTerms()
     own = leaves(maps_of(STUDENT, 1))
-    terms_T = replayed(loss, own, maps_of(TEACHER, 2), {})
+    terms_T = replayed(loss, own, maps_of(TEACHER, 2), {}, weights_of(loss))
     fewer = {level: maps[:2] for level, maps in own.items()}
-    replayed(loss, fewer, {level: maps[:2] for level, maps in maps_of(TEACHER, 2).items()}, {})
+    teachers = {level: maps[:2] for level, maps in maps_of(TEACHER, 2).items()}
+    replayed(loss, fewer, teachers, {}, weights_of(loss))
     with pytest.raises(RuntimeError, match="before the next batch"):
         with_gradients(loss, terms_T, own)
 
