@@ -21,7 +21,7 @@ from raygkd.losses.base import BaselineLoss, Setup
 
 # what is added to the deviation of logits, in units of the logits
 DEVIATION = 1e-7
-# the smallest product of norms that a correlation is divided by
+# the smallest norm that a correlation divides by
 SMALLEST_NORM = 1e-8
 
 
@@ -132,7 +132,8 @@ def standardised_kd_loss(
         _logits_problem(student_logits_BK, teacher_logits_BK, classes=2),
         temperature_problem(temperature),
     )
-    student_BK, teacher_BK = _standardised(student_logits_BK), _standardised(teacher_logits_BK)
+    student_BK = _standardised(student_logits_BK)
+    teacher_BK = _standardised(teacher_logits_BK.detach())
     return kd_loss(student_BK, teacher_BK, temperature)
 
 
