@@ -368,7 +368,7 @@ def build_baseline(
     """Return the loss of another method between two models, and how it enters the total.
 
     Raises:
-        ConfigError: unknown levels, or a package that the method needs and that is not installed.
+        ConfigError: unknown levels.
     """
     method = config.method
     name = baseline_of(method.method)

@@ -25,7 +25,7 @@ from raygkd.registry import METHOD_GROUP, entry_points
 # what is distilled: nothing, what ``raygkd.losses.BASELINES`` has of others', and our graphs
 METHODS = (
     "none",
-    *("kd", "dkd", "dist"),
+    *("kd", "dkd", "dist", "logit-std"),
     *("fitnet", "at", "sp", "rkd", "pkt", "vid", "ickd"),
     *("fgd", "cwd", "pkd"),
     *("graph", "graph+kd"),

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from raygkd.errors import ConfigError
 from raygkd.graph import full_precision, require
-from raygkd.losses.levels import Shape, chosen_levels, levels_problem, on_one_grid
+from raygkd.losses.levels import (
+    Shape,
+    absent_problem,
+    chosen_levels,
+    levels_problem,
+    maps_problem,
+    on_one_grid,
+    without_gradient,
+)
 
 
 @dataclass(frozen=True)
@@ -131,11 +139,18 @@ class FeatureLoss(BaselineLoss):
         teacher_features: Mapping[int, Tensor],
         **others: Any,
     ) -> Tensor:
-        """Return the sum over the levels."""
+        """Return the sum over the levels.
+
+        Raises:
+            ConfigError: a level is missing, or its maps are not (B, C, H, W) of one batch.
+        """
         shared = [level for level in student_features if level in teacher_features]
+        levels = self._levels(shared)
+        for level in levels:
+            self._require(maps_problem(level, student_features[level], teacher_features[level]))
         terms = [
             self._of_level(level, student_features[level], teacher_features[level], **others)
-            for level in self._levels(shared)
+            for level in levels
         ]
         return torch.stack(terms).sum()
 
@@ -157,11 +172,15 @@ class FeatureLoss(BaselineLoss):
                 f"{self.name} compares the images of a batch: it needs at least 2; got 1"
             )
 
+    def _require(self, problem: str | None) -> None:
+        """Raise ConfigError with the name before the problem, where there is one."""
+        require(problem and f"{self.name}: {problem}")
+
     @full_precision
     def _of_level(
         self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor, **others: Any
     ) -> Tensor:
-        return self.level_loss(level, student_BCHW, teacher_BCHW.detach(), **others)
+        return self.level_loss(level, student_BCHW, without_gradient(teacher_BCHW), **others)
 
     def _levels(self, known: Sequence[int] | Mapping[int, Shape]) -> tuple[int, ...]:
         """Return the levels to read of those that there are."""
@@ -169,12 +188,7 @@ class FeatureLoss(BaselineLoss):
             if not known:
                 raise ConfigError(f"{self.name}: student and teacher share no level")
             return chosen_levels(self._wanted, known)
-        absent = [str(level) for level in self._wanted if level not in known]
-        if absent:
-            raise ConfigError(
-                f"{self.name}: no features of level {', '.join(absent)}"
-                f" (there are those of {', '.join(map(str, sorted(known)))})"
-            )
+        self._require(absent_problem(self._wanted, known))
         return tuple(self._wanted)
 
 

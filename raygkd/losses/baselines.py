@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from raygkd.errors import ConfigError, near
 from raygkd.losses.base import BaselineLoss, Setup
-from raygkd.losses.features import ICKD, SP, FitNet
+from raygkd.losses.features import AT, ICKD, VID, FitNet
 from raygkd.losses.levels import Shape, chosen_levels
-from raygkd.losses.logits import DKD, KD
+from raygkd.losses.logits import DIST, DKD, KD, StandardisedKD
 from raygkd.losses.pyramids import CWD, FGD, PKD
-from raygkd.losses.wrapped import AT, DIST, PKT, RKD, VID
+from raygkd.losses.samples import PKT, RKD, SP
 from raygkd.registry import METHOD_GROUP, Registry
 
 
@@ -91,8 +91,7 @@ def baseline_loss(
         settings: of the baseline, in place of the published ones.
 
     Raises:
-        ConfigError: an unknown name or setting, or one out of range; shapes or canvas are missing;
-            torchdistill is needed and not installed.
+        ConfigError: an unknown name or setting, or one out of range; shapes or canvas are missing.
     """
     baseline = BASELINES.get(name)
     published = baseline.settings_for(two_stage=two_stage)
@@ -190,6 +189,15 @@ for _name, _baseline in {
         weight=1.0,
         settings={"beta": 1.0, "gamma": 1.0, "tau": 1.0},
         source="Huang et al., NeurIPS 2022, arXiv 2205.10536; defaults of its code",
+    ),
+    "logit-std": Baseline(
+        StandardisedKD,
+        "classification",
+        "logits",
+        weight=9.0,
+        task_weight=0.1,
+        settings={"temperature": 2.0},
+        source="Sun et al., CVPR 2024, arXiv 2403.01427; constants of its repository",
     ),
     "ickd": Baseline(
         ICKD,

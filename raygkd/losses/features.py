@@ -1,17 +1,22 @@
-"""Distillation of a classifier's feature maps: FitNet, SP and ICKD.
+"""Distillation of a classifier's feature maps: FitNet, AT, VID and ICKD.
 
-Shape letters: B batch, C channels, H height, W width, N = H * W positions, R rows,
-J = C * H * W entries of a sample.
+Shape letters: B batch, C channels, H height, W width, N = H * W positions.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raygkd.errors import ConfigError
 from raygkd.graph import full_precision, normalised_channels, require, shape_problem
 from raygkd.losses.adapters import statistics_problem
-from raygkd.losses.base import AlignedLoss, FeatureLoss
+from raygkd.losses.base import AlignedLoss, FeatureLoss, Setup
+from raygkd.losses.levels import on_one_grid, without_gradient
 
 
 @full_precision
@@ -31,7 +36,7 @@ def hint_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     Source: Romero et al., arXiv 1412.6550.
     """
     require(shape_problem("feature maps", student_BCHW, teacher_BCHW))
-    return F.mse_loss(student_BCHW, teacher_BCHW.detach())
+    return F.mse_loss(student_BCHW, without_gradient(teacher_BCHW))
 
 
 @full_precision
@@ -63,38 +68,61 @@ def ickd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 def _correlations(features_BCHW: Tensor) -> Tensor:
     """Return the rows (B, C, C) of the products of the channels of each sample."""
     maps_BCN = features_BCHW.flatten(2)
-    return _unit_rows(maps_BCN @ maps_BCN.mT)
+    return normalised_channels((maps_BCN @ maps_BCN.mT)[..., None])
 
 
 @full_precision
-def sp_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Return ``mean_ij (g_t,ij - g_s,ij)^2`` over the pairs of samples.
+def at_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Return the mean squared difference of two attention maps, over positions and samples.
 
-    ``g_i`` is row i, divided by its Euclidean norm, of the matrix (B, B) of the inner products of
-    the samples' whole maps. The row of a sample whose map is zero is zero, without gradient.
+    The attention map of a sample is the mean over channels of the squared features, divided by its
+    Euclidean norm; that of a map of zeros is zero.
 
     Args:
-        student_BCHW: feature maps (B, C_s, H_s, W_s).
-        teacher_BCHW: feature maps (B, C_t, H_t, W_t); they get no gradient.
+        student_BCHW: feature maps (B, C_s, H, W).
+        teacher_BCHW: feature maps (B, C_t, H, W); they get no gradient.
 
     Returns:
         A scalar without unit.
 
-    Source: Tung and Mori, arXiv 1907.09682.
+    Raises:
+        ConfigError: B, H or W differ.
+
+    Source: Zagoruyko and Komodakis, arXiv 1612.03928; the paper has the norm of the difference, its
+    code the mean of the squares, as here.
     """
-    difference_BB = _similarities(teacher_BCHW.detach()) - _similarities(student_BCHW)
-    return difference_BB.square().mean()
+    require(shape_problem("attention maps", student_BCHW[:, 0], teacher_BCHW[:, 0]))
+    return F.mse_loss(_attention(student_BCHW), _attention(teacher_BCHW.detach()))
 
 
-def _similarities(features_BCHW: Tensor) -> Tensor:
-    """Return the rows (B, B) of the products of the samples of a batch."""
-    maps_BJ = features_BCHW.flatten(1)
-    return _unit_rows((maps_BJ @ maps_BJ.mT)[None])[0]
+def _attention(features_BCHW: Tensor) -> Tensor:
+    """Return where the squared activations are (B, N), of unit length."""
+    return F.normalize(features_BCHW.square().mean(1).flatten(1))
 
 
-def _unit_rows(products_BRR: Tensor) -> Tensor:
-    """Divide rows by their Euclidean norms; a row of zeros stays one, without gradient."""
-    return normalised_channels(products_BRR[..., None])
+@full_precision
+def vid_loss(mean_BCHW: Tensor, variance_1C11: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Return ``mean ((mu - t)^2 / v + log v) / 2`` over all entries.
+
+    It is the negative log likelihood of the teacher's maps t under normal distributions, without
+    the constant.
+
+    Args:
+        mean_BCHW: mu, what is predicted from the student (B, C, H, W).
+        variance_1C11: v > 0 of each channel (1, C, 1, 1), in squared units of the features.
+        teacher_BCHW: feature maps (B, C, H, W); they get no gradient.
+
+    Returns:
+        A scalar in nats.
+
+    Raises:
+        ConfigError: the shapes of the maps differ.
+
+    Source: Ahn et al., arXiv 1904.05835.
+    """
+    require(shape_problem("feature maps", mean_BCHW, teacher_BCHW))
+    error_BCHW = (mean_BCHW - teacher_BCHW.detach()).square()
+    return (error_BCHW / variance_1C11 + variance_1C11.log()).mean() / 2
 
 
 class NormalisedConvolution(nn.Sequential):
@@ -131,15 +159,6 @@ class FitNet(AlignedLoss):
         return hint_loss(*self.aligned(level, student_BCHW, teacher_BCHW))
 
 
-class SP(FeatureLoss):
-    """Similarities of the images of a batch, see ``sp_loss``."""
-
-    def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-        """Return ``sp_loss``."""
-        self.require_pairs(student_BCHW)
-        return sp_loss(student_BCHW, teacher_BCHW)
-
-
 class ICKD(AlignedLoss):
     """Correlations of channels, see ``ickd_loss``, behind a ``NormalisedConvolution``."""
 
@@ -150,3 +169,90 @@ class ICKD(AlignedLoss):
     def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
         """Return ``ickd_loss``."""
         return ickd_loss(*self.aligned(level, student_BCHW, teacher_BCHW))
+
+
+class AT(FeatureLoss):
+    """Attention transfer: where on the map the squared activations are, see ``at_loss``."""
+
+    def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+        """Return ``at_loss`` on the coarser grid."""
+        return at_loss(*on_one_grid(student_BCHW, teacher_BCHW))
+
+
+class VariationalRegressor(nn.Module):
+    """Predicts the teacher's maps from the student's: a mean per entry, a variance per channel.
+
+    The mean comes from three 1x1 convolutions without bias, with ReLU between them; the variance is
+    a learned number behind a softplus.
+
+    Args:
+        student_channels: of its inputs.
+        teacher_channels: of its outputs.
+        variance: with which every channel starts, above the floor.
+        floor: added to the softplus, so that the variance stays above 0.
+
+    Source: Ahn et al., arXiv 1904.05835.
+    """
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, *, variance: float, floor: float
+    ):
+        super().__init__()
+        widths = (student_channels, *[teacher_channels] * 3)
+        convolutions = [
+            nn.Conv2d(before, after, kernel_size=1, bias=False)
+            for before, after in itertools.pairwise(widths)
+        ]
+        first, second, third = convolutions
+        self.regressor = nn.Sequential(
+            first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True), third
+        )
+        # the inverse of the softplus, in a form that does not overflow
+        above = variance - floor
+        start = above + math.log(-math.expm1(-above))
+        self.soft_plus_param = nn.Parameter(torch.full((teacher_channels,), start))
+        self.floor = floor
+
+    def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean (B, C_t, H, W) and the variance (1, C_t, 1, 1)."""
+        variance_C = F.softplus(self.soft_plus_param) + self.floor
+        return self.regressor(features_BCHW), variance_C[None, :, None, None]
+
+
+class VID(FeatureLoss):
+    """Variational information: a ``VariationalRegressor`` per level, see ``vid_loss``.
+
+    Args:
+        setup: what it is built for; it needs the shapes.
+        variance: with which every channel starts.
+        floor: added to the variance, so that it stays above 0.
+
+    Raises:
+        ConfigError: the shapes are missing, or the variance is not above the floor.
+    """
+
+    def __init__(self, setup: Setup, *, variance: float, floor: float):
+        super().__init__(setup)
+        self.require_shapes("each level has a regressor of its own")
+        if not 0 < floor < variance < math.inf:
+            raise ConfigError(
+                f"{self.name}: variance must be above floor, and floor above 0, both finite;"
+                f" got {variance} and {floor}"
+            )
+        self.regressors = nn.ModuleDict(
+            {
+                str(level): VariationalRegressor(
+                    self.student_shapes[level][0],
+                    self.teacher_shapes[level][0],
+                    variance=variance,
+                    floor=floor,
+                )
+                for level in self._levels(self.student_shapes)
+            }
+        )
+
+    def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+        """Return ``vid_loss`` on the coarser grid."""
+        student_BCHW, teacher_BCHW = on_one_grid(student_BCHW, teacher_BCHW)
+        mean_BCHW, variance_1C11 = self.regressors[str(level)](student_BCHW)
+        return vid_loss(mean_BCHW, variance_1C11, teacher_BCHW)

@@ -32,7 +32,15 @@ from raygkd.graph import (
 )
 from raygkd.losses.adapters import ADAPTERS, Adapter, channel_moments, mixed, mixed_covariance
 from raygkd.losses.batch_graph import batch_edge_loss, batch_spectral_loss
-from raygkd.losses.levels import Shape, coarser_grid, levels_problem, part_size, pooled
+from raygkd.losses.levels import (
+    Shape,
+    absent_problem,
+    coarser_grid,
+    levels_problem,
+    maps_problem,
+    part_size,
+    pooled,
+)
 from raygkd.losses.parts import SumOverParts
 from raygkd.losses.replayed import ReplayedTerms, can_be_replayed
 from raygkd.losses.teacher_graph import TeacherGraph
@@ -195,8 +203,10 @@ class GraphDistillationLoss(nn.Module):
             "vertex", "edge" and "spectral", as far as their weight is not 0.
 
         Raises:
-            ConfigError: ``foreground`` is set, and there are no boxes.
+            ConfigError: a level is missing, its maps are not (B, C, H, W) of one batch, or
+                ``foreground`` is set and there are no boxes.
         """
+        self._require_maps(student_features, teacher)
         of_positions = self.position_weights(boxes)
         return self._by_name(
             self.level_terms(
@@ -235,7 +245,11 @@ class GraphDistillationLoss(nn.Module):
             teacher: see ``forward``; a level that is done is taken out, so that its memory is free.
             boxes: see ``forward``.
             weights: of the terms in the sum, in their order; None for those that this loss has.
+
+        Raises:
+            ConfigError: see ``forward``.
         """
+        self._require_maps(student_features, teacher)
         weights = list(self.term_weights.values() if weights is None else weights)
         of_positions = self.position_weights(boxes)
         if torch.is_grad_enabled() and can_be_replayed(self, student_features):
@@ -247,6 +261,19 @@ class GraphDistillationLoss(nn.Module):
             )
             for level in self.student_shapes
         )
+
+    def _require_maps(
+        self,
+        student_features: Mapping[int, Tensor],
+        teacher: Mapping[int, Tensor] | Mapping[int, TeacherGraph],
+    ) -> None:
+        """Raise ConfigError when a level is missing, or has no two maps to compare."""
+        shared = [level for level in student_features if level in teacher]
+        require(absent_problem(self.student_shapes, shared))
+        for level in self.student_shapes:
+            other = teacher[level]
+            maps_BCHW = other.maps_BCHW if isinstance(other, TeacherGraph) else other
+            require(maps_problem(level, student_features[level], maps_BCHW))
 
     @property
     def held_bytes(self) -> int:

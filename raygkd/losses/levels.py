@@ -1,4 +1,4 @@
-"""What the losses over several levels share: which levels there are, and one grid for both maps.
+"""What the losses over several levels share: levels, checks of their maps, and one grid for both.
 
 Shape letters: B batch, C channels, H height, W width.
 """
@@ -46,6 +46,39 @@ def levels_problem(
             f" got {student_levels} and {teacher_levels}"
         )
     return None if student_levels else "no levels: choose at least one"
+
+
+def absent_problem(wanted: Iterable[int], known: Iterable[int]) -> str | None:
+    """Say so when some of the levels that are wanted are not among those known."""
+    known = sorted(known)
+    absent = [str(level) for level in wanted if level not in known]
+    if not absent:
+        return None
+    return (
+        f"no features of level {', '.join(absent)}"
+        f" (there are those of {', '.join(map(str, known)) or 'none'})"
+    )
+
+
+def maps_problem(level: int, student: Tensor, teacher: Tensor) -> str | None:
+    """Say so when a level's maps are not (B, C, H, W) of as many images, at least one."""
+    shapes = tuple(student.shape), tuple(teacher.shape)
+    whole = all(len(shape) == 4 and all(shape) for shape in shapes)
+    if whole and len(student) == len(teacher):
+        return None
+    return (
+        f"the feature maps of level {level} must be (B, C, H, W), with the same B in student and"
+        f" teacher and nothing empty; got {shapes[0]} and {shapes[1]}"
+    )
+
+
+def without_gradient(teacher: Tensor) -> Tensor:
+    """Return a teacher's tensor detached, as a copy if it was made in inference mode.
+
+    Autograd refuses to keep a tensor of inference mode for the backward pass.
+    """
+    teacher = teacher.detach()
+    return teacher.clone() if teacher.is_inference() else teacher
 
 
 def chosen_levels(rule: str, levels: Iterable[int]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Distillation of logits.
 
-Shape letters: B batch, K classes.
+Shape letters: B batch, K classes, R rows, N entries of a row.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raygkd.graph import (
+    centred,
     full_precision,
     require,
     shape_problem,
@@ -17,6 +18,11 @@ from raygkd.graph import (
     weight_problems,
 )
 from raygkd.losses.base import BaselineLoss, Setup
+
+# what is added to the deviation of logits, in units of the logits
+DEVIATION = 1e-7
+# the smallest norm that a correlation divides by
+SMALLEST_NORM = 1e-8
 
 
 @full_precision
@@ -32,12 +38,12 @@ def kd_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: f
         A scalar in nats times T^2, in float32 (float64 for float64 logits) under autocast too.
 
     Raises:
-        ConfigError: the shapes differ, or the temperature is not above 0.
+        ConfigError: the logits are not (B, K) of one shape, or the temperature is not above 0.
 
     Source: Hinton et al., arXiv 1503.02531.
     """
     require(
-        shape_problem("logits", student_logits_BK, teacher_logits_BK),
+        _logits_problem(student_logits_BK, teacher_logits_BK),
         temperature_problem(temperature),
     )
     student_BK = (student_logits_BK / temperature).log_softmax(1)
@@ -73,12 +79,13 @@ def dkd_loss(
         A scalar in nats times T^2, in float32 (float64 for float64 logits) under autocast too.
 
     Raises:
-        ConfigError: the shapes differ, or the temperature is not above 0.
+        ConfigError: the logits are not (B, K) of one shape, there is one class only, or the
+            temperature is not above 0.
 
     Source: Zhao et al., arXiv 2203.08679.
     """
     require(
-        shape_problem("logits", student_logits_BK, teacher_logits_BK),
+        _logits_problem(student_logits_BK, teacher_logits_BK, classes=2),
         temperature_problem(temperature),
     )
     target_s, others_s = _decoupled(student_logits_BK / temperature, targets_B)
@@ -95,6 +102,105 @@ def _decoupled(logits_BK: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:
     rest_BJ = log_BK[~is_target_BK].unflatten(0, (len(log_BK), -1))
     whole_rest_B1 = rest_BJ.logsumexp(1, keepdim=True)
     return torch.cat([log_BK[is_target_BK][:, None], whole_rest_B1], 1), rest_BJ - whole_rest_B1
+
+
+@full_precision
+def standardised_kd_loss(
+    student_logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: float
+) -> Tensor:
+    """Return ``kd_loss`` of logits that are standardised per sample.
+
+    From a sample's logits their mean over the classes is subtracted, and the rest is divided by its
+    deviation (with K - 1, as in the authors' code) plus 1e-7. Logits that are all equal, to
+    rounding, become zero, without gradient.
+
+    Args:
+        student_logits_BK: logits (B, K), K at least 2.
+        teacher_logits_BK: logits (B, K); they get no gradient.
+        temperature: T > 0, which divides the standardised logits.
+
+    Returns:
+        A scalar in nats times T^2, in float32 (float64 for float64 logits) under autocast too.
+
+    Raises:
+        ConfigError: the logits are not (B, K) of one shape, there is one class only, or the
+            temperature is not above 0.
+
+    Source: Sun et al., arXiv 2403.01427.
+    """
+    require(
+        _logits_problem(student_logits_BK, teacher_logits_BK, classes=2),
+        temperature_problem(temperature),
+    )
+    student_BK = _standardised(student_logits_BK)
+    teacher_BK = _standardised(teacher_logits_BK.detach())
+    return kd_loss(student_BK, teacher_BK, temperature)
+
+
+def _standardised(logits_BK: Tensor) -> Tensor:
+    """Subtract each row's mean and divide by its deviation."""
+    rest_BK = _centred_rows(logits_BK)
+    return rest_BK / (rest_BK.std(1, keepdim=True) + DEVIATION)
+
+
+@full_precision
+def dist_loss(
+    student_logits_BK: Tensor, teacher_logits_BK: Tensor, beta: float, gamma: float, tau: float
+) -> Tensor:
+    """Return ``tau^2 (beta (1 - r_b) + gamma (1 - r_w))`` of two mean correlations of Pearson.
+
+    They are those of the class probabilities of student and teacher: r_b between the classes of an
+    image, averaged over images, and r_w within a class between the images, averaged over classes.
+    What is constant to rounding has correlation 0 with everything, without gradient.
+
+    Args:
+        student_logits_BK: logits (B, K).
+        teacher_logits_BK: logits (B, K); they get no gradient.
+        beta: weight between classes.
+        gamma: weight within classes.
+        tau: temperature, above 0, which divides the logits.
+
+    Returns:
+        A scalar without unit, in float32 (float64 for float64 logits) under autocast too.
+
+    Raises:
+        ConfigError: the logits are not (B, K) of one shape, a weight is negative, both are 0, or
+            tau is not above 0.
+
+    Source: Huang et al., arXiv 2205.10536.
+    """
+    require(
+        _logits_problem(student_logits_BK, teacher_logits_BK),
+        temperature_problem(tau, "tau"),
+        *weight_problems(beta=beta, gamma=gamma),
+    )
+    student_BK = (student_logits_BK / tau).softmax(1)
+    teacher_BK = (teacher_logits_BK.detach() / tau).softmax(1)
+    between = 1 - _correlations(student_BK, teacher_BK).mean()
+    within = 1 - _correlations(student_BK.mT, teacher_BK.mT).mean()
+    return tau**2 * (beta * between + gamma * within)
+
+
+def _correlations(student_RN: Tensor, teacher_RN: Tensor) -> Tensor:
+    """Return the correlation of Pearson of each row of both (R,)."""
+    rows = _centred_rows(student_RN), _centred_rows(teacher_RN)
+    return F.cosine_similarity(*rows, dim=1, eps=SMALLEST_NORM)
+
+
+def _centred_rows(values_RN: Tensor) -> Tensor:
+    """Subtract each row's mean; a constant row becomes zero, and so does its gradient."""
+    return centred(values_RN[None, ..., None])[0, ..., 0]
+
+
+def _logits_problem(student_BK: Tensor, teacher_BK: Tensor, classes: int = 1) -> str | None:
+    """Say so when logits are not (B, K) of one shape, or there are too few classes."""
+    shape = tuple(student_BK.shape)
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < classes:
+        return (
+            "logits must have two dimensions (B, K), with B at least 1 and"
+            f" K at least {classes}; got {shape}"
+        )
+    return shape_problem("logits", student_BK, teacher_BK)
 
 
 class KD(BaselineLoss):
@@ -135,3 +241,40 @@ class DKD(BaselineLoss):
         return dkd_loss(
             student_logits, teacher_logits, targets, self.alpha, self.beta, self.temperature
         )
+
+
+class StandardisedKD(KD):
+    """Distillation of standardised logits, see ``standardised_kd_loss``.
+
+    Raises:
+        ConfigError: the temperature is not above 0.
+    """
+
+    def loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return ``standardised_kd_loss``."""
+        return standardised_kd_loss(student_logits, teacher_logits, self.temperature)
+
+
+class DIST(BaselineLoss):
+    """Correlations of the predictions, see ``dist_loss``.
+
+    Args:
+        setup: what it is built for.
+        beta: weight between classes.
+        gamma: weight within classes.
+        tau: temperature of the logits.
+
+    Raises:
+        ConfigError: a weight is negative, both are 0, or tau is not above 0.
+    """
+
+    needs = ("student_logits", "teacher_logits")
+
+    def __init__(self, setup: Setup, *, beta: float, gamma: float, tau: float):
+        super().__init__(setup)
+        require(temperature_problem(tau, "tau"), *weight_problems(beta=beta, gamma=gamma))
+        self.beta, self.gamma, self.tau = beta, gamma, tau
+
+    def loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return ``dist_loss``."""
+        return dist_loss(student_logits, teacher_logits, self.beta, self.gamma, self.tau)

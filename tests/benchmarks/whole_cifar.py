@@ -4,10 +4,10 @@
     PYTHONPATH=. python tests/benchmarks/whole_cifar.py run images.npz --output results.jsonl
 
 The first command needs pyarrow; the second runs, from a checkout, where there are torch,
-torchvision, NumPy, Pillow and PyYAML, and torchdistill for the methods that it has. It trains a
-teacher, then a student by each method, several processes at a time on one GPU, and writes a line
-for each of them. The images are on the GPU, and are padded by 4 pixels, cropped and flipped there;
-all methods have the same teacher, split and recipe.
+torchvision, NumPy, Pillow and PyYAML. It trains a teacher, then a student by each method, several
+processes at a time on one GPU, and writes a line for each of them. The images are on the GPU, and
+are padded by 4 pixels, cropped and flipped there; all methods have the same teacher, split and
+recipe.
 
 Shapes: B batch, N images.
 """
@@ -56,7 +56,7 @@ SPEC = ImageSpec(
 # what says most comes first, should there be no time for all of it
 METHODS = (
     *("graph", "none", "kd", "fitnet", "graph+kd", "dist", "vid", "sp", "at", "dkd", "pkt"),
-    *("ickd", "rkd"),
+    *("ickd", "rkd", "logit-std"),
 )
 
 

@@ -309,7 +309,7 @@ def test_values_that_are_not_allowed(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--methods", "kd,ick"), "--methods 'ick': must be one of none, kd, dkd, dist, fitnet"),
+        (("--methods", "kd,ick"), "--methods 'ick': must be one of none, kd, dkd, dist, logit-std"),
         (("--methods", "kd,kd"), "--methods 'kd,kd': must be different methods"),
         (
             ("--methods", "kd", "--preset", "ablation"),

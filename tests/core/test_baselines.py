@@ -4,7 +4,7 @@ Shape letters: B batch, C channels, H height, W width, K classes.
 """
 
 import math
-import sys
+import re
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
@@ -17,9 +17,9 @@ from torch.autograd import gradcheck
 
 from raygkd.errors import ConfigError
 from raygkd.losses import BASELINES, BaselineLoss, baseline_loss, kd_loss
-from raygkd.losses.features import hint_loss, ickd_loss, sp_loss
+from raygkd.losses.features import at_loss, hint_loss, ickd_loss, vid_loss
 from raygkd.losses.levels import on_one_grid
-from raygkd.losses.logits import dkd_loss
+from raygkd.losses.logits import dist_loss, dkd_loss, standardised_kd_loss
 from raygkd.losses.pyramids import (
     GlobalContext,
     attention_loss,
@@ -28,9 +28,11 @@ from raygkd.losses.pyramids import (
     focal_masks,
     pkd_loss,
 )
+from raygkd.losses.samples import pkt_loss, rkd_loss, sp_loss
 
 NAMES = BASELINES.names()
-WRAPPED = ("at", "rkd", "pkt", "vid", "dist")
+IN_TORCHDISTILL = ("at", "rkd", "pkt", "vid", "dist")
+LOGITS = [name for name in NAMES if BASELINES.get(name).reads == "logits"]
 FEATURES = [name for name in NAMES if BASELINES.get(name).reads == "features"]
 PAIRS = ("sp", "rkd", "pkt")
 # they have modules of their own, and so no form without shapes
@@ -108,23 +110,77 @@ def compared_by_torchdistill(name: str, student: Any, teacher: Tensor) -> Tensor
     return loss({"layer": {"output": student}}, {"layer": {"output": teacher}})
 
 
-@pytest.mark.parametrize("name", WRAPPED)
-def test_wrapped_loss_equals_torchdistill(name: str):
-    module, given = build(name), inputs()
+def torchdistills(name: str, module: BaselineLoss, given: dict[str, Any]) -> Tensor:
+    """Return the value that torchdistill gives of what a module of ours reads."""
     if name == "dist":
-        expected = compared_by_torchdistill(name, given["student_logits"], given["teacher_logits"])
-    elif name in ("rkd", "pkt"):
+        return compared_by_torchdistill(name, given["student_logits"], given["teacher_logits"])
+    if name in ("rkd", "pkt"):
         embedded = [given[f"{side}_features"][3].mean((2, 3)) for side in ("student", "teacher")]
-        expected = compared_by_torchdistill(name, *embedded)
-    else:
-        expected = torch.zeros((), dtype=torch.float64)
-        for level in STUDENT:
-            student, teacher = on_one_grid(
-                given["student_features"][level], given["teacher_features"][level]
-            )
-            predicted = module.regressors[str(level)](student) if name == "vid" else student
-            expected = expected + compared_by_torchdistill(name, predicted, teacher)
-    torch.testing.assert_close(module(**given), expected, rtol=1e-12, atol=0)
+        return compared_by_torchdistill(name, *embedded)
+    values = []
+    for level in STUDENT:
+        student, teacher = on_one_grid(
+            given["student_features"][level], given["teacher_features"][level]
+        )
+        predicted = regressor_of(module, level)(student) if name == "vid" else student
+        values.append(compared_by_torchdistill(name, predicted, teacher))
+    return torch.stack(values).sum()
+
+
+def regressor_of(module: BaselineLoss, level: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return torchdistill's regressor of a level with the parameters of ours, the same tensors."""
+    from torchdistill.models.wrapper import Regressor4VID
+
+    student, teacher = STUDENT[level][0], TEACHER[level][0]
+    regressor = Regressor4VID(student, teacher, teacher, eps=1e-5, init_pred_var=5.0)
+    ours = dict(module.regressors[str(level)].named_parameters())
+    return lambda maps: torch.func.functional_call(regressor, ours, (maps,))
+
+
+def with_gradients(value: Tensor, of: list[Tensor]) -> list[Tensor]:
+    return [value, *torch.autograd.grad(value, of, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("name", IN_TORCHDISTILL)
+def test_value_and_gradients_equal_torchdistills(name: str):
+    module, given = build(name), inputs()
+    of = [tensor.requires_grad_() for tensor in tensors_of(given, "student")]
+    of += module.parameters()
+    results = with_gradients(module(**given), of)
+    expected = with_gradients(torchdistills(name, module, given), of)
+    assert sum(bool(gradient.any()) for gradient in results[1:]) >= (1 if name != "vid" else 15)
+    torch.testing.assert_close(results, expected, rtol=1e-10, atol=1e-15)
+
+
+def test_weights_and_temperature_of_dist_equal_torchdistills():
+    from torchdistill.losses.mid_level import DISTLoss
+
+    student, teacher = random(5, 6).requires_grad_(), random(5, 6, seed=1)
+    criterion = DISTLoss("layer", "output", "layer", "output", beta=0.5, gamma=2.0, tau=3.0)
+    expected = criterion({"layer": {"output": student}}, {"layer": {"output": teacher}})
+    results = with_gradients(dist_loss(student, teacher, 0.5, 2.0, 3.0), [student])
+    torch.testing.assert_close(results, with_gradients(expected, [student]), rtol=1e-12, atol=1e-15)
+
+
+def test_vid_loads_a_state_of_torchdistills_regressors():
+    """As checkpoints of runs have it that were made with them."""
+    from torchdistill.models.wrapper import Regressor4VID
+
+    regressors = nn.ModuleDict(
+        {
+            str(level): Regressor4VID(STUDENT[level][0], channels, channels, 1e-5, 5.0)
+            for level, (channels, _, _) in TEACHER.items()
+        }
+    )
+    state = {f"regressors.{key}": value for key, value in regressors.state_dict().items()}
+    module = baseline_loss("vid", student_shapes=STUDENT, teacher_shapes=TEACHER)
+    for key in [key for key in state if key.endswith("soft_plus_param")]:
+        torch.testing.assert_close(module.state_dict()[key], state[key])
+    module.load_state_dict(state)
+    assert torch.equal(
+        module.state_dict()["regressors.2.regressor.4.weight"],
+        state["regressors.2.regressor.4.weight"],
+    )
 
 
 # Against loops over the formulas
@@ -164,6 +220,20 @@ def naive_kd(student: Tensor, teacher: Tensor) -> float:
         for s, t in zip(student, teacher, strict=True)
     ]
     return 16 * sum(rows) / len(rows)
+
+
+def naive_logit_std(student: Tensor, teacher: Tensor) -> float:
+    total = 0.0
+    for pair in zip(student, teacher, strict=True):
+        p_s, p_t = (probabilities(standardised(row.tolist()), 2.0) for row in pair)
+        total += 4 * divergence(p_t, p_s)
+    return total / len(student)
+
+
+def standardised(row: list[float]) -> Tensor:
+    mean = sum(row) / len(row)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in row) / (len(row) - 1))
+    return torch.tensor([(value - mean) / deviation for value in row], dtype=torch.float64)
 
 
 def naive_dkd(student: Tensor, teacher: Tensor) -> float:
@@ -309,6 +379,7 @@ def naive_fgd(student: Tensor, teacher: Tensor, weights: dict[str, float]) -> fl
 NAIVE: dict[str, Callable[[Tensor, Tensor], float]] = {
     "kd": naive_kd,
     "dkd": naive_dkd,
+    "logit-std": naive_logit_std,
     "dist": naive_dist,
     "fitnet": naive_fitnet,
     "at": naive_at,
@@ -335,8 +406,8 @@ def test_loss_follows_its_formula(name: str):
             if name in ADAPTED:
                 student = module.adapters[str(level)](student).detach()
             expected += NAIVE[name](student, teacher)
-    # those two add small constants to what they divide by
-    close = 1e-5 if name in ("pkt", "pkd") else 1e-9
+    # those add small constants to what they divide by
+    close = 1e-5 if name in ("pkt", "pkd", "logit-std") else 1e-9
     assert module(**given).item() == pytest.approx(expected, rel=close)
 
 
@@ -357,10 +428,12 @@ def test_vid_follows_its_formula():
     assert module(**given).item() == pytest.approx(sum(terms) / len(terms), rel=1e-9)
 
 
-def test_vid_starts_with_its_variance():
-    module = baseline_loss("vid", student_shapes=STUDENT, teacher_shapes=TEACHER)
+@pytest.mark.parametrize("wanted", [2e-5, 5.0, 1e4])
+def test_vid_starts_with_its_variance(wanted: float):
+    shapes = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
+    module = baseline_loss("vid", variance=wanted, **shapes)
     _, variance = module.regressors["1"](torch.zeros(1, 4, 1, 1))
-    torch.testing.assert_close(variance, torch.full((1, 6, 1, 1), 5.0))
+    torch.testing.assert_close(variance, torch.full((1, 6, 1, 1), wanted))
 
 
 @pytest.mark.parametrize("two_stage", [False, True])
@@ -443,6 +516,70 @@ def test_similarities_and_correlations_by_hand():
     assert images.item() == pytest.approx((2 - math.sqrt(2)) / 2, rel=1e-12)
     channels = ickd_loss(alike[None, :, 0, None], apart[None, :, 0, None])
     assert channels.item() == pytest.approx(2 - math.sqrt(2), rel=1e-12)
+
+
+def test_attention_maps_by_hand():
+    student = torch.tensor([[[3.0, 0.0]], [[0.0, 0.0]]], dtype=torch.float64)[None]
+    teacher = torch.tensor([[[2.0, 2.0]]], dtype=torch.float64)[None]
+    # (1, 0) against (1, 1) / sqrt(2)
+    expected = ((1 - math.sqrt(0.5)) ** 2 + 0.5) / 2
+    assert at_loss(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_likelihood_by_hand():
+    mean = torch.tensor([1.0, 4.0], dtype=torch.float64).reshape(1, 2, 1, 1)
+    variance = torch.tensor([0.5, 2.0], dtype=torch.float64).reshape(1, 2, 1, 1)
+    expected = ((4 / 0.5 + math.log(0.5)) + (1 / 2 + math.log(2))) / 4
+    value = vid_loss(mean, variance, torch.full_like(mean, 3.0))
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_distances_and_angles_by_hand():
+    # sides of 3, 4 and 5, against those of an equilateral triangle
+    student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+    teacher = torch.tensor([[0, 0], [2, 0], [1, math.sqrt(3)]], dtype=torch.float64)
+    sides = [0.5 * (side / 4 - 1) ** 2 for side in (3, 4, 5)]
+    cosines = [0.5 * (cosine - 0.5) ** 2 for cosine in (0, 0.6, 0.8)]
+    apart = rkd_loss(student, teacher, 3.0, 0.0)
+    assert apart.item() == pytest.approx(3 * 2 * sum(sides) / 9, rel=1e-12)
+    turned = rkd_loss(student, teacher, 0.0, 5.0)
+    assert turned.item() == pytest.approx(5 * 2 * sum(cosines) / 27, rel=1e-12)
+    both = rkd_loss(student, teacher, 3.0, 5.0)
+    torch.testing.assert_close(both, apart + turned)
+
+
+def test_neighbours_by_hand():
+    student = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    teacher = torch.tensor([[3.0], [1.0]], dtype=torch.float64)
+    # (2/3, 1/3) against (1/2, 1/2)
+    expected = 0.25 * (math.log(0.5 / (2 / 3)) + math.log(0.5 / (1 / 3)))
+    assert pkt_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_correlations_of_classes_by_hand():
+    student, teacher = logits_of(0.6, 0.3, 0.1), logits_of(0.5, 0.5, 1e-9)
+    # the student's less 1/3: (8, -1, -7) / 30; the teacher's: (1, 1, -2) / 6
+    correlation = (8 - 1 + 14) / math.sqrt(114 * 6)
+    value = dist_loss(student, teacher, 3.0, 0.0, 1.0)
+    assert value.item() == pytest.approx(3 * (1 - correlation), rel=1e-7)
+    # nothing correlates within the classes of one image
+    assert dist_loss(student, teacher, 0.0, 2.0, 1.0).item() == 2.0
+
+
+def test_standardised_logits_by_hand():
+    student, teacher = torch.tensor([[[1.0, 3.0]], [[9.0, -1.0]]], dtype=torch.float64)
+    # two classes are always at plus and minus 1 / sqrt(2)
+    p = 1 / (1 + math.exp(-1 / math.sqrt(2)))
+    expected = 4 * (2 * p - 1) * math.log(p / (1 - p))
+    value = standardised_kd_loss(student, teacher, 2.0)
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_logit_std_does_not_see_scale_and_shift():
+    student, teacher = random(3, 6), random(3, 6, seed=1)
+    value = standardised_kd_loss(student, teacher, 2.0)
+    other = standardised_kd_loss(5 * student - 3, 0.1 * teacher + 7, 2.0)
+    torch.testing.assert_close(other, value, rtol=1e-5, atol=0)
 
 
 def test_cwd_by_hand():
@@ -636,6 +773,53 @@ def test_what_is_zero_gets_no_exploding_gradient(name: str):
     assert 0 < student.grad.abs().max() < 10
 
 
+def test_alike_images_have_the_same_place_and_no_exploding_gradient():
+    student, teacher = random(4, 5, dtype=torch.float32), random(4, 5, seed=1, dtype=torch.float32)
+    student[1] = student[0]
+    student.requires_grad_()
+    rkd_loss(student, teacher, 25.0, 50.0).backward()
+    assert 0 < student.grad.abs().max() < 100
+
+
+def test_a_silent_image_is_like_torchdistills_and_has_no_gradient_in_pkt():
+    student, teacher = random(4, 5), random(4, 5, seed=1)
+    student[0] = teacher[2] = 0.0
+    expected = compared_by_torchdistill("pkt", student, teacher)
+    student.requires_grad_()
+    value = pkt_loss(student, teacher)
+    value.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    assert torch.equal(student.grad[0], torch.zeros_like(student.grad[0]))
+    assert student.grad[1:].abs().max() > 0
+
+
+def test_opposite_images_are_finite_in_pkt():
+    """By rounding their cosine is less than -1."""
+    for seed in range(20):
+        point = random(1, 300, seed=seed, dtype=torch.float32)
+        student = torch.cat([point, -point]).requires_grad_()
+        value = pkt_loss(student, random(2, 4, dtype=torch.float32))
+        value.backward()
+        assert value.isfinite()
+        assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("alike", ["student", "teacher", "both"])
+@pytest.mark.parametrize("level", [0.0, 3.3, -1e4])
+def test_equal_logits_give_a_small_gradient(name: str, alike: str, level: float):
+    given = inputs(torch.float32)
+    for side in ("student", "teacher"):
+        if alike in (side, "both"):
+            given[f"{side}_logits"] = torch.full((3, 6), level)
+    student = given["student_logits"].requires_grad_()
+    value = build(name).float()(**given)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert value.isfinite()
+    assert gradient.abs().max() < 10
+    assert value < 50
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_image_is_enough_or_refused_in_one_line(name: str):
     module = build(name)
@@ -720,6 +904,7 @@ def test_without_shapes_the_levels_are_those_that_both_have():
         ("pkt", 30000, 1),
         ("vid", 1, 1),
         ("dist", 1, 1),
+        ("logit-std", 9, 0.1),
         ("ickd", 2.5, 1),
         ("fgd", 1, 1),
         ("cwd", 10, 1),
@@ -823,33 +1008,123 @@ def test_wrong_settings_are_refused_in_one_line(name: str, changes: dict[str, An
 
 @pytest.mark.parametrize(
     "loss",
-    [hint_loss, ickd_loss, pkd_loss, lambda s, t: cwd_loss(s, t, 1.0)],
-    ids=["hint", "ickd", "pkd", "cwd"],
+    [
+        *(hint_loss, ickd_loss, pkd_loss, lambda s, t: cwd_loss(s, t, 1.0)),
+        lambda s, t: vid_loss(s, torch.ones(1, 5, 1, 1), t),
+    ],
+    ids=["hint", "ickd", "pkd", "cwd", "vid"],
 )
 def test_different_shapes_are_refused_with_both(loss: Callable[[Tensor, Tensor], Tensor]):
     with pytest.raises(ConfigError, match=r"got \(2, 5, 3, 3\) and \(2, 6, 3, 3\)"):
         loss(random(2, 5, 3, 3), random(2, 6, 3, 3))
 
 
-@pytest.mark.parametrize("name", ["dkd", "dist"])
+def test_other_grids_are_refused_in_attention_maps():
+    with pytest.raises(ConfigError, match=r"attention maps .* got \(2, 3, 3\) and \(2, 3, 4\)"):
+        at_loss(random(2, 5, 3, 3), random(2, 6, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda s, t: rkd_loss(s, t, 1.0, 1.0), pkt_loss], ids=["rkd", "pkt"]
+)
+@pytest.mark.parametrize(
+    ("student", "teacher"), [((1, 5), (1, 6)), ((3, 5), (4, 5)), ((3, 5, 1), (3, 5))]
+)
+def test_what_is_not_embeddings_is_refused(
+    loss: Callable[[Tensor, Tensor], Tensor], student: tuple[int, ...], teacher: tuple[int, ...]
+):
+    with pytest.raises(ConfigError, match=r"^embeddings must be \(B, C\)") as raised:
+        loss(torch.ones(student), torch.ones(teacher))
+    assert str(raised.value).endswith(f"got {student} and {teacher}")
+
+
+@pytest.mark.parametrize("name", LOGITS)
 def test_other_classes_are_refused(name: str):
     with pytest.raises(ConfigError, match=r"logits .* got \(3, 6\) and \(3, 7\)"):
         build(name)(**(inputs() | {"teacher_logits": random(3, 7)}))
 
 
-@pytest.mark.parametrize("name", WRAPPED)
-def test_wrapped_loss_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch):
-    for module in ("torchdistill", "torchdistill.losses.mid_level", "torchdistill.models.wrapper"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=f"^{name} needs .*: pip install torchdistill$"):
-        build(name)
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("shape", [(3, 6, 4), (6,), (0, 6), (3, 0)])
+def test_what_is_not_logits_is_refused(name: str, shape: tuple[int, ...]):
+    message = rf"^logits must have two dimensions \(B, K\).*; got {re.escape(str(shape))}$"
+    logits = {"student_logits": torch.zeros(shape), "teacher_logits": torch.zeros(shape)}
+    with pytest.raises(ConfigError, match=message):
+        build(name)(**(inputs() | logits))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in WRAPPED])
-def test_other_losses_do_without_torchdistill(name: str, monkeypatch: pytest.MonkeyPatch):
-    for module in ("torchdistill", "torchdistill.losses.mid_level", "torchdistill.models.wrapper"):
-        monkeypatch.setitem(sys.modules, module, None)
-    assert build(name)(**inputs()).isfinite()
+@pytest.mark.parametrize("name", ["dkd", "logit-std"])
+def test_one_class_is_refused(name: str):
+    logits = {"student_logits": torch.zeros(3, 1), "teacher_logits": torch.zeros(3, 1)}
+    targets = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ConfigError, match=r"K at least 2; got \(3, 1\)$"):
+        build(name)(**logits, targets=targets)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ((3, 6, 6), (3, 3, 3)),
+        ((3, 4, 6, 6), (3, 3, 3)),
+        ((0, 4, 6, 6), (0, 6, 3, 3)),
+        ((3, 4, 0, 6), (3, 6, 3, 3)),
+        ((2, 4, 6, 6), (3, 6, 3, 3)),
+    ],
+)
+def test_wrong_maps_are_refused_with_level_and_shapes(
+    name: str, student: tuple[int, ...], teacher: tuple[int, ...]
+):
+    module, given = build(name, levels=[1]), inputs()
+    maps = {"student_features": {1: torch.zeros(student)}}
+    maps["teacher_features"] = {1: torch.zeros(teacher)}
+    message = f"{name}: the feature maps of level 1 must be .*; got {student} and {teacher}"
+    with pytest.raises(ConfigError) as raised:
+        module(**(given | maps))
+    assert re.fullmatch(message.replace("(", r"\(").replace(")", r"\)"), str(raised.value))
+
+
+@pytest.mark.parametrize("side", FEATURE_KEYS)
+def test_a_missing_level_is_named(side: str):
+    given = inputs()
+    del given[side][3]
+    with pytest.raises(
+        ConfigError, match=r"^at: no features of level 3 \(there are those of 1, 2\)$"
+    ):
+        build("at")(**given)
+
+
+@each_name
+def test_a_teacher_of_inference_mode_gives_the_same_gradients(name: str):
+    module, given = build(name), inputs()
+    of = [tensor.requires_grad_() for tensor in tensors_of(given, "student")]
+    of += module.parameters()
+    expected = with_gradients(module(**given), of)
+    with torch.inference_mode():
+        held = {
+            "teacher_logits": given["teacher_logits"].clone(),
+            "teacher_features": {k: maps.clone() for k, maps in given["teacher_features"].items()},
+        }
+    assert held["teacher_logits"].is_inference()
+    torch.testing.assert_close(with_gradients(module(**(given | held)), of), expected)
+
+
+def test_hint_loss_takes_a_teacher_of_inference_mode():
+    student = random(2, 3, 2, 2).requires_grad_()
+    with torch.inference_mode():
+        teacher = random(2, 3, 2, 2, seed=1)
+    hint_loss(student, teacher).backward()
+    torch.testing.assert_close(student.grad, (student.detach() - teacher.clone()) / 12)
+
+
+@each_name
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_nan_stays_one(name: str, side: str):
+    given = inputs()
+    given[f"{side}_logits"][1, 2] = math.nan
+    for maps in given[f"{side}_features"].values():
+        maps[1, 2] = math.nan
+    assert build(name)(**given).isnan()
 
 
 def test_attention_and_focal_losses_give_the_teacher_no_gradient():

@@ -56,6 +56,7 @@ EXPECTED_WEIGHTS = {
     "kd": {"task": 0.25, "kd": 0.75},
     "dkd": {"task": 1.0, "dkd": 1.0},
     "dist": {"task": 1.0, "dist": 1.0},
+    "logit-std": {"task": 0.1, "logit-std": 9.0},
     "fitnet": {"task": 1.0, "fitnet": 100.0},
     "at": {"task": 1.0, "at": 1000.0},
     "sp": {"task": 1.0, "sp": 3000.0},

@@ -893,3 +893,29 @@ def test_module_reports_all_wrong_settings_at_once():
 def test_module_refuses_wrong_settings(changes: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         make_module(**changes)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        ({3: None}, {}, r"^no features of level 3 \(there are those of 1\)$"),
+        ({}, {1: None, 3: None}, r"^no features of level 1, 3 \(there are those of none\)$"),
+        ({1: (0, 4, 6, 6)}, {1: (0, 6, 3, 3)}, r"level 1 must .*; got \(0, 4, .* and \(0, 6, "),
+        ({3: (8, 2, 2)}, {}, r"level 3 must be \(B, C, H, W\), .*; got \(8, 2, 2\) and \("),
+        ({3: (9, 8, 2, 2)}, {}, r"level 3 must .* same B .*; got \(9, 8, 2, 2\) and \("),
+    ],
+)
+def test_module_refuses_wrong_maps_in_one_line(
+    student: dict[int, Any], teacher: dict[int, Any], message: str, at_once: bool
+):
+    module = make_module()
+    sides = level_features()
+    for maps, changes in zip(sides, (student, teacher), strict=True):
+        for level, shape in changes.items():
+            del maps[level]
+            if shape:
+                maps[level] = torch.zeros(shape)
+    with pytest.raises(ConfigError, match=message) as raised:
+        (module.terms_with_gradient if at_once else module)(*sides)
+    assert "\n" not in str(raised.value)
