@@ -17,7 +17,8 @@ from mlflow import MlflowClient
 from servers import PATIENCE, Server, wait_for
 
 from raygkd.errors import StorageError, TrackingError
-from raygkd.tracking import Tracker, connect, read_journal
+from raygkd.tracking.store import connect
+from raygkd.tracking.tracker import Tracker, read_journal
 
 # a process that makes a store, logs to a server that is down, and ends by a crash or in order
 PROCESS = """
@@ -38,7 +39,11 @@ tracker.close(timeout=1.0)
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "raygkd.tracking"]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("raygkd.tracking")
+    ]
 
 
 # two processes at once
