@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from raygkd.assembly.methods import suits
-from raygkd.config import (
-    METHODS,
-    Config,
-)
+from raygkd.config import METHODS, Config
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
 from raygkd.data.transforms import build_transform
 from raygkd.errors import ConfigError
-from raygkd.models import (
-    ModelFile,
-    check_image_size,
-    is_classifier,
-    is_detector,
-)
+from raygkd.models import ModelFile, check_image_size, is_classifier, is_detector
 
 
 def check_kind(name: str, task: str) -> None:

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raygkd.config import (
-    Config,
-    MethodConfig,
-    settings,
-    with_settings,
-)
+from raygkd.config import Config, MethodConfig, settings, with_settings
 from raygkd.errors import ConfigError
 
 

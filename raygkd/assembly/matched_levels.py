@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from raygkd.assembly.models import (
-    new_model,
-)
-from raygkd.config import (
-    Config,
-    with_settings,
-)
+from raygkd.assembly.models import new_model
+from raygkd.config import Config, with_settings
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError
 from raygkd.losses import BASELINES
-from raygkd.models import (
-    check_levels,
-    feature_shapes,
-    stage_modules,
-)
+from raygkd.models import check_levels, feature_shapes, stage_modules
 
 
 def shared_levels(config: Config, teacher: nn.Module, student: nn.Module) -> tuple[int, ...]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from raygkd.config import (
-    Config,
-)
+from raygkd.config import Config
 from raygkd.losses import BASELINES
 
 

@@ -12,11 +12,7 @@ from torch import nn
 
 from raygkd.assembly.compatibility import check_kind
 from raygkd.assembly.methods import distils
-from raygkd.config import (
-    Config,
-    to_yaml,
-    with_settings,
-)
+from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.spec import ImageSpec
 from raygkd.models import (
     TORCHVISION_WEIGHTS,

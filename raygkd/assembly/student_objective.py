@@ -9,26 +9,12 @@ from torch import nn
 
 from raygkd.assembly.matched_levels import chosen_levels
 from raygkd.assembly.methods import baseline_of
-from raygkd.assembly.models import (
-    new_model,
-    start_from_teacher,
-    start_from_weights,
-)
-from raygkd.config import (
-    Config,
-)
+from raygkd.assembly.models import new_model, start_from_teacher, start_from_weights
+from raygkd.config import Config
 from raygkd.data.spec import ImageSpec
-from raygkd.engine import (
-    BaselineTerm,
-    ClassifierObjective,
-    DetectorObjective,
-    Objective,
-)
+from raygkd.engine import BaselineTerm, ClassifierObjective, DetectorObjective, Objective
 from raygkd.losses import BASELINES, GraphDistillationLoss, baseline_loss
-from raygkd.models import (
-    Detector,
-    feature_shapes,
-)
+from raygkd.models import Detector, feature_shapes
 
 
 def build_graph_loss(

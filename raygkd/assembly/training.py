@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from raygkd.assembly.matched_levels import chosen_levels
 from raygkd.assembly.methods import distils, uses_teacher
 from raygkd.assembly.student_objective import build_objective
-from raygkd.config import (
-    Config,
-    OptimConfig,
-    to_yaml,
-    with_settings,
-)
+from raygkd.config import Config, OptimConfig, to_yaml, with_settings
 from raygkd.data.boxes import Boxes
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import (
@@ -35,10 +30,7 @@ from raygkd.engine import (
 )
 from raygkd.engine.loop import Stream
 from raygkd.engine.schedule import lr_factor
-from raygkd.models import (
-    ModelFile,
-    build_from_file,
-)
+from raygkd.models import ModelFile, build_from_file
 
 
 def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:

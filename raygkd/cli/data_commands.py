@@ -6,12 +6,7 @@ import json
 
 import click
 
-from raygkd.cli.options import (
-    JSON,
-    Commands,
-    ListType,
-    only_results_on_stdout,
-)
+from raygkd.cli.options import JSON, Commands, ListType, only_results_on_stdout
 from raygkd.errors import ConfigError
 
 

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import click
 
-from raygkd.cli.options import (
-    JSON,
-    only_results_on_stdout,
-)
+from raygkd.cli.options import JSON, only_results_on_stdout
 from raygkd.errors import ConfigError
 from raygkd.storage.atomic_files import is_remote
 

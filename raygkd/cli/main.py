@@ -15,16 +15,8 @@ from raygkd.cli.data_commands import data
 from raygkd.cli.job_commands import jobs_group, submit
 from raygkd.cli.machine_commands import bench, doctor, ui
 from raygkd.cli.model_commands import evaluate, export, predict, promote
-from raygkd.cli.options import (
-    Commands,
-)
-from raygkd.cli.run_commands import (
-    compare,
-    report,
-    teacher,
-    train,
-    tune,
-)
+from raygkd.cli.options import Commands
+from raygkd.cli.run_commands import compare, report, teacher, train, tune
 from raygkd.errors import RunFailed, UserError, near
 
 

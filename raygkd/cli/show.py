@@ -37,12 +37,7 @@ def show_search(out: Any, result: dict[str, Any]) -> None:
 
 def show_comparison(out: Any, result: dict[str, Any]) -> None:
     """Print the result of ``raygkd compare``."""
-    from raygkd.report.tables import (
-        comparison_note,
-        comparison_table,
-        models_table,
-        teacher_note,
-    )
+    from raygkd.report.tables import comparison_note, comparison_table, models_table, teacher_note
 
     comparison, models = result["comparison"], result["models"]
     out.print(comparison_table(comparison))

@@ -20,14 +20,7 @@ from raygkd.config.schema import (
     is_choice,
     settings,
 )
-from raygkd.config.tree import (
-    Config,
-    check_keys,
-    from_mapping,
-    given,
-    to_mapping,
-    with_settings,
-)
+from raygkd.config.tree import Config, check_keys, from_mapping, given, to_mapping, with_settings
 from raygkd.config.values import WorkerRange, base_type, coerce, fingerprint, flag
 from raygkd.config.yaml_text import from_yaml, to_yaml, yaml_mapping
 

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raygkd.config.defaults import (
-    dependent_defaults,
-)
+from raygkd.config.defaults import dependent_defaults
 from raygkd.config.schema import (
     SECTIONS,
     ClusterConfig,

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raygkd.config.tree import (
-    Config,
-    from_mapping,
-    to_mapping,
-)
+from raygkd.config.tree import Config, from_mapping, to_mapping
 from raygkd.errors import ConfigError
 
 

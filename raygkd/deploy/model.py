@@ -9,10 +9,7 @@ from pathlib import Path
 
 import torch
 
-from raygkd.deploy.facts import (
-    Facts,
-    facts_of,
-)
+from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import Run, on_device, student
 from raygkd.deploy.onnx_session import open_onnx
 from raygkd.errors import DataError

@@ -11,12 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from raygkd.models import (
-    MOST_DETECTIONS,
-    ModelFile,
-    build_from_file,
-    is_detector,
-)
+from raygkd.models import MOST_DETECTIONS, ModelFile, build_from_file, is_detector
 
 
 class Deployed(nn.Module):

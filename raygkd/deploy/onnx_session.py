@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raygkd.deploy.facts import (
-    Facts,
-)
+from raygkd.deploy.facts import Facts
 from raygkd.deploy.modules import Run
 from raygkd.errors import DataError
 from raygkd.optional_packages import require

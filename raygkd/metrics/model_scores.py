@@ -25,7 +25,7 @@ SURE = 0.3
 
 
 class OutputMeter:
-    """Adds up what ``raygkd.inference.Run`` gives for batches of images, and scores it.
+    """Adds up what ``raygkd.deploy.modules.Run`` gives for batches of images, and scores it.
 
     Args:
         spec: of the images.

@@ -8,7 +8,9 @@ from typing import Any
 
 import psutil
 import ray.util
-from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.torch.config import TorchConfig
+
+from raygkd.rayrun.ray_internals import TorchBackend
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -27,7 +29,7 @@ class NodeNetwork(TorchConfig):
         return _OverNodeNetwork
 
 
-class _OverNodeNetwork(_TorchBackend):
+class _OverNodeNetwork(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(use_node_network)
         super().on_start(worker_group, backend_config)

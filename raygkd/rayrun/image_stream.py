@@ -314,7 +314,7 @@ class _Ahead:
         reference: ObjectRef, rank_plan: _Plan, passes: list[Pass], tasks: list[tuple[int, int]]
     ) -> Generator[Arrays, None, None]:
         # images that fit in memory do not need what this imports
-        from ray.data._internal.execution import streaming_executor_state as executor
+        from raygkd.rayrun.ray_internals import look_often
 
         def load(batch: Arrays) -> Arrays:
             turn, number = tasks[int(batch["id"][0])]
@@ -335,8 +335,7 @@ class _Ahead:
                 return _pack(_nothing(transform), transform, turn, problem=str(error))
             return _pack(window, transform, turn)
 
-        # Ray 2.60's own name; with a Ray that has another the stream is slower, and nothing else
-        executor.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = LOOK_SECONDS
+        look_often(LOOK_SECONDS)
         dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
             load, batch_size=1, num_cpus=DATA_CPUS
         )

@@ -15,6 +15,7 @@ from ray.train.v2.api.callback import UserCallback
 
 from raygkd.config import ClusterConfig
 from raygkd.rayrun.gloo_interface import NodeNetwork
+from raygkd.rayrun.ray_internals import PolicyTrainer
 from raygkd.rayrun.train_policies import FaultsAlone, MetricsJournal, RoomPolicy, known_cause
 from raygkd.rayrun.worker import CHECKPOINT, Job, train_worker
 from raygkd.storage.atomic_files import Place, is_remote, make_folder
@@ -27,24 +28,19 @@ POLL_SECONDS, REMOTE_POLL_SECONDS = 0.2, 1.0
 RESIZE_SECONDS = 10.0
 
 
-class _Trainer(TorchTrainer):
-    """A trainer with our policies, that leaves Ctrl-C alone.
-
-    Ray's handler of Ctrl-C takes long and ends the process itself.
-    """
+class _Trainer(PolicyTrainer):
+    """A trainer with our policies."""
 
     def __init__(self, *args: Any, batch_size: int, **options: Any):
         super().__init__(*args, **options)
         self._batch_size = batch_size
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
-
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        parts["failure_policy"] = FaultsAlone(self.run_config.failure_config)
+    def policies(self) -> dict[str, Any]:
+        """Return our policies; that of the number of workers where it may change."""
+        policies: dict[str, Any] = {"failure_policy": FaultsAlone(self.run_config.failure_config)}
         if self.scaling_config.elasticity_enabled:
-            parts["scaling_policy"] = RoomPolicy(self.scaling_config, self._batch_size)
-        return super()._initialize_and_run_controller(**parts)
+            policies["scaling_policy"] = RoomPolicy(self.scaling_config, self._batch_size)
+        return policies
 
 
 def torch_trainer(

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.failure_handling import (
-    DefaultFailurePolicy,
-    FailureDecision,
-)
-from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
-    NoopDecision,
-    ScalingDecision,
-)
 from ray.train.v2.api.callback import UserCallback
 
 from raygkd.errors import RunFailed, UserError
+from raygkd.rayrun.ray_internals import (
+    CountedRoom,
+    DefaultFailurePolicy,
+    FailureDecision,
+    NoopDecision,
+    ScalingDecision,
+    WorkerGroupStartupTimeoutError,
+)
 from raygkd.storage.atomic_files import Place
 from raygkd.storage.journal import open_journal
 
@@ -60,7 +59,7 @@ class FaultsAlone(DefaultFailurePolicy):
         return super().make_decision(training_failed_error)
 
 
-class RoomPolicy(ElasticScalingPolicy):
+class RoomPolicy(CountedRoom):
     """Starts as many workers as there is room for, of numbers that a batch can be split over.
 
     While they run, their number changes only after an epoch, when its checkpoint is there.
@@ -74,7 +73,8 @@ class RoomPolicy(ElasticScalingPolicy):
         super().__init__(scaling_config)
         self._batch_size = batch_size
 
-    def _count_possible_workers(self, reserved_resources: Any) -> int:
+    def count_workers(self, reserved_resources: Mapping[str, Any]) -> int:
+        """Return how many workers to start on the nodes that answer."""
         # Ray needs 12 to 15 s to see that a node is lost, and workers placed there never start
         answering = {
             node["NodeID"]
@@ -82,7 +82,7 @@ class RoomPolicy(ElasticScalingPolicy):
             if node["NodeID"] in reserved_resources
             and _answers(node["NodeManagerAddress"], node["NodeManagerPort"])
         }
-        room = super()._count_possible_workers(
+        room = super().count_workers(
             {node: has for node, has in reserved_resources.items() if node in answering}
         )
         return max((n for n in range(1, room + 1) if self._batch_size % n == 0), default=0)

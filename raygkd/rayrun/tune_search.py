@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raygkd.config import ClusterConfig, Config
 from raygkd.config.search_space import Dimension
 from raygkd.errors import StorageError
+from raygkd.rayrun.ray_internals import keep_credentials_here
 from raygkd.rayrun.search_history import JOURNAL, METRIC, History, SearchObserver, Trial
 from raygkd.rayrun.trainables import ERROR, IS_MISTAKE, IS_STORAGE, DistributedTrial, WarmTrial
 from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
@@ -33,11 +33,7 @@ _OWN = (
     "bad_images", "diverged", "first_step_seconds", "teacher_cached",
     "workers",
 )  # fmt: skip
-# of what Tune hands on to trials by itself; Ray writes it to the log of every node, and nodes have
-# credentials of their own
-class_cache.ENV_VARS_TO_PROPAGATE = {
-    name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
-}
+keep_credentials_here()
 # the actor of a trial that trains in workers of its own takes no CPU, or two trials could wait for
 # each other's workers for ever
 _TRIAL_BUNDLE = {"memory": 1.0e6}

@@ -1,6 +1,5 @@
 """MLflow: runs, curves and models. The only package that imports mlflow."""
 
-import logging
 import os
 
 # read when mlflow is imported. A server that is down must be noticed in seconds, and a request that
@@ -11,7 +10,3 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow prints the URL of each run that ends, with the password that is in it
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-# what goes wrong is told here in one line; MLflow would add tracebacks and hints
-logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-logging.getLogger("alembic").setLevel(logging.CRITICAL)

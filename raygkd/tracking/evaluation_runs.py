@@ -14,12 +14,8 @@ from mlflow.exceptions import MlflowException
 
 from raygkd.errors import TrackingError
 from raygkd.tracking.redaction import short_reason, shown
-from raygkd.tracking.store import (
-    existing_store,
-)
-from raygkd.tracking.tags import (
-    EVALUATED_TAG,
-)
+from raygkd.tracking.store import existing_store
+from raygkd.tracking.tags import EVALUATED_TAG
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from raygkd.errors import TrackingError
+from raygkd.tracking.client import client_of
 from raygkd.tracking.redaction import short_reason, shown
-from raygkd.tracking.store import (
-    existing_store,
-)
-from raygkd.tracking.tags import (
-    FOLDER_TAG,
-)
+from raygkd.tracking.store import existing_store
+from raygkd.tracking.tags import FOLDER_TAG
 
 # aliases of a registered model: the version in use, and the one that may take its place
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -107,7 +104,7 @@ def decide(candidate: Registered, uri: str, *, promoted: bool, tags: Mapping[str
     Raises:
         TrackingError: the server does not answer, or refuses it.
     """
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client = client_of(uri)
     try:
         for name, value in tags.items():
             client.set_model_version_tag(candidate.name, candidate.version, name, value)

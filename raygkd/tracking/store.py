@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from raygkd.errors import TrackingError
 from raygkd.storage.atomic_files import Place, is_remote, place
+from raygkd.tracking.client import client_of
 from raygkd.tracking.redaction import short_reason, shown
 
 # where artifacts are that clients send to their server and ask it for
@@ -102,7 +103,7 @@ _ABOUT = {
 
 
 def _experiment(uri: str, name: str, artifacts: str | None) -> Experiment:
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client = client_of(uri)
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -142,7 +143,7 @@ def existing_store(what: str, uri: str) -> MlflowClient:
         raise TrackingError(
             f"{what}: there is no MLflow store at {uri}: give --output or --tracking-uri"
         )
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return client_of(uri)
 
 
 def probe(uri: str) -> str | None:
@@ -165,7 +166,7 @@ def probe(uri: str) -> str | None:
                 # takes the lock of whoever writes
                 store.execute("BEGIN IMMEDIATE")
                 store.rollback()
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = client_of(uri)
         experiments = client.search_experiments()
     except Exception as error:
         silent = isinstance(error.__context__, OSError)
@@ -182,7 +183,7 @@ def experiments(store: Path) -> dict[str, str]:
     """
     uri = default_uri(store.parent)
     try:
-        found = MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
+        found = client_of(uri).search_experiments()
     except Exception as error:
         reason = short_reason(error, uri)
         raise TrackingError(f"MLflow's store {store} cannot be used: {reason}") from error

@@ -22,25 +22,17 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from raygkd.errors import StorageError, TrackingError
 from raygkd.storage.atomic_files import Place, local_copy, make_folder, place
 from raygkd.storage.journal import open_journal
-from raygkd.tracking.logged_models import (
-    LoggedModel,
-    log_model,
-)
-from raygkd.tracking.model_registry import (
-    register,
-)
+from raygkd.tracking.client import client_of
+from raygkd.tracking.logged_models import LoggedModel, log_model
+from raygkd.tracking.model_registry import register
 from raygkd.tracking.redaction import short_reason, shown, without_secrets
-from raygkd.tracking.tags import (
-    PARENT_TAG,
-    START_TAG,
-)
+from raygkd.tracking.tags import PARENT_TAG, START_TAG
 
 _TAG_LIMIT = 5000
 _log = logging.getLogger(__name__)
@@ -93,7 +85,7 @@ class Tracker:
         self.journal = journal
         self._journal = open_journal(journal)
         self._secret_uri = uri
-        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._client = client_of(uri)
         self._run_ids: dict[str, str] = {}
         self._models: dict[str, LoggedModel] = {}
         self._open: set[str] = set()

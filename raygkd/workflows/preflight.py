@@ -14,10 +14,7 @@ from raygkd.models import TORCHVISION_WEIGHTS
 from raygkd.rayrun import cluster
 from raygkd.rayrun.node_monitor import require_shared
 from raygkd.storage.atomic_files import Place, make_folder, place, whole_file, write_text
-from raygkd.workflows.resume import (
-    INPUTS,
-    lasting_path,
-)
+from raygkd.workflows.resume import INPUTS, lasting_path
 
 
 def output_folder(given: str) -> Place:

@@ -7,12 +7,7 @@ from typing import Any
 
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config
-from raygkd.models import (
-    ModelFile,
-    build_from_file,
-    count_parameters,
-    load_model_file,
-)
+from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
 from raygkd.rayrun import worker
 from raygkd.report.console import progress
 from raygkd.workflows.session import Session

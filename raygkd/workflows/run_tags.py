@@ -8,9 +8,7 @@ from importlib.metadata import version
 
 from raygkd import __version__
 from raygkd.tracking.tags import FOLDER_TAG, IMAGES_TAG
-from raygkd.workflows.session import (
-    Session,
-)
+from raygkd.workflows.session import Session
 
 
 def run_tags(session: Session, role: str) -> dict[str, str]:

@@ -9,10 +9,7 @@ from raygkd.assembly.derived_configs import teacher_training
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config, fingerprint, to_mapping
 from raygkd.data.run_images import Images
-from raygkd.models import (
-    ModelFile,
-    load_model_file,
-)
+from raygkd.models import ModelFile, load_model_file
 from raygkd.storage.atomic_files import Place, place
 from raygkd.workflows.results import MODEL
 from raygkd.workflows.session import Session

@@ -15,12 +15,7 @@ from raygkd.data.run_images import Images
 from raygkd.errors import ConfigError
 from raygkd.storage.atomic_files import Place
 from raygkd.workflows import draw_detections
-from raygkd.workflows.pair_checks import (
-    check_names,
-    check_student,
-    show_pair,
-    teacher_model,
-)
+from raygkd.workflows.pair_checks import check_names, check_student, show_pair, teacher_model
 from raygkd.workflows.results import model_rows, places, test_scores
 from raygkd.workflows.session import open_session, write_result
 from raygkd.workflows.teachers import get_teacher, teacher_facts

@@ -5,11 +5,7 @@ from __future__ import annotations
 from raygkd.assembly.models import student_file
 from raygkd.config import Config, to_yaml
 from raygkd.engine import read_checkpoint
-from raygkd.models import (
-    ModelFile,
-    load_model_file,
-    save_model_file,
-)
+from raygkd.models import ModelFile, load_model_file, save_model_file
 from raygkd.rayrun import torch_trainer
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place

@@ -118,7 +118,7 @@ def test_the_stored_configuration_is_given_back(tmp_path: Path) -> None:
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
-from raygkd.cli import run
+from raygkd.cli.main import run
 sys.argv = ["raygkd", *{arguments}]
 assert run() == 0
 print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)

@@ -24,7 +24,8 @@ from raygkd.tracking.tracker import Tracker, read_journal
 PROCESS = """
 import os, sys
 from pathlib import Path
-from raygkd.tracking import Tracker, connect, default_uri
+from raygkd.tracking.store import connect, default_uri
+from raygkd.tracking.tracker import Tracker
 
 output, journal, dead, how = sys.argv[1:]
 print(connect(default_uri(Path(output)), "raced", Path(output)), flush=True)

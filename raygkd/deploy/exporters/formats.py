@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from raygkd.deploy.exporters.onnx import (
-    write_onnx,
-)
+from raygkd.deploy.exporters.onnx import write_onnx
 from raygkd.deploy.exporters.safetensors import write_safetensors
 from raygkd.deploy.exporters.torch_program import write_program
 

@@ -7,11 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from raygkd.deploy.exporters.tracing import (
-    ExportableDetector,
-    example_images,
-    quiet,
-)
+from raygkd.deploy.exporters.tracing import ExportableDetector, example_images, quiet
 from raygkd.deploy.facts import facts_of
 from raygkd.deploy.modules import DeployedClassifier, Run, on_device
 from raygkd.models import ModelFile, is_detector
