@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/tune.py --dataset digits
 
 import sys
 
-from raygkd.cli import main
+from raygkd.cli.main import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "tune")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raygkd.distilling import Matching, distill
+    from raygkd.api import Matching, distill
 
 __version__ = "0.1.0"
 __all__ = ["Matching", "__version__", "distill"]
@@ -15,6 +15,6 @@ def __getattr__(name: str) -> Any:
     """Return what needs torch only when it is asked for."""
     if name not in ("Matching", "distill"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from raygkd import distilling
+    from raygkd import api
 
-    return getattr(distilling, name)
+    return getattr(api, name)

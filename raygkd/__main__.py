@@ -1,5 +1,5 @@
 """``python -m raygkd`` is the command line."""
 
-from raygkd.cli import main
+from raygkd.cli.main import main
 
 main()

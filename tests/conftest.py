@@ -12,8 +12,8 @@ from hypothesis import settings
 from servers import ObjectStore
 
 import raygkd.rayrun  # noqa: F401
-from raygkd import remote
-from raygkd.files import Place, place
+from raygkd.storage.atomic_files import Place, place
+from raygkd.storage.object_store import client
 
 # what is played in the background takes its share of the processors
 settings.register_profile("beside scenes", deadline=None)
@@ -53,9 +53,9 @@ def object_store(
     """An S3 server that this process uses; a test writes below a prefix of its own."""
     for name, value in started_store.environment.items():
         monkeypatch.setenv(name, value)
-    remote.client.cache_clear()
+    client.cache_clear()
     yield started_store
-    remote.client.cache_clear()
+    client.cache_clear()
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from raygkd.build import ImageSpec, untrained_file
+from raygkd.assembly.models import untrained_file
+from raygkd.data.spec import ImageSpec
 from raygkd.models import ModelFile, build_from_file
 
 CLASSES = ("cat", "dog", "eel")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from raygkd import __version__
-from raygkd.latency import cpu_name
+from raygkd.metrics.latency import cpu_name
 
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow")
 

@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raygkd.build import ImageSpec, build_training, untrained_file, uses_teacher
+from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.models import untrained_file
+from raygkd.assembly.training import build_training
 from raygkd.config import Config, with_settings
 from raygkd.data.boxes import Boxes, ImageBoxes
+from raygkd.data.spec import ImageSpec
 from raygkd.engine import Training
 
 

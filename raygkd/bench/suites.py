@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from raygkd.bench.rows import Row, Rows
-from raygkd.bench.spectral import spectral_rows
-from raygkd.bench.step import classifier_rows, detector_rows
+from raygkd.bench.spectral_rows import spectral_rows
+from raygkd.bench.step_rows import classifier_rows, detector_rows
 
 HELP_CALLS = 5
 
@@ -29,8 +29,8 @@ def core_rows(*, quick: bool) -> Rows:
 
 def whole_rows(*, quick: bool) -> Rows:
     """Yield the rows of the core, and what Ray and the command line cost; starts Ray."""
-    from raygkd.bench.cluster import ddp_rows, nested_seconds, stream_rows
-    from raygkd.bench.search import search_rows
+    from raygkd.bench.ray_rows import ddp_rows, nested_seconds, stream_rows
+    from raygkd.bench.search_rows import search_rows
     from raygkd.rayrun.cluster import cluster
 
     yield from core_rows(quick=quick)

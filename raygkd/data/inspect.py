@@ -22,7 +22,7 @@ from raygkd.data.plan import shuffled
 from raygkd.data.splits import SPLITS
 from raygkd.data.windows import decode_rows
 from raygkd.errors import DataError
-from raygkd.files import whole_file
+from raygkd.storage.atomic_files import whole_file
 
 if TYPE_CHECKING:
     from raygkd.data.parquet import ImageTable

@@ -31,8 +31,8 @@ from raygkd.data.boxes import Boxes
 from raygkd.data.plan import Rows
 from raygkd.data.splits import SPLITS, TEST, TRAIN, VAL
 from raygkd.errors import DataError
-from raygkd.files import is_remote
-from raygkd.remote import check_no_secret
+from raygkd.storage.atomic_files import is_remote
+from raygkd.storage.object_store import check_no_secret
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"raygkd"

@@ -10,8 +10,8 @@ from torch import Tensor
 from raygkd.engine.distributed import gather
 from raygkd.engine.loop import Training
 from raygkd.errors import DataError, StorageError
-from raygkd.files import Place, make_folder, whole_file
 from raygkd.models.files import read_tensors
+from raygkd.storage.atomic_files import Place, make_folder, whole_file
 
 FORMAT = "raygkd-checkpoint-4"
 

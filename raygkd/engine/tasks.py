@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from raygkd.data.boxes import Boxes
-from raygkd.detection_metrics import DetectionMeter, Detections
 from raygkd.engine.distributed import all_sum, gather
 from raygkd.engine.means import RunningMeans
-from raygkd.metrics import ClassificationMeter
+from raygkd.metrics.classification import ClassificationMeter
+from raygkd.metrics.detection import DetectionMeter, Detections
 
 Batch = Mapping[str, Tensor]
 Inputs = Callable[[Batch], Tensor]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from raygkd.errors import DataError, RunFailed, UserError
-from raygkd.files import Place, local_copy, place, whole_file
 from raygkd.models.by_name import build_model
+from raygkd.storage.atomic_files import Place, local_copy, place, whole_file
 
 FORMAT = "raygkd model 1"
 

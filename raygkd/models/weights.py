@@ -12,9 +12,9 @@ import torchvision
 from torch import Tensor, nn
 
 from raygkd.errors import ConfigError, DataError, RunFailed, UserError
-from raygkd.files import local_copy, place
 from raygkd.models.detectors import Detector, backbone_of
 from raygkd.models.files import FORMAT
+from raygkd.storage.atomic_files import local_copy, place
 
 BODY = "net.backbone.body."
 TORCHVISION_WEIGHTS = ("imagenet", "coco")

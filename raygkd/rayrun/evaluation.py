@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from raygkd.deploy.model import load_model
+from raygkd.deploy.modules import Run, student
 from raygkd.engine.measure import MIB, peak_bytes
 from raygkd.engine.tasks import pixels
-from raygkd.files import Place
-from raygkd.inference import Run, load_model, student
-from raygkd.latency import hardware, latencies
+from raygkd.metrics.latency import hardware, latencies
+from raygkd.metrics.model_scores import OutputMeter
 from raygkd.models import build_from_file, count_parameters, load_model_file
-from raygkd.output_meter import OutputMeter
-from raygkd.rayrun.ingest import RayStream, SharedImages
+from raygkd.rayrun.image_stream import RayStream, SharedImages
+from raygkd.storage.atomic_files import Place
 
 CPU = torch.device("cpu")
 # turns of a batch at least, of which each is worth many of one image

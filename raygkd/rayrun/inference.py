@@ -24,10 +24,12 @@ from ray import ObjectRef
 from raygkd.data.pictures import Encoded, Piece, read_piece
 from raygkd.data.transforms import decode
 from raygkd.data.windows import Arrays
+from raygkd.deploy.facts import Facts, Prediction
+from raygkd.deploy.model import load_model
+from raygkd.deploy.modules import Run
 from raygkd.errors import RunFailed
-from raygkd.files import Place
-from raygkd.inference import Facts, Prediction, Run, load_model
 from raygkd.rayrun.cluster import Resources
+from raygkd.storage.atomic_files import Place
 
 # decoded images that a task gives on at a time
 BLOCK = 32

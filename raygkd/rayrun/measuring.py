@@ -14,9 +14,9 @@ from torch import nn
 
 from raygkd.config import ClusterConfig, WorkerRange
 from raygkd.errors import RunFailed
-from raygkd.files import place
-from raygkd.rayrun.trainer import torch_trainer
+from raygkd.rayrun.torch_trainer import torch_trainer
 from raygkd.rayrun.worker import this_rank
+from raygkd.storage.atomic_files import place
 
 Parallel = Callable[[nn.Module], nn.Module]
 # of rank, world size, device, and what wraps a module for several ranks; its result is plain values

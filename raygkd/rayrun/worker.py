@@ -18,18 +18,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raygkd import config as configuration
-from raygkd.build import build_task, build_training, distils, normaliser, uses_teacher
+from raygkd.assembly.methods import distils, uses_teacher
+from raygkd.assembly.training import build_task, build_training, normaliser
 from raygkd.config import Config
 from raygkd.engine import Training, read_checkpoint, restore, save_checkpoint
 from raygkd.engine.tasks import pixels
 from raygkd.errors import Diverged, Stopped
-from raygkd.files import Place
 from raygkd.models import ModelFile, build_from_file
-from raygkd.rayrun.history import METRIC
-from raygkd.rayrun.ingest import RayStream, SharedImages
+from raygkd.rayrun.image_stream import RayStream, SharedImages
 from raygkd.rayrun.mailbox import Order
-from raygkd.rayrun.stopping import StopFolder, StopPoll
+from raygkd.rayrun.search_history import METRIC
+from raygkd.rayrun.stop_signal import StopFolder, StopPoll
 from raygkd.rayrun.teacher_cache import TeacherCache, start_cache
+from raygkd.storage.atomic_files import Place
 
 Epochs = Generator[dict[str, float], None, None]
 CHECKPOINT = "checkpoint.pt"

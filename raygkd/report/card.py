@@ -8,7 +8,7 @@ from typing import Any
 
 from raygkd import __version__
 from raygkd.config import yaml_mapping
-from raygkd.inference import Facts
+from raygkd.deploy.facts import Facts
 from raygkd.models import ModelFile
 
 _USE = """```python

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raygkd.report.attention import shortened
+from raygkd.report.attention_maps import shortened
 from raygkd.report.figures import BLUE, VERMILION, new_figure, save
 from raygkd.report.page import Block, Picture, Section, Table, Words
 

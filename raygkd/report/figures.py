@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raygkd.files import Place, whole_file
+from raygkd.storage.atomic_files import Place, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

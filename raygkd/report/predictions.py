@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from raygkd.data.inspect import BACKGROUND, FAINT, GAP, INK, MARGIN, SMALL_FONT_SIZE
 from raygkd.data.transforms import decode
-from raygkd.files import whole_file
-from raygkd.inference import Facts, Prediction
+from raygkd.deploy.facts import Facts, Prediction
+from raygkd.storage.atomic_files import whole_file
 
 # of a sheet: side of an image and height of the two lines below it in pixels, columns and rows
 TILE, TEXT_HEIGHT, COLUMNS, ROWS = 112, 34, 8, 8

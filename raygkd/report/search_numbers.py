@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raygkd.config import SearchConfig
+from raygkd.config.search_space import Dimension
 from raygkd.report.tables import show
-from raygkd.space import Dimension
 
 if TYPE_CHECKING:
     import optuna
 
-    from raygkd.rayrun.history import Trial
+    from raygkd.rayrun.search_history import Trial
 
 METRIC = "val_score"
 # fewer trials tell nothing of their settings, and fewer for each setting little

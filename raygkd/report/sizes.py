@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from raygkd.latency import Latency
+from raygkd.metrics.latency import Latency
 from raygkd.report.figures import BLUE, GREEN, INK, ORANGE, new_figure, plain, save
 from raygkd.report.page import Picture, Section, Table, Words
 

@@ -238,7 +238,7 @@ def levels_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def doctor_table(checks: Sequence[Mapping[str, str]]) -> Table:
-    """Return the findings of ``raygkd.doctor``.
+    """Return the findings of ``raygkd.workflows.doctor``.
 
     Args:
         checks: "check", "status", "found" and "advice" of each.

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from raygkd import build
-from raygkd.build import ImageSpec
+from raygkd.assembly.student_objective import build_objective
+from raygkd.assembly.training import normaliser
 from raygkd.config import Config
+from raygkd.data.spec import ImageSpec
 from raygkd.engine import Teacher
 from raygkd.losses import GraphDistillationLoss
 from raygkd.models import ModelFile, build_from_file
@@ -56,12 +57,12 @@ def matched_maps(
         pixels_BCHW: images in 0..1.
     """
     teacher = build_from_file(teacher_file)
-    objective = build.build_objective(config, spec, teacher)
+    objective = build_objective(config, spec, teacher)
     loss, student = objective.graph, objective.student
     assert loss is not None
     levels = tuple(loss.student_shapes)
-    seen_BCHW = build.normaliser(teacher_file.mean, teacher_file.std, CPU)(pixels_BCHW)
-    own_BCHW = build.normaliser(spec.mean, spec.std, CPU)(pixels_BCHW)
+    seen_BCHW = normaliser(teacher_file.mean, teacher_file.std, CPU)(pixels_BCHW)
+    own_BCHW = normaliser(spec.mean, spec.std, CPU)(pixels_BCHW)
     features: Mapping[int, Any] = Teacher(teacher, levels)(seen_BCHW).features
     listen = Teacher(student, levels)
     _take_statistics_of_the_batch(student)

@@ -9,20 +9,27 @@ from typing import Any
 from rich.console import Console
 from scipy import stats
 
-from raygkd import build
+from raygkd.assembly.compatibility import check_settings
+from raygkd.assembly.derived_configs import student_alone
+from raygkd.assembly.matched_levels import level_shapes
+from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.student_objective import build_objective
 from raygkd.config import LARGEST_SEED, Config, settings, to_mapping, to_yaml, with_settings
+from raygkd.data.run_images import Images
 from raygkd.errors import ConfigError, UserError
-from raygkd.inputs import Images
 from raygkd.models import ModelFile, save_model_file
-from raygkd.rayrun.costs import Costs, costs_of_steps
-from raygkd.rayrun.history import Trial
-from raygkd.rayrun.search import TrialResult
-from raygkd.report.comparison import draw_seeds
+from raygkd.rayrun.search_history import Trial
+from raygkd.rayrun.step_costs import Costs, costs_of_steps
+from raygkd.rayrun.tune_search import TrialResult
 from raygkd.report.console import progress
+from raygkd.report.seed_figures import draw_seeds
 from raygkd.report.tables import comparison_markdown
-from raygkd.tracking import DESCRIPTION_TAG
-from raygkd.variants import Settings, is_baseline, variants
-from raygkd.workflows.seeds import (
+from raygkd.tracking.tags import DESCRIPTION_TAG
+from raygkd.workflows.ablation import Settings, is_baseline, variants
+from raygkd.workflows.pair_checks import check_names, check_student, show_pair, teacher_model
+from raygkd.workflows.results import MODEL, model_rows, pair_name, places, test_scores
+from raygkd.workflows.run_tags import run_tags
+from raygkd.workflows.seed_trials import (
     Seeded,
     SeedProgress,
     row,
@@ -31,21 +38,9 @@ from raygkd.workflows.seeds import (
     students,
     train_with_seeds,
 )
-from raygkd.workflows.session import Session, open_session, run_tags, write_result
-from raygkd.workflows.single import (
-    MODEL,
-    check_names,
-    check_student,
-    get_teacher,
-    model_rows,
-    pair_name,
-    places,
-    show_pair,
-    teacher_facts,
-    teacher_model,
-    test_scores,
-)
-from raygkd.workflows.trials import require_a_score
+from raygkd.workflows.session import Session, open_session, write_result
+from raygkd.workflows.teachers import get_teacher, teacher_facts
+from raygkd.workflows.trial_progress import require_a_score
 
 PARENT = "comparison"
 RULE = "highest mean validation score over the seeds; of its seeds the best on validation"
@@ -129,7 +124,7 @@ def checked_variants(config: Config, images: Images, console: Console) -> dict[s
         )
     check_student(config, images)
     teacher = teacher_model(config, images.spec)
-    shapes = build.level_shapes(config, teacher, images.spec)
+    shapes = level_shapes(config, teacher, images.spec)
     compared = variants(
         config, images.spec.task, {level: shape[0] for level, shape in shapes.items()}
     )
@@ -137,8 +132,8 @@ def checked_variants(config: Config, images: Images, console: Console) -> dict[s
     for name, changes in compared.items():
         try:
             one = with_settings(config, changes)
-            build.check_settings(one, images.spec.task)
-            build.build_objective(one, images.spec, teacher if build.uses_teacher(one) else None)
+            check_settings(one, images.spec.task)
+            build_objective(one, images.spec, teacher if uses_teacher(one) else None)
         except UserError as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -157,7 +152,7 @@ def _begin(session: Session, compared: Mapping[str, Settings]) -> ModelFile | No
         texts={"config.yaml": to_yaml(config)},
     )
     each = {name: with_settings(config, changes) for name, changes in compared.items()}
-    wanted = any(build.uses_teacher(one) for one in each.values())
+    wanted = any(uses_teacher(one) for one in each.values())
     teacher = get_teacher(session, PARENT)[0] if wanted else None
     for name, one in each.items():
         tracker.start(
@@ -176,9 +171,9 @@ def step_costs(
     """Return name -> what a step costs, also as a share of what it costs the student alone."""
     config = session.config
     configs = {name: with_settings(config, changes) for name, changes in compared.items()}
-    alone = [name for name, one in configs.items() if not build.uses_teacher(one)]
+    alone = [name for name, one in configs.items() if not uses_teacher(one)]
     reference = alone[0] if alone else "student alone"
-    configs.setdefault(reference, build.student_alone(config, {}))
+    configs.setdefault(reference, student_alone(config, {}))
     gpus = min(1.0, config.cluster.gpus_per_worker)
     with progress(session.console, "measuring steps side by side") as advance:
         advance(0, len(configs))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from raygkd.errors import StorageError
-from raygkd.rayrun.stopping import POLL_SECONDS, StopFolder
+from raygkd.rayrun.stop_signal import POLL_SECONDS, StopFolder
 
 # of the 15 seconds that a stop may take; the rest is for MLflow and Ray
 ANSWER_SECONDS = 8.0

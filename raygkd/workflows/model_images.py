@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raygkd.build import check_teacher
+from raygkd.assembly.compatibility import check_teacher
 from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
+from raygkd.data.run_images import Images, open_images
 from raygkd.errors import DataError, UserError
-from raygkd.files import Place, place
-from raygkd.inputs import Images, open_images
 from raygkd.models import ModelFile
 from raygkd.report.console import progress
+from raygkd.storage.atomic_files import Place, place
 
 
 def given_images(model_file: ModelFile, data: str, console: Console) -> Images:

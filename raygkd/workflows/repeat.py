@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raygkd import build
+from raygkd.assembly.derived_configs import logit_baseline, without_teacher
+from raygkd.assembly.methods import uses_teacher
 from raygkd.config import Config
 from raygkd.models import ModelFile
-from raygkd.rayrun.search import TrialResult
-from raygkd.workflows.seeds import (
+from raygkd.rayrun.tune_search import TrialResult
+from raygkd.workflows.seed_trials import (
     SeedProgress,
     lead,
     row,
@@ -56,7 +57,7 @@ def repeat(session: Session, teacher: ModelFile, winner: TrialResult) -> dict[st
     )
     found = scores_of_seeds(session, trials, RepeatProgress)
     scores = {role: [found.get((seed, role)) for seed in seeds] for role in roles}
-    if not build.uses_teacher(config):
+    if not uses_teacher(config):
         # the control of a search without a teacher is its best trial, here as there
         scores[ALONE] = scores[BEST]
     told = {
@@ -78,10 +79,10 @@ def compared(config: Config, params: Mapping[str, Any], task: str) -> dict[str, 
         task: of the images; detectors have no logit distillation.
     """
     roles = {BEST: dict(params)}
-    if build.uses_teacher(config):
-        roles[ALONE] = build.without_teacher(params)
+    if uses_teacher(config):
+        roles[ALONE] = without_teacher(params)
     if config.method.method != "none" and task == "classification":
-        roles[KD] = build.logit_baseline(params)
+        roles[KD] = logit_baseline(params)
     return roles
 
 

@@ -22,30 +22,32 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from raygkd import build
+from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.student_objective import build_objective
+from raygkd.assembly.training import normaliser
 from raygkd.data.plan import shuffled
+from raygkd.data.run_images import Images, open_images
 from raygkd.data.windows import Arrays, load_window
 from raygkd.engine.tasks import pixels
 from raygkd.errors import ConfigError, DataError, ResourceError, StorageError
-from raygkd.files import Place, local_copy, make_folder, place, whole_file
 from raygkd.graph import attention_masks
-from raygkd.inputs import Images, open_images
-from raygkd.latency import hardware, latencies
+from raygkd.metrics.latency import hardware, latencies
 from raygkd.models import ModelFile, build_from_file
-from raygkd.report.attention import attention_section
-from raygkd.report.comparison import comparison_section, repeat_section
+from raygkd.report.attention_maps import attention_section
 from raygkd.report.console import progress
 from raygkd.report.examples import Example, Prediction, detections_section, examples_section
 from raygkd.report.graph_numbers import graph_views
 from raygkd.report.graphs import graphs_section
-from raygkd.report.losses import losses_section
+from raygkd.report.loss_curves import losses_section
 from raygkd.report.page import Section, page
-from raygkd.report.search import search_section
+from raygkd.report.search_figures import search_section
 from raygkd.report.search_numbers import METRIC, read_dimensions
+from raygkd.report.seed_figures import comparison_section, repeat_section
 from raygkd.report.sizes import ScoredModel, sizes_section
 from raygkd.report.summary import summary_section
+from raygkd.storage.atomic_files import Place, local_copy, make_folder, place, whole_file
 from raygkd.workflows.channel_graphs import CPU, MatchedMaps, matched_maps
-from raygkd.workflows.finished import ALONE, COMPARISON, TEACHER, FinishedRun, open_finished
+from raygkd.workflows.finished_run import ALONE, COMPARISON, TEACHER, FinishedRun, open_finished
 
 PAGE = "index.html"
 # images that the graphs are the means of, that the masks are shown on, that the models are timed
@@ -323,7 +325,7 @@ def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:
     sample_BCHW = _float_images(opened.sample("val", TIMED_IMAGES))
     timed = latencies(
         {
-            role: (build_from_file(file), build.normaliser(file.mean, file.std, CPU)(sample_BCHW))
+            role: (build_from_file(file), normaliser(file.mean, file.std, CPU)(sample_BCHW))
             for role, file in opened.models.items()
         },
         lambda done, total: tell(f"latency, {done} of at most {total} runs"),
@@ -386,8 +388,8 @@ def _losses(opened: _Opened, tell: Callable[[str], None]) -> Made:
     epochs = run.epochs()
     if opened.images is None or not epochs:
         return "the run has kept no metrics of a training"
-    teacher = build_from_file(opened.models[TEACHER]) if build.uses_teacher(run.settings) else None
-    objective = build.build_objective(run.settings, opened.images.spec, teacher)
+    teacher = build_from_file(opened.models[TEACHER]) if uses_teacher(run.settings) else None
+    objective = build_objective(run.settings, opened.images.spec, teacher)
     return losses_section(opened.folder, epochs, objective.term_weights, f"the {run.trained}")
 
 
@@ -418,7 +420,7 @@ def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:
 @torch.no_grad()
 def _predictions(file: ModelFile, images_BCHW: Tensor) -> list[Prediction]:
     model = build_from_file(file)
-    normalise = build.normaliser(file.mean, file.std, CPU)
+    normalise = normaliser(file.mean, file.std, CPU)
     logits_BK = torch.cat([model(normalise(part)) for part in images_BCHW.split(BATCH)])
     best_B, label_B = logits_BK.softmax(1).max(1)
     return [

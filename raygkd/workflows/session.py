@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
-import secrets
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from raygkd import __version__, tracking
-from raygkd.build import is_model_file
-from raygkd.config import Config, to_yaml, with_settings
-from raygkd.errors import ConfigError, ResourceError, StorageError, TrackingError, UserError
-from raygkd.files import Place, is_remote, make_folder, place, whole_file, write_text
-from raygkd.inputs import Images, open_images
-from raygkd.models import TORCHVISION_WEIGHTS, ModelFile
-from raygkd.rayrun import cluster, ingest, trainer, worker
-from raygkd.rayrun.nodes import NodeWatch, require_shared
-from raygkd.rayrun.stopping import StopFolder
+from raygkd.config import Config, to_yaml
+from raygkd.data.run_images import Images, open_images
+from raygkd.errors import StorageError, UserError
+from raygkd.models import ModelFile
+from raygkd.rayrun import cluster, image_stream, torch_trainer, worker
+from raygkd.rayrun.node_monitor import NodeWatch, require_shared
+from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.report.console import progress
-from raygkd.resuming import (
+from raygkd.storage.atomic_files import Place, is_remote, place, write_text
+from raygkd.tracking.redaction import shown
+from raygkd.tracking.store import chosen_uri, connect
+from raygkd.tracking.tracker import Tracker
+from raygkd.workflows.interrupts import Interrupts
+from raygkd.workflows.preflight import (
+    bundles_of,
+    output_folder,
+    require_one_truth,
+    require_room,
+    with_lasting_paths,
+)
+from raygkd.workflows.resume import (
     CONFIG,
-    INPUTS,
     RESULT,
     TRACKING,
     check_facts,
-    lasting_path,
     new_run_folder,
     note_facts,
 )
-from raygkd.workflows.interrupts import Interrupts
 
 # what MLflow has to take what is left
 CLOSE_SECONDS = 4.0
@@ -66,8 +67,8 @@ class Session:
     output: Place
     nodes: list[cluster.Resources]
     images: Images
-    shared: ingest.SharedImages
-    tracker: tracking.Tracker
+    shared: image_stream.SharedImages
+    tracker: Tracker
     interrupts: Interrupts
     console: Console
 
@@ -88,53 +89,7 @@ class Session:
 
 
 def _data_cpus(streamed: bool) -> float:
-    return ingest.DATA_CPUS if streamed else 0.0
-
-
-def output_folder(given: str) -> Place:
-    """Return the absolute output folder, made if it is not there.
-
-    Raises:
-        ConfigError: a URL that cannot be used.
-        ResourceError: it cannot be written.
-    """
-    try:
-        folder = place(given)
-    except ConfigError as error:
-        raise ConfigError(f"--output {error}") from error
-    probe = folder / f".writable-{secrets.token_hex(4)}"
-    try:
-        write_text(probe, "")
-        probe.unlink()
-    except (OSError, StorageError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ResourceError(
-            f"--output {given}: cannot be written ({reason}); give another folder"
-        ) from error
-    return folder
-
-
-def with_lasting_paths(config: Config, output: Place) -> Config:
-    """Return the configuration as it can be given back from another folder, or another job."""
-    paths = {
-        "data_dir": config.data.data_dir,
-        "output": config.output.output,
-        "space": config.search.space,
-        "teacher": config.model.teacher if is_model_file(config.model.teacher) else None,
-    }
-    for name in ("teacher_weights", "student_weights"):
-        weights = getattr(config.model, name)
-        paths[name] = None if weights in TORCHVISION_WEIGHTS else weights
-    lasting = {}
-    for name, path in paths.items():
-        if path is not None:
-            lasting[name] = lasting_path(path, output)
-            copy = place(lasting[name])
-            if copy.parent == output / INPUTS and not copy.exists():
-                make_folder(copy.parent)
-                with whole_file(copy) as temporary:
-                    shutil.copy(path, temporary)
-    return with_settings(config, lasting)
+    return image_stream.DATA_CPUS if streamed else 0.0
 
 
 @contextlib.contextmanager
@@ -161,22 +116,22 @@ def open_session(
         UserError: whatever cannot be had, before anything is started.
     """
     started = time.monotonic()
-    uri = tracking.chosen_uri(config.output.tracking_uri, config.output.output)
+    uri = chosen_uri(config.output.tracking_uri, config.output.output)
     output = output_folder(config.output.output)
     with contextlib.ExitStack() as stack:
         # to join a cluster takes less than to prepare images, and to start one more than to look
         nodes = stack.enter_context(_joined(config, output, uri, console)) or [cluster.local_node()]
         require_room(config, nodes, 0.0)
-        experiment = tracking.connect(uri, config.output.experiment, output)
+        experiment = connect(uri, config.output.experiment, output)
         with progress(console, "preparing images") as advance:
             images = open_images(
                 config.data, seed=config.optim.seed, output=output, progress=advance
             )
         folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
-        facts = {"MLflow store": tracking.shown(uri), **_image_facts(images), **check(images)}
+        facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}
         if resume is not None:
             check_facts(folder, facts)
-        data_cpus = _data_cpus(not ingest.fits_in_memory(images, config.data.cache_mb))
+        data_cpus = _data_cpus(not image_stream.fits_in_memory(images, config.data.cache_mb))
         require_room(config, nodes, data_cpus)
         config = with_lasting_paths(config, output)
         interrupts = Interrupts(StopFolder(folder / "stop"), lambda line: console.print(line))
@@ -187,7 +142,7 @@ def open_session(
         if data_cpus and not is_remote(images.table.path):
             require_shared("--data-dir", Path(images.table.path), Path(images.table.files[0]))
         with progress(console, "decoding images") as advance:
-            shared = ingest.share(images, config.data.cache_mb, advance)
+            shared = image_stream.share(images, config.data.cache_mb, advance)
         write_text(folder / CONFIG, to_yaml(config))
         # the last of what a run is resumed by
         if resume is None:
@@ -199,7 +154,7 @@ def open_session(
             nodes=nodes,
             images=images,
             shared=shared,
-            tracker=tracking.Tracker(uri, experiment, folder / TRACKING),
+            tracker=Tracker(uri, experiment, folder / TRACKING),
             interrupts=interrupts,
             console=console,
         )
@@ -222,34 +177,13 @@ def _joined(
         return
     with cluster.cluster(config.cluster.address):
         nodes = cluster.wait_for_room(
-            _bundles(config, fewest=True),
+            bundles_of(config, fewest=True),
             minutes=config.cluster.wait_minutes,
             tell=lambda line: console.print(line, soft_wrap=True),
         )
         if len(nodes) > 1 or config.cluster.wait_minutes:
-            _require_one_truth(output, uri)
+            require_one_truth(output, uri)
         yield nodes
-
-
-def _require_one_truth(output: Place, uri: str) -> None:
-    """Refuse results in places that only one of several nodes has.
-
-    Raises:
-        ResourceError: an output folder that one of them does not see.
-        TrackingError: an MLflow store that is a file.
-    """
-    if uri.startswith("sqlite"):
-        raise TrackingError(
-            f"--tracking-uri {uri}: the cluster has several nodes or will have, and a file is no "
-            "store for them: give the URL of an MLflow server ('raygkd ui --host' starts one)"
-        )
-    if isinstance(output, Path):
-        witness = output / f".seen-{secrets.token_hex(4)}"
-        witness.touch()
-        try:
-            require_shared("--output", output, witness)
-        finally:
-            witness.unlink()
 
 
 def _watched_nodes(session: Session, role: str) -> NodeWatch:
@@ -268,7 +202,7 @@ def _mistakes_themselves() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        trainer.raise_cause(error)
+        torch_trainer.raise_cause(error)
 
 
 def _image_facts(images: Images) -> dict[str, Any]:
@@ -322,52 +256,3 @@ def write_result(result: Mapping[str, Any], role: str) -> None:
     folder = place(result["run"])
     with _telling_the_way_on(folder, role):
         write_text(folder / RESULT, json.dumps(result, indent=2))
-
-
-def require_room(config: Config, nodes: Sequence[cluster.Resources], data_cpus: float) -> int:
-    """Return how many runs fit at once, each with as many workers as it can have.
-
-    Raises:
-        ResourceError: there is no room for one with the fewest.
-    """
-    cluster.require_room(nodes, _bundles(config, fewest=True), data_cpus=data_cpus)
-    return max(1, cluster.places(nodes, _bundles(config), data_cpus=data_cpus))
-
-
-def _bundles(config: Config, *, fewest: bool = False) -> list[cluster.Resources]:
-    """Return what a run takes with as many workers as it can have, or with the fewest."""
-    workers = config.cluster.workers
-    return cluster.run_bundles(
-        config.cluster,
-        config.cluster.cpus_per_worker or 1.0,
-        workers.least if fewest else workers.most,
-    )
-
-
-def run_tags(session: Session, role: str) -> dict[str, str]:
-    """Return the facts that every MLflow run carries."""
-    rows = session.images.rows
-    tags = {
-        "raygkd.role": role,
-        "raygkd.dataset": session.config.data.dataset,
-        tracking.IMAGES_TAG: session.images.identity,
-        "raygkd.split": ", ".join(f"{name} {len(rows[name])}" for name in ("train", "val", "test")),
-        tracking.FOLDER_TAG: str(session.folder),
-        "python": platform.python_version(),
-    }
-    tags["version.raygkd"] = __version__
-    for package in ("torch", "torchvision", "ray", "mlflow"):
-        tags[f"version.{package}"] = version(package)
-    commit = _git_commit()
-    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the folder that raygkd runs in, if it is one."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None

@@ -16,13 +16,14 @@ from typing import Any
 
 from ray import tune
 
-from raygkd import tracking
 from raygkd.config import Config, to_mapping, with_settings
-from raygkd.rayrun import search
+from raygkd.config.search_space import Dimension
+from raygkd.rayrun import tune_search
 from raygkd.rayrun.cluster import cluster
-from raygkd.rayrun.history import METRIC, SearchObserver, Trial
+from raygkd.rayrun.search_history import METRIC, SearchObserver, Trial
 from raygkd.rayrun.worker import Job
-from raygkd.space import Dimension
+from raygkd.tracking.store import connect, default_uri
+from raygkd.tracking.tracker import Tracker
 
 EPOCHS = 3
 SPACE = (Dimension(name="lr", kind="loguniform", values=(0.01, 0.1)),)
@@ -51,7 +52,7 @@ class Nothing(tune.Trainable):
 class Recorder(SearchObserver):
     """Records trials as ``raygkd tune`` does."""
 
-    def __init__(self, tracker: tracking.Tracker):
+    def __init__(self, tracker: Tracker):
         self._tracker = tracker
 
     def started(self, trial: Trial) -> None:
@@ -75,13 +76,13 @@ def search_nothing(trials: int, folder: Path, observer: SearchObserver) -> tuple
         stop=None,  # type: ignore[arg-type]
     )
     started = time.perf_counter()
-    results = search.run_search(job, config, SPACE, cpus=1.0, concurrent=2, observer=observer)
+    results = tune_search.run_search(job, config, SPACE, cpus=1.0, concurrent=2, observer=observer)
     return time.perf_counter() - started, sum(trial.epochs for trial in results)
 
 
 def main(numbers: list[int]) -> None:
     """Print a line for each number of trials."""
-    search.WarmTrial = Nothing  # type: ignore[misc, assignment]
+    tune_search.WarmTrial = Nothing  # type: ignore[misc, assignment]
     with cluster(None), tempfile.TemporaryDirectory() as name:
         # the first search of a process starts its actors
         (Path(name) / "first").mkdir()
@@ -90,9 +91,9 @@ def main(numbers: list[int]) -> None:
             folder = Path(name) / str(trials)
             (folder / "journal").mkdir(parents=True)
             alone, _ = search_nothing(trials, folder / "journal", SearchObserver())
-            uri = tracking.default_uri(folder)
-            experiment = tracking.connect(uri, "trials of nothing", folder)
-            tracker = tracking.Tracker(uri, experiment, folder / "tracking.jsonl")
+            uri = default_uri(folder)
+            experiment = connect(uri, "trials of nothing", folder)
+            tracker = Tracker(uri, experiment, folder / "tracking.jsonl")
             (folder / "mlflow").mkdir()
             recorded, epochs = search_nothing(trials, folder / "mlflow", Recorder(tracker))
             closing = time.perf_counter()

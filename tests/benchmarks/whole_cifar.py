@@ -32,15 +32,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from raygkd.build import (
-    ImageSpec,
-    build_objective,
-    build_training,
-    student_file,
-    untrained_file,
-)
+from raygkd.assembly.models import student_file, untrained_file
+from raygkd.assembly.student_objective import build_objective
+from raygkd.assembly.training import build_training
 from raygkd.config import Config, with_settings
 from raygkd.data.seeds import generator
+from raygkd.data.spec import ImageSpec
 from raygkd.engine import Training
 from raygkd.errors import ConfigError
 from raygkd.models import ModelFile, build_from_file, load_model_file, save_model_file

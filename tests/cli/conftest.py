@@ -14,9 +14,10 @@ import pytest
 import torch
 from outcomes import CLASSES, PROGRESS, ROWS, Ran, files, mlflow_runs, png
 
-from raygkd import cli, tracking
-from raygkd.build import ImageSpec, untrained_file
+from raygkd.assembly.models import untrained_file
+from raygkd.data.spec import ImageSpec
 from raygkd.models import save_model_file
+from raygkd.tracking.store import connect, default_uri
 
 torch.set_num_threads(1)
 
@@ -27,7 +28,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     output = folder / "raygkd-output"
     (output / "data").mkdir(parents=True)
-    tracking.connect(tracking.default_uri(output), "raygkd", output)
+    connect(default_uri(output), "raygkd", output)
     return folder
 
 
@@ -43,7 +44,7 @@ def raygkd(
         before = signal.getsignal(signal.SIGTERM)
         capfd.readouterr()
         try:
-            code = cli.run()
+            code = run()
         finally:
             signal.signal(signal.SIGTERM, before)
         return Ran(code, *capfd.readouterr())

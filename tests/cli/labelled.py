@@ -12,7 +12,7 @@ from outcomes import png
 
 from raygkd.data.parquet import FOREIGN_CLASSES_KEY
 from raygkd.data.transforms import decode
-from raygkd.inference import student
+from raygkd.deploy.modules import student
 from raygkd.models import ModelFile
 
 TRAIN, VAL, TEST = 12, 6, 30

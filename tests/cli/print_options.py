@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from raygkd.cli import commands
+from raygkd.cli.main import commands
 
 
 def table() -> str:

@@ -11,10 +11,10 @@ from rich.console import Console
 from scipy import stats
 
 from raygkd.errors import RunFailed, UserError
-from raygkd.rayrun.search import TrialResult
+from raygkd.rayrun.tune_search import TrialResult
 from raygkd.report.tables import comparison_markdown, comparison_note, comparison_table
 from raygkd.workflows.compare import best_of, method_metrics, p_value, summary
-from raygkd.workflows.trials import require_a_score
+from raygkd.workflows.trial_progress import require_a_score
 
 SEEDS = [4, 5, 6]
 SCORES = {"none": [0.5, 0.6, 0.55], "kd": [0.7, 0.71, 0.75], "graph": [0.72, 0.76, 0.78]}

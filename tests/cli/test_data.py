@@ -11,7 +11,7 @@ import pytest
 from outcomes import PROGRESS, Ran
 from PIL import Image
 
-from raygkd import options
+from raygkd.cli import options
 from raygkd.data.parquet import open_table
 
 

@@ -12,8 +12,8 @@ from PIL import Image, ImageColor
 
 from raygkd.data.boxes import ImageBoxes
 from raygkd.data.inspect import GAP, MARGIN
-from raygkd.detection_metrics import Detections
-from raygkd.report.detections import (
+from raygkd.metrics.detection import Detections
+from raygkd.report.detection_pictures import (
     FOUND,
     LEGEND_HEIGHT,
     TILE,

@@ -12,10 +12,11 @@ import pytest
 import torch
 from outcomes import png
 
-from raygkd.build import ImageSpec, untrained_file
+from raygkd.assembly.models import untrained_file
 from raygkd.config import DataConfig
+from raygkd.data.run_images import shards
 from raygkd.data.scenes import write_scenes
-from raygkd.inputs import shards
+from raygkd.data.spec import ImageSpec
 from raygkd.models import save_model_file
 
 Refused = Callable[..., str]

@@ -16,11 +16,12 @@ from lively import CLASSES, classifier_file, detector_file
 from mlflow import MlflowClient
 from outcomes import Ran, png
 
-from raygkd import tracking
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.parquet import FOREIGN_CLASSES_KEY
-from raygkd.exporting import WRITERS
+from raygkd.deploy.exporters.formats import WRITERS
 from raygkd.models import build_from_file, count_parameters, save_model_file
+from raygkd.tracking.store import connect, default_uri
+from raygkd.tracking.tags import EVALUATED_TAG
 
 Refused = Callable[..., str]
 
@@ -29,9 +30,9 @@ Refused = Callable[..., str]
 def run(tmp_path: Path, workplace: Path) -> tuple[Path, MlflowClient, str]:
     """The folder of a finished run with its classifier, the store that has it, and its run."""
     shutil.copy(workplace / "raygkd-output" / "mlflow.db", tmp_path)
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    run_id = client.create_run(tracking.connect(uri, "raygkd", tmp_path)).info.run_id
+    run_id = client.create_run(connect(uri, "raygkd", tmp_path)).info.run_id
     folder = tmp_path / "run"
     folder.mkdir()
     save_model_file(folder / "model.pt", classifier_file())
@@ -83,7 +84,7 @@ def test_classifiers_in_every_format_side_by_side(
     assert of_onnx["mlflow"] is of_other["mlflow"] is None
     recorded = client.get_run(of_run["mlflow"]["run_id"])
     assert recorded.info.status == "FINISHED"
-    assert recorded.data.tags[tracking.EVALUATED_TAG] == of_run["mlflow"]["of_run"] == run_id
+    assert recorded.data.tags[EVALUATED_TAG] == of_run["mlflow"]["of_run"] == run_id
     assert recorded.data.metrics["test_score"] == 1
     assert recorded.data.metrics["test_ece"] == of_run["calibration"]["ece"]
     sent = {file.path for file in client.list_artifacts(recorded.info.run_id)}

@@ -12,10 +12,10 @@ import pytest
 from mlflow import MlflowClient
 from outcomes import Ran, files
 
-from raygkd import tracking
-from raygkd.files import place
-from raygkd.inference import load_model
+from raygkd.deploy.model import load_model
 from raygkd.models import load_model_file, save_model_file
+from raygkd.storage.atomic_files import place
+from raygkd.tracking.store import connect, default_uri
 
 Refused = Callable[..., str]
 NAMES = ("class-0", "class-1", "class-2")
@@ -149,8 +149,8 @@ def test_registered_model_is_the_file_of_its_run(
     """In a store of its own: a version, an alias, and the folder that the run's tag names."""
     # to make one takes seconds
     shutil.copy(workplace / "raygkd-output" / "mlflow.db", tmp_path)
-    uri = tracking.default_uri(tmp_path)
-    experiment = tracking.connect(uri, "raygkd", tmp_path)
+    uri = default_uri(tmp_path)
+    experiment = connect(uri, "raygkd", tmp_path)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     run = client.create_run(experiment, tags={"raygkd.folder": str(tmp_path / "run")})
     client.create_registered_model("pets")

@@ -17,8 +17,8 @@ from outcomes import ROWS, Ran, files, mlflow_runs
 from servers import free_port
 
 from raygkd.config import Config, to_yaml, with_settings
-from raygkd.inputs import open_images
-from raygkd.resuming import note_facts
+from raygkd.data.run_images import open_images
+from raygkd.workflows.resume import note_facts
 
 Refused = Callable[..., str]
 TOO_MANY = "4096"

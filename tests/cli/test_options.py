@@ -11,12 +11,12 @@ import click
 import pytest
 from outcomes import Ran
 
-from raygkd import cli
+from raygkd.cli.options import resolve
+from raygkd.cli.run_commands import compare, teacher, train, tune
 from raygkd.config import SECTIONS, Config, OptimConfig, settings, to_yaml, with_settings
-from raygkd.options import resolve
-from raygkd.workflows.session import with_lasting_paths
+from raygkd.workflows.preflight import with_lasting_paths
 
-COMMANDS = {"teacher": cli.teacher, "train": cli.train, "tune": cli.tune}
+COMMANDS = {"teacher": teacher, "train": train, "tune": tune}
 COMPARE = {"methods", "preset", "seeds"}
 EVERYWHERE = """
     --dataset --data-dir --teacher --student --method --epochs --batch-size --workers
@@ -52,7 +52,7 @@ def test_what_only_one_command_uses_is_an_option_of_that_command() -> None:
     method = {name for name, (section, _, _) in settings().items() if section == "method"}
     students = method - {"method"} | {"student_weights", "inherit", "teacher_epochs"}
     assert names["teacher"] == others - search - students
-    compared = {param.name for param in cli.compare.params} & set(settings())
+    compared = {param.name for param in compare.params} & set(settings())
     single = {"method", "baseline_weight"}
     assert compared == set(settings()) - (search - {"max_concurrent"}) - single
 
@@ -118,7 +118,7 @@ def test_the_stored_configuration_is_given_back(tmp_path: Path) -> None:
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
-from raygkd.cli import run
+from raygkd.cli.main import run
 sys.argv = ["raygkd", *{arguments}]
 assert run() == 0
 print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)

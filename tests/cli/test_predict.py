@@ -15,8 +15,8 @@ from PIL import Image
 from servers import ObjectStore
 
 from raygkd.data.pictures import find_pictures, read_piece
+from raygkd.deploy.facts import Prediction, facts_of
 from raygkd.errors import DataError
-from raygkd.inference import Prediction, facts_of
 from raygkd.report.predictions import Pictures
 
 Refused = Callable[..., str]

@@ -13,32 +13,33 @@ from lively import classifier_file
 from mlflow import MlflowClient
 from outcomes import Ran
 
-from raygkd import tracking
 from raygkd.models import ModelFile, save_model_file
-from raygkd.workflows.promotion import is_better
+from raygkd.tracking.store import connect, default_uri
+from raygkd.tracking.tags import FOLDER_TAG, IMAGES_TAG
+from raygkd.workflows.promote import is_better
 
 
 @pytest.fixture
 def client(tmp_path: Path, workplace: Path) -> MlflowClient:
     """A store of the test's own in its output folder; to make one takes seconds."""
     shutil.copy(workplace / "raygkd-output" / "mlflow.db", tmp_path)
-    uri = tracking.default_uri(tmp_path)
+    uri = default_uri(tmp_path)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @pytest.fixture
 def version(client: MlflowClient, tmp_path: Path) -> Callable[..., None]:
     """Return a function that registers a model file as the winner of a run."""
-    experiment = tracking.connect(tracking.default_uri(tmp_path), "raygkd", tmp_path)
+    experiment = connect(default_uri(tmp_path), "raygkd", tmp_path)
     client.create_registered_model("pets")
 
     def register(alias: str, model_file: ModelFile, images: str = "a") -> None:
         folder = tmp_path / alias
         folder.mkdir()
         save_model_file(folder / "model.pt", model_file)
-        run = client.create_run(experiment, tags={tracking.FOLDER_TAG: str(folder)}).info.run_id
+        run = client.create_run(experiment, tags={FOLDER_TAG: str(folder)}).info.run_id
         made = client.create_model_version(
-            "pets", "file:///nowhere", run_id=run, tags={tracking.IMAGES_TAG: images}
+            "pets", "file:///nowhere", run_id=run, tags={IMAGES_TAG: images}
         )
         client.set_registered_model_alias("pets", alias, made.version)
 

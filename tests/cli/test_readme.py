@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from print_options import table
 
-from raygkd.cli import commands as raygkd
+from raygkd.cli.main import commands as raygkd
 
 ROOT = Path(__file__).parents[2]
 

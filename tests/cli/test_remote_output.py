@@ -11,8 +11,8 @@ from outcomes import Ran
 from servers import ObjectStore, free_port
 
 from raygkd.config import DataConfig
-from raygkd.files import place, write_text
-from raygkd.inputs import shards
+from raygkd.data.run_images import shards
+from raygkd.storage.atomic_files import place, write_text
 
 Refused = Callable[..., str]
 SERVER = ("--tracking-uri", "http://127.0.0.1:9")

@@ -9,7 +9,7 @@ import pytest
 
 from raygkd.config import Config, with_settings
 from raygkd.workflows.repeat import compared, numbers
-from raygkd.workflows.seeds import lead, spread
+from raygkd.workflows.seed_trials import lead, spread
 
 SCORES, OTHERS = [0.9, 0.7, 0.8], [0.5, 0.6, 0.4]
 PARAMS = {"lr": 0.1, "levels": [2], "alpha": 0.5}

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raygkd.build import ImageSpec, build_training, untrained_file, uses_teacher
+from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.models import untrained_file
+from raygkd.assembly.training import build_training
 from raygkd.config import Config, from_mapping, with_settings
 from raygkd.data import PlainStream, open_source, split_rows
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.prepare import prepare
+from raygkd.data.spec import ImageSpec
 from raygkd.engine import TeacherStore, Training
 from raygkd.models import ModelFile
 

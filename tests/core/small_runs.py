@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raygkd.build import ImageSpec, build_training, untrained_file
+from raygkd.assembly.models import untrained_file
+from raygkd.assembly.training import build_training
 from raygkd.config import Config, with_settings
 from raygkd.data import PlainStream, build_transform, open_source, split_rows
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.prepare import prepare
+from raygkd.data.spec import ImageSpec
 from raygkd.engine import TeacherStore, Training
 from raygkd.engine.loop import Stream
 from raygkd.models import ModelFile

@@ -16,8 +16,8 @@ import torch
 
 from raygkd.bench.rows import Row, machine, text_table
 from raygkd.bench.runs import SameBatch, classes_spec, make_training, random_batch, random_scenes
-from raygkd.bench.spectral import dense_embedding
-from raygkd.bench.step import CLASSIFIERS
+from raygkd.bench.spectral_rows import dense_embedding
+from raygkd.bench.step_rows import CLASSIFIERS
 from raygkd.engine import training_step
 from raygkd.engine.measure import interleaved, peak_bytes, state_bytes
 from raygkd.graph import spectral_embedding

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raygkd.calibration import BINS, calibration
+from raygkd.metrics.calibration import BINS, calibration
 
 
 def test_the_error_is_the_mean_distance_of_the_bins() -> None:

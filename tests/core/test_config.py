@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from raygkd.build import (
+from raygkd.assembly.derived_configs import (
     logit_baseline,
     student_alone,
     teacher_alone,
     teacher_training,
-    uses_teacher,
 )
+from raygkd.assembly.methods import uses_teacher
 from raygkd.config import (
     SECTIONS,
     Config,

@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from raygkd.data.boxes import Boxes, ImageBoxes
-from raygkd.detection_metrics import DetectionMeter, Detections, coco_scores, voc_scores
 from raygkd.errors import DataError
+from raygkd.metrics.detection import DetectionMeter, Detections, coco_scores, voc_scores
 
 Sides = Sequence[float]
 CLASSES = 4

@@ -29,8 +29,10 @@ from small_detections import (
 from small_runs import curve, same, weights
 from torch import Tensor
 
-from raygkd import build
+from raygkd.assembly.models import new_model, start_from_teacher
+from raygkd.assembly.training import normaliser
 from raygkd.data.parquet import ImageTable
+from raygkd.deploy.modules import DeployedDetector
 from raygkd.engine import Detection, check_terms, read_checkpoint, restore, save_checkpoint
 from raygkd.errors import ConfigError, DataError, Stopped
 from raygkd.models.weights import TRAINED_ON_COCO, torchvision_file
@@ -178,15 +180,15 @@ def test_a_student_inherits_where_it_distils_and_has_no_weights_of_its_own(
 ) -> None:
     config = detection_config(**{"student": "fcos_mobilenet_v3_small_fpn32", **settings})
     names = config.model.student, config.model.teacher
-    student, teacher = (build.new_model(name, SPEC) for name in names)
-    assert bool(build.start_from_teacher(config, student, teacher)) == inherits
+    student, teacher = (new_model(name, SPEC) for name in names)
+    assert bool(start_from_teacher(config, student, teacher)) == inherits
 
 
 def test_a_student_that_is_told_to_inherit_and_cannot_is_refused() -> None:
     config = detection_config(inherit=True)
-    student, teacher = (build.new_model(name, SPEC) for name in (config.model.student, TEACHER))
+    student, teacher = (new_model(name, SPEC) for name in (config.model.student, TEACHER))
     with pytest.raises(ConfigError, match="choose detectors of the same _fpn width"):
-        build.start_from_teacher(config, student, teacher)
+        start_from_teacher(config, student, teacher)
 
 
 def test_families_whose_pyramids_overlap_are_matched_on_the_levels_both_have(
@@ -215,13 +217,11 @@ def test_what_cannot_be_trained_is_refused(
 
 def test_a_detector_in_use_gives_what_the_model_finds() -> None:
     file = detector_file()
-    deployed = build.DeployedDetector(file).eval()
+    deployed = DeployedDetector(file).eval()
     images_BCSS = torch.rand(2, 3, SIDE, SIDE)
     with torch.no_grad():
         packed = deployed(images_BCSS)
-        found = deployed.model(
-            build.normaliser(SPEC.mean, SPEC.std, torch.device("cpu"))(images_BCSS)
-        )
+        found = deployed.model(normaliser(SPEC.mean, SPEC.std, torch.device("cpu"))(images_BCSS))
     assert packed.shape == (2, 100, 6)
     for rows, one in zip(packed, found):
         count = len(one["scores"])

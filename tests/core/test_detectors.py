@@ -9,7 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from raygkd.build import ImageSpec, untrained_file
+from raygkd.assembly.models import untrained_file
+from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError, DataError
 from raygkd.models import (
     Detector,

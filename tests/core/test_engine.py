@@ -33,9 +33,12 @@ from small_runs import (
     weights,
 )
 
-from raygkd.build import DeployedClassifier, amp_dtype, build_training, student_file, suits
+from raygkd.assembly.methods import suits
+from raygkd.assembly.models import student_file
+from raygkd.assembly.training import amp_dtype, build_training
 from raygkd.config import METHODS, OptimConfig, from_yaml
 from raygkd.data.parquet import ImageTable
+from raygkd.deploy.modules import DeployedClassifier
 from raygkd.engine import (
     Teacher,
     Training,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from servers import ObjectStore
 
-from raygkd.files import Place, make_folder, place
-from raygkd.journal import PART_BYTES, open_journal
-from raygkd.remote import RemotePath
+from raygkd.storage.atomic_files import Place, make_folder, place
+from raygkd.storage.journal import PART_BYTES, open_journal
+from raygkd.storage.object_store import RemotePath
 
 
 @pytest.fixture

@@ -13,14 +13,7 @@ from layouts import SIZE, write_image, write_xml
 from PIL import Image
 
 from raygkd.data import ImageBoxes, decode
-from raygkd.data.annotations import (
-    Annotation,
-    Faults,
-    check_boxes,
-    load_coco,
-    read_coco,
-    read_voc,
-)
+from raygkd.data.annotations import Annotation, Faults, check_boxes, load_coco, read_coco, read_voc
 from raygkd.errors import DataError
 
 LABELS = {"cat": 0, "dog": 1}

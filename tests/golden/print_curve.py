@@ -9,11 +9,12 @@ import tempfile
 
 import torch
 
-from raygkd.build import ImageSpec, build_training
+from raygkd.assembly.training import build_training
 from raygkd.config import Config, with_settings
 from raygkd.data import PlainStream, build_transform, open_source, split_rows
 from raygkd.data.parquet import open_table
 from raygkd.data.prepare import prepare
+from raygkd.data.spec import ImageSpec
 from raygkd.models import ModelFile, build_classifier
 
 IMAGES = 256

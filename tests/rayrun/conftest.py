@@ -12,10 +12,10 @@ from commands import Command, commands_in
 from mlflow import MlflowClient
 from playing import untrained_teacher_in
 
-from raygkd import tracking
 from raygkd.config import DataConfig
-from raygkd.inputs import Images, open_images
+from raygkd.data.run_images import Images, open_images
 from raygkd.rayrun.cluster import Resources, cluster
+from raygkd.tracking.store import default_uri
 
 torch.set_num_threads(1)
 
@@ -58,10 +58,10 @@ def client(output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClie
     """The MLflow store of the output folder, which mlflow's own functions use too."""
     # mlflow puts both into the environment as well
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-        monkeypatch.setenv(name, tracking.default_uri(output))
+        monkeypatch.setenv(name, default_uri(output))
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(tracking.default_uri(output))
-    mlflow.set_registry_uri(tracking.default_uri(output))
+    mlflow.set_tracking_uri(default_uri(output))
+    mlflow.set_registry_uri(default_uri(output))
     yield MlflowClient()
     mlflow.set_tracking_uri(before[0])
     mlflow.set_registry_uri(before[1])

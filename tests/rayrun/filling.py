@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from records import json_lines, run_ids
 from scenes import TRIALS, TUNE, Scene
 
-from raygkd import tracking
 from raygkd.engine import read_checkpoint
+from raygkd.tracking.store import default_uri
 
 MEGABYTES = 48
 JOURNALS = ("trials.jsonl", "tracking.jsonl")
@@ -120,5 +120,5 @@ def fill(scene: Scene) -> Disturbed:
     disk.make_room()
 
     command = scene.start("tune", "--resume", folder, "--json")
-    uri = tracking.default_uri(disk.folder)
+    uri = default_uri(disk.folder)
     return Disturbed(folder, ends, command, command.result(), MlflowClient(uri, uri))

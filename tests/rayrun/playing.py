@@ -17,7 +17,8 @@ from spreading import spread
 from storing import keep
 from surroundings import by_thread
 
-from raygkd.build import ImageSpec, untrained_file
+from raygkd.assembly.models import untrained_file
+from raygkd.data.spec import ImageSpec
 from raygkd.models import save_model_file
 
 # scene -> the files whose tests look at its outcome; the longest first

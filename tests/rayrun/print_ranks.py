@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from raygkd.config import ClusterConfig, Config, WorkerRange, with_settings
-from raygkd.inputs import open_images
+from raygkd.data.run_images import open_images
 from raygkd.rayrun.cluster import cluster, run_bundles, wait_for_room
-from raygkd.rayrun.ingest import share
-from raygkd.rayrun.stopping import StopFolder
-from raygkd.rayrun.trainer import torch_trainer
+from raygkd.rayrun.image_stream import share
+from raygkd.rayrun.stop_signal import StopFolder
+from raygkd.rayrun.torch_trainer import torch_trainer
 from raygkd.rayrun.worker import Job, make_job, make_training
 
 SETTINGS = {"method": "none", "limit_train": 256, "epochs": 1, "augment": "none"}

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 
-from raygkd.build import DeployedClassifier, build_training
+from raygkd.assembly.training import build_training
 from raygkd.config import Config, from_yaml
 from raygkd.data.loader import PlainStream
+from raygkd.data.run_images import Images, open_images
 from raygkd.data.splits import Splits
 from raygkd.data.windows import load_window
+from raygkd.deploy.modules import DeployedClassifier
 from raygkd.engine import Training
-from raygkd.inputs import Images, open_images
 from raygkd.models import ModelFile, load_model_file
 
 # what each process measures by its own clock, in every epoch and in its first

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from raygkd.bench.search import Curve, asha
+from raygkd.bench.search_rows import Curve, asha
 from raygkd.config import Config, with_settings
-from raygkd.rayrun.history import read_epochs
+from raygkd.rayrun.search_history import read_epochs
 
 EPOCHS = 9
 

@@ -26,12 +26,12 @@ from records import (
 )
 
 from raygkd import config as configuration
-from raygkd.build import uses_teacher
+from raygkd.assembly.methods import uses_teacher
 from raygkd.models import load_model_file
-from raygkd.rayrun.history import Trial
+from raygkd.rayrun.search_history import Trial
 from raygkd.report.console import stderr_console
-from raygkd.workflows import write_report
-from raygkd.workflows.finished import FinishedRun, open_finished
+from raygkd.workflows.finished_run import FinishedRun, open_finished
+from raygkd.workflows.report import write_report
 
 EPOCHS, SEED = 2, 3
 SEEDS = [SEED, SEED + 1]

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from raygkd import doctor, tracking
+from raygkd.tracking.store import connect, probe
+from raygkd.workflows import doctor
 
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = "127.0.0.1:1"
@@ -63,9 +64,9 @@ def test_what_is_well_and_what_is_not(tmp_path: Path, taken_port: int) -> None:
 
 def test_stores(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert tracking.probe(uri) is None
-    tracking.connect(uri, "raygkd", tmp_path)
-    assert tracking.probe(uri) == f"{uri}, 2 experiments"
+    assert probe(uri) is None
+    connect(uri, "raygkd", tmp_path)
+    assert probe(uri) == f"{uri}, 2 experiments"
     assert examined(tmp_path)["MLflow"]["found"] == f"{uri}, 2 experiments"
     # in other folders, because MLflow remembers the stores that it has opened
     old, other = tmp_path / "old", tmp_path / "other"

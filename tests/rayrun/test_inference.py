@@ -21,12 +21,13 @@ from PIL import Image
 
 from raygkd.data.pictures import PIECE, find_pictures
 from raygkd.data.transforms import decode
+from raygkd.deploy.facts import Prediction, facts_of
+from raygkd.deploy.modules import student
 from raygkd.errors import RunFailed
-from raygkd.files import place
-from raygkd.inference import Prediction, facts_of, student
 from raygkd.models import ModelFile, save_model_file
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.inference import predict
+from raygkd.storage.atomic_files import place
 
 # more than a piece, and no whole number of batches
 FILES = PIECE + 6

@@ -23,7 +23,8 @@ from records import (
 )
 
 from raygkd import config as configuration
-from raygkd.build import logit_baseline, uses_teacher, without_teacher
+from raygkd.assembly.derived_configs import logit_baseline, without_teacher
+from raygkd.assembly.methods import uses_teacher
 from raygkd.models import load_model_file
 
 EPOCHS, SEED = 2, 3

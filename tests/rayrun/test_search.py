@@ -20,7 +20,7 @@ from ray.tune import with_parameters
 from ray.util import placement_group_table
 from records import without_times
 
-from raygkd.build import untrained_file
+from raygkd.assembly.models import untrained_file
 from raygkd.config import (
     ClusterConfig,
     Config,
@@ -30,16 +30,16 @@ from raygkd.config import (
     WorkerRange,
     with_settings,
 )
+from raygkd.config.search_space import Dimension
+from raygkd.data.run_images import Images
 from raygkd.engine import read_checkpoint
-from raygkd.inputs import Images
 from raygkd.rayrun.cluster import Resources
-from raygkd.rayrun.history import METRIC, SearchObserver, Trial
-from raygkd.rayrun.ingest import share
-from raygkd.rayrun.search import TrialResult, numbers, run_search, scheduler, searcher
-from raygkd.rayrun.stopping import StopFolder
-from raygkd.rayrun.trials import WarmTrial
+from raygkd.rayrun.image_stream import share
+from raygkd.rayrun.search_history import METRIC, SearchObserver, Trial
+from raygkd.rayrun.stop_signal import StopFolder
+from raygkd.rayrun.trainables import WarmTrial
+from raygkd.rayrun.tune_search import TrialResult, numbers, run_search, scheduler, searcher
 from raygkd.rayrun.worker import Job, make_job
-from raygkd.space import Dimension
 
 import psutil  # type: ignore[import-untyped]  # isort: skip  (ray brings it along)
 

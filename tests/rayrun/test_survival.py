@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from records import curves, running, tracked
 from scenes import Scenes
 
-from raygkd import tracking
+from raygkd.tracking.store import default_uri
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_trials_that_were_over_are_not_started_again(killed: Killed) -> None:
 
 
 def test_a_killed_search_goes_on_in_its_mlflow_runs(killed: Killed) -> None:
-    client = MlflowClient(tracking.default_uri(killed.folder.parent.parent))
+    client = MlflowClient(default_uri(killed.folder.parent.parent))
     found = {f"trial-{trial['number']:04d}": trial for trial in killed.result["trials"]}
     for ids in killed.run_ids:
         for key in ids.keys() & found.keys():

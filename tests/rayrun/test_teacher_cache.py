@@ -19,15 +19,15 @@ from ray.tune import with_parameters
 from records import without_times
 from torch import Tensor
 
-from raygkd.build import untrained_file
+from raygkd.assembly.models import untrained_file
 from raygkd.config import Config, with_settings
-from raygkd.inputs import Images
+from raygkd.data.run_images import Images
 from raygkd.rayrun.cluster import Resources
-from raygkd.rayrun.ingest import SharedImages, share
-from raygkd.rayrun.search import numbers
-from raygkd.rayrun.stopping import StopFolder
+from raygkd.rayrun.image_stream import SharedImages, share
+from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.rayrun.teacher_cache import CachedTeacher, start_cache
-from raygkd.rayrun.trials import WarmTrial
+from raygkd.rayrun.trainables import WarmTrial
+from raygkd.rayrun.tune_search import numbers
 from raygkd.rayrun.worker import Job, make_job
 
 MIB = 1 << 20

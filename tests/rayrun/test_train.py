@@ -29,12 +29,7 @@ from records import (
 )
 
 from raygkd.engine import read_checkpoint
-from raygkd.models import (
-    build_classifier,
-    build_from_file,
-    count_parameters,
-    load_model_file,
-)
+from raygkd.models import build_classifier, build_from_file, count_parameters, load_model_file
 
 EPOCHS, TEACHER_EPOCHS = 6, 24
 # 151 validation and 359 test images: two workers get unequal shares

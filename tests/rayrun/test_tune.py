@@ -28,9 +28,9 @@ from records import (
 )
 
 from raygkd import config as configuration
-from raygkd import tracking
-from raygkd.build import student_alone
+from raygkd.assembly.derived_configs import student_alone
 from raygkd.models import load_model_file
+from raygkd.tracking.store import default_uri
 
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "512", "--seed", "3"),
@@ -69,7 +69,7 @@ class Searched:
 
 def store(output: Path) -> MlflowClient:
     """Return the MLflow store of an output folder."""
-    return MlflowClient(tracking.default_uri(output), tracking.default_uri(output))
+    return MlflowClient(default_uri(output), default_uri(output))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_result_is_what_the_command_promises(searched: Searched, output: Pat
         {"number", "params", "epochs", "val_score", "status", "run_id", "error"}
     ]
     assert set(result["mlflow"]) == {"tracking_uri", "experiment_id", "parent_run_id"}
-    assert result["mlflow"]["tracking_uri"] == tracking.default_uri(output)
+    assert result["mlflow"]["tracking_uri"] == default_uri(output)
     assert result["seconds"] > 0
     assert result["repeat"] is None
     assert json.loads((searched.folder / "result.json").read_text()) == result

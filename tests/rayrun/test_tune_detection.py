@@ -15,8 +15,10 @@ from commands import Command
 from mlflow import MlflowClient
 from records import curves, running, strange_numbers
 
-from raygkd.build import DeployedDetector, ImageSpec, untrained_file
+from raygkd.assembly.models import untrained_file
 from raygkd.data.scenes import write_scenes
+from raygkd.data.spec import ImageSpec
+from raygkd.deploy.modules import DeployedDetector
 from raygkd.models import load_model_file, save_model_file
 
 SIDE, TRIALS = 96, 2

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygkd.build import ImageSpec, build_objective, normaliser, untrained_file
+from raygkd.assembly.models import untrained_file
+from raygkd.assembly.student_objective import build_objective
+from raygkd.assembly.training import normaliser
 from raygkd.config import Config, from_mapping
+from raygkd.data.spec import ImageSpec
 from raygkd.engine import Teacher
 from raygkd.models import ModelFile, build_from_file
 from raygkd.workflows.channel_graphs import CPU, MatchedMaps, matched_maps

@@ -14,10 +14,11 @@ from browser import Opened, is_installed, opened
 from commands import commands_in
 from PIL import Image
 
-from raygkd.build import ImageSpec, untrained_file
+from raygkd.assembly.models import untrained_file
+from raygkd.data.spec import ImageSpec
 from raygkd.models import save_model_file
 from raygkd.report.console import stderr_console
-from raygkd.workflows import write_report
+from raygkd.workflows.report import write_report
 
 # what would be HTML, a formula, or two words elsewhere
 CLASSES = ("$\\frac$ & co", "<script>throw 1")

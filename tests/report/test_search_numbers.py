@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from raygkd.config import SearchConfig, from_mapping
-from raygkd.rayrun.history import Trial
-from raygkd.rayrun.search import scheduler
-from raygkd.report.search import place
+from raygkd.config.search_space import Dimension
+from raygkd.rayrun.search_history import Trial
+from raygkd.rayrun.tune_search import scheduler
+from raygkd.report.search_figures import place
 from raygkd.report.search_numbers import (
     Importance,
     Rung,
@@ -20,7 +21,6 @@ from raygkd.report.search_numbers import (
     rung_epochs,
     rung_table,
 )
-from raygkd.space import Dimension
 
 LR = Dimension("lr", "loguniform", (0.01, 1.0))
 LEVELS = Dimension("levels", "choice", ([1], [2], [1, 2]))

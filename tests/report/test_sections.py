@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raygkd import cli
+from raygkd.cli.run_commands import tune
 from raygkd.config import Config, from_mapping, settings
-from raygkd.latency import FEWEST, WARM_UP, hardware, latencies
+from raygkd.metrics.latency import FEWEST, WARM_UP, hardware, latencies
 from raygkd.report.examples import Example, Prediction, examples_section
 from raygkd.report.page import Picture, Section, Table, Words, page
 from raygkd.report.summary import command_line, outcome, summary_section
@@ -76,7 +76,7 @@ def test_the_command_that_is_shown_makes_the_same_settings() -> None:
     config = from_mapping(TREE)
     program, command, *arguments = shlex.split(command_line("tune", config))
     assert (program, command) == ("raygkd", "tune")
-    context = cli.tune.make_context("tune", list(arguments))
+    context = tune.make_context("tune", list(arguments))
     known = settings()
     tree: dict[str, dict[str, Any]] = {}
     for name, value in context.params.items():

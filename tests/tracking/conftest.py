@@ -11,8 +11,8 @@ import torch
 from mlflow import MlflowClient
 from servers import Server, free_port
 
-from raygkd import tracking
-from raygkd.tracking import Tracker
+from raygkd.tracking.store import connect, default_uri
+from raygkd.tracking.tracker import Tracker
 
 torch.set_num_threads(1)
 
@@ -40,13 +40,13 @@ def server(starting_server: Server) -> Server:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with a store, which takes seconds to make; its name is no password."""
     output = tmp_path_factory.mktemp("me@work")
-    tracking.connect(tracking.default_uri(output), "first", output)
+    connect(default_uri(output), "first", output)
     return output
 
 
 @pytest.fixture
 def uri(store: Path) -> str:
-    return tracking.default_uri(store)
+    return default_uri(store)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ _number = itertools.count()
 @pytest.fixture
 def experiment(uri: str, store: Path) -> str:
     """An experiment of the test's own in the SQLite store."""
-    return tracking.connect(uri, f"experiment {next(_number)}", store)
+    return connect(uri, f"experiment {next(_number)}", store)
 
 
 @pytest.fixture

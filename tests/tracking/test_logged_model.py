@@ -15,9 +15,11 @@ import torch
 from mlflow import MlflowClient
 from servers import PATIENCE, Server, Serving
 
-from raygkd.build import DeployedClassifier
+from raygkd.deploy.modules import DeployedClassifier
 from raygkd.models import ModelFile, build_classifier
-from raygkd.tracking import LoggedModel, Tracker, connect
+from raygkd.tracking.logged_models import LoggedModel
+from raygkd.tracking.store import connect
+from raygkd.tracking.tracker import Tracker
 
 CLASSES, SIDE = 5, 16
 NUMBERS = (1, 2, 5)

@@ -17,13 +17,15 @@ from mlflow import MlflowClient
 from servers import PATIENCE, Server, wait_for
 
 from raygkd.errors import StorageError, TrackingError
-from raygkd.tracking import Tracker, connect, read_journal
+from raygkd.tracking.store import connect
+from raygkd.tracking.tracker import Tracker, read_journal
 
 # a process that makes a store, logs to a server that is down, and ends by a crash or in order
 PROCESS = """
 import os, sys
 from pathlib import Path
-from raygkd.tracking import Tracker, connect, default_uri
+from raygkd.tracking.store import connect, default_uri
+from raygkd.tracking.tracker import Tracker
 
 output, journal, dead, how = sys.argv[1:]
 print(connect(default_uri(Path(output)), "raced", Path(output)), flush=True)
@@ -38,7 +40,11 @@ tracker.close(timeout=1.0)
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "raygkd.tracking"]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("raygkd.tracking")
+    ]
 
 
 # two processes at once

@@ -14,7 +14,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from raygkd.errors import TrackingError
-from raygkd.tracking import PARENT_TAG, Tracker, connect, read_journal
+from raygkd.tracking.store import connect
+from raygkd.tracking.tags import PARENT_TAG
+from raygkd.tracking.tracker import Tracker, read_journal
 
 
 def runs(client: MlflowClient, experiment: str) -> dict[str, Run]:
@@ -35,7 +37,11 @@ def entries(path: Path, kind: str) -> list[dict]:
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "raygkd.tracking"]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("raygkd.tracking")
+    ]
 
 
 def test_runs_with_settings_facts_curves_and_files(

@@ -1,0 +1,487 @@
+"""Distillation of anybody's models, in one process: ``raygkd.distill`` and ``raygkd.Matching``.
+
+Shapes: B batch, C channels, H height, W width, K classes, N images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from raygkd.assembly.training import build_optimizer
+from raygkd.config import Config, MethodConfig, OptimConfig, with_settings
+from raygkd.engine import Objective, Teacher, TeacherOutput, Training
+from raygkd.engine.schedule import lr_factor
+from raygkd.errors import ConfigError, DataError
+from raygkd.losses import GraphDistillationLoss
+from raygkd.models import FeatureTap, NamedLevels, map_shapes, stage_modules
+
+Levels = Sequence[str] | Mapping[str, str] | None
+Data = Dataset[Any] | Iterable[Any]
+Loss = Callable[[Any, Any], Tensor]
+Metric = Callable[[Tensor, Tensor], Any]
+Optimiser = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+# images whose feature maps are looked at
+PROBED = 2
+
+
+def accuracy(outputs_NK: Tensor, labels_N: Tensor) -> float:
+    """Return the share of images whose highest output is that of their label.
+
+    >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
+    0.6666666865348816
+    """
+    return float((outputs_NK.argmax(1) == labels_N).float().mean())
+
+
+class Matching(nn.Module):
+    """The graph losses between two models, for a training loop of anybody's.
+
+    Its parameters are the adapters alone: give them to the optimiser beside the student's. The
+    teacher is frozen and put into eval mode, and asked without gradient. Neither model is a part of
+    this module; ``close`` takes its hooks off them.
+
+    >>> from raygkd.models import build_model
+    >>> images = torch.rand(4, 3, 32, 32)
+    >>> teacher, student = (build_model(name, 10, (32, 32)) for name in ("resnet14", "resnet8"))
+    >>> matching = Matching(teacher, student, images, levels=["stage2", "stage3"])
+    >>> outputs, loss = matching(images)
+    >>> (F.cross_entropy(outputs, torch.zeros(4, dtype=torch.long)) + loss).backward()
+    >>> matching.close()
+
+    Args:
+        teacher: whose feature maps are matched.
+        student: the model that learns.
+        images: some images as both models take them (B, ...), which the maps' shapes are learnt of.
+        levels: paths of modules in both models, or those of the student -> those of the teacher,
+            whose outputs are feature maps (B, C, H, W); None finds the stages that both have.
+        alpha: weight of the vertex loss.
+        beta: weight of the edge loss.
+        gamma: weight of the spectral loss.
+        temperature: of the attention, above 0, in units of the features.
+        dim: spectral dimension, below the teacher's channels at every level; None for 8 or what
+            there is.
+
+    Raises:
+        ConfigError: levels that the models do not have, or settings that are not allowed.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        images: Tensor,
+        *,
+        levels: Levels = None,
+        alpha: float = MethodConfig.alpha,
+        beta: float = MethodConfig.beta,
+        gamma: float = MethodConfig.gamma,
+        temperature: float = MethodConfig.temperature,
+        dim: int | None = None,
+    ):
+        super().__init__()
+        pair = _Pair.of(teacher, student, levels)
+        shapes = pair.shapes(images)
+        self.graph = _graph(*shapes, alpha, beta, gamma, temperature, dim)
+        # a list is no part of the module, and so are not the models in it
+        self._models = [pair.tapped(list(shapes[0]))]
+
+    def forward(self, images: Tensor) -> tuple[Any, Tensor]:
+        """Return the student's outputs and the weighted sum of the graph losses (a scalar)."""
+        [(teacher, tap)] = self._models
+        said = teacher(images)
+        outputs, features = tap(images)
+        terms = self.graph.terms_with_gradient(features, said.features)
+        weighted = [self.graph.term_weights[name] * term for name, term in terms.items()]
+        return outputs, torch.stack(weighted).sum()
+
+    def close(self) -> None:
+        """Take the hooks off both models."""
+        [(teacher, tap)] = self._models
+        teacher.close()
+        tap.remove()
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    train_data: Data,
+    val_data: Data | None = None,
+    *,
+    levels: Levels = None,
+    epochs: int = OptimConfig.epochs,
+    batch_size: int = OptimConfig.batch_size,
+    lr: float = OptimConfig.lr,
+    alpha: float = MethodConfig.alpha,
+    beta: float = MethodConfig.beta,
+    gamma: float = MethodConfig.gamma,
+    temperature: float = MethodConfig.temperature,
+    dim: int | None = None,
+    loss: Loss = F.cross_entropy,
+    metric: Metric = accuracy,
+    optimizer: Optimiser | None = None,
+    device: torch.device | str | None = None,
+    seed: int = OptimConfig.seed,
+    reporter: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train a student with its labels and the graphs of a teacher's channels; return the history.
+
+    The student is trained in place, on this process's device alone, and is in eval mode at the end;
+    the teacher stays what it was. Images reach both models as the data gives them.
+
+    >>> from raygkd.models import build_model
+    >>> images, labels = torch.rand(32, 3, 8, 8), torch.arange(32) % 4
+    >>> data = torch.utils.data.TensorDataset(images, labels)
+    >>> teacher, student = (build_model(name, 4, (8, 8)) for name in ("resnet14", "resnet8"))
+    >>> history = distill(teacher, student, data, data, epochs=2, batch_size=16, levels=["stage1"])
+    >>> [one["epoch"] for one in history], 0 <= history[-1]["val_score"] <= 1
+    ([1, 2], True)
+
+    Args:
+        teacher: a trained model.
+        student: the model that learns.
+        train_data: what has a length and gives a pair (image, label) by number, as a map-style
+            dataset does, or a ``DataLoader`` of batches of such pairs (B, ...).
+        val_data: the same for the metric; None measures nothing.
+        levels: paths of modules in both models, or those of the student -> those of the teacher,
+            whose outputs are feature maps (B, C, H, W); None finds the stages that both have.
+        epochs: passes over the training data.
+        batch_size: images of a step, where a dataset is given.
+        lr: learning rate at its highest; it falls to 0 along a cosine.
+        alpha: weight of the vertex loss.
+        beta: weight of the edge loss.
+        gamma: weight of the spectral loss.
+        temperature: of the attention, above 0, in units of the features.
+        dim: spectral dimension, below the teacher's channels at every level; None for 8 or what
+            there is.
+        loss: of the student's outputs and the labels of a batch, a scalar.
+        metric: of the outputs (N, ...) of all validation images and their labels (N, ...), a
+            number; "val_score" in the history.
+        optimizer: makes the optimiser of the parameters it is given, the student's and the
+            adapters'; None for SGD with momentum 0.9 and weight decay 5e-4.
+        device: where to train; None for the GPU, where there is one.
+        seed: of the order of a dataset's images; torch's own generators stay as they were.
+        reporter: is told the numbers of each epoch.
+
+    Returns:
+        The numbers of each epoch: "epoch" from 1, "train_loss", "loss_task", "loss_vertex",
+        "loss_edge" and "loss_spectral" (unweighted), "val_score" where there is ``val_data``,
+        "lr" and "epoch_seconds" among them.
+
+    Raises:
+        ConfigError: levels that the models do not have, or settings that are not allowed.
+        DataError: data of another kind, or too few images for a batch.
+        Diverged: the loss is not finite.
+    """
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    # the grace period is a search's
+    optim = with_settings(Config(), {**given, "grace_period": 1}).optim
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([place] if place.type == "cuda" else []))
+        stream = _Stream(train_data, val_data, batch_size, seed)
+        images = next(stream.train_batches(0))["image"][:PROBED].to(place)
+        pair = _Pair.of(teacher.to(place), student.to(place), levels)
+        student_shapes, teacher_shapes = pair.shapes(images)
+        graph = _graph(student_shapes, teacher_shapes, alpha, beta, gamma, temperature, dim)
+        stack.enter_context(_as_it_was(teacher))
+        listened = Teacher(pair.teacher, list(teacher_shapes))
+        stack.callback(listened.close)
+        objective = _Objective(pair.student, loss, levels=list(student_shapes), graph=graph)
+        stack.callback(objective.close)
+        objective.to(place)
+        if optimizer is None:
+            optimizer = functools.partial(_usual, optim)
+        training = _training(objective, listened, stream, _Task(metric, place), optim, optimizer)
+        history = []
+        for _ in range(epochs):
+            history.append(training.run_epoch())
+            if reporter is not None:
+                reporter(history[-1])
+    student.eval()
+    return history
+
+
+def _training(
+    objective: Objective,
+    teacher: Teacher,
+    stream: _Stream,
+    task: _Task,
+    optim: OptimConfig,
+    optimizer: Optimiser,
+) -> Training:
+    """Return a run of this process alone, ready for its first epoch."""
+    stepping = optimizer(objective.parameters())
+    factor = functools.partial(lr_factor, steps_per_epoch=stream.steps_per_epoch, optim=optim)
+    return _Training(
+        task=task,
+        objective=objective,
+        parallel=objective,
+        teacher=teacher,
+        stream=stream,
+        optimizer=stepping,
+        schedule=torch.optim.lr_scheduler.LambdaLR(stepping, factor),
+        scaler=torch.amp.GradScaler(task.device.type, enabled=False),
+        normalise=_unchanged,
+        teacher_normalise=_unchanged,
+        device=task.device,
+        begun=None,
+        epochs=optim.epochs,
+        seed=optim.seed,
+    )
+
+
+def _usual(optim: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return build_optimizer(optim, nn.ParameterList(parameters))
+
+
+def _unchanged(images: Tensor) -> Tensor:
+    return images
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Give a model back what freezing it has changed."""
+    training = [module for module in model.modules() if module.training]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """Teacher and student with the levels that are matched."""
+
+    teacher: NamedLevels
+    student: NamedLevels
+    teacher_paths: Sequence[str]
+    student_paths: Sequence[str]
+
+    @classmethod
+    def of(cls, teacher: nn.Module, student: nn.Module, levels: Levels) -> _Pair:
+        """Return two models with levels as their owner names them, or with those both have.
+
+        Raises:
+            ConfigError: there are none, or a model has no such module.
+        """
+        if levels is None:
+            of_student, of_teacher = stage_modules(student), stage_modules(teacher)
+            shared = sorted(set(of_student) & set(of_teacher))
+            levels = {of_student[level]: of_teacher[level] for level in shared}
+        if isinstance(levels, str) or not levels:
+            raise ConfigError(
+                f"levels: {levels!r} must be paths of modules, such as ['layer1', 'layer2']"
+            )
+        pairs = levels if isinstance(levels, Mapping) else {path: path for path in levels}
+        student_paths, teacher_paths = list(pairs), list(pairs.values())
+        return cls(
+            student=NamedLevels(student, student_paths, "student"),
+            teacher=NamedLevels(teacher, teacher_paths, "teacher"),
+            teacher_paths=teacher_paths,
+            student_paths=student_paths,
+        )
+
+    def shapes(
+        self, images: Tensor
+    ) -> tuple[dict[int, tuple[int, int, int]], dict[int, tuple[int, int, int]]]:
+        """Return level -> (C, H, W) of the student and of the teacher, on some images.
+
+        Raises:
+            ConfigError: the output of a module is no feature map.
+        """
+        return (
+            map_shapes(_maps(self.student, images), self.student_paths, "student"),
+            map_shapes(_maps(self.teacher, images), self.teacher_paths, "teacher"),
+        )
+
+    def tapped(self, levels: Sequence[int]) -> tuple[Teacher, FeatureTap]:
+        """Return the frozen teacher and a tap of the student."""
+        return Teacher(self.teacher, levels), FeatureTap(self.student, levels)
+
+
+@torch.no_grad()
+def _maps(model: NamedLevels, images: Tensor) -> dict[int, Tensor]:
+    """Return level -> what its module gives; the model's batch statistics stay as they are."""
+    with _as_it_was(model), FeatureTap(model, list(model.levels)) as tap:
+        model.eval()
+        return tap(images)[1]
+
+
+def _graph(
+    student_shapes: Mapping[int, tuple[int, int, int]],
+    teacher_shapes: Mapping[int, tuple[int, int, int]],
+    alpha: float,
+    beta: float,
+    gamma: float,
+    temperature: float,
+    dim: int | None,
+) -> GraphDistillationLoss:
+    most = min(channels for channels, _, _ in teacher_shapes.values()) - 1
+    return GraphDistillationLoss(
+        student_shapes,
+        teacher_shapes,
+        adapter=MethodConfig.adapter,
+        temperature=temperature,
+        dim=max(1, min(MethodConfig.dim, most)) if dim is None else dim,
+        alpha=alpha,
+        beta=beta,
+        gamma=gamma,
+    )
+
+
+class _Objective(Objective):
+    """The user's loss and the graph losses."""
+
+    def __init__(self, student: nn.Module, loss: Loss, **parts: Any):
+        super().__init__(student, **parts)
+        self._loss = loss
+
+    def forward(
+        self, images_BCHW: Tensor, targets: Any, teacher: TeacherOutput | None
+    ) -> tuple[dict[str, Tensor], Any]:
+        outputs, features = self._tap(images_BCHW)
+        terms = {"task": self._loss(outputs, targets)}
+        return terms | self._distillation(features, teacher), None
+
+
+class _Training(Training):
+    """A run whose images are what the models take."""
+
+    def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        return batch["image"].to(self.device), self.task.targets(batch, self.device)
+
+
+class _Meter:
+    """Counts images."""
+
+    def __init__(self) -> None:
+        self._images = 0
+
+    def update(self, output: Any, batch: Mapping[str, Tensor]) -> None:
+        self._images += len(batch["image"])
+
+    def compute(self) -> dict[str, float]:
+        return {"images": float(self._images)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"images": torch.tensor(self._images)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._images = int(state["images"])
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The user's labels and metric."""
+
+    metric: Metric
+    device: torch.device
+
+    def targets(self, batch: Mapping[str, Tensor], device: torch.device) -> Any:
+        return batch["label"].to(device)
+
+    def is_blank(self, batch: Mapping[str, Tensor]) -> bool:
+        return False
+
+    def meter(self, device: torch.device) -> _Meter:
+        return _Meter()
+
+    @torch.no_grad()
+    def score(
+        self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], inputs: Any
+    ) -> dict[str, Any]:
+        outputs, labels = [], []
+        for batch in batches:
+            outputs.append(model(batch["image"].to(self.device)).cpu())
+            labels.append(batch["label"].cpu())
+        if not outputs:
+            return {}
+        return {"score": float(self.metric(torch.cat(outputs), torch.cat(labels)))}
+
+
+class _Stream:
+    """The user's data as the training loop takes it."""
+
+    bad_images = 0
+    boxes = None
+
+    def __init__(self, train: Data, val: Data | None, batch_size: int, seed: int):
+        self._train = _batches(train, "train_data", batch_size, seed)
+        self._val = [] if val is None else _batches(val, "val_data", batch_size, None)
+        self.steps_per_epoch = len(self._train)
+
+    def train_batches(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
+        return map(_batch, self._train)
+
+    def eval_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
+        return map(_batch, self._val)
+
+    def close(self) -> None:
+        pass
+
+
+def _batches(data: Data, name: str, batch_size: int, seed: int | None) -> Any:
+    """Return what yields batches and has a length; of a dataset with a seed they are shuffled.
+
+    Raises:
+        DataError: no length, or no batch.
+    """
+    count = _length(data, name)
+    # a loader cannot be asked for a single image
+    if count and hasattr(data, "__getitem__"):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        data = DataLoader(
+            data,  # type: ignore[arg-type]
+            batch_size,
+            shuffle=seed is not None,
+            # the statistics of a batch of one image are none
+            drop_last=seed is not None and count >= batch_size,
+            generator=generator,
+        )
+    if not count:
+        raise DataError(f"{name}: holds no image")
+    return data
+
+
+def _length(data: Any, name: str) -> int:
+    try:
+        return len(data)
+    except TypeError as error:
+        raise DataError(
+            f"{name}: a {type(data).__name__} has no length: give a map-style dataset of pairs "
+            "(image, label), or a DataLoader of one"
+        ) from error
+
+
+def _batch(given: Any) -> dict[str, Tensor]:
+    """Return a batch as the training loop takes it.
+
+    Raises:
+        DataError: it is no pair of tensors.
+    """
+    if not (isinstance(given, Sequence) and len(given) == 2):
+        raise DataError(
+            f"data: a batch is a {type(given).__name__} and no pair (images, labels): give a "
+            "dataset of pairs (image, label)"
+        )
+    images, labels = given
+    for what, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise DataError(
+                f"data: the {what} of a batch are a {type(value).__name__} and no tensor: turn "
+                "them into tensors in the dataset (torchvision.transforms.v2.ToImage for pictures)"
+            )
+    return {"image": images, "label": labels}

@@ -1,0 +1,1 @@
+"""Configuration -> models, objectives and training runs."""

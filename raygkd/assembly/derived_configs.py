@@ -1,0 +1,72 @@
+"""The configurations that follow from that of a run: of its teacher, its control, its baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raygkd.config import Config, MethodConfig, settings, with_settings
+from raygkd.errors import ConfigError
+
+
+def teacher_alone(config: Config) -> Config:
+    """Return the configuration that trains the teacher's model in the student's place."""
+    return with_settings(
+        config,
+        {
+            "student": config.model.teacher,
+            "student_weights": config.model.teacher_weights,
+            "inherit": False,
+            "method": "none",
+            "levels": None,
+        },
+    )
+
+
+def teacher_training(config: Config) -> Config:
+    """Return the configuration that trains the teacher of a run by itself.
+
+    Raises:
+        ConfigError: the warm-up is too long for it.
+    """
+    if config.optim.warmup_epochs >= config.model.teacher_epochs:
+        raise ConfigError(
+            f"--warmup-epochs {config.optim.warmup_epochs}: the teacher is trained with it too, so "
+            f"it must be below --teacher-epochs {config.model.teacher_epochs}"
+        )
+    # the grace period is the search's, and may be longer than the teacher's training
+    return with_settings(
+        teacher_alone(config), {"epochs": config.model.teacher_epochs, "grace_period": 1}
+    )
+
+
+def student_alone(config: Config, params: Mapping[str, Any]) -> Config:
+    """Return a trial without its teacher: the control that its student is held to.
+
+    Args:
+        config: of the search.
+        params: the trial's settings, whose learning rate the control has too.
+    """
+    return with_settings(config, without_teacher(params))
+
+
+def without_teacher(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ``student_alone``."""
+    return {**params, "method": "none", "inherit": False}
+
+
+def logit_baseline(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of plain logit distillation that a trial is held to.
+
+    Args:
+        params: the trial's settings, whose optimiser the baseline has too; what is distilled, and
+            how, is the default.
+    """
+    known = settings()
+    optim = {name: value for name, value in params.items() if known[name][0] == "optim"}
+    return {
+        **optim,
+        "method": "kd",
+        "kd_temperature": MethodConfig.kd_temperature,
+        "kd_weight": MethodConfig.kd_weight,
+    }

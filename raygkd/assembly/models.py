@@ -1,0 +1,112 @@
+"""Untrained models, the weights they start from, and the files of trained ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raygkd.assembly.compatibility import check_kind
+from raygkd.assembly.methods import distils
+from raygkd.config import Config, to_yaml, with_settings
+from raygkd.data.spec import ImageSpec
+from raygkd.models import (
+    TORCHVISION_WEIGHTS,
+    Detector,
+    ModelFile,
+    build_model,
+    classifier_names,
+    inherit,
+    inheritable,
+    is_detector,
+    load_weights,
+    torchvision_file,
+)
+
+
+def new_model(name: str, spec: ImageSpec) -> nn.Module:
+    """Return an untrained model for images.
+
+    Raises:
+        ConfigError: an unknown name, or a model for another task.
+    """
+    check_kind(name, spec.task)
+    return build_model(name, len(spec.class_names), spec.image_size)
+
+
+def start_from_weights(config: Config, student: nn.Module) -> None:
+    """Load into a detector the weights that its training starts from, where there are any.
+
+    Raises:
+        ConfigError: weights that torchvision does not have.
+        DataError: weights that cannot be had or do not fit.
+    """
+    name, weights = config.model.student, config.model.student_weights
+    if weights is not None and isinstance(student, Detector):
+        load_weights(
+            student, torchvision_file(name, weights) if weights in TORCHVISION_WEIGHTS else weights
+        )
+
+
+def is_model_file(teacher: str) -> bool:
+    """Return whether ``--teacher`` means a file: it exists, or looks like a path."""
+    known = teacher in classifier_names() or is_detector(teacher)
+    if known or teacher.startswith("torchvision:"):
+        return False
+    return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
+
+
+def start_from_teacher(config: Config, student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Copy the teacher's neck and heads into a detector as far as the settings tell.
+
+    Returns:
+        The paths of the modules copied, none for a classifier.
+
+    Raises:
+        ConfigError: it is to inherit, and nothing fits.
+    """
+    if not isinstance(student, Detector) or not isinstance(teacher, Detector):
+        return []
+    wanted = config.model.inherit
+    if wanted is None:
+        nothing_else = config.model.student_weights in (None, "imagenet")
+        wanted = distils(config) and nothing_else and bool(inheritable(student, teacher))
+    return inherit(student, teacher) if wanted else []
+
+
+def untrained_file(name: str, spec: ImageSpec, seed: int = 0) -> ModelFile:
+    """Return the file of an untrained model for images; torch's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = new_model(name, spec)
+    return ModelFile(
+        name=name,
+        class_names=spec.class_names,
+        image_size=spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        state_dict=model.state_dict(),
+        scores={},
+        config="",
+    )
+
+
+def student_file(
+    config: Config, spec: ImageSpec, state: Mapping[str, Any], scores: Mapping[str, float]
+) -> ModelFile:
+    """Return what is saved for use: the student alone, of a checkpoint's "student" state."""
+    return ModelFile(
+        name=config.model.student,
+        class_names=spec.class_names,
+        image_size=spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        state_dict=dict(state),
+        scores={name: float(score) for name, score in scores.items() if math.isfinite(score)},
+        # what a model file says of an image must not depend on the data set any more
+        config=to_yaml(with_settings(config, {"augment": spec.augment})),
+    )

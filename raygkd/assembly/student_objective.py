@@ -1,0 +1,112 @@
+"""Configuration -> the student with its losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from raygkd.assembly.matched_levels import chosen_levels
+from raygkd.assembly.methods import baseline_of
+from raygkd.assembly.models import new_model, start_from_teacher, start_from_weights
+from raygkd.config import Config
+from raygkd.data.spec import ImageSpec
+from raygkd.engine import BaselineTerm, ClassifierObjective, DetectorObjective, Objective
+from raygkd.losses import BASELINES, GraphDistillationLoss, baseline_loss
+from raygkd.models import Detector, feature_shapes
+
+
+def build_graph_loss(
+    config: Config, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int]
+) -> GraphDistillationLoss:
+    """Return the graph loss between two models on images of one size.
+
+    Raises:
+        ConfigError: unknown levels, or a spectral dimension too large for a level.
+    """
+    method = config.method
+    levels = chosen_levels(config, teacher, student)
+    return GraphDistillationLoss(
+        feature_shapes(student, levels, image_size),
+        feature_shapes(teacher, levels, image_size),
+        temperature=method.temperature,
+        dim=method.dim,
+        alpha=method.alpha,
+        beta=method.beta,
+        gamma=method.gamma,
+        mode=method.spectral_mode,
+        attention=method.attention,
+        weights=method.weights,
+        adapter=method.adapter,
+        centre=method.centre,
+        foreground=method.foreground,
+        canvas=image_size[0],
+    )
+
+
+def build_baseline(
+    config: Config, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int]
+) -> tuple[nn.Module, BaselineTerm]:
+    """Return the loss of another method between two models, and how it enters the total.
+
+    Raises:
+        ConfigError: unknown levels.
+    """
+    method = config.method
+    name = baseline_of(method.method)
+    assert name is not None
+    known = BASELINES.get(name)
+    settings: dict[str, Any] = {}
+    if name in ("kd", "dkd"):
+        settings["temperature"] = method.kd_temperature
+    if known.reads == "features":
+        levels = chosen_levels(config, teacher, student)
+        settings["levels"] = levels
+        settings["student_shapes"] = feature_shapes(student, levels, image_size)
+        settings["teacher_shapes"] = feature_shapes(teacher, levels, image_size)
+    two_stage = isinstance(student, Detector) and student.is_two_stage
+    loss = baseline_loss(name, canvas=image_size[0], two_stage=two_stage, **settings)
+    weight, task_weight = loss.weight, known.task_weight
+    if name == "kd":
+        weight, task_weight = method.kd_weight, 1.0 - method.kd_weight
+    elif method.baseline_weight is not None:
+        weight = method.baseline_weight
+    term = BaselineTerm(
+        name=name,
+        weight=weight,
+        task_weight=task_weight,
+        ramp=known.ramp,
+        reads_logits=known.reads == "logits",
+    )
+    return loss, term
+
+
+def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) -> Objective:
+    """Return the student as its training begins, with its losses and their adapters, on the CPU.
+
+    Args:
+        config: the settings.
+        spec: the images' classes and size.
+        teacher: the model to learn from or to start from; None where the run needs none.
+
+    Raises:
+        ConfigError: levels, a dimension or a package that the method cannot have.
+    """
+    torch.manual_seed(config.optim.seed)
+    student = new_model(config.model.student, spec)
+    start_from_weights(config, student)
+    method = config.method.method
+    parts: dict[str, Any] = {}
+    if teacher is not None:
+        start_from_teacher(config, student, teacher)
+    if teacher is not None and "graph" in method:
+        parts["levels"] = chosen_levels(config, teacher, student)
+        parts["graph"] = build_graph_loss(config, teacher, student, spec.image_size)
+    if teacher is not None and baseline_of(method) is not None:
+        baseline, term = build_baseline(config, teacher, student, spec.image_size)
+        parts |= {"baseline": baseline, "baseline_term": term}
+        if not term.reads_logits:
+            parts["levels"] = chosen_levels(config, teacher, student)
+    kind = DetectorObjective if isinstance(student, Detector) else ClassifierObjective
+    return kind(student, **parts)

@@ -1,0 +1,171 @@
+"""Configuration -> a training run of one rank.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from raygkd.assembly.matched_levels import chosen_levels
+from raygkd.assembly.methods import distils, uses_teacher
+from raygkd.assembly.student_objective import build_objective
+from raygkd.config import Config, OptimConfig, to_yaml, with_settings
+from raygkd.data.boxes import Boxes
+from raygkd.data.spec import ImageSpec
+from raygkd.engine import (
+    Classification,
+    Detection,
+    Objective,
+    Recall,
+    Task,
+    Teacher,
+    TeacherStore,
+    Training,
+)
+from raygkd.engine.loop import Stream
+from raygkd.engine.schedule import lr_factor
+from raygkd.models import ModelFile, build_from_file
+
+
+def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
+    """Return what is learnt from images.
+
+    Args:
+        spec: the images' classes and task.
+        boxes: of every image of the table, for detection.
+    """
+    if spec.task == "classification":
+        return Classification(len(spec.class_names))
+    assert boxes is not None
+    return Detection(len(spec.class_names), boxes, spec.score)
+
+
+def normaliser(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return the function of images (B, C, H, W) in 0..1 to (image - mean) / std."""
+    mean_1C11 = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+    std_1C11 = torch.tensor(std, device=device).view(1, -1, 1, 1)
+    return lambda images_BCHW: (images_BCHW - mean_1C11) / std_1C11
+
+
+def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast for ``--amp`` on a device, or None for full precision."""
+    if amp == "auto":
+        amp = "bf16" if device.type == "cuda" else "none"
+    return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def build_training(
+    config: Config,
+    *,
+    spec: ImageSpec,
+    teacher_file: ModelFile | None,
+    stream: Stream,
+    device: torch.device,
+    rank: int = 0,
+    parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+    begun: float | None = None,
+    teacher_store: TeacherStore | None = None,
+) -> Training:
+    """Return a run of one rank, ready for its first epoch.
+
+    Args:
+        config: the settings.
+        spec: the images' classes, size and normalisation.
+        teacher_file: the teacher; None where the method needs none.
+        stream: the rank's images.
+        device: where to train.
+        rank: of this process.
+        parallel: wraps the objective for several ranks (DDP).
+        begun: when its preparation began, as ``time.perf_counter`` tells it; None for now.
+        teacher_store: what is known of the teacher already; None to ask it every time.
+    """
+    begun = time.perf_counter() if begun is None else begun
+    optim = config.optim
+    objective, teacher_model = _build_models(config, spec, teacher_file, device, teacher_store)
+    optimizer = build_optimizer(optim, objective)
+    amp = amp_dtype(optim.amp, device)
+    normalise = normaliser(spec.mean, spec.std, device)
+    recall = None
+    if teacher_model is not None and teacher_store is not None:
+        recall = Recall(teacher_model, teacher_store, objective)
+    teacher_side = teacher_file if teacher_file is not None else spec
+    return Training(
+        task=build_task(spec, stream.boxes),
+        objective=objective,
+        parallel=parallel(objective),
+        teacher=teacher_model,
+        stream=stream,
+        optimizer=optimizer,
+        schedule=torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            functools.partial(lr_factor, steps_per_epoch=stream.steps_per_epoch, optim=optim),
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
+        normalise=normalise,
+        teacher_normalise=normaliser(teacher_side.mean, teacher_side.std, device),
+        device=device,
+        epochs=optim.epochs,
+        seed=optim.seed,
+        recall=recall,
+        rank=rank,
+        clip_norm=optim.clip_norm,
+        amp=amp,
+        config=to_yaml(config),
+        begun=begun,
+    )
+
+
+def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of a module's parameters."""
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(
+            module.parameters(),
+            lr=optim.lr,
+            betas=(optim.momentum, 0.999),
+            weight_decay=optim.weight_decay,
+        )
+    return torch.optim.SGD(
+        module.parameters(),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def _build_models(
+    config: Config,
+    spec: ImageSpec,
+    teacher_file: ModelFile | None,
+    device: torch.device,
+    store: TeacherStore | None,
+) -> tuple[Objective, Teacher | None]:
+    teacher_model = None
+    if uses_teacher(config):
+        if teacher_file is None:
+            raise ValueError("this run needs a teacher")
+        teacher_model = build_from_file(teacher_file)
+    objective = build_objective(config, spec, teacher_model)
+    student = objective.student
+    objective.to(device)
+    teacher = None
+    if teacher_model is not None and distils(config):
+        heard = set(objective.levels)
+        if store is not None and heard:
+            # what other trials may want is kept with what this one does
+            others = with_settings(config, {"levels": store.levels, "method": "graph"})
+            heard |= set(chosen_levels(others, teacher_model, student))
+        teacher = Teacher(teacher_model.to(device), sorted(heard))
+    # only now, when both models have their taps
+    if config.optim.compile:
+        student.compile()
+        if teacher is not None:
+            teacher.model.compile()
+    return objective, teacher

@@ -1,0 +1,144 @@
+"""What a search saves by stopping trials early, and what a trial costs to start.
+
+All trials are trained to their end; then ASHA is told their epochs in the order in which it would
+have seen them, so that both sides have the same trials.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from raygkd.assembly.derived_configs import teacher_training
+from raygkd.assembly.models import student_file
+from raygkd.bench.rows import Row, Rows
+from raygkd.config import Config, with_settings
+from raygkd.models import ModelFile
+from raygkd.rayrun.search_history import (
+    JOURNAL,
+    METRIC,
+    History,
+    SearchObserver,
+    Trial,
+    read_epochs,
+)
+from raygkd.rayrun.tune_search import ListedSettings, scheduler
+from raygkd.rayrun.worker import make_training
+from raygkd.storage.atomic_files import place
+from raygkd.workflows.session import Session
+from raygkd.workflows.tune import open_search, run_trials
+
+AT_ONCE = 2
+# what a student on 8 x 8 digits learns in seconds; enough steps for an epoch to say something
+SETTINGS = {
+    "dataset": "digits",
+    "teacher": "resnet20",
+    "student": "resnet8",
+    "teacher_epochs": 2,
+    "epochs": 27,
+    "cpus_per_worker": 1.0,
+    "max_concurrent": AT_ONCE,
+}
+SIZE = {"trials": 64}
+QUICK_SIZE = {"trials": 10, "limit_train": 192, "batch_size": 16}
+# metrics of each epoch of a trial
+Curve = list[dict[str, float]]
+
+
+def search_rows(folder: Path, nested_seconds: float | None, *, quick: bool) -> Rows:
+    """Yield what ASHA trains of what all trials would, what it finds, and the start of a trial.
+
+    Args:
+        folder: for the runs.
+        nested_seconds: that a trial takes to its first step through a trainer of its own, if known.
+        quick: fewer and shorter trials.
+    """
+    size = QUICK_SIZE if quick else SIZE
+    settings = {**SETTINGS, **size, "output": str(folder)}
+    curves, first_steps = full_trials(with_settings(Config(), {**settings, "scheduler": "none"}))
+    trials = asha(curves, with_settings(Config(), settings), folder)
+    trained = {"asha": sum(trial.epoch for trial in trials), "full": sum(map(len, curves))}
+    scores = {
+        "asha": max(trial.epochs[-1][METRIC] for trial in trials),
+        "full": max(curve[-1][METRIC] for curve in curves),
+    }
+    configuration = {**SETTINGS, **size}
+    what = f"ASHA, {size['trials']} trials of at most {SETTINGS['epochs']} epochs"
+    against = f"{size['trials']} full trials"
+    yield Row(
+        what=f"epochs of {what}",
+        against=against,
+        value=100 * trained["asha"] / trained["full"],
+        unit="%",
+        bound=30.0,
+        configuration={**configuration, "epochs trained": trained},
+    )
+    yield Row(
+        what="best validation score that it misses",
+        against=against,
+        value=100 * (scores["full"] - scores["asha"]),
+        unit="points",
+        bound=0.5,
+        configuration={**configuration, "scores": scores},
+    )
+    yield Row(
+        what="start of a warm trial, to its first step",
+        against=f"TorchTrainer in a trial: {nested_seconds:.1f} s" if nested_seconds else "",
+        value=statistics.median(first_steps),
+        unit="s",
+        bound=1.0,
+        configuration={**configuration, "nested seconds": nested_seconds},
+    )
+
+
+def full_trials(config: Config) -> tuple[list[Curve], list[float]]:
+    """Train a teacher, and the trials of a search; return what each epoch of each trial told.
+
+    Returns:
+        the trials in the order of their numbers, and the seconds of each to its first step.
+    """
+    with open_search(config, console=Console(quiet=True)) as (session, space):
+        _, first_steps = run_trials(session, trained_teacher(session), space)
+    epochs = read_epochs(session.folder / JOURNAL)
+    return [epochs[number] for number in sorted(epochs)], first_steps
+
+
+def trained_teacher(session: Session) -> ModelFile:
+    """Train the teacher in this process, which takes a TorchTrainer longer to start."""
+    config = teacher_training(session.config)
+    job = session.job(config, None, session.folder)
+    training = make_training(job, config, device=torch.device("cpu"))
+    for _ in range(config.optim.epochs):
+        training.run_epoch()
+    student = training.objective.student
+    return student_file(config, session.images.spec, student.state_dict(), {})
+
+
+def asha(curves: list[Curve], config: Config, folder: Path) -> list[Trial]:
+    """Return what is left of trials under ASHA, several at a time, if all epochs take as long.
+
+    Args:
+        curves: of the trials as they are without it.
+        config: of the search, with the scheduler.
+        folder: for the journal.
+    """
+    history = History(
+        place(str(folder / "asha.jsonl")),
+        ListedSettings([{} for _ in curves]),
+        scheduler(config),
+        trials=len(curves),
+        epochs=config.optim.epochs,
+        seed=config.optim.seed,
+        observer=SearchObserver(),
+    )
+    running: list[Trial] = []
+    while history.left or running:
+        while history.left and len(running) < AT_ONCE:
+            running.append(history.begin())
+        for trial in running:
+            history.report(trial, curves[trial.number][trial.epoch])
+        running = [trial for trial in running if not trial.is_over]
+    return history.trials

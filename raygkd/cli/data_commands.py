@@ -1,0 +1,108 @@
+"""Images as Parquet shards: ``raygkd data``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from raygkd.cli.options import JSON, Commands, ListType, only_results_on_stdout
+from raygkd.errors import ConfigError
+
+
+@click.group(cls=Commands)
+def data() -> None:
+    """Prepare images as Parquet shards, and look at them."""
+
+
+@data.command("prepare")
+@click.option(
+    "--dataset",
+    required=True,
+    help="digits, cifar10, cifar100, imagefolder, digits-voc, voc or coco",
+)
+@click.option("--data-dir", type=str, help="folder the data set is read from")
+@click.option(
+    "--download", is_flag=True, help="fetch cifar10, cifar100 or voc when it is not there"
+)
+@click.option(
+    "--years",
+    type=ListType(str),
+    default="2007,2012",
+    show_default=True,
+    help="voc: whose trainval images are for training",
+)
+@click.option("--classes", type=ListType(str), help="boxes of these classes only [default: all]")
+@click.option("--strict", is_flag=True, help="refuse faulty annotations instead of dropping them")
+@click.option("--output", required=True, help="new folder for the shards (s3:// and gs:// work)")
+@click.option("--skip-bad", is_flag=True, help="leave out unreadable images, counted")
+@JSON
+def data_prepare(
+    dataset: str,
+    data_dir: str | None,
+    download: bool,
+    years: tuple[str, ...],
+    classes: tuple[str, ...] | None,
+    strict: bool,
+    output: str,
+    skip_bad: bool,
+    as_json: bool,
+) -> None:
+    """Turn a data set into Parquet shards."""
+    with only_results_on_stdout() as out:
+        from raygkd.config import DATASET_DEFAULTS
+        from raygkd.data.prepare import prepare
+        from raygkd.data.sources import open_source
+        from raygkd.report.console import progress, stderr_console
+
+        if dataset == "parquet":
+            raise ConfigError(
+                "--dataset parquet: is prepared already, train on it with --data-dir "
+                f"{data_dir or 'PATH'}"
+            )
+        source = open_source(
+            dataset, data_dir, download, strict=strict, years=years, classes=classes
+        )
+        with progress(stderr_console(), "preparing images") as advance:
+            summary = prepare(source, output, skip_bad=skip_bad, progress=advance)
+        if as_json:
+            out.write(json.dumps(summary) + "\n")
+            return
+        splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items())
+        out.write(
+            f"{summary['images']} images of {summary['classes']} classes ({splits}) in "
+            f"{summary['shards']} shard(s), {summary['bytes']:,} bytes, at {output}\n"
+        )
+        if summary["bad"]:
+            examples = "; ".join(summary["bad_examples"])
+            out.write(f"left out {summary['bad']} unreadable images: {examples}\n")
+        usual = DATASET_DEFAULTS.get(dataset, {})
+        models = [f" --{role} {usual[role]}" for role in ("teacher", "student") if role in usual]
+        out.write(f"next: raygkd tune --dataset parquet --data-dir {output}{''.join(models)}\n")
+
+
+@data.command("info")
+@click.argument("path")
+@click.option("--sheet", default="sheet.png", show_default=True, help="PNG of sample images")
+@JSON
+def data_info(path: str, sheet: str, as_json: bool) -> None:
+    """Show counts, classes and sizes of shards; write a sample sheet.
+
+    PATH is a .parquet file or a folder of shards (s3:// and gs:// work).
+    """
+    with only_results_on_stdout() as out:
+        from raygkd.data.inspect import sample_sheet, table_info
+        from raygkd.data.parquet import open_table
+        from raygkd.report.console import console_of
+        from raygkd.report.tables import classes_table, info_table
+
+        table = open_table(path)
+        info = table_info(table)
+        sample_sheet(table, sheet)
+        if as_json:
+            out.write(json.dumps({**info, "sheet": sheet}) + "\n")
+            return
+        console = console_of(out)
+        console.print(info_table(info))
+        console.print(classes_table(info["classes"]))
+        console.print(f"sample sheet: {sheet}", soft_wrap=True)

@@ -1,0 +1,292 @@
+"""What is done with a finished model: ``raygkd evaluate``, ``export``, ``predict``, ``promote``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from raygkd.cli.options import (
+    CONFIG,
+    JSON,
+    RunCommand,
+    only_results_on_stdout,
+    resolve,
+    setting_options,
+)
+
+_OUTPUT = click.option(
+    "--output",
+    default="raygkd-output",
+    show_default=True,
+    help="output folder of the runs, for models:/NAME",
+)
+_TRACKING_URI = click.option(
+    "--tracking-uri",
+    help="MLflow server or store, for models:/NAME [default: MLFLOW_TRACKING_URI, or the store in "
+    "--output]",
+)
+_ADDRESS = click.option(
+    "--address", help="of a running Ray cluster [default: RAY_ADDRESS, or start one here]"
+)
+
+
+@click.command("evaluate", cls=RunCommand)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "--split",
+    type=click.Choice(("train", "val", "test")),
+    default="test",
+    show_default=True,
+    help="which of the images",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="write pictures there: scores by class, reliability, confusion matrices",
+)
+@JSON
+@CONFIG
+@setting_options("evaluate")
+def evaluate(
+    models: tuple[str, ...],
+    split: str,
+    out: str | None,
+    config_file: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score and measure models on images, side by side.
+
+    MODEL is a model.pt that raygkd wrote, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    file that 'raygkd export' wrote. The images are those that the first of them was trained on,
+    unless --dataset, --data-dir or --config says others; splits are those of a run with the same
+    data and --seed. What comes out is also recorded in MLflow, beside the run that a model is of.
+    """
+    config, _ = resolve("evaluate", config_file, options, None)
+    own_data = not (config_file or options["dataset"] or options["data_dir"])
+    with only_results_on_stdout() as stdout:
+        from raygkd.report.console import console_of, stderr_console
+        from raygkd.report.tables import evaluation_tables
+        from raygkd.workflows.evaluate import evaluate
+
+        result = evaluate(
+            config, models, split, own_data=own_data, out=out, console=stderr_console()
+        )
+        if as_json:
+            stdout.write(json.dumps(result) + "\n")
+            return
+        console = console_of(stdout)
+        for table in evaluation_tables(result):
+            console.print(table)
+        for path in result["pictures"]:
+            console.print(f"picture  {path}", soft_wrap=True)
+        for one in filter(None, (one["mlflow"] for one in result["models"].values())):
+            console.print(f"MLflow   run {one['run_id']} in {one['tracking_uri']}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.option(
+    "--format",
+    "format",
+    type=click.Choice(("onnx", "torch", "safetensors")),
+    required=True,
+    help="onnx; torch: a torch.export program; safetensors: the weights, with a model card",
+)
+@click.option(
+    "--out", type=click.Path(), required=True, help="file to write: .onnx, .pt2 or .safetensors"
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(("int8",)),
+    help="onnx: weights of 8 bits, activations quantised as it runs",
+)
+@click.option(
+    "--data",
+    type=click.Path(),
+    help="Parquet images to compare on [default: those that the model was trained on]",
+)
+@click.option(
+    "--license",
+    "licence",
+    default="unknown",
+    show_default=True,
+    help="of the weights, for the model card, such as apache-2.0",
+)
+@_OUTPUT
+@_TRACKING_URI
+@JSON
+def export(
+    model: str,
+    format: str,
+    out: str,
+    quantize: str | None,
+    data: str | None,
+    licence: str,
+    output: str,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Write a model in another format, and compare it with the model.
+
+    MODEL is a model.pt that raygkd wrote, the folder of its run, or models:/NAME@ALIAS. The
+    normalisation is part of an onnx or torch file: its input is pixels in 0..1, any number of
+    images.
+    """
+    with only_results_on_stdout() as out_stream:
+        from raygkd.report.console import console_of, stderr_console
+        from raygkd.report.tables import export_table
+        from raygkd.workflows.export import export
+
+        result = export(
+            model,
+            format=format,
+            out=out,
+            int8=quantize is not None,
+            licence=licence,
+            data=data,
+            output=output,
+            tracking_uri=tracking_uri,
+            console=stderr_console(),
+        )
+        if as_json:
+            out_stream.write(json.dumps(result) + "\n")
+            return
+        console_of(out_stream).print(export_table(result))
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.argument("paths", type=click.Path(), nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="file to write, .jsonl or .parquet [default: JSON Lines on stdout]",
+)
+@click.option(
+    "--draw",
+    type=click.Path(file_okay=False),
+    metavar="FOLDER",
+    help="write pictures there: boxes on each image, or labelled sheets",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="most predictions of an image [default: 5 classes; all detections]",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.3,
+    show_default=True,
+    help="least score of a detection",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="images at a time, of each process",
+)
+@_ADDRESS
+@_OUTPUT
+@_TRACKING_URI
+def predict(
+    model: str,
+    paths: tuple[str, ...],
+    out: str | None,
+    draw: str | None,
+    top: int | None,
+    threshold: float,
+    batch_size: int,
+    address: str | None,
+    output: str,
+    tracking_uri: str | None,
+) -> None:
+    """Apply a model to images: files, folders, or Parquet with a column "image".
+
+    MODEL is a model.pt that raygkd wrote, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    file that 'raygkd export' wrote. Results come in the order of the images. An image that cannot
+    be read is told and skipped.
+    """
+    with only_results_on_stdout() as out_stream:
+        from raygkd.report.console import stderr_console
+        from raygkd.workflows.predict import predict_images
+
+        console = stderr_console()
+        counts = predict_images(
+            model,
+            paths,
+            out=out,
+            draw=draw,
+            top=top,
+            threshold=threshold,
+            batch_size=batch_size,
+            address=address,
+            output=output,
+            tracking_uri=tracking_uri,
+            console=console,
+            stdout=out_stream,
+        )
+        console.print(f"{counts['images']:,} images, {counts['skipped']:,} skipped")
+        for written in filter(None, (out, draw)):
+            console.print(f"written to {written}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.0,
+    show_default=True,
+    help="by which the challenger's test score must be higher",
+)
+@click.option(
+    "--data",
+    type=click.Path(),
+    help="Parquet images whose test split is used [default: those of the challenger's run]",
+)
+@_ADDRESS
+@_OUTPUT
+@_TRACKING_URI
+@JSON
+def promote(
+    name: str,
+    margin: float,
+    data: str | None,
+    address: str | None,
+    output: str,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """Make the challenger of a registered model its champion, if it is better.
+
+    NAME is a registered model, whose first version is the champion, and whose challenger is the
+    winner of the latest search. Both are scored now on the same test images; the alias "champion"
+    moves only where the challenger is ahead, and by --margin. The exit code is 0 either way.
+    """
+    with only_results_on_stdout() as out:
+        from raygkd.report.console import console_of, stderr_console
+        from raygkd.report.tables import promotion_note, promotion_table
+        from raygkd.workflows.promote import promote
+
+        result = promote(
+            name,
+            margin=margin,
+            data=data,
+            address=address,
+            output=output,
+            tracking_uri=tracking_uri,
+            console=stderr_console(),
+        )
+        if as_json:
+            out.write(json.dumps(result) + "\n")
+            return
+        console = console_of(out)
+        console.print(promotion_table(result))
+        for line in promotion_note(result):
+            console.print(line, soft_wrap=True)

@@ -1,0 +1,233 @@
+"""Options of the command line, made of the settings; what their values come to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raygkd import config as configuration
+from raygkd.config import Config
+from raygkd.errors import ConfigError, near
+from raygkd.storage.atomic_files import Place
+from raygkd.workflows.resume import named_run_folder, own_config, run_folder
+
+
+def _of(*sections: str) -> set[str]:
+    """Return the names of the settings of some sections."""
+    known = configuration.settings()
+    return {name for name, (section, _, _) in known.items() if section in sections}
+
+
+# settings that a command has no options for; all others are options of every command
+SETTINGS_LEFT_OUT = {
+    # a student's distillation is no matter of its teacher's, but for the method, which is an option
+    # of every command that trains one model
+    "teacher": _of("search", "compare")
+    | (_of("method") - {"method"})
+    | {"inherit", "student_weights", "teacher_epochs"},
+    "train": _of("search", "compare"),
+    "tune": _of("compare"),
+    # each method has a published weight of its own
+    "compare": (_of("search") - {"max_concurrent"}) | {"method", "baseline_weight"},
+    "evaluate": (
+        _of("model", "method", "search", "compare", "optim", "cluster", "output")
+        - {"batch_size", "seed", "gpus_per_worker", "address", "output", "tracking_uri"}
+    )
+    | {"image_size", "augment"},
+}
+
+
+class Commands(click.Group):
+    """A group that answers a misspelled command with the near ones, and none at all with help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the help in the place of no arguments."""
+        return super().parse_args(ctx, args or ["--help"])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Return click's own answer, where there is such a command."""
+        if args and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            raise click.UsageError(
+                f"no command {args[0]!r}{near(args[0], known)} (commands: {', '.join(known)})"
+            )
+        return super().resolve_command(ctx, args)
+
+
+class RunCommand(click.Command):
+    """A command whose help lists the settings by section, as a YAML file has them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list for each section."""
+        known = configuration.settings()
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            section = known[param.name][0] if param.name in known else "Options"
+            if record is not None:
+                groups.setdefault(section.capitalize(), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class ListType(click.ParamType):
+    """Values of one kind with commas between them.
+
+    Args:
+        kind: int, float or str.
+    """
+
+    name = "A,B,..."
+
+    def __init__(self, kind: type):
+        self._kind = kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the values as a tuple."""
+        try:
+            return tuple(self._kind(part) for part in value.split(","))
+        except ValueError:
+            whole = "whole numbers" if self._kind is int else "numbers"
+            self.fail(f"{value!r} must be {whole} with commas between them", param, ctx)
+
+
+class _Workers(click.ParamType):
+    """A number of workers, or two with a dash between them."""
+
+    name = "N|A-B"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return configuration.coerce("workers", configuration.WorkerRange, value)
+
+
+class _Choice(click.Choice):
+    """One of a setting's choices, or what another package adds to them.
+
+    Args:
+        leaf: the setting.
+    """
+
+    def __init__(self, leaf: Any):
+        super().__init__(leaf.metadata["choices"])
+        self._leaf = leaf
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return a value that is allowed."""
+        if configuration.is_choice(self._leaf, value):
+            return value
+        return super().convert(value, param, ctx)
+
+
+def _option_type(kind: Any, leaf: Any) -> Any:
+    base = configuration.base_type(kind)
+    if typing.get_origin(base) is tuple:
+        return ListType(typing.get_args(base)[0])
+    if base is configuration.WorkerRange:
+        return _Workers()
+    return _Choice(leaf) if leaf.metadata["choices"] else base
+
+
+def setting_options(command: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds an option for every setting a command uses."""
+
+    def decorate(function: Any) -> Any:
+        for name, (_, leaf, kind) in reversed(configuration.settings().items()):
+            if name in SETTINGS_LEFT_OUT[command]:
+                continue
+            text = leaf.metadata["help"]
+            if leaf.default is not None and leaf.default is not False and "[default" not in text:
+                text += f" [default: {_shown(leaf.default)}]"
+            if configuration.base_type(kind) is bool:
+                flags = f"{configuration.flag(name)}/--no-{name.replace('_', '-')}"
+                option = click.option(flags, name, default=None, help=text)
+            else:
+                option = click.option(
+                    configuration.flag(name),
+                    name,
+                    type=_option_type(kind, leaf),
+                    default=None,
+                    help=text,
+                )
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+CONFIG = click.option(
+    "--config", "config_file", metavar="FILE", help="YAML file of settings; options override it"
+)
+RESUME = click.option(
+    "--resume",
+    metavar="FOLDER",
+    help="go on with the run in this folder, or with the newest one that was broken off in this "
+    "output folder",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
+
+
+def resolve(
+    command: str, config_file: str | None, options: Mapping[str, Any], resume: str | None
+) -> tuple[Config, Place | None]:
+    """Return the configuration of a command, and the folder of the run it resumes.
+
+    Defaults are overridden by ``--config``, and that by the options. A run is resumed with its own
+    configuration; what is given beside ``--resume`` must be the same. So is one of this ``--name``
+    that has begun.
+
+    Raises:
+        ConfigError: unreadable files, unknown keys, values that are not allowed.
+    """
+    known = configuration.settings()
+    tree = _config_tree(config_file) if config_file is not None else {}
+    for name, value in options.items():
+        if value is not None:
+            tree.setdefault(known[name][0], {})[name] = value
+    if resume is not None:
+        folder = run_folder(resume, command)
+    else:
+        config = configuration.from_mapping(tree, where=config_file or "options")
+        begun = named_run_folder(config, command)
+        if begun is None:
+            return config, None
+        folder = begun
+    asked = {name: value for leaves in tree.values() for name, value in leaves.items()}
+    return own_config(folder, asked), folder
+
+
+def _config_tree(config_file: str) -> dict[str, Any]:
+    """Return the settings of a YAML file, by section."""
+    try:
+        text = Path(config_file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--config {config_file}: cannot be read: {error.strerror}") from error
+    tree = configuration.yaml_mapping(text, where=config_file)
+    configuration.check_keys(tree, where=config_file)
+    return tree
+
+
+@contextlib.contextmanager
+def only_results_on_stdout() -> Iterator[Any]:
+    """Send whatever is written to standard output to standard error; yield the real one."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(real), "w") as out:
+            yield out
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)

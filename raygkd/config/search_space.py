@@ -1,0 +1,238 @@
+"""The search space: which settings a search varies, and how they are drawn."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raygkd.config.schema import OptimConfig, settings
+from raygkd.config.tree import Config, with_settings
+from raygkd.config.values import base_type, coerce
+from raygkd.config.yaml_text import yaml_mapping
+from raygkd.errors import ConfigError, near
+from raygkd.losses import BASELINES
+
+KINDS = {
+    "choice": "a list of values",
+    "uniform": "[low, high]",
+    "loguniform": "[low, high], both above 0",
+    "randint": "[low, high], high excluded",
+}
+_KINDS_OF_TYPE = {int: ("choice", "randint"), float: ("choice", "uniform", "loguniform")}
+# one search is of one method, epochs are ASHA's to spend, and the others change what a run costs
+# and not what it learns
+_FIXED = {"method", "optimizer", "epochs", "seed", "amp", "compile"}
+
+
+# Around what has served, see the README's results. Of classifiers the vertex term leads: at alpha
+# 100 it moves the student some twenty times as much as the task does at the first step (norms of
+# gradients of resnet56 -> resnet8 on CIFAR-10: task 1.07, vertex 0.22, edge 0.26, spectral 5.4).
+# Detectors were searched with terms that move them about as much as the task (of digits-voc: task
+# 8.5, vertex 25, edge 5.7, spectral 4.2). Their pyramids' maps are large: at T = 0.5 a handful of
+# channels and positions has all of the attention
+_RANGES = {
+    "classification": {
+        "temperature": (1.0, 20.0),
+        "alpha": (3.0, 300.0),
+        "beta": (1.0, 100.0),
+        "gamma": (0.1, 10.0),
+    },
+    "detection": {
+        "temperature": (3.0, 30.0),
+        "alpha": (0.1, 3.0),
+        "beta": (0.1, 10.0),
+        "gamma": (0.1, 3.0),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched setting.
+
+    Attributes:
+        name: of the setting.
+        kind: how it is drawn, one of KINDS.
+        values: the choices, or low and high.
+    """
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]
+
+
+def searchable() -> list[str]:
+    """Return the settings that a search may vary."""
+    return [
+        name
+        for name, (section, _, _) in settings().items()
+        if section in ("method", "optim") and name not in _FIXED
+    ]
+
+
+def default_space(
+    method: str,
+    channels: Mapping[int, int],
+    *,
+    lr: float = OptimConfig.lr,
+    detection: bool = False,
+    fixed: Collection[str] = (),
+) -> tuple[Dimension, ...]:
+    """Return the space that is searched unless ``--space`` replaces it.
+
+    Args:
+        method: what is distilled.
+        channels: level -> the teacher's channels, of the levels that may be matched.
+        lr: what the learning rate is without a search; it is searched around it.
+        detection: the models are detectors.
+        fixed: settings that are not searched.
+    """
+    around = (float(f"{0.4 * lr:.3g}"), float(f"{4 * lr:.3g}"))
+    space = [Dimension("lr", "loguniform", around)]
+    if "graph" in method:
+        subsets = _level_subsets(sorted(channels), detection=detection)
+        narrowest = min(channels.values(), default=2)
+        dims = [2**power for power in range(1, 7) if 2**power < narrowest] or [1]
+        ranges = _RANGES["detection" if detection else "classification"]
+        temperature, *weights = [Dimension(name, "loguniform", ranges[name]) for name in ranges]
+        space += [
+            Dimension("levels", "choice", tuple(list(subset) for subset in subsets)),
+            temperature,
+            Dimension("dim", "choice", tuple(dims)),
+            *weights,
+        ]
+    if method in ("kd", "graph+kd"):
+        space += [
+            Dimension("kd_temperature", "uniform", (2.0, 8.0)),
+            Dimension("kd_weight", "uniform", (0.3, 0.95)),
+        ]
+    elif method in BASELINES.names():
+        weight = BASELINES.get(method).weight
+        space += [Dimension("baseline_weight", "loguniform", (weight / 10, weight * 10))]
+    if method == "none":
+        space += [Dimension("weight_decay", "loguniform", (1e-5, 5e-3))]
+    return tuple(dimension for dimension in space if dimension.name not in fixed)
+
+
+def _level_subsets(levels: list[int], *, detection: bool) -> list[tuple[int, ...]]:
+    """Return the sets of levels that are tried.
+
+    All subsets of up to four; of more, the deepest ones of a classifier, and the finest ones of a
+    pyramid, whose coarsest maps have few positions.
+    """
+    sizes = range(1, len(levels) + 1)
+    if len(levels) <= 4:
+        return [subset for size in sizes for subset in itertools.combinations(levels, size)]
+    return [tuple(levels[:size] if detection else levels[-size:]) for size in sizes]
+
+
+def read_space(path: str) -> tuple[Dimension, ...]:
+    """Return the space of a YAML file: ``name: {kind: values}``.
+
+    Raises:
+        ConfigError: no such file, or what is wrong in it, all problems at once.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--space {path}: cannot be read: {error.strerror}") from error
+    problems: list[str] = []
+    space = []
+    for name, entry in yaml_mapping(text, where=path).items():
+        try:
+            space.append(_dimension(name, entry))
+        except ConfigError as error:
+            problems.append(f"{path}: {error}")
+    if not space and not problems:
+        problems.append(f"{path}: holds no setting (allowed: {', '.join(searchable())})")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return tuple(space)
+
+
+def _dimension(name: Any, entry: Any) -> Dimension:
+    """Return one entry of a space file; ConfigError tells what is wrong with it."""
+    known = searchable()
+    if name not in known:
+        hint = near(str(name), known)
+        raise ConfigError(f"{name!r} cannot be searched{hint} (allowed: {', '.join(known)})")
+    setting = settings()[name][2]
+    kinds = _KINDS_OF_TYPE.get(base_type(setting), ("choice",))
+    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in kinds:
+        forms = "; ".join(f"{kind}: {KINDS[kind]}" for kind in kinds)
+        raise ConfigError(f"{name}: must be one of {{{forms}}}, not {entry!r}")
+    ((kind, given),) = entry.items()
+    if not isinstance(given, list) or not given:
+        raise ConfigError(f"{name}: {kind} takes {KINDS[kind]}, not {given!r}")
+    values = tuple(coerce(name, setting, value) for value in given)
+    if kind != "choice" and (len(values) != 2 or None in values or not values[0] < values[1]):
+        raise ConfigError(f"{name}: {kind} takes {KINDS[kind]} with low below high, not {given!r}")
+    if kind == "loguniform" and values[0] <= 0:
+        raise ConfigError(f"{name}: loguniform takes {KINDS[kind]}, not {given!r}")
+    return Dimension(name, kind, tuple(list(v) if isinstance(v, tuple) else v for v in values))
+
+
+def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[int, int]) -> None:
+    """Refuse a space that holds settings no trial can run with.
+
+    Args:
+        space: the searched settings.
+        config: what the other settings are.
+        channels: level -> the teacher's channels, of the levels that both models have.
+
+    Raises:
+        ConfigError: a value that is not allowed, a level that is not there, or a spectral dimension
+            that is too large for a level.
+    """
+    by_name = {dimension.name: dimension for dimension in space}
+    drawn = [{dimension.name: value} for dimension in space for value in extremes(dimension)]
+    # the one mistake that only several searched settings make together
+    weights = [by_name[name] for name in ("alpha", "beta", "gamma") if name in by_name]
+    drawn += [{d.name: 0.0 for d in weights if d.kind == "choice" and 0.0 in d.values}]
+    problems: list[str] = []
+    wrong: set[str] = set()
+    for values in drawn:
+        try:
+            with_settings(config, values)
+        except ConfigError as error:
+            problems.append(f"search space: {error}")
+            wrong |= values.keys()
+    if channels and not wrong & {"levels", "dim"}:
+        problems += _level_problems(by_name, config, channels)
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def extremes(dimension: Dimension) -> tuple[Any, ...]:
+    """Return the choices, or the least and the largest value that can be drawn."""
+    if dimension.kind == "randint":
+        return dimension.values[0], dimension.values[1] - 1
+    return dimension.values
+
+
+def _level_problems(
+    space: Mapping[str, Dimension], config: Config, channels: Mapping[int, int]
+) -> list[str]:
+    chosen = config.method.levels or tuple(channels)
+    subsets = [
+        subset if subset is not None else tuple(channels)
+        for subset in (space["levels"].values if "levels" in space else (chosen,))
+    ]
+    levels = {level for subset in subsets for level in subset}
+    unknown = sorted(levels - set(channels))
+    if unknown:
+        allowed = ", ".join(map(str, sorted(channels)))
+        where = "search space" if "levels" in space else "--levels"
+        return [f"{where}: level {unknown[0]} is not there (allowed: {allowed})"]
+    dims = space["dim"] if "dim" in space else Dimension("dim", "choice", (config.method.dim,))
+    largest = max(extremes(dims))
+    narrow = min(levels, key=lambda level: channels[level])
+    if largest >= channels[narrow]:
+        return [
+            f"--dim {largest}: level {narrow} of the teacher has {channels[narrow]} channels "
+            f"(allowed: 1 to {channels[narrow] - 1})"
+        ]
+    return []

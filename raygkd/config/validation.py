@@ -1,0 +1,160 @@
+"""What is wrong with settings, each by itself and all together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from raygkd.config.schema import (
+    LARGEST_SEED,
+    ClusterConfig,
+    CompareConfig,
+    DataConfig,
+    MethodConfig,
+    OptimConfig,
+    OutputConfig,
+    SearchConfig,
+    is_choice,
+)
+from raygkd.config.values import WorkerRange, flag
+from raygkd.errors import near
+
+
+def check_value(leaf: dataclasses.Field, value: Any) -> list[str]:
+    """Return what is wrong with the value of one setting."""
+    if value is None:
+        return []
+    if isinstance(value, WorkerRange):
+        values: tuple[Any, ...] = (value.least, value.most)
+    else:
+        values = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+        return [f"{flag(leaf.name)} {value}: must be a finite number"]
+    choices = leaf.metadata["choices"]
+    for chosen in values if choices else ():
+        if not is_choice(leaf, chosen):
+            allowed = ", ".join(choices)
+            return [
+                f"{flag(leaf.name)} {chosen!r}: must be one of {allowed}{near(chosen, choices)}"
+            ]
+    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+    broken = {
+        "minimum": lambda v, bound: v < bound,
+        "above": lambda v, bound: v <= bound,
+        "maximum": lambda v, bound: v > bound,
+        "below": lambda v, bound: v >= bound,
+    }
+    limits = {kind: bound for kind, bound in leaf.metadata["limits"].items() if bound is not None}
+    if any(broken[kind](v, bound) for v in values for kind, bound in limits.items()):
+        allowed = " and ".join(f"{words[kind]} {bound:.10g}" for kind, bound in limits.items())
+        return [f"{flag(leaf.name)} {value}: must be {allowed}"]
+    return []
+
+
+def check_together(
+    *,
+    data: DataConfig,
+    method: MethodConfig,
+    optim: OptimConfig,
+    cluster: ClusterConfig,
+    output: OutputConfig,
+    search: SearchConfig,
+    compare: CompareConfig,
+) -> list[str]:
+    """Return what is wrong between settings that are right by themselves."""
+    return [
+        *_method_problems(method),
+        *_worker_problems(cluster.workers, optim.batch_size),
+        *_year_problems(data.years),
+        *_epoch_problems(optim, search),
+        *_comparison_problems(compare),
+        *_output_problems(output),
+        *_milestone_problems(optim.milestones),
+    ]
+
+
+def _method_problems(method: MethodConfig) -> list[str]:
+    problems = []
+    if method.levels is not None and (
+        not method.levels or len(set(method.levels)) < len(method.levels) or min(method.levels) < 1
+    ):
+        shown = ",".join(map(str, method.levels))
+        problems.append(f"--levels {shown!r}: must be different whole numbers from 1")
+    if "graph" in method.method and method.alpha == method.beta == method.gamma == 0:
+        problems.append(
+            f"--method {method.method} with --alpha, --beta and --gamma all 0 distils no graph: "
+            "raise one of them, or use --method none"
+        )
+    return problems
+
+
+def _worker_problems(workers: WorkerRange, batch_size: int) -> list[str]:
+    if 0 < workers.most < workers.least:
+        return [f"--workers {workers}: the first number must not be the larger one"]
+    if workers.least > 0 and any(batch_size % n for n in (workers.least, workers.most)):
+        return [
+            f"--batch-size {batch_size} cannot be split evenly over --workers {workers}: use "
+            "a multiple"
+        ]
+    return []
+
+
+def _year_problems(years: tuple[int, ...]) -> list[str]:
+    if set(years) <= {2007, 2012}:
+        return []
+    return [f"--years {','.join(map(str, years))!r}: must be of 2007 and 2012"]
+
+
+def _epoch_problems(optim: OptimConfig, search: SearchConfig) -> list[str]:
+    problems = []
+    if 0 < optim.epochs < search.grace_period:
+        problems.append(
+            f"--grace-period {search.grace_period}: must be at most --epochs {optim.epochs}"
+        )
+    if 0 < optim.epochs <= optim.warmup_epochs:
+        problems.append(
+            f"--warmup-epochs {optim.warmup_epochs}: must be below --epochs {optim.epochs}"
+        )
+    if optim.seed <= LARGEST_SEED < optim.seed + search.repeat:
+        problems.append(
+            f"--repeat {search.repeat}: takes the seeds after --seed {optim.seed}, and the "
+            f"largest is {LARGEST_SEED}: lower one of them"
+        )
+    return problems
+
+
+def _comparison_problems(compare: CompareConfig) -> list[str]:
+    methods = compare.methods
+    if methods is None:
+        return []
+    shown = ",".join(methods)
+    if not methods or len(set(methods)) < len(methods):
+        return [f"--methods {shown!r}: must be different methods"]
+    if compare.preset is not None:
+        return [f"--methods {shown}: --preset {compare.preset} has its own: leave one of them out"]
+    return []
+
+
+def _output_problems(output: OutputConfig) -> list[str]:
+    problems = []
+    authority = (output.tracking_uri or "").partition("://")[2].partition("/")[0]
+    if ":" in authority.rpartition("@")[0]:
+        problems.append(
+            "--tracking-uri: holds a password, which would be stored with the run: set "
+            "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    name = output.name
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        problems.append(
+            f"--name {name!r}: must be of letters, digits, '-', '_' and '.', the first a letter or "
+            "a digit"
+        )
+    return problems
+
+
+def _milestone_problems(milestones: tuple[float, ...]) -> list[str]:
+    if all(0 < m < 1 for m in milestones):
+        return []
+    return [f"--milestones {','.join(map(str, milestones))}: must lie between 0 and 1"]

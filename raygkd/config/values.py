@@ -1,0 +1,93 @@
+"""The types of settings: what a value may be, and how it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from raygkd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class WorkerRange:
+    """How many training processes a run has: as many as there is room for, within limits.
+
+    Attributes:
+        least: fewer do not start.
+        most: more are never started.
+    """
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, value: Any) -> WorkerRange:
+        """Return the range that a number (2) or a text ("1-4") means.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        least, dash, most = str(value).partition("-")
+        return cls(int(least), int(most if dash else least))
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number may change while a run is under way."""
+        return self.least < self.most
+
+    @property
+    def plain(self) -> int | str:
+        """What ``parse`` takes back."""
+        return str(self) if self.is_elastic else self.least
+
+    def __str__(self) -> str:
+        return f"{self.least}-{self.most}" if self.least != self.most else str(self.least)
+
+
+def flag(name: str) -> str:
+    """Return how a setting is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def base_type(kind: Any) -> Any:
+    """Return the type of a setting without its None."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next(option for option in options if option is not type(None))
+
+
+def coerce(name: str, kind: Any, value: Any) -> Any:
+    """Return ``value`` as the type of setting ``name``; ConfigError where it is of another one."""
+    if value is None and base_type(kind) is not kind:
+        return None
+    kind = base_type(kind)
+    if kind is WorkerRange:
+        with contextlib.suppress(ValueError):
+            return value if isinstance(value, WorkerRange) else WorkerRange.parse(value)
+        raise ConfigError(f"{flag(name)} {value!r}: must be a number, or two as in 1-4")
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(coerce(name, typing.get_args(kind)[0], item) for item in value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 5e-4 as text
+        with contextlib.suppress(ValueError):
+            return float(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number:
+        return float(value)
+    if (kind is int and is_number and isinstance(value, int)) or (
+        kind in (bool, str) and isinstance(value, kind)
+    ):
+        return value
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
+    wanted = names.get(kind) or lists[typing.get_args(kind)[0]]
+    raise ConfigError(f"{flag(name)} {value!r}: must be {wanted}")
+
+
+def fingerprint(values: Any) -> str:
+    """Return 16 hexadecimal digits that stand for plain values, as JSON holds them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

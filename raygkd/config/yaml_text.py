@@ -1,0 +1,39 @@
+"""Settings as YAML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raygkd.config.tree import Config, from_mapping, to_mapping
+from raygkd.errors import ConfigError
+
+
+def to_yaml(config: Config) -> str:
+    """Return the YAML text of a configuration; ``--config`` takes it back."""
+    import yaml
+
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def from_yaml(text: str, *, where: str) -> Config:
+    """Build a Config of YAML text; ConfigError names ``where`` and the line of a syntax error."""
+    return from_mapping(yaml_mapping(text, where=where), where=where)
+
+
+def yaml_mapping(text: str | bytes, *, where: str) -> dict[str, Any]:
+    """Return the mapping a YAML text holds; ConfigError if it is no YAML or no mapping."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            reason = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+        raise ConfigError(f"{where}: not valid YAML: {reason}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: must hold keys and values, not {type(tree).__name__}")
+    return tree

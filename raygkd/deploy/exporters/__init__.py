@@ -1,0 +1,1 @@
+"""Writers of models in other formats, a file each."""

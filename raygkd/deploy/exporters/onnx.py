@@ -1,0 +1,111 @@
+"""ONNX files, and the same with weights of 8 bits.
+
+Shapes: B batch, K classes, N candidates, D most detections of an image, S side of the square input,
+U kept candidates.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raygkd.deploy.exporters.tracing import (
+    DETECTIONS,
+    IMAGES,
+    LOGITS,
+    ExportableDetector,
+    example_images,
+    quiet,
+)
+from raygkd.deploy.facts import facts_of
+from raygkd.deploy.modules import DeployedClassifier, Run
+from raygkd.deploy.onnx_session import open_onnx
+from raygkd.models import ModelFile, is_detector
+from raygkd.models.fixed_shapes import suppress
+
+# the oldest that torch's exporter writes without conversion: onnxruntime 1.14 and later read it
+OPSET = 18
+_INT64_MAX = 2**63 - 1
+
+
+@torch.library.custom_op("raygkd::suppress", mutates_args=())
+def _suppress(boxes: Tensor, scores: Tensor, overlap: float, threshold: float) -> Tensor:
+    """Do what ``suppress`` does, as one node of a graph: ONNX has an operator for it."""
+    return suppress(boxes, scores, overlap, threshold)
+
+
+@_suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, overlap: float, threshold: float) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+def _onnx_suppress(boxes: Any, scores: Any, overlap: float, threshold: float) -> Any:
+    """Return the nodes that stand for ``suppress`` of boxes (B, K, N, 4) and scores (B, K, N)."""
+    from onnxscript import opset18 as op
+
+    candidates = op.Shape(scores, start=2)
+    all_groups = op.Constant(value_ints=[-1])
+    four = op.Constant(value_ints=[4])
+    # ONNX shares the boxes of an image among its classes, so that here each class is an image
+    flat_boxes = op.Reshape(boxes, op.Concat(all_groups, candidates, four, axis=0))
+    one_class = op.Constant(value_ints=[1])
+    flat_scores = op.Reshape(scores, op.Concat(all_groups, one_class, candidates, axis=0))
+    places_U3 = op.NonMaxSuppression(
+        flat_boxes,
+        flat_scores,
+        op.Constant(value_ints=[_INT64_MAX]),
+        op.Constant(value_floats=[overlap]),
+        op.Constant(value_floats=[threshold]),
+    )
+    ones_U = op.Expand(op.Constant(value_floats=[1.0]), op.Shape(places_U3, end=1))
+    kept = op.ScatterND(op.ConstantOfShape(op.Shape(flat_scores)), places_U3, ones_U)
+    return op.Cast(op.Reshape(kept, op.Shape(scores)), to=9)  # bool
+
+
+def write_onnx(model_file: ModelFile, path: Path) -> Run:
+    """Write an ONNX file for any number of images; return it as onnxruntime runs it.
+
+    The input "images" is float32 (B, 3, S, S) in 0..1; the output "logits" (B, K), or "detections"
+    (B, D, 6) as of ``DeployedDetector``. The metadata has the ``Facts``.
+    """
+    detection = is_detector(model_file.name)
+    module: nn.Module = DeployedClassifier(model_file)
+    table: dict[Any, Any] = {}
+    if detection:
+        module = ExportableDetector(model_file, torch.ops.raygkd.suppress)
+        table = {torch.ops.raygkd.suppress.default: _onnx_suppress}
+    with quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            (example_images(model_file),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[IMAGES],
+            output_names=[DETECTIONS if detection else LOGITS],
+            opset_version=OPSET,
+            custom_translation_table=table,
+            verbose=False,
+        )
+    assert program is not None
+    # where in whose source code a node comes from
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    program.model.metadata_props.update(facts_of(model_file).to_metadata())
+    program.save(path, external_data=False)
+    return open_onnx(path)[1]
+
+
+def quantise(source: Path, path: Path) -> Run:
+    """Write an ONNX file with weights of 8 bits; return it as onnxruntime runs it.
+
+    Activations become 8 bits while it runs, by the range that each batch has (dynamic).
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet():
+        # onnxruntime convolves with unsigned weights on every processor
+        quantize_dynamic(source, path, weight_type=QuantType.QUInt8)
+    return open_onnx(path)[1]

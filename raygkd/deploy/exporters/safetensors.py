@@ -1,0 +1,31 @@
+"""Weights as safetensors.
+
+Shapes: B batch, S side of the square input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from raygkd.deploy.facts import facts_of
+from raygkd.deploy.modules import Run, student
+from raygkd.models import ModelFile
+
+
+def write_safetensors(model_file: ModelFile, path: Path) -> Run:
+    """Write the weights alone; return the model with the weights that are in the file."""
+    from safetensors.torch import load_file, save
+
+    weights = {name: tensor.contiguous() for name, tensor in model_file.state_dict.items()}
+    path.write_bytes(save(weights, metadata=facts_of(model_file).to_metadata()))
+    module = student(model_file)
+    module.get_submodule("model").load_state_dict(load_file(path))
+
+    def run(images_BCSS: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return module(images_BCSS)
+
+    return run

@@ -1,0 +1,37 @@
+"""``torch.export`` programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from raygkd.deploy.exporters.tracing import ExportableDetector, example_images, quiet
+from raygkd.deploy.facts import facts_of
+from raygkd.deploy.modules import DeployedClassifier, Run, on_device
+from raygkd.models import ModelFile, is_detector
+
+
+def write_program(model_file: ModelFile, path: Path) -> Run:
+    """Write a ``torch.export`` program for any number of images; return it as it runs.
+
+    Input and output are those of ``write_onnx``. The extra file "raygkd" has the ``Facts``. To run
+    a detector's, torchvision must be imported.
+    """
+    module: nn.Module
+    if is_detector(model_file.name):
+        module = ExportableDetector(model_file)
+    else:
+        module = DeployedClassifier(model_file)
+    with quiet(), torch.no_grad():
+        program = torch.export.export(
+            module.eval(),
+            (example_images(model_file),),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+        with path.open("wb") as file:
+            torch.export.save(program, file, extra_files=facts_of(model_file).to_metadata())
+    with path.open("rb") as file:
+        written = torch.export.load(file)
+    return on_device(written.module(), torch.device("cpu"))

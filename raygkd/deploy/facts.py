@@ -1,0 +1,120 @@
+"""What a user of a model must know, and what the model predicts.
+
+Shapes: H height, W width, S side of the square input, T predictions of an image, 4 the sides of a
+box (x0, y0, x1, y1) in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raygkd import __version__
+from raygkd.config import yaml_mapping
+from raygkd.data.box_transforms import build_box_transform
+from raygkd.data.boxes import ImageBoxes
+from raygkd.data.transforms import build_transform
+from raygkd.errors import DataError
+from raygkd.models import ModelFile, is_detector
+from raygkd.storage.atomic_files import Place
+
+# how an image of any size becomes a square: stretched, cut from the middle, or fitted with grey
+STRETCH, CENTRE, CANVAS = "stretch", "centre-crop", "canvas"
+# key of all facts in the metadata of an exported file
+METADATA = "raygkd"
+NO_BOXES = ImageBoxes(
+    np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, bool)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a user of a model must know; it travels in the metadata of exported files.
+
+    Attributes:
+        model: its name.
+        task: "classification" or "detection".
+        class_names: in the order of the logits, or of a detector's labels.
+        image_size: S in pixels.
+        resize: how an image is brought to that, "stretch", "centre-crop" or "canvas".
+    """
+
+    model: str
+    task: str
+    class_names: tuple[str, ...]
+    image_size: int
+    resize: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the facts as an exported file holds them."""
+        return {METADATA: json.dumps({"version": __version__, **asdict(self)})}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], path: Place) -> Facts:
+        """Return the facts that an exported file holds.
+
+        Raises:
+            DataError: it holds none.
+        """
+        try:
+            facts = json.loads(metadata[METADATA])
+            facts = {name: facts[name] for name in cls.__dataclass_fields__}
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"{path} was not written by 'raygkd export': export it again"
+            ) from error
+        return cls(**{**facts, "class_names": tuple(facts["class_names"])})
+
+    def prepare(self, image_CHW: Tensor) -> tuple[NDArray[np.uint8], float]:
+        """Return an image uint8 (3, H, W) as uint8 (3, S, S), and the new pixels of an old one."""
+        size = self.image_size
+        if self.resize == CANVAS:
+            sample = build_box_transform("none", size, train=False, most=1).sample(
+                image_CHW, NO_BOXES, seed=0, epoch=0, row=0
+            )
+            return sample["image"], float(sample["ratio"])
+        kind = "resized-crop" if self.resize == CENTRE else "none"
+        prepared = build_transform(kind, size, train=False)(image_CHW, seed=0, epoch=0, row=0)
+        return prepared.numpy(), 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        name: of the image's file.
+        row: in a Parquet file, from 0; None for an image file.
+        problem: why it could not be read or decoded; empty where it could.
+        label: positions in the class names, best first, int64 (T,).
+        score: in 0..1, float32 (T,).
+        box: sides of the boxes in pixels of the image, float32 (T, 4); None for a classifier.
+        content: the encoded image, where it was asked for.
+    """
+
+    name: str
+    row: int | None
+    problem: str
+    label: NDArray[np.int64]
+    score: NDArray[np.float32]
+    box: NDArray[np.float32] | None
+    content: bytes
+
+
+def facts_of(model_file: ModelFile) -> Facts:
+    """Return what a model file says of its images."""
+    data = yaml_mapping(model_file.config, where="the model file's settings").get("data", {})
+    detection = is_detector(model_file.name)
+    resize = CENTRE if data.get("augment") == "resized-crop" else STRETCH
+    return Facts(
+        model=model_file.name,
+        task="detection" if detection else "classification",
+        class_names=tuple(model_file.class_names),
+        image_size=model_file.image_size[0],
+        resize=CANVAS if detection else resize,
+    )

@@ -1,0 +1,107 @@
+"""What the outputs of a model in use are worth: scores, confusions and calibration.
+
+Shapes: B batch, K classes, D most detections of an image, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raygkd.data.boxes import Boxes
+from raygkd.data.spec import ImageSpec
+from raygkd.errors import DataError
+from raygkd.metrics.calibration import calibration
+from raygkd.metrics.classification import ClassificationMeter
+from raygkd.metrics.detection import DetectionMeter, Detections
+
+# the least score of a detection whose confidence is looked at
+SURE = 0.3
+
+
+class OutputMeter:
+    """Adds up what ``raygkd.deploy.modules.Run`` gives for batches of images, and scores it.
+
+    Args:
+        spec: of the images.
+        boxes: of every image of the table, where it is for detection.
+    """
+
+    def __init__(self, spec: ImageSpec, boxes: Boxes | None):
+        self._spec, self._boxes, classes = spec, boxes, len(spec.class_names)
+        self._classes = ClassificationMeter(classes)
+        self._found = DetectionMeter(classes)
+        # label, answer and confidence of every image
+        self._answers: list[tuple[NDArray, NDArray, NDArray]] = []
+
+    def update(self, output: Tensor, batch: Mapping[str, Tensor]) -> None:
+        """Add a batch.
+
+        Args:
+            output: logits (B, K), or detections (B, D, 6).
+            batch: the arrays of a ``Window`` that the images came with.
+        """
+        if self._boxes is None:
+            label_B = batch["label"]
+            self._classes.update(output, label_B)
+            confidence_B, answer_B = output.softmax(1).max(1)
+            self._answers.append((label_B.numpy(), answer_B.numpy(), confidence_B.numpy()))
+            return
+        found = [of_D6[of_D6[:, 4] >= 0].numpy() for of_D6 in output]
+        self._found.update(
+            batch["row"],
+            [
+                Detections(of[:, :4] / ratio, of[:, 5].astype(np.int64), of[:, 4])
+                for of, ratio in zip(found, batch["ratio"].tolist())
+            ],
+        )
+
+    def score(self) -> float | None:
+        """Return what the images' models are ranked by; None where no image has an object."""
+        if self._boxes is None:
+            return self._classes.compute()["accuracy"]
+        try:
+            return self._found.compute(self._boxes)[self._spec.score]
+        except DataError:
+            return None
+
+    def compute(self) -> dict[str, Any]:
+        """Return all that is known of the model.
+
+        Returns:
+            "scores", "score" and what ``ClassificationMeter.compute`` or ``DetectionMeter.compute``
+            returns, its lists by class among it; "calibration", see ``calibration``, of all answers
+            of a classifier, or of the detections of a score of ``SURE`` or more, which are right at
+            an IoU of 0.5; and of a classifier "confusion", K lists of K counts, a list for each
+            class that images have, a count for each class that the model said.
+
+        Raises:
+            DataError: there are no images, or none has an object.
+        """
+        if self._boxes is not None:
+            scores = self._found.compute(self._boxes)
+            score_N, right_N = self._found.confidences(self._boxes)
+            return {
+                "scores": {"score": scores[self._spec.score], **scores},
+                "calibration": calibration(score_N[score_N >= SURE], right_N[score_N >= SURE]),
+                "confusion": None,
+            }
+        scores = self._classes.compute()
+        label_N, answer_N, confidence_N = map(np.concatenate, zip(*self._answers))
+        classes = len(self._spec.class_names)
+        pairs = np.bincount(label_N * classes + answer_N, minlength=classes * classes)
+        return {
+            "scores": {"score": scores["accuracy"], **scores},
+            "calibration": calibration(confidence_N, label_N == answer_N),
+            "confusion": pairs.reshape(classes, classes).tolist(),
+        }
+
+
+def as_tensors(batch: Mapping[str, NDArray]) -> dict[str, Tensor]:
+    """Return the arrays of a ``Window`` as an ``OutputMeter`` takes them."""
+    return {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}

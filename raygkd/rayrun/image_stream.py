@@ -1,0 +1,393 @@
+"""Images from Parquet shards into a training process, through Ray.
+
+Two ways with equal batches. Where the decoded images fit in memory the driver decodes them once
+into the object store, and every run and rank augments its own batches from there. Otherwise one Ray
+Data execution per rank and run reads, decodes and augments the windows of all its epochs, training
+and validation in turn, ahead of the training and within a bounded memory: an execution costs
+seconds to start, so there is one for the run and not one for each epoch.
+
+Shapes: B batch, N rows of a window, H height, W width, S side of the square model input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
+from torch import Tensor
+
+from raygkd.data import plan
+from raygkd.data.boxes import Boxes
+from raygkd.data.loader import rebatch
+from raygkd.data.run_images import Images
+from raygkd.data.spec import ImageSpec
+from raygkd.data.windows import (
+    Arrays,
+    Sampler,
+    Window,
+    decode_rows,
+    load_window,
+    targets_of,
+    transform_window,
+)
+from raygkd.errors import DataError
+
+# CPUs of the cluster that are kept free for the tasks that decode streamed images
+DATA_CPUS = 1.0
+# most bytes of decoded windows that wait for one rank
+STREAM_BYTES = 256 << 20
+# from one look of Ray Data at its tasks to the next; it starts one at the second look after another
+# has ended, and with its own 0.1 s a processor would wait half as long as it decodes
+LOOK_SECONDS = 0.02
+# more of them wait for each other where images are small
+DECODING_THREADS = 8
+
+
+@dataclass(frozen=True)
+class DecodedRows:
+    """Decoded images of one row group.
+
+    Attributes:
+        rows: row numbers, ascending (N,).
+        images: uint8 (N, 3, H, W), or a list of (3, H, W) of different sizes, None where broken.
+    """
+
+    rows: NDArray[np.int64]
+    images: NDArray[np.uint8] | list[NDArray[np.uint8] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedImages:
+    """Images in the object store, small enough to be sent to every process.
+
+    Attributes:
+        images: reference to the Images (table, splits, transforms).
+        spec: what models must know of them.
+        decoded: references to DecodedRows in the order of the rows; None when they are streamed.
+    """
+
+    images: ObjectRef
+    spec: ImageSpec
+    decoded: tuple[ObjectRef, ...] | None
+
+
+def fits_in_memory(images: Images, cache_mb: int) -> bool:
+    """Return whether the decoded images take at most ``cache_mb`` MiB."""
+    return images.decoded_bytes <= cache_mb << 20
+
+
+def share(
+    images: Images, cache_mb: int, progress: Callable[[int, int], None] | None = None
+) -> SharedImages:
+    """Put images into the object store, decoded where they fit.
+
+    Args:
+        images: what to share.
+        cache_mb: most MiB of decoded images.
+        progress: is told row groups done and their number.
+
+    Raises:
+        DataError: a broken image, unless they are skipped.
+    """
+    decoded = None
+    if fits_in_memory(images, cache_mb):
+        decoded = tuple(_decoded_rows(images, progress or (lambda done, total: None)))
+    return SharedImages(images=ray.put(images), spec=images.spec, decoded=decoded)
+
+
+def _decoded_rows(images: Images, progress: Callable[[int, int], None]) -> Iterator[ObjectRef]:
+    """Decode all row groups in use; yield references to DecodedRows, in order.
+
+    In threads of this process: what a Ray task would need first, a process that has imported torch
+    and torchvision, takes longer than to decode 60,000 small images.
+    """
+    used = np.sort(np.concatenate(list(images.rows.values())))
+    units = np.searchsorted(images.table.units.first, used, side="right") - 1
+    groups = [used[units == unit] for unit in np.unique(units)]
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, DECODING_THREADS))
+    try:
+        for done, reference in enumerate(
+            pool.map(lambda rows: ray.put(_decode(images, rows)), groups), start=1
+        ):
+            progress(done, len(groups))
+            yield reference
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode(images: Images, rows: NDArray[np.int64]) -> DecodedRows:
+    arrays = [
+        None if image is None else image.numpy()
+        for image in decode_rows(images.table, rows, skip_bad=images.skip_bad)
+    ]
+    good = [array for array in arrays if array is not None]
+    if len(good) == len(arrays) and len({array.shape for array in good}) == 1:
+        return DecodedRows(rows, np.stack(good))
+    return DecodedRows(rows, arrays)
+
+
+class RayStream:
+    """One rank's images (the ``Stream`` of the training loop).
+
+    Args:
+        shared: the images.
+        batch_size: images of a batch on this rank.
+        seed: of order and augmentation.
+        epochs: the epochs that will be trained, in order; empty for evaluation alone.
+        rank: from 0 to ``world_size - 1``.
+        world_size: number of ranks.
+
+    Raises:
+        ConfigError: there are not enough images for one batch on every rank.
+    """
+
+    def __init__(
+        self,
+        shared: SharedImages,
+        *,
+        batch_size: int,
+        seed: int,
+        epochs: range,
+        rank: int,
+        world_size: int,
+    ):
+        self._images: Images = ray.get(shared.images)
+        self._plan = _Plan(batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+        self._epochs = epochs
+        self._reference = shared.images
+        self._decoded = None if shared.decoded is None else _Decoded(shared.decoded)
+        self._ahead: _Ahead | None = None
+        self._bad_rows: set[int] = set()
+        self.steps_per_epoch = 0
+        if epochs:
+            train = self._images.rows["train"]
+            self.steps_per_epoch = plan.steps_per_epoch(len(train), world_size, batch_size)
+
+    @property
+    def bad_images(self) -> int:
+        """How many different broken images this rank has met so far."""
+        return len(self._bad_rows)
+
+    @property
+    def boxes(self) -> Boxes | None:
+        """The boxes of every image of the table, where it is for detection."""
+        return self._images.table.boxes
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a training image is the same in every epoch."""
+        return self._images.repeats
+
+    def train_batches(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches of an epoch, with the arrays of a ``Window``."""
+        return self._batches(Pass("train", epoch))
+
+    def eval_batches(self, split: str) -> Iterator[dict[str, Tensor]]:
+        """Yield this rank's share of a split, every image once; the last batch may be short."""
+        return self._batches(Pass(split, 0))
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _batches(self, wanted: Pass) -> Iterator[dict[str, Tensor]]:
+        windows = self._from_memory(wanted) if self._decoded else self._from_stream(wanted)
+        for batch in rebatch(self._counted(windows), self._plan.batch_size, drop_last=False):
+            # what lies in the object store is read-only
+            yield {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
+
+    def _counted(self, windows: Iterable[Window]) -> Iterator[Arrays]:
+        for window in windows:
+            self._bad_rows.update(window.bad_rows.tolist())
+            yield window.arrays
+
+    def _from_memory(self, wanted: Pass) -> Iterator[Window]:
+        assert self._decoded is not None
+        for rows in self._plan.windows(self._images, wanted):
+            yield transform_window(
+                self._decoded.take(rows),
+                rows,
+                targets_of(self._images.table, rows),
+                self._images.transform(wanted.split),
+                seed=self._plan.seed,
+                epoch=wanted.epoch,
+                exact=wanted.split == "train",
+            )
+
+    def _from_stream(self, wanted: Pass) -> Iterator[Window]:
+        if self._ahead is None or self._ahead.next_pass() != wanted:
+            self.close()
+            self._ahead = _Ahead(self._reference, self._images, self._plan, self._coming(wanted))
+        return self._ahead.take()
+
+    def _coming(self, wanted: Pass) -> list[Pass]:
+        """Return the passes that will be asked for, from ``wanted`` on."""
+        if wanted.split != "train":
+            return [wanted]
+        rest = [epoch for epoch in self._epochs if epoch >= wanted.epoch]
+        return [part for epoch in rest for part in (Pass("train", epoch), Pass("val", 0))]
+
+
+class Pass(NamedTuple):
+    """One way through a split; the epoch is 0 for all but training."""
+
+    split: str
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Which windows a rank reads."""
+
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+
+    def windows(self, images: Images, wanted: Pass) -> list[NDArray[np.int64]]:
+        """Return the row numbers of each window of a pass, in order."""
+        rows = images.rows[wanted.split]
+        if wanted.split != "train":
+            part = plan.evaluation_rows(rows, self.rank, self.world_size)
+            return plan.cut_windows(part, images.window_rows)
+        return plan.epoch_windows(
+            rows,
+            images.table.units.first,
+            seed=self.seed,
+            epoch=wanted.epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=self.batch_size,
+            window_rows=images.window_rows,
+        )
+
+    def count(self, images: Images, wanted: Pass) -> int:
+        """Return how many windows a pass has; every training epoch has as many."""
+        return len(self.windows(images, wanted))
+
+
+class _Decoded:
+    """Decoded images by row, read in place from the object store."""
+
+    def __init__(self, references: tuple[ObjectRef, ...]):
+        self._groups: list[DecodedRows] = ray.get(list(references))
+        self._first = np.array([group.rows[0] for group in self._groups])
+
+    def take(self, rows: NDArray[np.int64]) -> Iterator[Tensor | None]:
+        """Yield uint8 (3, H, W) for each row, None for a broken one."""
+        groups = np.searchsorted(self._first, rows, side="right") - 1
+        for row, number in zip(rows, groups, strict=True):
+            group = self._groups[number]
+            image = group.images[int(np.searchsorted(group.rows, row))]
+            yield None if image is None else torch.from_numpy(np.array(image))
+
+
+class _Ahead:
+    """A Ray Data execution that works through several passes, a window a task, in order."""
+
+    def __init__(self, reference: ObjectRef, images: Images, rank_plan: _Plan, passes: list[Pass]):
+        counts = {part: rank_plan.count(images, part) for part in dict.fromkeys(passes[:2])}
+        tasks = [
+            (turn, number)
+            for turn, part in enumerate(passes)
+            for number in range(counts[passes[turn % 2]])
+        ]
+        self._passes = passes
+        self._turn = 0
+        self._blocks: Generator[Arrays, None, None] = self._execute(
+            reference, rank_plan, passes, tasks
+        )
+        self._held: Arrays | None = next(self._blocks, None)
+
+    @staticmethod
+    def _execute(
+        reference: ObjectRef, rank_plan: _Plan, passes: list[Pass], tasks: list[tuple[int, int]]
+    ) -> Generator[Arrays, None, None]:
+        # images that fit in memory do not need what this imports
+        from raygkd.rayrun.ray_internals import look_often
+
+        def load(batch: Arrays) -> Arrays:
+            turn, number = tasks[int(batch["id"][0])]
+            part = passes[turn]
+            images: Images = ray.get(reference)
+            transform = images.transform(part.split)
+            try:
+                window = load_window(
+                    images.table,
+                    rank_plan.windows(images, part)[number],
+                    transform,
+                    seed=rank_plan.seed,
+                    epoch=part.epoch,
+                    skip_bad=images.skip_bad,
+                    exact=part.split == "train",
+                )
+            except DataError as error:
+                return _pack(_nothing(transform), transform, turn, problem=str(error))
+            return _pack(window, transform, turn)
+
+        look_often(LOOK_SECONDS)
+        dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+            load, batch_size=1, num_cpus=DATA_CPUS
+        )
+        options = dataset.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = options.resource_limits.copy(object_store_memory=STREAM_BYTES)
+        dataset.context.enable_progress_bars = False
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+
+    def next_pass(self) -> Pass | None:
+        """Return the pass that ``take`` gives next."""
+        return self._passes[self._turn] if self._turn < len(self._passes) else None
+
+    def take(self) -> Iterator[Window]:
+        """Yield the windows of the next pass."""
+        turn = self._turn
+        self._turn += 1
+        while self._held is not None and self._held["turn"][0] == turn:
+            if self._held["problem"][0]:
+                raise DataError(str(self._held["problem"][0]))
+            yield _unpack(self._held)
+            self._held = next(self._blocks, None)
+
+    def close(self) -> None:
+        """End the execution."""
+        self._blocks.close()
+
+
+def _nothing(transform: Sampler) -> Window:
+    """Return a window of one broken row."""
+    arrays = {name: value[None][:0] for name, value in transform.blank().items()}
+    return Window(arrays | {"row": np.zeros(0, np.int64)}, bad_rows=np.full(1, -1, np.int64))
+
+
+def _pack(window: Window, transform: Sampler, turn: int, problem: str = "") -> Arrays:
+    """Return columns of equal length; a broken row becomes a blank sample that is marked.
+
+    A problem travels as a column, because an exception comes out of Ray Data as text.
+    """
+    good, bad = len(window.arrays["row"]), len(window.bad_rows)
+    blanks = {name: np.repeat(value[None], bad, 0) for name, value in transform.blank().items()}
+    blanks["row"] = window.bad_rows
+    packed = {name: np.concatenate([window.arrays[name], blanks[name]]) for name in blanks}
+    return packed | {
+        "is_bad": np.repeat([False, True], [good, bad]),
+        "turn": np.full(good + bad, turn),
+        "problem": np.full(good + bad, problem, dtype=object),
+    }
+
+
+def _unpack(packed: Arrays) -> Window:
+    bad = packed["is_bad"]
+    columns = packed.keys() - {"is_bad", "turn", "problem"}
+    arrays = {name: packed[name][~bad] if bad.any() else packed[name] for name in columns}
+    return Window(arrays, packed["row"][bad])

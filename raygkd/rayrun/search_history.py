@@ -1,0 +1,282 @@
+"""What a search has done so far, in a journal; a search that was broken off goes on from it.
+
+Searcher and scheduler are told the same events in the same order when the journal is read again,
+so they are as they were: what they draw and stop next does not depend on a break.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from ray.tune.result import TRAINING_ITERATION
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from raygkd.errors import DataError
+from raygkd.storage.atomic_files import Place, make_folder
+from raygkd.storage.journal import open_journal
+
+JOURNAL = "trials.jsonl"
+METRIC = "val_score"
+# how much of a score a loss can cost where trials are ordered
+TIE_BREAK = 1e-6
+_log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One trial.
+
+    Attributes:
+        number: from 0, in the order of the draws.
+        params: the searched settings.
+        epochs: the metrics of each.
+        status: "running", "finished", "stopped" (by the scheduler), "diverged" or "failed".
+        error: one line, where it failed.
+        is_mistake: it failed by a mistake of the user's.
+    """
+
+    number: int
+    params: dict[str, Any]
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    status: str = "running"
+    error: str | None = None
+    is_mistake: bool = False
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return int(self.epochs[-1]["epoch"]) if self.epochs else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.status != "running"
+
+    @property
+    def name(self) -> str:
+        """What schedulers and searchers know it by."""
+        return str(self.number)
+
+
+class SearchObserver:
+    """What a search tells of its trials while it runs, in the driver. Override what is wanted.
+
+    What is told may have been told before, by the process that was broken off.
+    """
+
+    def known(self, trial: Trial) -> None:
+        """Tell of a trial that an earlier process has begun."""
+
+    def started(self, trial: Trial) -> None:
+        """Tell that a trial starts, or starts again."""
+
+    def reported(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        """Tell the metrics of an epoch."""
+
+    def ended(self, trial: Trial) -> None:
+        """Tell that a trial is over."""
+
+    def lost(self, trial: Trial, failures: int) -> None:
+        """Tell that a trial has lost a process and will go on from its checkpoint."""
+
+
+class History:
+    """The trials of a search, and who decides about them.
+
+    Args:
+        path: of the journal; one that exists is gone on with.
+        searcher: draws the settings.
+        scheduler: stops trials early.
+        trials: how many there will be.
+        epochs: of a trial that is not stopped.
+        seed: of what the scheduler draws.
+        observer: is told what happens, before it is written down.
+
+    Attributes:
+        trials: those that have begun, by number.
+
+    Raises:
+        DataError: the journal is damaged.
+    """
+
+    def __init__(
+        self,
+        path: Place,
+        searcher: Searcher,
+        scheduler: TrialScheduler,
+        *,
+        trials: int,
+        epochs: int,
+        seed: int,
+        observer: SearchObserver,
+    ):
+        self.trials: list[Trial] = []
+        self._path, self._journal = path, open_journal(path)
+        self._searcher, self._scheduler = searcher, scheduler
+        self._number_of_trials, self._epochs, self._seed = trials, epochs, seed
+        self._observer = observer
+        make_folder(path.parent)
+        self._replay()
+        for trial in self.trials:
+            observer.known(trial)
+        self._waiting = [trial for trial in self.trials if not trial.is_over]
+
+    @property
+    def left(self) -> int:
+        """How many trials ``begin`` will give."""
+        return len(self._waiting) + self._number_of_trials - len(self.trials)
+
+    def begin(self) -> Trial:
+        """Return the next trial: one that was broken off, or a new one."""
+        if self._waiting:
+            trial = self._waiting.pop(0)
+            self._observer.started(trial)
+            return trial
+        trial = self._draw()
+        self._observer.started(trial)
+        self._write(trial, params=trial.params)
+        return trial
+
+    def report(self, trial: Trial, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of an epoch, unless they are known; the trial may be over then."""
+        if trial.is_over or metrics["epoch"] <= trial.epoch:
+            return
+        values = dict(metrics)
+        self._decide(trial, values)
+        self._observer.reported(trial, values)
+        if trial.is_over:
+            self._observer.ended(trial)
+        self._write(trial, metrics=values)
+
+    def fail(self, trial: Trial, error: str, *, is_mistake: bool) -> None:
+        """Take that a trial cannot go on."""
+        trial.status, trial.error, trial.is_mistake = "failed", error, is_mistake
+        self._tell_end(trial)
+        self._observer.ended(trial)
+        self._write(trial, error=error, is_mistake=is_mistake)
+
+    def lose(self, trial: Trial, failures: int) -> None:
+        """Take that a trial has lost its process for the n-th time and starts again."""
+        self._observer.lost(trial, failures)
+
+    def _draw(self) -> Trial:
+        number = len(self.trials)
+        params = self._searcher.suggest(str(number))
+        assert isinstance(params, dict)
+        # as it will be read from the journal
+        trial = Trial(number=number, params=json.loads(json.dumps(params, default=_plain)))
+        self.trials.append(trial)
+        with _numpy_seed(self._seed, number):
+            self._scheduler.on_trial_add(None, _handle(trial))
+        return trial
+
+    def _decide(self, trial: Trial, metrics: dict[str, float]) -> None:
+        trial.epochs.append(metrics)
+        decision = self._scheduler.on_trial_result(None, _handle(trial), _standing(metrics))
+        if metrics.get("diverged"):
+            trial.status = "diverged"
+        elif trial.epoch >= self._epochs:
+            trial.status = "finished"
+        elif decision == TrialScheduler.STOP:
+            trial.status = "stopped"
+        if trial.is_over:
+            self._tell_end(trial)
+        else:
+            # Optuna counts reports by Tune's own entry
+            self._searcher.on_trial_result(trial.name, {**metrics, TRAINING_ITERATION: trial.epoch})
+
+    def _tell_end(self, trial: Trial) -> None:
+        if trial.epochs:
+            last = trial.epochs[-1]
+            self._scheduler.on_trial_complete(None, _handle(trial), _standing(last))
+            self._searcher.on_trial_complete(trial.name, last)
+        else:
+            self._searcher.on_trial_complete(trial.name, error=True)
+
+    def _write(self, trial: Trial, **event: Any) -> None:
+        self._journal.append(json.dumps({"trial": trial.number, **event}))
+
+    def _replay(self) -> None:
+        """Take up what the journal tells."""
+        # a trial that failed is tried again, from its checkpoint
+        for number, line in enumerate(self._journal.lines(), start=1):
+            try:
+                event = json.loads(line)
+                self._apply(event)
+            except (ValueError, KeyError, IndexError) as error:
+                raise DataError(f"{self._path} line {number} is damaged") from error
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        if "params" in event:
+            trial = self._draw()
+            if trial.params != event["params"]:
+                _log.warning(
+                    "trial %d is drawn as %s now and was %s: another version of a library draws "
+                    "other settings; it goes on with what it was",
+                    trial.number,
+                    trial.params,
+                    event["params"],
+                )
+                trial.params = event["params"]
+        elif "metrics" in event:
+            self._decide(self.trials[event["trial"]], event["metrics"])
+
+
+def read_epochs(path: Place) -> dict[int, list[dict[str, float]]]:
+    """Return number -> metrics of each epoch, of the trials in a search's journal.
+
+    Raises:
+        DataError: the journal is damaged.
+    """
+    found: dict[int, list[dict[str, float]]] = {}
+    for line in open_journal(path).lines():
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: it cannot be read as JSON") from error
+        if "metrics" in event:
+            found.setdefault(event["trial"], []).append(event["metrics"])
+    return found
+
+
+def _handle(trial: Trial) -> Any:
+    """Return what a scheduler takes for Tune's trial."""
+    return SimpleNamespace(trial_id=trial.name)
+
+
+def _standing(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics by which a scheduler orders trials: of equal scores the lower loss is ahead.
+
+    After few steps many models score alike, as chance does, and ASHA lets all of a rung that are
+    not behind go on. A loss changes a score by less than one example of a million does.
+    """
+    loss = metrics.get("val_loss", metrics.get("loss_task", 0.0))
+    share = loss / (1.0 + loss) if 0.0 <= loss < math.inf else 1.0
+    return {**metrics, METRIC: metrics[METRIC] - TIE_BREAK * share}
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy's as one of Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is no setting")
+
+
+@contextlib.contextmanager
+def _numpy_seed(seed: int, number: int) -> Iterator[None]:
+    """Let numpy's global generator, which draws a trial's bracket, depend on the trial alone."""
+    before = np.random.get_state()
+    np.random.seed([seed, number])
+    try:
+        yield
+    finally:
+        np.random.set_state(before)

@@ -1,0 +1,167 @@
+"""One distillation run over the cluster: a Ray Train TorchTrainer, its metrics as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import ray.train
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.callback import UserCallback
+
+from raygkd.config import ClusterConfig
+from raygkd.rayrun.gloo_interface import NodeNetwork
+from raygkd.rayrun.ray_internals import PolicyTrainer
+from raygkd.rayrun.train_policies import FaultsAlone, MetricsJournal, RoomPolicy, known_cause
+from raygkd.rayrun.worker import CHECKPOINT, Job, train_worker
+from raygkd.storage.atomic_files import Place, is_remote, make_folder
+from raygkd.storage.journal import open_journal
+
+JOURNAL = "metrics.jsonl"
+# between looks at a journal of metrics: in a folder, and in an object store
+POLL_SECONDS, REMOTE_POLL_SECONDS = 0.2, 1.0
+# after a start, or a look, until it is looked again whether there is room for other workers
+RESIZE_SECONDS = 10.0
+
+
+class _Trainer(PolicyTrainer):
+    """A trainer with our policies."""
+
+    def __init__(self, *args: Any, batch_size: int, **options: Any):
+        super().__init__(*args, **options)
+        self._batch_size = batch_size
+
+    def policies(self) -> dict[str, Any]:
+        """Return our policies; that of the number of workers where it may change."""
+        policies: dict[str, Any] = {"failure_policy": FaultsAlone(self.run_config.failure_config)}
+        if self.scaling_config.elasticity_enabled:
+            policies["scaling_policy"] = RoomPolicy(self.scaling_config, self._batch_size)
+        return policies
+
+
+def torch_trainer(
+    loop: Callable[[Any], None],
+    config: Any,
+    folder: Place,
+    cluster: ClusterConfig,
+    *,
+    cpus: float,
+    batch_size: int,
+    callbacks: Sequence[UserCallback] = (),
+) -> TorchTrainer:
+    """Return a trainer.
+
+    Args:
+        loop: what each worker runs.
+        config: what it is given.
+        folder: on storage that all nodes share, of this trainer alone.
+        cluster: number of workers and their GPUs, and how many faults they are started again after.
+        cpus: of each worker.
+        batch_size: images of a step of all workers together.
+        callbacks: get every report.
+    """
+    workers = cluster.workers
+    return _Trainer(
+        loop,
+        batch_size=batch_size,
+        train_loop_config=config,
+        torch_config=NodeNetwork(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(workers.least, workers.most) if workers.is_elastic else workers.most,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            use_gpu=cluster.gpus_per_worker > 0,
+            resources_per_worker={"CPU": cpus, "GPU": cluster.gpus_per_worker},
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(folder),
+            failure_config=ray.train.FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
+            ),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+def train(
+    job: Job,
+    cluster: ClusterConfig,
+    *,
+    cpus: float,
+    on_epoch: Callable[[dict[str, float]], None],
+) -> Place:
+    """Train a run to its end; return the path of its last checkpoint.
+
+    A run that was broken off in the job's folder goes on.
+
+    Args:
+        job: what to train.
+        cluster: number of workers and their GPUs.
+        cpus: of each worker.
+        on_epoch: is told each epoch's metrics, in another thread; of a run that goes on, those of
+            the epochs before too, which may not all have been told when it was broken off.
+
+    Raises:
+        UserError: a user's mistake that shows in a worker.
+        Diverged: the loss went non-finite.
+        StorageError: the checkpoint cannot be written.
+    """
+    make_folder(job.folder)
+    journal = job.folder / JOURNAL
+    trainer = torch_trainer(
+        train_worker,
+        job,
+        job.folder,
+        cluster,
+        cpus=cpus,
+        batch_size=job.settings().optim.batch_size,
+        callbacks=[MetricsJournal(journal)],
+    )
+    with _followed(journal, on_epoch):
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise_cause(error)
+    return job.folder / CHECKPOINT
+
+
+def last_metrics(folder: Place) -> dict[str, float]:
+    """Return the metrics of a run's last epoch, from its journal."""
+    return json.loads(open_journal(folder / JOURNAL).lines()[-1])
+
+
+@contextlib.contextmanager
+def _followed(path: Place, on_epoch: Callable[[dict[str, float]], None]) -> Iterator[None]:
+    """Tell the metrics in a journal while it grows, in a thread; what goes wrong there is raised.
+
+    The main thread is Ray's: a thread that waits for Ray when Ray is shut down ends the process.
+    """
+    over = threading.Event()
+    journal = open_journal(path)
+    seconds = REMOTE_POLL_SECONDS if is_remote(path) else POLL_SECONDS
+
+    def follow() -> None:
+        told = 0
+        is_last = False
+        while not is_last:
+            is_last = over.wait(seconds)
+            for line in journal.lines()[told:]:
+                on_epoch(json.loads(line))
+                told += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(follow)
+        try:
+            yield
+        finally:
+            over.set()
+        following.result()
+
+
+def raise_cause(error: BaseException) -> NoReturn:
+    """Raise what lies behind an error of Ray's: a mistake or failure that is known, or itself."""
+    raise known_cause(error) or error

@@ -1,0 +1,125 @@
+"""What runs in the controller of a TorchTrainer, a process that nothing heavy is imported for."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.train.v2.api.callback import UserCallback
+
+from raygkd.errors import RunFailed, UserError
+from raygkd.rayrun.ray_internals import (
+    CountedRoom,
+    DefaultFailurePolicy,
+    FailureDecision,
+    NoopDecision,
+    ScalingDecision,
+    WorkerGroupStartupTimeoutError,
+)
+from raygkd.storage.atomic_files import Place
+from raygkd.storage.journal import open_journal
+
+# that a node has to answer before workers are put there
+ANSWER_SECONDS = 1.0
+
+
+class MetricsJournal(UserCallback):
+    """Appends rank 0's metrics of each epoch to a journal, once.
+
+    Ray runs it in the controller process, which is on the driver's machine; the driver reads the
+    journal as it grows, and it is the record that training leaves.
+    """
+
+    def __init__(self, path: Place):
+        self._journal = open_journal(path)
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Write one line."""
+        if len(self._journal.lines()) < metrics[0]["epoch"]:
+            self._journal.append(json.dumps(metrics[0]))
+
+
+class FaultsAlone(DefaultFailurePolicy):
+    """Starts the workers again after a fault, and not after what would only come again."""
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Return whether to start them again."""
+        if known_cause(training_failed_error) is not None:
+            return FailureDecision.RAISE
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            # there is no room now; to wait for a node is no failure
+            return FailureDecision.RETRY
+        return super().make_decision(training_failed_error)
+
+
+class RoomPolicy(CountedRoom):
+    """Starts as many workers as there is room for, of numbers that a batch can be split over.
+
+    While they run, their number changes only after an epoch, when its checkpoint is there.
+
+    Args:
+        scaling_config: says the least and the most workers.
+        batch_size: images of a step of all workers together.
+    """
+
+    def __init__(self, scaling_config: Any, batch_size: int):
+        super().__init__(scaling_config)
+        self._batch_size = batch_size
+
+    def count_workers(self, reserved_resources: Mapping[str, Any]) -> int:
+        """Return how many workers to start on the nodes that answer."""
+        # Ray needs 12 to 15 s to see that a node is lost, and workers placed there never start
+        answering = {
+            node["NodeID"]
+            for node in ray.nodes()
+            if node["NodeID"] in reserved_resources
+            and _answers(node["NodeManagerAddress"], node["NodeManagerPort"])
+        }
+        room = super().count_workers(
+            {node: has for node, has in reserved_resources.items() if node in answering}
+        )
+        return max((n for n in range(1, room + 1) if self._batch_size % n == 0), default=0)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """Return whether to start over with another number of workers."""
+        workers = worker_group_status.worker_statuses.values()
+        if not all(worker.training_report for worker in workers):
+            return NoopDecision()
+        return super().make_decision_for_running_worker_group(
+            worker_group_state, worker_group_status
+        )
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def known_cause(error: BaseException) -> UserError | RunFailed | None:
+    """Return the user's mistake or known failure behind an error that came through Ray."""
+    queue: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        # Ray's form of an error is one of its class too, with a traceback for its text
+        if isinstance(current, UserError | RunFailed) and not isinstance(current, RayTaskError):
+            return current
+        queue += [current.__cause__, current.__context__]
+        queue += [getattr(current, "cause", None)]
+        queue += list(getattr(current, "worker_failures", {}).values())
+    return None

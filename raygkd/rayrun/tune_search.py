@@ -1,0 +1,433 @@
+"""The search over the method's settings: ASHA on Ray Tune, trials in warm actors.
+
+Tune runs the trials; which settings they have and when they stop is the history's to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raygkd.config import ClusterConfig, Config
+from raygkd.config.search_space import Dimension
+from raygkd.errors import StorageError
+from raygkd.rayrun.ray_internals import keep_credentials_here
+from raygkd.rayrun.search_history import JOURNAL, METRIC, History, SearchObserver, Trial
+from raygkd.rayrun.trainables import ERROR, IS_MISTAKE, IS_STORAGE, DistributedTrial, WarmTrial
+from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
+from raygkd.storage.atomic_files import Place, telling_of_storage
+
+# Ray's own entries of a result
+_OWN = (
+    "epoch", "lr", "train_loss", "train_accuracy", "epoch_seconds", "images_per_second",
+    "bad_images", "diverged", "first_step_seconds", "teacher_cached",
+    "workers",
+)  # fmt: skip
+keep_credentials_here()
+# the actor of a trial that trains in workers of its own takes no CPU, or two trials could wait for
+# each other's workers for ever
+_TRIAL_BUNDLE = {"memory": 1.0e6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """How one trial went.
+
+    Attributes:
+        number: from 0, in the order of the draws.
+        params: the searched settings.
+        epochs: trained.
+        scores: epoch -> validation score.
+        val_score: after the last epoch; None if it failed before the first.
+        status: "finished", "stopped" (early, by the scheduler), "diverged" or "failed".
+        checkpoint: of the last epoch, or None.
+        error: one line, where it failed.
+        is_mistake: it failed by a mistake of the user's.
+    """
+
+    number: int
+    params: dict[str, Any]
+    epochs: int
+    scores: dict[int, float]
+    val_score: float | None
+    status: str
+    checkpoint: Place | None
+    error: str | None = None
+    is_mistake: bool = False
+
+
+class _Driver:
+    """What Tune asks and tells, passed on to the history of the search in this process.
+
+    Tune pickles what it is given into a state that nobody reads, and a history holds an observer's
+    threads and connections: so the class knows it, and the pickled object does not.
+
+    What is raised here ends the search: it is kept in ``problem``, nothing is asked or told any
+    more, and Tune stops. Tune would print it with a traceback, and some of it would not stop it.
+    """
+
+    history: History
+    trials: dict[str, Trial]
+    problem: Exception | None
+
+    @classmethod
+    def serve(cls, history: History) -> None:
+        """Make a history the one that this process's search asks and tells."""
+        cls.history, cls.trials, cls.problem = history, {}, None
+
+    @classmethod
+    def begin(cls, trial_id: str) -> Trial | None:
+        """Return the next trial, None if there is no other."""
+        with cls._noting_problems():
+            if cls.problem is None and cls.history.left:
+                trial = cls.trials[trial_id] = cls.history.begin()
+                return trial
+        return None
+
+    @classmethod
+    def report(cls, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Take a result; return whether the trial is over."""
+        trial = cls.trials[trial_id]
+        if cls.problem is not None:
+            return True
+        with cls._noting_problems():
+            if result.get(IS_STORAGE):
+                raise StorageError(result[ERROR])
+            if ERROR in result:
+                cls.history.fail(trial, result[ERROR], is_mistake=result[IS_MISTAKE])
+            elif METRIC in result:
+                cls.history.report(trial, numbers(result))
+        return trial.is_over or cls.problem is not None
+
+    @classmethod
+    def fail(cls, trial_id: str, error: str) -> None:
+        """Take that a trial is given up."""
+        if cls.problem is not None:
+            return
+        with cls._noting_problems():
+            cls.history.fail(cls.trials[trial_id], error, is_mistake=False)
+
+    @classmethod
+    @contextlib.contextmanager
+    def _noting_problems(cls) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            cls.problem = error
+
+
+class _Settings(Searcher):
+    """Tune's searcher: the history's next trial."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        trial = _Driver.begin(trial_id)
+        if trial is None:
+            return Searcher.FINISHED
+        return {"trial": trial.number, "params": trial.params}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _Decisions(FIFOScheduler):
+    """Tune's scheduler: the history's decision."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        over = _Driver.report(trial.trial_id, result)
+        return TrialScheduler.STOP if over else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        _Driver.report(trial.trial_id, result)
+
+
+class _Problems(tune.Stopper):
+    """Tune's stopper: a problem of the driver's ends all trials."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return _Driver.problem is not None
+
+
+class _Faults(tune.Callback):
+    """Tune's faults, told to the history."""
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        _Driver.history.lose(_Driver.trials[trial.trial_id], trial.num_failures)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # the last line of a traceback is the error, the first one of what Ray says of a lost actor
+        lines = Path(trial.error_file).read_text().rpartition("Failure # ")[2].splitlines()[1:]
+        told = [line.strip() for line in lines if line.strip()]
+        _Driver.fail(trial.trial_id, (told[-1] if "Traceback" in lines[0] else told[0])[:300])
+
+
+def numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the training loop's metrics of a Tune result, without Tune's own entries."""
+    return {
+        name: float(value)
+        for name, value in result.items()
+        if isinstance(value, int | float)
+        and (name in _OWN or name.startswith(("loss_", "val_", "gradient_")))
+    }
+
+
+class RandomSettings(Searcher):
+    """Draws each trial's settings by themselves.
+
+    Args:
+        domains: setting -> Tune's form of how it is drawn.
+        seed: of the draws.
+    """
+
+    def __init__(self, domains: Mapping[str, Any], seed: int):
+        super().__init__(METRIC, "max")
+        self._domains = domains
+        self._random = np.random.default_rng(seed)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Return the settings of the next trial."""
+        return {
+            name: domain.sample(random_state=self._random) for name, domain in self._domains.items()
+        }
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Ignore how a trial went."""
+
+
+class ListedSettings(Searcher):
+    """Gives settings one after the other.
+
+    Args:
+        settings: of each trial.
+    """
+
+    def __init__(self, settings: Sequence[Mapping[str, Any]]):
+        super().__init__(METRIC, "max")
+        self._settings = settings
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Return the settings of the trial of this number."""
+        return dict(self._settings[int(trial_id)])
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Ignore how a trial went."""
+
+
+def tune_domain(dimension: Dimension) -> Any:
+    """Return Tune's form of a searched setting."""
+    if dimension.kind == "choice":
+        return tune.choice(list(dimension.values))
+    return getattr(tune, dimension.kind)(*dimension.values)
+
+
+def run_search(
+    job: Job,
+    config: Config,
+    space: Sequence[Dimension],
+    *,
+    cpus: float,
+    concurrent: int,
+    observer: SearchObserver,
+) -> list[TrialResult]:
+    """Try settings until all trials are over; return them, best first.
+
+    A search that was broken off in the job's folder goes on.
+
+    Args:
+        job: what every trial trains, before its settings are put in.
+        config: the base configuration.
+        space: the searched settings.
+        cpus: of each training process.
+        concurrent: trials at the same time.
+        observer: is told what happens.
+
+    Raises:
+        StorageError: a checkpoint or the journal cannot be written.
+    """
+    history = _history(
+        job, config, searcher(config, space), scheduler(config), config.search.trials, observer
+    )
+    results = _run(job, config, history, cpus=cpus, concurrent=concurrent)
+    return sorted(
+        results,
+        key=lambda trial: (-1.0 if trial.val_score is None else trial.val_score, trial.epochs),
+        reverse=True,
+    )
+
+
+def run_settings(
+    job: Job,
+    config: Config,
+    settings: Sequence[Mapping[str, Any]],
+    *,
+    cpus: float,
+    concurrent: int,
+    observer: SearchObserver,
+) -> list[TrialResult]:
+    """Train with each of some settings to the end; return how it went, in their order.
+
+    What was broken off in the job's folder goes on.
+
+    Args:
+        job: what is trained, before the settings are put in.
+        config: the base configuration.
+        settings: setting -> value, of each run.
+        cpus: of each training process.
+        concurrent: runs at the same time.
+        observer: is told what happens.
+
+    Raises:
+        StorageError: a checkpoint or the journal cannot be written.
+    """
+    history = _history(
+        job, config, ListedSettings(settings), FIFOScheduler(), len(settings), observer
+    )
+    return _run(job, config, history, cpus=cpus, concurrent=concurrent)
+
+
+def _history(
+    job: Job,
+    config: Config,
+    searcher: Searcher,
+    scheduler: TrialScheduler,
+    trials: int,
+    observer: SearchObserver,
+) -> History:
+    """Return what was done in the job's folder, to go on with."""
+    return History(
+        job.folder / JOURNAL,
+        searcher,
+        scheduler,
+        trials=trials,
+        epochs=config.optim.epochs,
+        seed=config.optim.seed,
+        observer=observer,
+    )
+
+
+def _run(
+    job: Job, config: Config, history: History, *, cpus: float, concurrent: int
+) -> list[TrialResult]:
+    """Run the trials of a history that are left; return all of them by number."""
+    if history.left:
+        _Driver.serve(history)
+        with tempfile.TemporaryDirectory(prefix="raygkd-tune-") as folder:
+            tuner = _tuner(job, config, history.left, cpus, concurrent, folder)
+            with telling_of_storage(Path(folder)):
+                tuner.fit()
+        if _Driver.problem is not None:
+            raise _Driver.problem
+    return [_trial_result(trial, job.folder) for trial in history.trials]
+
+
+def _tuner(
+    job: Job, config: Config, trials: int, cpus: float, concurrent: int, folder: str
+) -> tune.Tuner:
+    return tune.Tuner(
+        _trainable(job, config.cluster, cpus),
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="max",
+            num_samples=trials,
+            max_concurrent_trials=concurrent,
+            search_alg=_Settings(),
+            scheduler=_Decisions(),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            # checkpoints and history are ours; what Tune writes serves its own way to resume
+            storage_path=folder,
+            verbose=0,
+            callbacks=[_Faults()],
+            stop=_Problems(),
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=0, checkpoint_at_end=False
+            ),
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+        ),
+    )
+
+
+def _trainable(job: Job, cluster: ClusterConfig, cpus: float) -> Any:
+    if cluster.workers.most == 1:
+        resources = {"CPU": cpus, "GPU": cluster.gpus_per_worker}
+        return tune.with_resources(
+            tune.with_parameters(WarmTrial, job=job), tune.PlacementGroupFactory([resources])
+        )
+    return tune.with_resources(
+        tune.with_parameters(DistributedTrial, job=job, cluster=cluster, cpus=cpus),
+        tune.PlacementGroupFactory([_TRIAL_BUNDLE]),
+    )
+
+
+def searcher(config: Config, space: Sequence[Dimension]) -> Searcher:
+    """Return what draws the settings of the trials."""
+    domains = {dimension.name: tune_domain(dimension) for dimension in space}
+    if config.search.searcher == "random":
+        return RandomSettings(domains, config.optim.seed)
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # it warns that lists, such as choices of levels, cannot be kept in a store; there is none
+    warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
+    tpe = OptunaSearch(seed=config.optim.seed)
+    tpe.set_search_properties(METRIC, "max", domains)
+    return tpe
+
+
+def scheduler(config: Config) -> TrialScheduler:
+    """Return what stops trials early."""
+    search, epochs = config.search, config.optim.epochs
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    # a bracket's grace period is that of the one before, times the reduction factor
+    brackets = 1
+    while (
+        search.scheduler == "hyperband"
+        and search.grace_period * search.reduction_factor**brackets < epochs
+    ):
+        brackets += 1
+    return AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        max_t=epochs,
+        grace_period=search.grace_period,
+        reduction_factor=search.reduction_factor,
+        brackets=brackets,
+    )
+
+
+def _trial_result(trial: Trial, folder: Place) -> TrialResult:
+    checkpoint = trial_folder(folder, trial.number) / CHECKPOINT
+    return TrialResult(
+        number=trial.number,
+        params=trial.params,
+        epochs=trial.epoch,
+        scores={int(epoch["epoch"]): epoch[METRIC] for epoch in trial.epochs},
+        val_score=trial.epochs[-1][METRIC] if trial.epochs else None,
+        status=trial.status,
+        checkpoint=checkpoint if checkpoint.exists() else None,
+        error=trial.error,
+        is_mistake=trial.is_mistake,
+    )

@@ -1,0 +1,274 @@
+"""A report's section on a search: curves, settings, importance, and what was stopped when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raygkd.config import Config
+from raygkd.config.search_space import Dimension
+from raygkd.report.figures import (
+    BLUE,
+    INK,
+    PALE,
+    SCORES,
+    Curve,
+    draw_search,
+    new_figure,
+    plain,
+    save,
+)
+from raygkd.report.page import Block, Picture, Section, Table, Words
+from raygkd.report.search_numbers import (
+    FEWEST_TRIALS,
+    METRIC,
+    Importance,
+    Rung,
+    importance,
+    rung_epochs,
+    rung_table,
+)
+from raygkd.report.tables import show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from raygkd.rayrun.search_history import Trial
+
+# choices beside an axis: more of them would touch each other
+MOST_TICKS = 9
+
+
+def search_section(
+    folder: Path,
+    config: Config,
+    trials: Sequence[Trial],
+    space: Sequence[Dimension],
+    others: Mapping[str, float],
+) -> Section:
+    """Return the section on a search, with its pictures drawn.
+
+    Args:
+        folder: for the pictures.
+        config: of the search.
+        trials: best first.
+        space: what was searched.
+        others: what the trials are compared with -> its validation score.
+    """
+    epochs = config.optim.epochs
+    rungs = rung_epochs(config.search, epochs)
+    rows = rung_table(trials, rungs, epochs)
+    found = importance(trials, space)
+    blocks: list[Block] = [_curves(folder, trials, others, rungs)]
+    if len(trials) > 1 and space:
+        path = folder / "settings.png"
+        draw_settings(path, trials, space)
+        blocks.append(
+            Picture(
+                path,
+                "Settings and scores",
+                "A line is a trial: it crosses each axis at the value the trial had there, and is "
+                "coloured by the score after its last epoch. Dark lines that meet on an axis "
+                "show where that setting did well. Thin lines were stopped early, so their scores "
+                "are those of shorter trainings.",
+                is_wide=True,
+            )
+        )
+    blocks += _importance(folder, found, len(trials))
+    blocks += _stops(config, trials, rows)
+    return Section(
+        anchor="search",
+        title="The search",
+        blocks=blocks,
+        numbers={
+            "rungs": [asdict(row) for row in rows],
+            "epochs_trained": sum(trial.epoch for trial in trials),
+            "epochs_of_full_training": len(trials) * epochs,
+            "importance": asdict(found) if found else None,
+        },
+    )
+
+
+def _curves(
+    folder: Path, trials: Sequence[Trial], others: Mapping[str, float], rungs: Sequence[int]
+) -> Picture:
+    path = folder / "search.png"
+    curves = [
+        Curve(
+            status=trial.status,
+            scores={int(epoch["epoch"]): epoch[METRIC] for epoch in trial.epochs},
+        )
+        for trial in trials
+    ]
+    draw_search(path, curves, others, rungs)
+    text = (
+        "Score on the validation images after every epoch; a line is a trial with its own settings."
+    )
+    if rungs:
+        text += " At a rung the scheduler ends the trials that are behind (squares)."
+    if others:
+        text += " The level lines are the final validation scores of what the trials are held to."
+    return Picture(path, "Score of every trial", text)
+
+
+def _importance(folder: Path, found: Importance | None, trials: int) -> list[Block]:
+    if found is None:
+        return [
+            Words(
+                f"Which settings mattered most cannot be told from {trials} trial(s): at least "
+                f"{FEWEST_TRIALS} with different scores are needed."
+            )
+        ]
+    path = folder / "importance.png"
+    draw_importance(path, found)
+    text = (
+        f"Share of the differences between {found.trials} trials that each setting explains by "
+        f"itself (functional ANOVA), all compared by their score after epoch {found.epoch}, which "
+        f"each of them reached. The thin lines span {len(next(iter(found.shares.values())))} "
+        "random forests."
+    )
+    if found.is_hint:
+        text += (
+            f" {found.trials} trials are few for {len(found.shares)} settings: take this as a hint."
+        )
+    return [Picture(path, "Importance of the settings", text)]
+
+
+def _stops(config: Config, trials: Sequence[Trial], rows: Sequence[Rung]) -> list[Block]:
+    epochs = config.optim.epochs
+    trained, full = sum(trial.epoch for trial in trials), len(trials) * epochs
+    broken = sum(trial.status in ("diverged", "failed") for trial in trials)
+    if not rows:
+        return [Words(f"No trial was stopped early: each was to train all {epochs} epochs.")]
+    name = {"asha": "ASHA", "hyperband": "Hyperband"}[config.search.scheduler]
+    text = (
+        f"{name} lets about one trial in {config.search.reduction_factor} go on beyond each rung. "
+        f"The search trained {trained} epochs in place of {full}, {_share(full - trained, full)} "
+        "less than training every trial to the end."
+    )
+    if config.search.scheduler == "hyperband":
+        text += " A trial is judged at the rungs of its own bracket only."
+    if broken:
+        text += f" {broken} trial(s) ended by themselves, diverged or failed."
+    cells = [(str(r.epoch), str(r.reached), str(r.stopped), str(r.saved)) for r in rows]
+    header = ("rung (epoch)", "trials that got there", "stopped there", "epochs saved")
+    return [Words(text), Table(header, cells, texts=0)]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f}%"
+
+
+def draw_settings(path: Path, trials: Sequence[Trial], space: Sequence[Dimension]) -> None:
+    """Write a PNG of parallel coordinates: an axis for each setting, and the score at the right.
+
+    Args:
+        path: of the picture.
+        trials: best first.
+        space: what was searched.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scored = [trial for trial in trials if trial.epochs]
+    scores = [trial.epochs[-1][METRIC] for trial in scored]
+    figure = new_figure(4.4, width=max(7.5, 1.15 * (len(space) + 1)))
+    axes = figure.add_subplot(xlim=(-0.35, len(space) + 0.15), ylim=(-0.04, 1.04))
+    low, high = min(scores, default=0.0), max(scores, default=1.0)
+    norm = Normalize(low, high if high > low else low + 1e-9)
+    colours = ScalarMappable(norm, SCORES)
+    for rank, (trial, score) in reversed(list(enumerate(zip(scored, scores)))):
+        heights = [place(dimension, trial.params[dimension.name]) for dimension in space]
+        axes.plot(
+            range(len(space) + 1),
+            [*heights, float(norm(score))],
+            color=colours.to_rgba(score),  # type: ignore[arg-type]
+            linewidth=3.2 if rank == 0 else 1.0 if trial.status == "stopped" else 2.0,
+            solid_joinstyle="round",
+            zorder=2 + (rank == 0),
+        )
+    for column, dimension in enumerate(space):
+        _draw_axis(axes, column, _ticks(dimension))
+    last = [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")]
+    _draw_axis(axes, len(space), last if high > low else last[:1])
+    names = [dimension.name.replace("_", "\n") for dimension in space]
+    axes.set_xticks(range(len(space) + 1), [*names, "validation\nscore"], color=INK)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    figure.colorbar(colours, ax=axes, label="score after the last epoch trained", pad=0.02)
+    save(figure, path)
+
+
+def place(dimension: Dimension, value: Any) -> float:
+    """Return where a value stands between the bottom (0) and the top (1) of its setting's axis."""
+    if dimension.kind == "choice":
+        texts = [show(choice) for choice in dimension.values]
+        return texts.index(show(value)) / (len(texts) - 1) if len(texts) > 1 else 0.5
+    low, high = dimension.values
+    if dimension.kind == "randint":
+        high -= 1
+    if dimension.kind == "loguniform":
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
+    """Return heights and texts beside a setting's axis."""
+    if dimension.kind == "choice":
+        every = math.ceil(len(dimension.values) / MOST_TICKS)
+        return [(place(dimension, v), show(v)) for v in dimension.values[::every]]
+    low, high = dimension.values
+    if dimension.kind == "randint":
+        return [(place(dimension, value), show(value)) for value in dict.fromkeys((low, high - 1))]
+    middle = math.sqrt(low * high) if dimension.kind == "loguniform" else (low + high) / 2
+    return [(place(dimension, value), show(float(value))) for value in (low, middle, high)]
+
+
+def _draw_axis(axes: Axes, column: int, ticks: Sequence[tuple[float, str]]) -> None:
+    axes.plot([column, column], [0, 1], color=PALE, linewidth=1.2, zorder=1)
+    for height, text in ticks:
+        axes.annotate(
+            text,
+            (column, height),
+            (-5, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=8.5,
+            color=INK,
+            zorder=5,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+        )
+
+
+def draw_importance(path: Path, found: Importance) -> None:
+    """Write a PNG with a bar for each setting, most important first."""
+    names = list(found.shares)
+    means = np.array([np.mean(found.shares[name]) for name in names])
+    spans = np.array([(min(found.shares[name]), max(found.shares[name])) for name in names]).T
+    figure = new_figure(1.0 + 0.34 * len(names))
+    axes = figure.add_subplot(xlabel="share of the differences explained", xlim=(0, None))
+    plain(axes, grid="x")
+    error = np.abs(spans - means)
+    axes.barh(names, means, 0.6, color=BLUE, xerr=error, ecolor=INK, capsize=3)
+    for name, mean, high in zip(names, means, spans[1]):
+        axes.annotate(
+            f"{100 * mean:.0f}%",
+            (high, name),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlim(0, 1.12 * max(spans[1]))
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    save(figure, path)

@@ -1,0 +1,118 @@
+"""A report's sections on scores over several seeds: of a search's repeats, and of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raygkd.report.figures import BLUE, INK, new_figure, plain, save
+from raygkd.report.page import Picture, Section, Table, Words
+from raygkd.report.tables import COMPARED, comparison_rows
+from raygkd.storage.atomic_files import Place
+
+Scores = Sequence[float | None]
+
+
+def repeat_section(folder: Path, repeat: Mapping[str, Any]) -> Section:
+    """Return the section on ``raygkd tune --repeat``, with its picture drawn.
+
+    Args:
+        folder: for the picture.
+        repeat: of the result.
+    """
+    models, seeds = repeat["models"], repeat["seeds"]
+    ranked = sorted(models, key=lambda role: -(models[role]["mean"] or 0.0))
+    path = folder / "seeds.png"
+    draw_seeds(path, {_name(role): models[role]["test_scores"] for role in ranked}, "test score")
+    rows = []
+    for role in ranked:
+        ahead = repeat["best_minus"].get(role, {"mean": None, "std": None})
+        numbers = [_number(models[role]["mean"]), _number(models[role]["std"])]
+        rows.append((_name(role), *numbers, _number(ahead["mean"], "+"), _number(ahead["std"])))
+    header = ("model", "mean", "std", "lead of best", "std of lead")
+    return Section(
+        anchor="seeds",
+        title="Other seeds",
+        blocks=[
+            Words(
+                f"The best settings were trained again with {len(seeds)} other seed(s) "
+                f"({', '.join(map(str, seeds))}), and so was what they are compared with. A lead "
+                "that is not larger than its own spread may be chance."
+            ),
+            Table(header, rows, note="Scores on the test images; std is that of a sample."),
+            Picture(path, "Scores of each seed", _READ),
+        ],
+        numbers={"models": models, "best_minus": repeat["best_minus"]},
+    )
+
+
+def comparison_section(folder: Path, comparison: Mapping[str, Any]) -> Section:
+    """Return the section that ranks methods, with its picture drawn.
+
+    Args:
+        folder: for the picture.
+        comparison: what ``comparison_rows`` takes, with "metric" and "reference", which the
+            p-values are against.
+    """
+    methods, metric, seeds = comparison["methods"], comparison["metric"], comparison["seeds"]
+    path = folder / "comparison.png"
+    draw_seeds(path, {row["method"]: row["scores"] for row in methods}, metric)
+    rows = [(str(rank), *cells) for rank, cells in enumerate(comparison_rows(comparison), start=1)]
+    return Section(
+        anchor="comparison",
+        title="Methods compared",
+        blocks=[
+            Words(
+                f"Every method was trained with {len(seeds)} seed(s) "
+                f"({', '.join(map(str, seeds))}) and is ranked by its mean {metric}."
+            ),
+            Table(
+                ("#", *COMPARED),
+                rows,
+                texts=2,
+                note="std is that of a sample. p is the chance of as large a difference from "
+                f"{comparison['reference']} if there were none, by a paired t-test over the "
+                "seeds. Step and memory are those of a training process, and how many times "
+                "those of the student alone.",
+            ),
+            Picture(path, "Methods by score", _READ),
+        ],
+        numbers=dict(comparison),
+    )
+
+
+_READ = (
+    "A dot is a seed, the bar their mean. Rows whose dots lie among each other do not differ by "
+    "more than chance."
+)
+
+
+def draw_seeds(path: Place, scores: Mapping[str, Scores], metric: str) -> None:
+    """Write a PNG with a row of dots for each model or method.
+
+    Args:
+        path: of the picture.
+        scores: name -> score of each seed, None where there is none; the first row is at the top.
+        metric: what is scored.
+    """
+    figure = new_figure(1.1 + 0.45 * len(scores))
+    axes = figure.add_subplot(xlabel=metric)
+    plain(axes, grid="x")
+    for row, values in enumerate(scores.values()):
+        known = [value for value in values if value is not None]
+        axes.plot(known, [row] * len(known), "o", color=BLUE, alpha=0.75)
+        if known:
+            mean = sum(known) / len(known)
+            axes.plot([mean, mean], [row - 0.28, row + 0.28], color=INK, linewidth=2.5)
+    axes.set_yticks(range(len(scores)), scores, parse_math=False)
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    save(figure, path)
+
+
+def _name(role: str) -> str:
+    return role.replace("_", " ")
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}z.4f}"

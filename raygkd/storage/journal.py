@@ -1,0 +1,112 @@
+"""Journals: lines that are appended one by one, each there as a whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Protocol
+
+from raygkd.storage.atomic_files import Place, telling_of_storage
+from raygkd.storage.object_store import RemotePath
+
+# of a part in an object store, which is written again with each of its lines
+PART_BYTES = 64 << 10
+
+
+class Journal(Protocol):
+    """What one process appends lines to, and any reads."""
+
+    def lines(self) -> list[str]:
+        """Return the lines, in the order in which they were appended; none if there is nothing."""
+        ...
+
+    def append(self, line: str) -> None:
+        """Write a line; it stays, whatever happens to this process after that.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        ...
+
+
+def open_journal(place: Place) -> Journal:
+    """Return a journal: a file, or in an object store a folder of parts."""
+    return PartsJournal(place) if isinstance(place, RemotePath) else FileJournal(place)
+
+
+class FileJournal:
+    """A journal in a file.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._is_repaired = False
+
+    def lines(self) -> list[str]:
+        """Return the whole lines: one that a crash has cut off is none."""
+        if not self._path.exists():
+            return []
+        text = self._path.read_bytes()
+        return text[: text.rfind(b"\n") + 1].decode().splitlines()
+
+    def append(self, line: str) -> None:
+        """Write a line in one piece, in the place of one that a crash has cut off."""
+        text = f"{line}\n".encode()
+        with telling_of_storage(self._path):
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                if not self._is_repaired:
+                    self._repair(file)
+                size = os.fstat(file).st_size
+                if os.write(file, text) < len(text):
+                    os.ftruncate(file, size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+    def _repair(self, file: int) -> None:
+        """Remove what comes after the last whole line."""
+        text = self._path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            os.ftruncate(file, whole)
+        self._is_repaired = True
+
+
+class PartsJournal:
+    """A journal in an object store, which can write objects and not append to them.
+
+    The newest part is written again with each line until it is full. Every process begins a part of
+    its own, and so does one whose write was broken off: what may still arrive late at the store
+    then takes nothing away that was written after it. Threads must not append at the same time.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: RemotePath):
+        self._path = path
+        self._number: int | None = None
+        self._text = b""
+
+    def lines(self) -> list[str]:
+        """Return the lines of all parts."""
+        parts = sorted(self._path.iterdir())
+        return b"".join(part.read_bytes() for part in parts).decode().splitlines()
+
+    def append(self, line: str) -> None:
+        """Write the newest part with one line more."""
+        if self._number is None:
+            numbers = [int(part.name[5:10]) for part in self._path.iterdir()]
+            self._number = max(numbers, default=-1) + 1
+        number, text = self._number, self._text + f"{line}\n".encode()
+        # the next line is for another part, unless this one is known to be there
+        self._number, self._text = number + 1, b""
+        (self._path / f"part-{number:05d}.jsonl").write_bytes(text)
+        if len(text) < PART_BYTES:
+            self._number, self._text = number, text

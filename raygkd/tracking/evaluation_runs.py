@@ -1,0 +1,87 @@
+"""Evaluations as MLflow runs beside the run of the model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities import LoggedModelInput, Metric
+from mlflow.exceptions import MlflowException
+
+from raygkd.errors import TrackingError
+from raygkd.tracking.redaction import short_reason, shown
+from raygkd.tracking.store import existing_store
+from raygkd.tracking.tags import EVALUATED_TAG
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where MLflow has a model.
+
+    Attributes:
+        uri: of the store or server.
+        run_id: of the run that it came from.
+    """
+
+    uri: str
+    run_id: str
+
+
+def record_evaluation(
+    origin: Origin,
+    *,
+    name: str,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    figures: Sequence[Path],
+) -> str:
+    """Record an evaluation as a run beside the one that the model came from; return its id.
+
+    Its metrics are the logged model's as well, where there is one.
+
+    Args:
+        origin: of the model.
+        name: of the run, as the UI shows it.
+        metrics: numbers; what is not finite is left out.
+        tags: facts about it.
+        figures: pictures.
+
+    Raises:
+        TrackingError: the store is gone, does not answer, or refuses it.
+    """
+    client = existing_store("MLflow", origin.uri)
+    now = int(time.time() * 1000)
+    try:
+        source = client.get_run(origin.run_id)
+        # a search logs the winner, and other runs log none
+        logged = source.outputs.model_outputs if source.outputs else []
+        model_id = logged[0].model_id if logged else None
+        experiment = source.info.experiment_id
+        told = {**tags, EVALUATED_TAG: origin.run_id}
+        run_id = client.create_run(experiment, run_name=name, tags=told).info.run_id
+        try:
+            if model_id is not None:
+                client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+            entries = [
+                Metric(metric, value, now, 0, model_id=model_id)
+                for metric, value in metrics.items()
+                if math.isfinite(value)
+            ]
+            client.log_batch(run_id, metrics=entries)
+            for figure in figures:
+                client.log_artifact(run_id, str(figure))
+        except BaseException:
+            # the first error is the one to tell
+            with contextlib.suppress(MlflowException, OSError):
+                client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id)
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {shown(origin.uri)}: {short_reason(error, origin.uri)}"
+        ) from error
+    return run_id

@@ -1,0 +1,227 @@
+"""The MLflow store: which one, whether it can be used, and how a new one is made."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+
+from raygkd.errors import TrackingError
+from raygkd.storage.atomic_files import Place, is_remote, place
+from raygkd.tracking.client import client_of
+from raygkd.tracking.redaction import short_reason, shown
+
+# where artifacts are that clients send to their server and ask it for
+SERVED = "mlflow-artifacts:/"
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+
+
+def chosen_uri(given: str | None, output: str) -> str:
+    """Return the URI of the store: the given one, the environment's, or that of the output folder.
+
+    Args:
+        given: ``--tracking-uri``.
+        output: ``--output``.
+
+    Raises:
+        TrackingError: an output folder in an object store, which cannot hold a store of MLflow's.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if is_remote(output) and (uri is None or uri.startswith("sqlite")):
+        raise TrackingError(
+            f"--output {shown(output)}: needs --tracking-uri http://HOST:PORT of an MLflow server, "
+            "since MLflow's own store is a file: start one with 'raygkd ui --host'"
+        )
+    return uri or default_uri(place(output))
+
+
+def default_uri(output: Place) -> str:
+    """Return the SQLite store inside a local output folder."""
+    return f"sqlite:///{place(output / 'mlflow.db')}"
+
+
+def connect(uri: str, experiment: str, output: Place) -> str:
+    """Return the id of the experiment, made when it is new (and with it the store).
+
+    Args:
+        uri: of the store or server.
+        experiment: its name.
+        output: folder that holds the artifacts of a local store, and is local then too.
+
+    Raises:
+        TrackingError: the server does not answer, the store cannot be used, or the experiment's
+            artifacts are kept where they cannot be written to from here.
+    """
+    scheme, separator, rest = uri.partition("://")
+    scheme = scheme.partition("+")[0]
+    if not separator or scheme not in _SCHEMES:
+        raise TrackingError(
+            f"--tracking-uri {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
+            "has no file stores any more)"
+        )
+    local = scheme == "sqlite"
+    try:
+        if local:
+            assert isinstance(output, Path)
+            artifacts = (output / "mlartifacts").resolve().as_uri()
+            make_store(Path(rest.removeprefix("/").partition("?")[0]), artifacts)
+        found = _experiment(uri, experiment, artifacts if local else None)
+    except TrackingError:
+        raise
+    except Exception as error:
+        # what requests raises is an OSError, and MLflow wraps it
+        silent = isinstance(error.__context__, OSError)
+        reason = "no answer" if silent else short_reason(error, uri)
+        raise TrackingError(
+            f"MLflow at {shown(uri)} cannot be used: {reason}; start it, or leave out "
+            "--tracking-uri to record in --output"
+        ) from error
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"--experiment {experiment}: was deleted in {shown(uri)}; restore it, or use another "
+            "name"
+        )
+    _check_artifacts(found, uri, local)
+    return found.experiment_id
+
+
+# what the MLflow UI shows above the runs, and that it shows them as those of models in training
+_ABOUT = {
+    "mlflow.note.content": (
+        "Runs of raygkd. A search and a comparison are runs that hold what they trained; their "
+        "description ranks it."
+    ),
+    "mlflow.experimentKind": "custom_model_development",
+}
+
+
+def _experiment(uri: str, name: str, artifacts: str | None) -> Experiment:
+    client = client_of(uri)
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            client.create_experiment(name, artifact_location=artifacts, tags=_ABOUT)
+        except MlflowException as error:
+            # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = client.get_experiment_by_name(name)
+    assert found is not None
+    return found
+
+
+def _check_artifacts(experiment: Experiment, uri: str, local: bool) -> None:
+    """Refuse an experiment whose artifacts would go to the wrong machine, or nowhere.
+
+    An experiment keeps the place that it was made with: a folder, or a server's own.
+    """
+    place, name = urlsplit(experiment.artifact_location), experiment.name
+    if local and place.scheme == urlsplit(SERVED).scheme:
+        raise TrackingError(
+            f"--experiment {name}: was made through a server, which takes its artifacts; give the "
+            "server as --tracking-uri, or another --experiment"
+        )
+    folder = Path(unquote(place.path))
+    # MLflow would make the folder here, and nobody would find what is in it
+    if not local and place.scheme in ("", "file") and not folder.parent.is_dir():
+        raise TrackingError(
+            f"--experiment {name}: {shown(uri)} keeps its artifacts in {folder}, which is not on "
+            "this machine; use another --experiment, whose artifacts the server takes"
+        )
+
+
+def existing_store(what: str, uri: str) -> MlflowClient:
+    """Return the client of a store, which asking for something must not make."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise TrackingError(
+            f"{what}: there is no MLflow store at {uri}: give --output or --tracking-uri"
+        )
+    return client_of(uri)
+
+
+def probe(uri: str) -> str | None:
+    """Return what a store that can be used holds, None where it is a file that is not made yet.
+
+    Nothing is written.
+
+    Args:
+        uri: of the store or server.
+
+    Raises:
+        TrackingError: it does not answer, or cannot be read or, as far as it is a file, written.
+    """
+    try:
+        if uri.startswith("sqlite"):
+            path = Path(uri.partition("://")[2].removeprefix("/").partition("?")[0])
+            if not path.exists() or not path.stat().st_size:
+                return None
+            with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as store:
+                # takes the lock of whoever writes
+                store.execute("BEGIN IMMEDIATE")
+                store.rollback()
+        client = client_of(uri)
+        experiments = client.search_experiments()
+    except Exception as error:
+        silent = isinstance(error.__context__, OSError)
+        reason = "no answer" if silent else short_reason(error, uri)
+        raise TrackingError(f"{shown(uri)} cannot be used: {reason}") from error
+    return f"{shown(uri)}, {len(experiments)} experiments"
+
+
+def experiments(store: Path) -> dict[str, str]:
+    """Return id -> name of the experiments in a SQLite store that somebody has made.
+
+    Raises:
+        TrackingError: the store cannot be read.
+    """
+    uri = default_uri(store.parent)
+    try:
+        found = client_of(uri).search_experiments()
+    except Exception as error:
+        reason = short_reason(error, uri)
+        raise TrackingError(f"MLflow's store {store} cannot be used: {reason}") from error
+    # MLflow's own is the first, and empty
+    return {one.experiment_id: one.name for one in found if one.experiment_id != "0"}
+
+
+def make_store(path: Path, artifacts: str) -> None:
+    """Make a SQLite store where there is none yet.
+
+    MLflow's migrations break a file on which two processes run them at once, or one that is
+    killed: so one process makes the store, under another name, and the others wait for it.
+
+    Args:
+        path: of the file; its folder is there.
+        artifacts: URI where experiments keep their artifacts that name no place of their own.
+
+    Raises:
+        TrackingError: the file is no SQLite store, or cannot be written.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as store:
+            store.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"MLflow's store {path} cannot be used: {error}; give another --output, or another "
+            "--tracking-uri"
+        ) from error
+    if path.stat().st_size:
+        return
+    lock, new = path.with_name(path.name + ".lock"), path.with_name(path.name + ".new")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not path.stat().st_size:
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            new.unlink(missing_ok=True)
+            SqlAlchemyStore(f"sqlite:///{new}", artifacts)
+            os.replace(new, path)
+        # whoever still waits for it finds the store made
+        lock.unlink(missing_ok=True)

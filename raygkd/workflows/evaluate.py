@@ -1,0 +1,272 @@
+"""Scoring finished models on prepared images: ``raygkd evaluate``."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raygkd import config as configuration
+from raygkd.assembly.compatibility import check_classes, check_kind
+from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
+from raygkd.data.run_images import Images, open_images
+from raygkd.deploy.facts import CENTRE, Facts
+from raygkd.deploy.model import load_model
+from raygkd.errors import ConfigError, DataError, TrackingError, UserError
+from raygkd.models import load_model_file
+from raygkd.rayrun import image_stream
+from raygkd.rayrun.cluster import cluster
+from raygkd.rayrun.evaluation import evaluate_models
+from raygkd.report.console import progress
+from raygkd.report.detection_pictures import MODEL_COLOURS, draw_per_class
+from raygkd.report.evaluation_figures import draw_confusion, draw_reliability
+from raygkd.storage.atomic_files import Place, is_remote, make_folder, place
+from raygkd.tracking.evaluation_runs import Origin, record_evaluation
+from raygkd.tracking.redaction import shown
+from raygkd.tracking.tags import IMAGES_TAG
+from raygkd.workflows.model_locator import check_folder, find_model, origin_of
+from raygkd.workflows.preflight import output_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """A model that is evaluated: its file, what is known of it, and where MLflow has it."""
+
+    path: Place
+    facts: Facts
+    origin: Origin | None
+
+
+def evaluate(
+    config: Config,
+    models: Sequence[str],
+    split: str,
+    *,
+    own_data: bool,
+    out: str | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Score models on a split, and measure them (``raygkd evaluate``).
+
+    Returns what ``--json`` prints.
+
+    Args:
+        config: the data, and how it is read.
+        models: what ``find_model`` takes, or exported .onnx files, of models for the same size of
+            image.
+        split: "train", "val" or "test".
+        own_data: take the data, and the seed of its splits, from the first model that names them.
+        out: folder for pictures; None for none.
+        console: for progress, and for what MLflow does not take.
+
+    Raises:
+        UserError: files and images that do not go together.
+    """
+    started = time.monotonic()
+    folder = _folder(out)
+    subjects = {given: _subject(given, config) for given in models}
+    config = _with_own_data(config, subjects) if own_data else config
+    images = _images(config, subjects, console)
+    count = len(images.rows[split])
+    if not count:
+        raise DataError(f"--split {split}: the data has no image in it")
+    with cluster(config.cluster.address):
+        with progress(console, "decoding images") as advance:
+            shared = image_stream.share(images, config.data.cache_mb, advance)
+        with progress(console, "scoring") as advance:
+            found = evaluate_models(
+                {given: subject.path for given, subject in subjects.items()},
+                shared,
+                split,
+                count=count,
+                batch_size=config.optim.batch_size,
+                gpus=min(1.0, config.cluster.gpus_per_worker),
+                progress=advance,
+            )
+    result: dict[str, Any] = {
+        "split": split,
+        "images": count,
+        "data": images.table.path,
+        "measure": images.spec.score,
+        "class_names": list(images.spec.class_names),
+        "models": {
+            given: {
+                "model": subject.facts.model,
+                "path": str(subject.path),
+                "bytes": len(subject.path.read_bytes()),
+                **found[given],
+            }
+            for given, subject in subjects.items()
+        },
+    }
+    with _drawn(result, folder) as pictures:
+        result["pictures"] = [str(path) for path in pictures] if folder else []
+        for number, (given, subject) in enumerate(subjects.items(), start=1):
+            # those of all models, and its own
+            own = [path for path in pictures if path.stem in (_CONFUSION.format(number), *_JOINT)]
+            result["models"][given]["mlflow"] = _recorded(
+                subject, given, result, images.identity, own, console
+            )
+    result["seconds"] = round(time.monotonic() - started, 1)
+    return result
+
+
+def _folder(out: str | None) -> Path | None:
+    """Return the folder for pictures, made where it is not there.
+
+    Raises:
+        ConfigError: an object store's.
+        ResourceError: it cannot be written.
+    """
+    if out is None:
+        return None
+    if is_remote(out):
+        raise ConfigError(f"--out {out}: must be a folder of this machine")
+    folder = Path(out)
+    if not folder.is_dir():
+        check_folder("--out", folder.parent)
+        make_folder(folder)
+    check_folder("--out", folder)
+    return folder
+
+
+def _subject(given: str, config: Config) -> _Subject:
+    uri, output = config.output.tracking_uri, config.output.output
+    path = find_model(given, tracking_uri=uri, output=output)
+    origin = origin_of(given, path, tracking_uri=uri, output=output)
+    return _Subject(path=path, facts=load_model(path)[0], origin=origin)
+
+
+def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
+    """Return the settings with the data that the first model was trained on which names it.
+
+    What was given beside stays as it is.
+
+    Raises:
+        ConfigError: none does.
+    """
+    for subject in subjects.values():
+        if subject.path.name.endswith(".onnx"):
+            continue
+        tree = yaml_mapping(load_model_file(subject.path).config, where=str(subject.path))
+        if tree:
+            own = from_mapping(tree)
+            changes = {**vars(own.data), "seed": own.optim.seed}
+            if place(own.output.output).is_dir():
+                # its shards are there
+                changes["output"] = own.output.output
+            asked = configuration.given(config)
+            return with_settings(config, {n: v for n, v in changes.items() if n not in asked})
+    raise ConfigError("MODEL: no file names the data that it was trained on: give --dataset")
+
+
+def _images(config: Config, subjects: Mapping[str, _Subject], console: Console) -> Images:
+    """Return the images as the models take them.
+
+    Raises:
+        ConfigError: models for different images, or for others than these.
+    """
+    inputs = {(one.facts.image_size, one.facts.resize) for one in subjects.values()}
+    if len(inputs) > 1:
+        shown = ", ".join(
+            f"{given} {one.facts.image_size}, {one.facts.resize}" for given, one in subjects.items()
+        )
+        raise ConfigError(f"MODEL: of images of different sides ({shown}): evaluate them by turns")
+    [(side, resize)] = inputs
+    # what a model says of an image goes with how it is brought to the model's size
+    augment = "resized-crop" if resize == CENTRE else "none"
+    config = with_settings(config, {"image_size": side, "augment": augment})
+    output = output_folder(config.output.output)
+    with progress(console, "preparing images") as advance:
+        images = open_images(config.data, seed=config.optim.seed, output=output, progress=advance)
+    for given, one in subjects.items():
+        try:
+            check_kind(one.facts.model, images.spec.task)
+            advice = "give the data that it was trained for (--dataset, --data-dir)"
+            check_classes(one.facts.class_names, images.spec, advice)
+        except UserError as error:
+            raise type(error)(f"MODEL {given}: {error}") from error
+    return images
+
+
+# names of pictures: of one model, and of all
+_CONFUSION = "confusion-{}"
+_JOINT = ("per-class", "reliability")
+
+
+@contextlib.contextmanager
+def _drawn(result: Mapping[str, Any], folder: Path | None) -> Iterator[list[Path]]:
+    """Draw the pictures; yield their paths, which are gone after the block without a folder."""
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-")))
+        models, names = result["models"], result["class_names"]
+        detection = next(iter(models.values()))["confusion"] is None
+        per_class = folder / f"{_JOINT[0]}.png"
+        measure = "per_class50" if detection else "per_class"
+        shown = dict(list(models.items())[: len(MODEL_COLOURS)])
+        draw_per_class(
+            per_class,
+            names,
+            {given: one["scores"][measure] for given, one in shown.items()},
+            measure="average precision at IoU 0.5" if detection else "share of the class found",
+        )
+        pictures = [per_class]
+        reliability = folder / f"{_JOINT[1]}.png"
+        draw_reliability(reliability, {given: one["calibration"] for given, one in models.items()})
+        pictures.append(reliability)
+        for number, (given, one) in enumerate(models.items(), start=1):
+            if one["confusion"] is not None:
+                path = folder / f"{_CONFUSION.format(number)}.png"
+                draw_confusion(path, names, one["confusion"], title=given)
+                pictures.append(path)
+        yield pictures
+
+
+def _recorded(
+    subject: _Subject,
+    given: str,
+    result: Mapping[str, Any],
+    identity: str,
+    pictures: Sequence[Path],
+    console: Console,
+) -> dict[str, str] | None:
+    """Record a model's evaluation beside the run that it came from; None where there is none."""
+    if subject.origin is None:
+        return None
+    one, split = result["models"][given], result["split"]
+    scores = {name: value for name, value in one["scores"].items() if isinstance(value, float)}
+    numbers = {f"{split}_{name}": value for name, value in scores.items()}
+    numbers |= {f"{split}_ece": one["calibration"]["ece"], "bytes": float(one["bytes"])}
+    for name in ("parameters", "flops"):
+        numbers[name] = one[name]
+    for size, timed in one["latency_ms"].items():
+        numbers |= {f"latency_ms_{size}_{name}": timed[name] for name in ("median", "p95")}
+    for size, peak in (one["memory_mb"] or {}).items():
+        numbers[f"memory_mb_{size}"] = peak
+    tags = {
+        IMAGES_TAG: identity,
+        "raygkd.role": "evaluation",
+        "raygkd.model": str(subject.path),
+        "raygkd.split": f"{split} {result['images']}",
+        "raygkd.hardware": one["hardware"],
+    }
+    try:
+        run_id = record_evaluation(
+            subject.origin,
+            name=f"evaluation {subject.facts.model}",
+            metrics={name: float(value) for name, value in numbers.items() if value is not None},
+            tags=tags,
+            figures=pictures,
+        )
+    except TrackingError as error:
+        console.print(f"MODEL {given}: not recorded: {error}", soft_wrap=True)
+        return None
+    uri = shown(subject.origin.uri)
+    return {"tracking_uri": uri, "run_id": run_id, "of_run": subject.origin.run_id}

@@ -1,0 +1,254 @@
+"""A finished model in another format, held to the model it was made of: ``raygkd export``.
+
+Shapes: B batch, S side of the square input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from raygkd.data.plan import cut_windows
+from raygkd.data.run_images import Images
+from raygkd.data.windows import load_window
+from raygkd.deploy.exporters.formats import FORMATS, WRITERS
+from raygkd.deploy.exporters.onnx import OPSET, quantise
+from raygkd.deploy.facts import Facts, facts_of
+from raygkd.deploy.modules import Run, student
+from raygkd.errors import ConfigError, RunFailed, UserError
+from raygkd.metrics.model_scores import OutputMeter, as_tensors
+from raygkd.metrics.output_comparison import TOLERANCE, Agreement, Comparison
+from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
+from raygkd.optional_packages import require
+from raygkd.report.card import model_card
+from raygkd.report.console import progress
+from raygkd.storage.atomic_files import Place, whole_file
+from raygkd.workflows.model_images import given_images, own_images
+from raygkd.workflows.model_locator import find_model, new_file
+from raygkd.workflows.resume import RESULT
+
+# images that outputs are compared on, and at most that scores are measured on
+RANDOM_BATCHES = (1, 3)
+SAMPLE = 32
+SCORED = 512
+BATCH = 32
+
+
+def export(
+    model: str,
+    *,
+    format: str,
+    out: str,
+    int8: bool,
+    licence: str,
+    data: str | None,
+    output: str,
+    tracking_uri: str | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Write a model in another format (``raygkd export``); return what ``--json`` prints.
+
+    The file is run and held to the model before it gets its name.
+
+    Args:
+        model: what ``find_model`` takes.
+        format: one of ``FORMATS``.
+        out: the file to write.
+        int8: store the weights of an ONNX file in 8 bits.
+        licence: of the weights, for the model card.
+        data: Parquet images to compare on; None for those that the model was trained on.
+        output: folder of the runs, for registered models.
+        tracking_uri: of the MLflow store, for registered models.
+        console: for progress.
+
+    Raises:
+        UserError: files, settings or packages that do not do.
+        RunFailed: what was written does not do what the model does.
+    """
+    target = _target(format, out, int8)
+    path = find_model(model, tracking_uri=tracking_uri, output=output)
+    model_file = load_model_file(path)
+    images, why_none = _images(model_file, data, console)
+    result: dict[str, Any] = {
+        "model": model_file.name,
+        "source": str(path),
+        "format": format,
+        "out": str(target),
+        "opset": OPSET if format == "onnx" else None,
+        "parameters": count_parameters(build_from_file(model_file)),
+        "card": None,
+        "compared_on": images.table.path if images else None,
+        "no_images": why_none,
+        "int8": None,
+    }
+    with contextlib.ExitStack() as stack:
+        # what is entered first is named last: the card appears with the weights
+        new = stack.enter_context(whole_file(target))
+        if format == "safetensors":
+            card = target.parent / f"{Path(target.name).stem}.md"
+            text = model_card(
+                model_file,
+                facts_of(model_file),
+                parameters=result["parameters"],
+                file=target.name,
+                licence=licence,
+                test_scores=_test_scores(path.parent),
+            )
+            stack.enter_context(whole_file(card)).write_text(text)
+            result["card"] = str(card)
+        if int8:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-"))
+            full = Path(folder, "full.onnx")
+        else:
+            full = new
+        with progress(console, f"writing {format}") as advance:
+            advance(0, 2)
+            run = WRITERS[format](model_file, full)
+            advance(1, 2, "comparing")
+            result["check"] = _checked(model_file, run, images)
+            advance(2, 2)
+        if int8:
+            small = quantise(full, new)
+            with progress(console, "measuring int8") as advance:
+                result["int8"] = _measured(model_file, small, images, advance)
+            result["int8"]["bytes_before"] = full.stat().st_size
+        result["bytes"] = new.stat().st_size
+    return result
+
+
+def _target(format: str, out: str, int8: bool) -> Place:
+    """Return the place of the new file.
+
+    Raises:
+        ConfigError: packages that are missing, or a file that cannot be written there.
+    """
+    suffix, packages = FORMATS[format]
+    if int8 and format != "onnx":
+        raise ConfigError(f"--quantize int8: is for --format onnx, not {format}: leave it out")
+    require(*packages, of=f"--format {format}")
+    return new_file("--out", out, (suffix,))
+
+
+def _images(
+    model_file: ModelFile, data: str | None, console: Console
+) -> tuple[Images | None, str | None]:
+    """Return images of the model's kind, or why there are none.
+
+    Raises:
+        UserError: those that were asked for do not do.
+    """
+    if data is not None:
+        return given_images(model_file, data, console), None
+    try:
+        return own_images(model_file, console), None
+    except UserError as error:
+        return None, str(error)
+
+
+def _checked(model_file: ModelFile, run: Run, images: Images | None) -> dict[str, Any]:
+    """Return how far what was written is from the model.
+
+    Raises:
+        RunFailed: farther than rounding explains.
+    """
+    facts, original, comparison = facts_of(model_file), student(model_file), Comparison()
+    side = facts.image_size if facts.task == "detection" else None
+    samples = 0
+    for images_BCSS in _inputs(facts, images):
+        with torch.inference_mode():
+            wanted = original(images_BCSS)
+        comparison.add(wanted, run(images_BCSS), side)
+    if images is not None:
+        samples = comparison.images - sum(RANDOM_BATCHES)
+    if not comparison.is_equal:
+        detail = (
+            f" and {comparison.alone} of {comparison.detections} detections alone" if side else ""
+        )
+        raise RunFailed(
+            f"the exported {model_file.name} differs from the model by {comparison.largest:.2g}"
+            f"{detail}, more than {TOLERANCE:g}: nothing was written"
+        )
+    return {**dataclasses.asdict(comparison), "sample_images": samples, "tolerance": TOLERANCE}
+
+
+def _inputs(facts: Facts, images: Images | None) -> Iterator[Tensor]:
+    """Yield batches of different sizes in 0..1: random ones, and images."""
+    generator = torch.Generator().manual_seed(0)
+    for count in RANDOM_BATCHES:
+        yield torch.rand(count, 3, facts.image_size, facts.image_size, generator=generator)
+    if images is not None:
+        for batch in _batches(images, SAMPLE):
+            yield _pixels(batch)
+
+
+def _batches(images: Images, most: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield the arrays of validation images, of which broken ones are left out."""
+    rows = images.rows["val"][:most]
+    for window in cut_windows(rows, BATCH):
+        loaded = load_window(
+            images.table,
+            window,
+            images.transform("val"),
+            seed=0,
+            epoch=0,
+            skip_bad=True,
+            exact=False,
+        )
+        if len(loaded.arrays["row"]):
+            yield loaded.arrays
+
+
+def _pixels(batch: Mapping[str, np.ndarray]) -> Tensor:
+    return torch.from_numpy(batch["image"]).float() / 255
+
+
+def _measured(
+    model_file: ModelFile,
+    run: Run,
+    images: Images | None,
+    advance: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Return how often a quantised model says what the model says, and both their scores."""
+    facts, original, agreement = facts_of(model_file), student(model_file), Agreement()
+    if images is None:
+        for images_BCSS in _inputs(facts, None):
+            with torch.inference_mode():
+                agreement.add(original(images_BCSS), run(images_BCSS))
+        return {"images": 0, "agreement": agreement.share, "score": None, "score_before": None}
+    before, after = (OutputMeter(images.spec, images.table.boxes) for _ in range(2))
+    count = min(SCORED, len(images.rows["val"]))
+    for number, batch in enumerate(_batches(images, SCORED)):
+        with torch.inference_mode():
+            wanted = original(_pixels(batch))
+        got = run(_pixels(batch))
+        agreement.add(wanted, got)
+        before.update(wanted, as_tensors(batch))
+        after.update(got, as_tensors(batch))
+        advance(min(count, (number + 1) * BATCH), count)
+    return {
+        "images": count,
+        "agreement": agreement.share,
+        "score_before": before.score(),
+        "score": after.score(),
+    }
+
+
+def _test_scores(folder: Place) -> dict[str, float]:
+    """Return role -> score on the test split of the models of a finished run."""
+    if not (folder / RESULT).exists():
+        return {}
+    result = json.loads((folder / RESULT).read_text())
+    models = result.get("models") or {
+        role: result[role] for role in ("teacher", "student_alone", "best") if role in result
+    }
+    return {role: model["test_score"] for role, model in models.items()}

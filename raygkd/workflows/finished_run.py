@@ -1,0 +1,268 @@
+"""A run that is over, read back from its folder."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.models import is_model_file
+from raygkd.config import Config, from_yaml, with_settings
+from raygkd.data.run_images import Images
+from raygkd.engine import read_checkpoint
+from raygkd.errors import ConfigError, DataError
+from raygkd.models import ModelFile, load_model_file
+from raygkd.rayrun import search_history, torch_trainer
+from raygkd.rayrun.search_history import Trial
+from raygkd.rayrun.worker import CHECKPOINT, trial_folder
+from raygkd.storage.atomic_files import Place, modified, place
+from raygkd.storage.journal import open_journal
+from raygkd.tracking.tracker import read_journal
+from raygkd.workflows import resume
+from raygkd.workflows.results import MODEL
+from raygkd.workflows.teachers import teacher_folder
+
+# names of the models in a report, in its order
+TEACHER, ALONE, BEST, STUDENT = "teacher", "student alone", "best student", "student"
+# of a result that ranks methods
+COMPARISON = "comparison"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """The training of one student of a run.
+
+    Attributes:
+        student: as a report calls it.
+        config: its settings.
+        folder: where its last checkpoint is, if it is still there.
+    """
+
+    student: str
+    config: Config
+    folder: Place
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Return its last checkpoint, None if it is gone.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self.folder / CHECKPOINT
+        return read_checkpoint(path) if path.exists() else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinishedRun:
+    """What a run has left.
+
+    Attributes:
+        folder: of the run.
+        output: the output folder that it is in.
+        config: the settings of the command.
+        result: what its ``--json`` printed.
+        facts: what it rests on, see ``raygkd.workflows.resume``.
+        trials: of a search, best first.
+        winner: the trial of the best student, where it is a search; of a comparison, the training.
+    """
+
+    folder: Place
+    output: Place
+    config: Config
+    result: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+    winner: Trial | None
+
+    @property
+    def command(self) -> str:
+        """The command that made it."""
+        return self.folder.name.partition("-")[0]
+
+    @property
+    def finished(self) -> float:
+        """When it was over, in seconds since 1970."""
+        return modified(self.folder / resume.RESULT)
+
+    @property
+    def trained(self) -> str | None:
+        """The model that the report is about; None where the run has trained no single one."""
+        if self.winner is not None:
+            return BEST
+        models = self.result.get("models", {})
+        return next((role for role in (STUDENT, TEACHER) if role in models), None)
+
+    @property
+    def settings(self) -> Config:
+        """The settings of the model that the report is about."""
+        return with_settings(self.config, self.winner.params) if self.winner else self.config
+
+    def rows(self) -> dict[str, Mapping[str, Any]]:
+        """Return role -> "model", "parameters" and "test_score" of every model."""
+        if self.winner is None:
+            return dict(self.result.get("models", {}))
+        if COMPARISON in self.result:
+            names = {TEACHER: TEACHER, "best": BEST}
+            return {names[role]: row for role, row in self.result["models"].items()}
+        rows = {TEACHER: self.result["teacher"], BEST: self.result["best"]}
+        if uses_teacher(self.config):
+            rows = {TEACHER: rows[TEACHER], ALONE: self.result["student_alone"], BEST: rows[BEST]}
+        return rows
+
+    def models(self, images: Images) -> dict[str, ModelFile]:
+        """Return role -> model file of every model.
+
+        Args:
+            images: of the run.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        own = {
+            ALONE: self.folder / "student-alone" / MODEL,
+            self.trained: self.folder / MODEL,
+        }
+        return {
+            role: load_model_file(own[role] if role in own else self._teacher(images))
+            for role in self.rows()
+        }
+
+    def _teacher(self, images: Images) -> Place:
+        """Return where the teacher lies that the run was given, or trained."""
+        recorded = self.result.get("teacher", {}).get("path")
+        if recorded is not None and place(recorded).exists():
+            return place(recorded)
+        if is_model_file(self.config.model.teacher):
+            return place(self.config.model.teacher)
+        return teacher_folder(self.config, images, self.output) / MODEL
+
+    @functools.cached_property
+    def matching(self) -> Training | None:
+        """The training whose channel graphs a report shows; None if none has matched graphs.
+
+        It is that of the model that the report is about or, in a comparison whose best is of
+        another method, the best of those that did, by the validation split.
+        """
+        if "graph" in self.settings.method.method:
+            number = self.winner.number if self.winner else None
+            return self._training(self.trained or "", self.settings, number)
+        rows = [
+            row
+            for row in self.result.get("trainings", ())
+            if row["status"] == "finished" and "graph" in row["params"]["method"]
+        ]
+        if not rows:
+            return None
+        best = max(rows, key=lambda row: row["val_score"])
+        student = f"student of '{best['role']}' with seed {best['seed']}"
+        return self._training(student, with_settings(self.config, best["params"]), best["number"])
+
+    def _training(self, student: str, config: Config, number: int | None) -> Training:
+        folder = self.folder if number is None else trial_folder(self.folder, number)
+        return Training(student=student, config=config, folder=folder)
+
+    def epochs(self) -> list[dict[str, float]]:
+        """Return the metrics of each epoch of the model that the report is about."""
+        if self.winner is not None:
+            return self.winner.epochs
+        return [_read(line, self.folder) for line in open_journal(self._journal).lines()]
+
+    @property
+    def _journal(self) -> Place:
+        return self.folder / torch_trainer.JOURNAL
+
+    def versions(self) -> dict[str, str]:
+        """Return package -> version that the run was made with; nothing if it has not told."""
+        entries = read_journal(self.folder / resume.TRACKING)
+        tags: dict[str, str] = next((e["tags"] for e in entries if e["op"] == "start"), {})
+        prefix = "version."
+        found = {n.removeprefix(prefix): v for n, v in tags.items() if n.startswith(prefix)}
+        return found | ({"python": tags["python"]} if "python" in tags else {})
+
+
+def open_finished(given: str) -> FinishedRun:
+    """Read a run that is over.
+
+    Args:
+        given: an output folder, whose newest finished run is meant, or the folder of a run.
+
+    Raises:
+        ConfigError: there is no such run, or it is not over.
+        DataError: its files are damaged.
+        StorageError: the store does not give them.
+    """
+    folder = _finished_folder(given)
+    result, facts = (
+        _read((folder / name).read_text(), folder / name) for name in (resume.RESULT, resume.FACTS)
+    )
+    path = folder / resume.CONFIG
+    trials = _trials(folder, result.get("trials", result.get("trainings", ())))
+    return FinishedRun(
+        folder=folder,
+        output=folder.parent.parent,
+        config=from_yaml(path.read_text(), where=str(path)),
+        result=result,
+        facts=facts,
+        trials=() if COMPARISON in result else trials,
+        winner=_winner(trials, result),
+    )
+
+
+def _finished_folder(given: str) -> Place:
+    try:
+        folder = place(given)
+    except ConfigError as error:
+        raise ConfigError(f"OUTPUT {error}") from error
+    if (folder / "runs").is_dir():
+        finished = [run for run in (folder / "runs").iterdir() if (run / resume.RESULT).exists()]
+        if not finished:
+            raise ConfigError(
+                f"OUTPUT {given}: holds no run that is over: make one with 'raygkd tune --output "
+                f"{given}', or go on with one by 'raygkd tune --resume {given}'"
+            )
+        return max(finished, key=lambda run: modified(run / resume.RESULT))
+    for name in (resume.CONFIG, resume.FACTS):
+        if not (folder / name).exists():
+            raise ConfigError(
+                f"OUTPUT {given}: holds no {name}; give an output folder, or the folder of a run, "
+                "which is in OUTPUT/runs"
+            )
+    if not (folder / resume.RESULT).exists():
+        command = folder.name.partition("-")[0]
+        raise ConfigError(
+            f"OUTPUT {given}: the run is not over; when it is not under way any more, go on with: "
+            f"raygkd {command} --resume {given}"
+        )
+    return folder
+
+
+def _trials(folder: Place, rows: Sequence[Mapping[str, Any]]) -> tuple[Trial, ...]:
+    """Return trials in the order of a result, with all that was reported of each epoch."""
+    trials = {
+        row["number"]: Trial(
+            number=row["number"], params=row["params"], status=row["status"], error=row["error"]
+        )
+        for row in rows
+    }
+    if trials:
+        for number, epochs in search_history.read_epochs(folder / search_history.JOURNAL).items():
+            trials[number].epochs.extend(epochs)
+    return tuple(trials.values())
+
+
+def _winner(trials: Sequence[Trial], result: Mapping[str, Any]) -> Trial | None:
+    """Return the trial whose student was chosen, None if there is none."""
+    if COMPARISON in result:
+        number = result["selection"]["number"]
+        return next((trial for trial in trials if trial.number == number), None)
+    return next((trial for trial in trials if trial.status in ("finished", "stopped")), None)
+
+
+def _read(text: str, path: Place) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: it cannot be read as JSON") from error

@@ -1,0 +1,136 @@
+"""Where a model is, by what is given as MODEL; where a result may be written."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from raygkd.errors import ConfigError, DataError, ResourceError
+from raygkd.storage.atomic_files import Place, place
+from raygkd.tracking.evaluation_runs import Origin
+from raygkd.tracking.model_registry import Registered, registered
+from raygkd.tracking.store import chosen_uri
+from raygkd.workflows.results import MODEL
+from raygkd.workflows.resume import RESULT
+
+REGISTERED = "models:/"
+
+
+def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
+    """Return the file of a model.
+
+    Args:
+        given: a file; the folder of a run; or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``,
+            whose run's folder must still be there.
+        tracking_uri: of the MLflow store, for the last; None for the output folder's.
+        output: folder of the runs.
+
+    Raises:
+        DataError: there is no such file.
+        ConfigError: a URL that cannot be used.
+        TrackingError: MLflow has no such model, or does not answer.
+    """
+    if given.startswith(REGISTERED):
+        uri = chosen_uri(tracking_uri, output)
+        return registered_file(given, registered(given, uri))
+    path = place(given)
+    if path.is_dir():
+        if not (path / MODEL).exists():
+            raise DataError(
+                f"MODEL {given}: the folder has no {MODEL}: give the folder of a finished run, "
+                "such as raygkd-output/runs/NAME, or the file of a model"
+            )
+        return path / MODEL
+    if not path.exists():
+        raise DataError(
+            f"MODEL {given}: there is no such file: give one that 'raygkd tune', 'raygkd train' or "
+            "'raygkd teacher' wrote, its run's folder, or models:/NAME@ALIAS"
+        )
+    return path
+
+
+def registered_file(given: str, version: Registered) -> Place:
+    """Return the file of a registered model's version.
+
+    Args:
+        given: how it was asked for, for errors.
+        version: of the model.
+
+    Raises:
+        DataError: its run's folder has none any more.
+    """
+    folder = place(version.folder)
+    file = folder / MODEL
+    if not file.exists():
+        raise DataError(f"MODEL {given}: its run's folder {folder} has no {MODEL} any more")
+    return file
+
+
+def origin_of(given: str, path: Place, *, tracking_uri: str | None, output: str) -> Origin | None:
+    """Return where MLflow has a model; None of a file that does not lie in its run's folder.
+
+    Args:
+        given, tracking_uri, output: as of ``find_model``.
+        path: what that returned.
+
+    Raises:
+        TrackingError: MLflow has no such model, or does not answer.
+        DataError: the run's result is damaged.
+    """
+    if given.startswith(REGISTERED):
+        uri = chosen_uri(tracking_uri, output)
+        version = registered(given, uri)
+        return Origin(uri=uri, run_id=version.run_id)
+    file = path.parent / RESULT
+    if path.name != MODEL or not file.exists():
+        return None
+    try:
+        recorded = json.loads(file.read_text())["mlflow"]
+        run_id = recorded["parent_run_id" if "parent_run_id" in recorded else "run_id"]
+        uri = tracking_uri or recorded["tracking_uri"]
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{file} is damaged: it cannot be read as JSON of a run") from error
+    return None if run_id is None else Origin(uri=uri, run_id=run_id)
+
+
+def new_file(option: str, given: str, suffixes: tuple[str, ...]) -> Place:
+    """Return the place of a file that is to be written.
+
+    Args:
+        option: that it is given as.
+        given: its path.
+        suffixes: that it may end with.
+
+    Raises:
+        ConfigError: another suffix, a folder, or a URL that cannot be used.
+        ResourceError: nothing can be written there.
+    """
+    try:
+        target = place(given)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from error
+    if not target.name.endswith(suffixes):
+        raise ConfigError(f"{option} {given}: must end with {' or '.join(suffixes)}")
+    if isinstance(target, Path):
+        if target.is_dir():
+            raise ConfigError(f"{option} {given}: is a folder: give the path of a file")
+        check_folder(option, target.parent)
+    return target
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that is not there, or that nothing can be written to.
+
+    Raises:
+        ResourceError: names the option and the reason.
+    """
+    if not folder.is_dir():
+        raise ResourceError(f"{option}: there is no folder '{folder}': make it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResourceError(
+            f"{option}: '{folder}' cannot be written ({error.strerror}); give another"
+        ) from error

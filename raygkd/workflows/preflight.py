@@ -1,0 +1,104 @@
+"""What a run needs before it starts: an output folder, lasting paths, and room on the cluster."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from raygkd.assembly.models import is_model_file
+from raygkd.config import Config, with_settings
+from raygkd.errors import ConfigError, ResourceError, StorageError, TrackingError
+from raygkd.models import TORCHVISION_WEIGHTS
+from raygkd.rayrun import cluster
+from raygkd.rayrun.node_monitor import require_shared
+from raygkd.storage.atomic_files import Place, make_folder, place, whole_file, write_text
+from raygkd.workflows.resume import INPUTS, lasting_path
+
+
+def output_folder(given: str) -> Place:
+    """Return the absolute output folder, made if it is not there.
+
+    Raises:
+        ConfigError: a URL that cannot be used.
+        ResourceError: it cannot be written.
+    """
+    try:
+        folder = place(given)
+    except ConfigError as error:
+        raise ConfigError(f"--output {error}") from error
+    probe = folder / f".writable-{secrets.token_hex(4)}"
+    try:
+        write_text(probe, "")
+        probe.unlink()
+    except (OSError, StorageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ResourceError(
+            f"--output {given}: cannot be written ({reason}); give another folder"
+        ) from error
+    return folder
+
+
+def with_lasting_paths(config: Config, output: Place) -> Config:
+    """Return the configuration as it can be given back from another folder, or another job."""
+    paths = {
+        "data_dir": config.data.data_dir,
+        "output": config.output.output,
+        "space": config.search.space,
+        "teacher": config.model.teacher if is_model_file(config.model.teacher) else None,
+    }
+    for name in ("teacher_weights", "student_weights"):
+        weights = getattr(config.model, name)
+        paths[name] = None if weights in TORCHVISION_WEIGHTS else weights
+    lasting = {}
+    for name, path in paths.items():
+        if path is not None:
+            lasting[name] = lasting_path(path, output)
+            copy = place(lasting[name])
+            if copy.parent == output / INPUTS and not copy.exists():
+                make_folder(copy.parent)
+                with whole_file(copy) as temporary:
+                    shutil.copy(path, temporary)
+    return with_settings(config, lasting)
+
+
+def require_one_truth(output: Place, uri: str) -> None:
+    """Refuse results in places that only one of several nodes has.
+
+    Raises:
+        ResourceError: an output folder that one of them does not see.
+        TrackingError: an MLflow store that is a file.
+    """
+    if uri.startswith("sqlite"):
+        raise TrackingError(
+            f"--tracking-uri {uri}: the cluster has several nodes or will have, and a file is no "
+            "store for them: give the URL of an MLflow server ('raygkd ui --host' starts one)"
+        )
+    if isinstance(output, Path):
+        witness = output / f".seen-{secrets.token_hex(4)}"
+        witness.touch()
+        try:
+            require_shared("--output", output, witness)
+        finally:
+            witness.unlink()
+
+
+def require_room(config: Config, nodes: Sequence[cluster.Resources], data_cpus: float) -> int:
+    """Return how many runs fit at once, each with as many workers as it can have.
+
+    Raises:
+        ResourceError: there is no room for one with the fewest.
+    """
+    cluster.require_room(nodes, bundles_of(config, fewest=True), data_cpus=data_cpus)
+    return max(1, cluster.places(nodes, bundles_of(config), data_cpus=data_cpus))
+
+
+def bundles_of(config: Config, *, fewest: bool = False) -> list[cluster.Resources]:
+    """Return what a run takes with as many workers as it can have, or with the fewest."""
+    workers = config.cluster.workers
+    return cluster.run_bundles(
+        config.cluster,
+        config.cluster.cpus_per_worker or 1.0,
+        workers.least if fewest else workers.most,
+    )

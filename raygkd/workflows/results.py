@@ -1,0 +1,63 @@
+"""What a command returns of the models it trained: names, scores and places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raygkd.assembly.models import is_model_file
+from raygkd.config import Config
+from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
+from raygkd.rayrun import worker
+from raygkd.report.console import progress
+from raygkd.workflows.session import Session
+
+MODEL = "model.pt"
+
+
+def pair_name(config: Config) -> str:
+    """Return "TEACHER -> STUDENT", by which runs are called; of a teacher's file, its model."""
+    teacher = config.model.teacher
+    if is_model_file(teacher):
+        teacher = load_model_file(teacher).name
+    return f"{teacher} -> {config.model.student}"
+
+
+def model_rows(
+    models: Mapping[str, ModelFile], scores: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return role -> name, parameters and test score of each model."""
+    return {
+        role: {
+            "model": file.name,
+            "parameters": count_parameters(build_from_file(file)),
+            "test_score": scores[role]["score"],
+        }
+        for role, file in models.items()
+    }
+
+
+def places(session: Session, key: str, run_name: str) -> dict[str, Any]:
+    """Return where a result lies: on disk and in MLflow."""
+    return {
+        "mlflow": {
+            "tracking_uri": session.tracker.uri,
+            "experiment_id": session.tracker.experiment_id,
+            run_name: session.tracker.run_id(key),
+        },
+        "run": str(session.folder),
+        "model": str(session.folder / MODEL),
+    }
+
+
+def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, Any]]:
+    """Return each model's scores on the test split."""
+    with progress(session.console, "scoring models on the test split") as advance:
+        return worker.score_models(
+            models,
+            session.shared,
+            "test",
+            batch_size=session.config.optim.batch_size,
+            gpus=min(1.0, session.config.cluster.gpus_per_worker),
+            progress=advance,
+        )

@@ -1,0 +1,172 @@
+"""Going on with a run that was broken off: which one, by which settings, and on the same things."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raygkd import config as configuration
+from raygkd.config import Config
+from raygkd.errors import ConfigError
+from raygkd.storage.atomic_files import Place, is_remote, modified, place, write_text
+
+CONFIG = "config.yaml"
+RESULT = "result.json"
+FACTS = "facts.json"
+TRACKING = "tracking.jsonl"
+INPUTS = "inputs"
+# where and how fast a run goes on, and not what it does
+_FREE = {
+    *("address", "wait_minutes", "max_concurrent", "max_failures", "cpus_per_worker", "cache_mb"),
+}
+# what Ray sets for the driver of a job
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_PATHS = {"data_dir", "output", "space", "teacher", "teacher_weights", "student_weights"}
+
+
+def new_run_folder(output: Place, command: str, name: str | None) -> Place:
+    """Return the folder of a run, which is not made yet.
+
+    Args:
+        output: folder of all runs.
+        command: that makes it.
+        name: of the run; None for one that no other has.
+    """
+    if name is None:
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = f"{stamp}-{secrets.token_hex(2)}"
+    return output / "runs" / f"{command}-{name}"
+
+
+def named_run_folder(config: Config, command: str) -> Place | None:
+    """Return the absolute folder of the run of this name, None if there is none to go on with."""
+    if config.output.name is None:
+        return None
+    folder = new_run_folder(place(config.output.output), command, config.output.name)
+    return folder if (folder / FACTS).exists() else None
+
+
+def run_folder(given: str, command: str) -> Place:
+    """Return the absolute folder of the run to go on with.
+
+    Args:
+        given: the folder of a run, or an output folder, whose newest run that has no result is
+            taken.
+        command: that made the run; runs are named after theirs.
+
+    Raises:
+        ConfigError: there is no such run.
+        StorageError: the store cannot be asked.
+    """
+    try:
+        folder = place(given)
+    except ConfigError as error:
+        raise ConfigError(f"--resume {error}") from error
+    if (folder / "runs").is_dir():
+        runs = [run for run in (folder / "runs").iterdir() if run.name.startswith(f"{command}-")]
+        unfinished = [run for run in runs if (run / FACTS).exists() and not (run / RESULT).exists()]
+        if not unfinished:
+            raise ConfigError(
+                f"--resume {given}: holds no run of 'raygkd {command}' that was broken off"
+            )
+        return max(unfinished, key=lambda run: modified(run / FACTS))
+    for name in (CONFIG, FACTS):
+        if not (folder / name).exists():
+            raise ConfigError(
+                f"--resume {given}: holds no {name}; give an output folder, or the folder of a "
+                "run, which is in OUTPUT/runs"
+            )
+    if not folder.name.startswith(f"{command}-"):
+        raise ConfigError(
+            f"--resume {given}: is no run of 'raygkd {command}' (their names start with "
+            f"{command}-): use the command that made it"
+        )
+    return folder
+
+
+def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
+    """Return the configuration of a run, as far as it may be with what is asked for now.
+
+    Args:
+        folder: of the run.
+        asked: setting -> value.
+
+    Raises:
+        ConfigError: what is asked for is not what the run has, a line for each difference.
+    """
+    path = folder / CONFIG
+    own = configuration.from_yaml(path.read_text(), where=str(path))
+    known = configuration.settings()
+    problems = []
+    free = {}
+    for name, given in asked.items():
+        section, _, kind = known[name]
+        value = configuration.coerce(name, kind, given)
+        before = getattr(getattr(own, section), name)
+        if name in _FREE:
+            free[name] = value
+        elif value != before and not (
+            name in _PATHS and lasting_path(value, place(own.output.output)) == before
+        ):
+            problems.append(
+                f"{configuration.flag(name)}: is {value} and was {before} when the run began: "
+                "leave it out, or begin another run"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return configuration.with_settings(own, free)
+
+
+def lasting_path(path: str, output: Place) -> str:
+    """Return where a run finds what a setting names, wherever it goes on.
+
+    It is the absolute path, or URL; but a file that came along with a Ray job lies in a folder that
+    goes with the job, and its place is a copy among the inputs of the output folder.
+
+    Args:
+        path: of a file or folder, or a URL.
+        output: the output folder.
+    """
+    if is_remote(path):
+        return path.rstrip("/")
+    absolute = Path(os.path.abspath(os.path.expanduser(path)))
+    if _JOB in os.environ and absolute.is_relative_to(Path.cwd()) and absolute.is_file():
+        digest = hashlib.sha256(absolute.read_bytes()).hexdigest()[:16]
+        return str(output / INPUTS / f"{digest}-{absolute.name}")
+    return str(absolute)
+
+
+def note_facts(folder: Place, facts: Mapping[str, Any]) -> None:
+    """Write down what a run rests on.
+
+    Args:
+        folder: of the run.
+        facts: what it is -> plain value, as JSON has it.
+    """
+    write_text(folder / FACTS, json.dumps(facts, indent=2))
+
+
+def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run on something else than it rests on.
+
+    Raises:
+        ConfigError: something has changed, a line for each difference.
+    """
+    before = json.loads((folder / FACTS).read_text())
+    # as they are read from the file
+    now = json.loads(json.dumps(facts))
+    names = [*before, *(name for name in now if name not in before)]
+    changed = [
+        f"--resume: {name}: is {now.get(name, 'missing')} and was {before.get(name, 'missing')} "
+        "when the run began: put it back, or begin another run"
+        for name in names
+        if now.get(name) != before.get(name)
+    ]
+    if changed:
+        raise ConfigError("\n".join(changed))

@@ -1,0 +1,152 @@
+"""Training each of several settings with the same seeds, and summing up what they score."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raygkd.assembly.models import student_file
+from raygkd.config import with_settings
+from raygkd.engine import read_checkpoint
+from raygkd.models import ModelFile
+from raygkd.rayrun.search_history import Trial
+from raygkd.rayrun.tune_search import TrialResult, run_settings
+from raygkd.report.console import Advance, progress
+from raygkd.storage.atomic_files import Place
+from raygkd.workflows.results import test_scores
+from raygkd.workflows.session import Session
+from raygkd.workflows.trial_progress import SearchProgress, at_once
+
+# a seed, and the name of the settings that are trained with it
+Seeded = tuple[int, str]
+
+
+class SeedProgress(SearchProgress):
+    """Records what is trained with several seeds; a run is named after its settings and seed.
+
+    Args:
+        session: the open run.
+        advance: shows it.
+        seeded: what is trained, in its order.
+    """
+
+    def __init__(self, session: Session, advance: Advance, seeded: Sequence[Seeded]):
+        super().__init__(session, advance, len(seeded))
+        self._seeded = seeded
+
+    def key(self, trial: Trial) -> str:
+        """Return the tracker's key of a training."""
+        return self.key_of(trial.number)
+
+    @classmethod
+    def key_of(cls, number: int) -> str:
+        """Return the tracker's key of the training of a number."""
+        return f"{cls.role}-{number:04d}"
+
+    def name(self, trial: Trial) -> str:
+        """Return the role, what is trained, and its seed."""
+        seed, name = self._seeded[trial.number]
+        return f"{self.role} {name.replace('_', ' ')} seed {seed}"
+
+
+def train_with_seeds(
+    session: Session,
+    teacher: ModelFile | None,
+    settings: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    folder: Place,
+    progress_of: type[SeedProgress],
+) -> dict[Seeded, TrialResult]:
+    """Train each of some settings with each seed to the end; return how it went.
+
+    All have the images and splits of the session. What was broken off in the folder goes on.
+
+    Args:
+        session: the open run.
+        teacher: where one of the settings needs it.
+        settings: name -> settings.
+        seeds: of initial weights, order of the images and random changes to them.
+        folder: gets the trainings' folders.
+        progress_of: records and shows them.
+    """
+    config = session.config
+    # a seed after the other, so that what is broken off leaves whole rows of a comparison
+    seeded: list[Seeded] = [(seed, name) for seed in seeds for name in settings]
+    concurrent = at_once(session, len(seeded))
+    job = session.job(config, teacher, folder)
+    with progress(session.console, f"{progress_of.role}s ({concurrent} at a time)") as advance:
+        observer = progress_of(session, advance, seeded)
+        with session.interrupts.waiting_for(observer.running):
+            trials = run_settings(
+                job,
+                config,
+                [{**settings[name], "seed": seed} for seed, name in seeded],
+                cpus=config.cluster.cpus_per_worker or 1.0,
+                concurrent=concurrent,
+                observer=observer,
+            )
+    return dict(zip(seeded, trials, strict=True))
+
+
+def students(session: Session, trials: Mapping[Seeded, TrialResult]) -> dict[Seeded, ModelFile]:
+    """Return the student of every training that came to its end."""
+    found = {}
+    for seeded, trial in trials.items():
+        if trial.status == "finished":
+            assert trial.checkpoint is not None
+            state = read_checkpoint(trial.checkpoint)["student"]
+            config = with_settings(session.config, trial.params)
+            scores = {"val_score": trial.val_score or 0.0}
+            found[seeded] = student_file(config, session.images.spec, state, scores)
+    return found
+
+
+def scores_of_seeds(
+    session: Session, trials: Mapping[Seeded, TrialResult], progress_of: type[SeedProgress]
+) -> dict[Seeded, float]:
+    """Return the score on the test split of every training that came to its end, and log it."""
+    found: dict[Seeded, float] = {}
+    # models of one seed at a time: they are in memory together
+    for seed in sorted({seed for seed, _ in trials}):
+        of_seed = {seeded: trial for seeded, trial in trials.items() if seeded[0] == seed}
+        models = {name: file for (_, name), file in students(session, of_seed).items()}
+        for name, scores in test_scores(session, models).items():
+            trial = trials[seed, name]
+            found[seed, name] = scores["score"]
+            session.tracker.metrics(
+                progress_of.key_of(trial.number), {"test_score": scores["score"]}, step=trial.epochs
+            )
+    return found
+
+
+def row(
+    session: Session, seeded: Seeded, trial: TrialResult, progress_of: type[SeedProgress]
+) -> dict[str, Any]:
+    """Return how one training went, as a result tells it."""
+    seed, name = seeded
+    keys = ("number", "params", "epochs", "val_score", "status", "error")
+    told = {key: getattr(trial, key) for key in keys}
+    run_id = session.tracker.run_id(progress_of.key_of(trial.number))
+    return {"role": name, "seed": seed, **told, "run_id": run_id}
+
+
+def spread(scores: Sequence[float | None]) -> dict[str, float | None]:
+    """Return "mean" and "std" (of a sample, n - 1) of scores.
+
+    Both are None where a score is missing, and the deviation of a single score is.
+    """
+    known = [score for score in scores if score is not None]
+    whole = len(known) == len(scores)
+    return {
+        "mean": statistics.fmean(known) if whole else None,
+        "std": statistics.stdev(known) if whole and len(known) > 1 else None,
+    }
+
+
+def lead(best: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any]:
+    """Return "differences", best - other of each seed, with their ``spread``."""
+    differences = [
+        None if a is None or b is None else a - b for a, b in zip(best, other, strict=True)
+    ]
+    return {"differences": differences, **spread(differences)}

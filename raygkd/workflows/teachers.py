@@ -1,0 +1,57 @@
+"""The teacher of a run: the given one, or one that is trained and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from raygkd.assembly.derived_configs import teacher_training
+from raygkd.assembly.models import is_model_file
+from raygkd.config import Config, fingerprint, to_mapping
+from raygkd.data.run_images import Images
+from raygkd.models import ModelFile, load_model_file
+from raygkd.storage.atomic_files import Place, place
+from raygkd.workflows.results import MODEL
+from raygkd.workflows.session import Session
+from raygkd.workflows.train_one import train_one
+
+
+def teacher_facts(config: Config) -> dict[str, Any]:
+    """Return what tells a teacher that is given from another one in the same file."""
+    name = config.model.teacher
+    if not is_model_file(name):
+        return {}
+    digest = hashlib.sha256(place(name).read_bytes()).hexdigest()
+    return {"teacher, fingerprint of the file": digest[:16]}
+
+
+def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile, Place]:
+    """Return the teacher and its file: the one that is given, or one trained for these images.
+
+    A trained teacher is kept by the hash of its configuration and images, so that the next run
+    that asks for the same one has it.
+    """
+    config = session.config
+    if is_model_file(config.model.teacher):
+        path = place(config.model.teacher)
+        return load_model_file(path), path
+    wanted = teacher_training(config)
+    folder = teacher_folder(config, session.images, session.output)
+    if (folder / MODEL).exists():
+        session.console.print(f"teacher {config.model.teacher}: kept from an earlier run")
+    teacher = train_one(session, wanted, role="teacher", folder=folder, teacher=None, parent=parent)
+    return teacher, folder / MODEL
+
+
+def teacher_folder(config: Config, images: Images, output: Place) -> Place:
+    """Return the folder of the teacher that is trained for a run's images.
+
+    Args:
+        config: of the run.
+        images: of the run.
+        output: the output folder.
+    """
+    tree = to_mapping(teacher_training(config))
+    started_from = [tree["model"][name] for name in ("student", "student_weights")]
+    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity])
+    return output / "teachers" / f"{config.model.teacher.replace(':', '-')}-{key}"

@@ -1,0 +1,68 @@
+"""Training one model over the cluster."""
+
+from __future__ import annotations
+
+from raygkd.assembly.models import student_file
+from raygkd.config import Config, to_yaml
+from raygkd.engine import read_checkpoint
+from raygkd.models import ModelFile, load_model_file, save_model_file
+from raygkd.rayrun import torch_trainer
+from raygkd.report.console import progress
+from raygkd.storage.atomic_files import Place
+from raygkd.workflows.results import MODEL
+from raygkd.workflows.run_tags import run_tags
+from raygkd.workflows.session import Session
+
+
+def train_one(
+    session: Session,
+    config: Config,
+    *,
+    role: str,
+    folder: Place,
+    teacher: ModelFile | None,
+    parent: str | None = None,
+) -> ModelFile:
+    """Train one model over the cluster, record it, and write it for use.
+
+    A folder that holds a finished model gives that; one that was broken off goes on.
+
+    Args:
+        session: the open run.
+        config: what to train.
+        role: "teacher", "student-alone" or "student": its MLflow run's name and tag.
+        folder: gets checkpoints, the metrics' journal and the model file.
+        teacher: where the method needs one.
+        parent: key of the MLflow parent run.
+    """
+    if (folder / MODEL).exists():
+        return load_model_file(folder / MODEL)
+    job = session.job(config, teacher, folder)
+    session.tracker.start(
+        role,
+        f"{role} {config.model.student}",
+        parent=parent,
+        params={"student": config.model.student, "method": config.method.method},
+        tags=run_tags(session, role),
+        texts={"config.yaml": to_yaml(config)},
+    )
+    with progress(session.console, f"training {role} {config.model.student}") as advance:
+
+        def on_epoch(metrics: dict[str, float]) -> None:
+            epoch = int(metrics["epoch"])
+            session.tracker.metrics(role, metrics, step=epoch)
+            advance(epoch, config.optim.epochs, f"val {metrics['val_score']:.4f}")
+
+        advance(0, config.optim.epochs)
+        with session.interrupts.waiting_for(lambda: [folder.name]):
+            checkpoint = torch_trainer.train(
+                job, config.cluster, cpus=session.cpus(), on_epoch=on_epoch
+            )
+    last = torch_trainer.last_metrics(folder)
+    scores = {name: value for name, value in last.items() if name.startswith("val_")}
+    model_file = student_file(
+        config, session.images.spec, read_checkpoint(checkpoint)["student"], scores
+    )
+    save_model_file(folder / MODEL, model_file)
+    session.tracker.end(role)
+    return model_file

@@ -1,0 +1,91 @@
+"""What a comparison trains."""
+
+from __future__ import annotations
+
+import pytest
+
+from raygkd.assembly.methods import baseline_of, suits
+from raygkd.config import METHODS, Config, with_settings
+from raygkd.errors import ConfigError
+from raygkd.losses import BASELINES
+from raygkd.workflows.ablation import is_baseline, variants
+
+CHANNELS = {1: 16, 2: 32, 3: 64}
+DETECTION = ["none", "fgd", "cwd", "pkd", "graph"]
+
+
+def names(task: str = "classification", **settings: object) -> list[str]:
+    return list(variants(with_settings(Config(), settings), task, CHANNELS))
+
+
+def test_methods_are_the_baselines_ours_and_none():
+    assert set(METHODS) == {"none", *BASELINES.names(), "graph", "graph+kd"}
+
+
+def test_without_a_choice_all_that_suit_the_images_are_compared():
+    assert names("detection") == DETECTION
+    assert names() == [name for name in METHODS if name not in ("fgd", "cwd", "pkd")]
+
+
+def test_a_choice_is_compared_in_its_order():
+    assert names(methods=["at", "none"]) == ["at", "none"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_suits_the_task_of_its_baseline(method: str):
+    baseline = baseline_of(method)
+    for task in ("classification", "detection"):
+        assert suits(method, task) == (baseline is None or BASELINES.get(baseline).task == task)
+
+
+def test_an_ablation_changes_one_thing_at_a_time():
+    found = variants(with_settings(Config(), {"preset": "ablation"}), "classification", CHANNELS)
+    assert list(found)[:9] == ["none", "graph", "graph+kd", "V", "E", "S", "V+E", "V+S", "E+S"]
+    assert found["V+S"] == {"method": "graph", "beta": 0.0}
+    assert found["S"] == {"method": "graph", "alpha": 0.0, "beta": 0.0}
+    others = dict(list(found.items())[9:])
+    assert all(len(changes) == 2 for changes in others.values())
+    searched = {name.partition(" ")[0] for name in others}
+    assert searched == {
+        *("spectral_mode", "weights", "attention", "adapter", "centre", "levels", "temperature"),
+        "dim",
+    }
+    assert others["centre true"] == {"method": "graph", "centre": True}
+    assert others["levels 2,3"]["levels"] == (2, 3)
+    # what is set already is the row "graph"; dimensions are below the narrowest level's channels
+    assert not {"spectral_mode residual", "dim 8", "dim 16"} & set(others)
+    for changes in found.values():
+        with_settings(Config(), changes)
+
+
+def test_an_ablation_is_around_what_is_set():
+    settings = {
+        "preset": "ablation",
+        "dim": 4,
+        "temperature": 2.0,
+        "centre": True,
+        "levels": [2, 3],
+    }
+    found = variants(with_settings(Config(), settings), "detection", CHANNELS)
+    assert "graph+kd" not in found
+    assert {"dim 8", "centre false", "temperature 0.4", "temperature 10"} <= set(found)
+    assert [name for name in found if name.startswith("levels")] == ["levels 2", "levels 3"]
+
+
+def test_a_name_has_one_meaning():
+    config = with_settings(Config(), {"preset": "ablation"})
+    found = variants(config, "classification", CHANNELS)
+    trained = [str(with_settings(config, changes)) for changes in found.values()]
+    assert len(set(trained)) == len(trained)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ours_is_no_baseline(method: str):
+    assert is_baseline({"method": method}) == (not method.startswith("graph"))
+
+
+def test_an_unknown_method_is_refused_with_the_near_one():
+    with pytest.raises(
+        ConfigError, match=r"--methods 'ick': must be one of .*; did you mean 'ickd'"
+    ):
+        with_settings(Config(), {"methods": ["kd", "ick"]})
