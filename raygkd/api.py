@@ -63,10 +63,11 @@ class Matching(nn.Module):
         images: some images as both models take them (B, ...), which the maps' shapes are learnt of.
         levels: paths of modules in both models, or those of the student -> those of the teacher,
             whose outputs are feature maps (B, C, H, W); None finds the stages that both have.
-        alpha: weight of the vertex loss.
+        alpha: weight of the vertex loss: what it is multiplied by, since the labels' gradient is
+            not known here. At 40 it moves a small ResNet about three times as much as they do.
         beta: weight of the edge loss.
         gamma: weight of the spectral loss.
-        temperature: of the attention, above 0, in units of the features.
+        temperature: of the attention, above 0, in units of the maps' mean magnitude.
         dim: spectral dimension, below the teacher's channels at every level; None for 8 or what
             there is.
 
@@ -81,9 +82,9 @@ class Matching(nn.Module):
         images: Tensor,
         *,
         levels: Levels = None,
-        alpha: float = MethodConfig.alpha,
-        beta: float = MethodConfig.beta,
-        gamma: float = MethodConfig.gamma,
+        alpha: float = 40.0,
+        beta: float = 0.0,
+        gamma: float = 0.0,
         temperature: float = MethodConfig.temperature,
         dim: int | None = None,
     ):
@@ -156,10 +157,11 @@ def distill(
         epochs: passes over the training data.
         batch_size: images of a step, where a dataset is given.
         lr: learning rate at its highest; it falls to 0 along a cosine.
-        alpha: weight of the vertex loss.
+        alpha: weight of the vertex loss, as a share of the labels' gradient in the student over
+            the first steps.
         beta: weight of the edge loss.
         gamma: weight of the spectral loss.
-        temperature: of the attention, above 0, in units of the features.
+        temperature: of the attention, above 0, in units of the maps' mean magnitude.
         dim: spectral dimension, below the teacher's channels at every level; None for 8 or what
             there is.
         loss: of the student's outputs and the labels of a batch, a scalar.
@@ -173,7 +175,8 @@ def distill(
 
     Returns:
         The numbers of each epoch: "epoch" from 1, "train_loss", "loss_task", "loss_vertex",
-        "loss_edge" and "loss_spectral" (unweighted), "val_score" where there is ``val_data``,
+        "loss_edge" and "loss_spectral" (unweighted, where their weight is not 0), "val_score"
+        where there is ``val_data``,
         "lr" and "epoch_seconds" among them.
 
     Raises:
@@ -195,7 +198,13 @@ def distill(
         stack.enter_context(_as_it_was(teacher))
         listened = Teacher(pair.teacher, list(teacher_shapes))
         stack.callback(listened.close)
-        objective = _Objective(pair.student, loss, levels=list(student_shapes), graph=graph)
+        objective = _Objective(
+            pair.student,
+            loss,
+            levels=list(student_shapes),
+            graph=graph,
+            shares=graph.term_weights,
+        )
         stack.callback(objective.close)
         objective.to(place)
         if optimizer is None:
@@ -335,6 +344,8 @@ def _graph(
         teacher_shapes,
         adapter=MethodConfig.adapter,
         temperature=temperature,
+        relative_temperature=True,
+        graphs=MethodConfig.graphs,
         dim=max(1, min(MethodConfig.dim, most)) if dim is None else dim,
         alpha=alpha,
         beta=beta,

@@ -10,7 +10,7 @@ from torch import nn
 from raygkd.assembly.matched_levels import chosen_levels
 from raygkd.assembly.methods import baseline_of
 from raygkd.assembly.models import new_model, start_from_teacher, start_from_weights
-from raygkd.config import Config
+from raygkd.config import Config, MethodConfig
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import BaselineTerm, ClassifierObjective, DetectorObjective, Objective
 from raygkd.losses import BASELINES, GraphDistillationLoss, baseline_loss
@@ -31,6 +31,8 @@ def build_graph_loss(
         feature_shapes(student, levels, image_size),
         feature_shapes(teacher, levels, image_size),
         temperature=method.temperature,
+        relative_temperature=method.weights_unit == "gradient",
+        graphs=method.graphs,
         dim=method.dim,
         alpha=method.alpha,
         beta=method.beta,
@@ -109,4 +111,15 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
         if not term.reads_logits:
             parts["levels"] = chosen_levels(config, teacher, student)
     kind = DetectorObjective if isinstance(student, Detector) else ClassifierObjective
-    return kind(student, **parts)
+    return kind(student, shares=_shares(config.method), **parts)
+
+
+def _shares(method: MethodConfig) -> list[str]:
+    """Return the terms whose weights are shares of the labels' gradient.
+
+    What was published for a baseline is a factor of its loss, and so is the weight of kd.
+    """
+    if method.weights_unit != "gradient":
+        return []
+    is_given = method.baseline_weight is not None and method.method not in ("kd", "graph+kd")
+    return ["vertex", "edge", "spectral", *([method.method] if is_given else [])]

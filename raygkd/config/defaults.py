@@ -14,15 +14,11 @@ _DETECTOR = {
     "batch_size": 8,
     "warmup_epochs": 0.5,
     "clip_norm": 10.0,
-    # a pyramid's maps have no ReLU and are large, most of a channel is the same everywhere, and
-    # most positions are background
-    "temperature": 10.0,
+    # a pyramid's maps have no ReLU, most of a channel is the same everywhere, and most positions
+    # are background
     "adapter": "plain",
     "centre": True,
     "foreground": 0.5,
-    "alpha": 1.0,
-    "beta": 1.0,
-    "gamma": 1.0,
 }
 _PHOTOGRAPHS = {
     "teacher": "fasterrcnn_resnet50_fpn",

@@ -131,18 +131,34 @@ class MethodConfig:
     levels: tuple[int, ...] | None = option(
         None, "stages whose graphs are matched, 1 is the shallowest [default: all]"
     )
-    temperature: float = option(5.0, "attention temperature T of the graph losses", above=0.0)
+    temperature: float = option(
+        20.0,
+        "attention temperature T of the graph losses, in units of the map's mean magnitude; at 20 "
+        "all positions and channels count nearly alike",
+        above=0.0,
+    )
     dim: int = option(
         8, "spectral dimension d, below the teacher's channels at every level", minimum=1
     )
+    graphs: str = option(
+        "batch",
+        "what has a graph of channels: the whole batch, or each image",
+        choices=("batch", "image"),
+    )
     spectral_mode: str = option(
-        "residual", "form of the spectral loss", choices=("residual", "subspace", "procrustes")
+        "residual",
+        "form of the spectral loss of --graphs image",
+        choices=("residual", "subspace", "procrustes"),
     )
     attention: str = option(
-        "outer", "form of the relational attention", choices=("outer", "softmax")
+        "outer",
+        "form of the relational attention of --graphs image",
+        choices=("outer", "softmax"),
     )
     weights: str = option(
-        "shifted", "edge weights of the spectral graph: (1+A)/2 or A", choices=("shifted", "cosine")
+        "shifted",
+        "edge weights of the spectral graph of --graphs image: (1+A)/2 or A",
+        choices=("shifted", "cosine"),
     )
     adapter: str = option(
         "normalised",
@@ -153,9 +169,16 @@ class MethodConfig:
     centre: bool = option(
         False, "compare channels without their means over the positions: correlations, not cosines"
     )
-    alpha: float = option(100.0, "weight of the vertex loss", minimum=0.0)
-    beta: float = option(10.0, "weight of the edge loss", minimum=0.0)
-    gamma: float = option(1.0, "weight of the spectral loss", minimum=0.0)
+    weights_unit: str = option(
+        "gradient",
+        "unit of --alpha, --beta, --gamma and --baseline-weight: at 1 a term moves the student as "
+        "much as the labels do, measured over the first steps; loss: weights multiply the losses, "
+        "and --temperature is in units of the features",
+        choices=("gradient", "loss"),
+    )
+    alpha: float = option(3.0, "weight of the vertex loss", minimum=0.0)
+    beta: float = option(0.0, "weight of the edge loss", minimum=0.0)
+    gamma: float = option(0.0, "weight of the spectral loss", minimum=0.0)
     foreground: float | None = option(
         None,
         "share of the vertex loss that lies in the boxes of objects [default: by area]",

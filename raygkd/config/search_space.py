@@ -24,29 +24,27 @@ KINDS = {
 _KINDS_OF_TYPE = {int: ("choice", "randint"), float: ("choice", "uniform", "loguniform")}
 # one search is of one method, epochs are ASHA's to spend, and the others change what a run costs
 # and not what it learns
-_FIXED = {"method", "optimizer", "epochs", "seed", "amp", "compile"}
+_FIXED = {"method", "optimizer", "epochs", "seed", "amp", "compile", "weights_unit"}
 
 
-# Around what has served, see the README's results. Of classifiers the vertex term leads: at alpha
-# 100 it moves the student some twenty times as much as the task does at the first step (norms of
-# gradients of resnet56 -> resnet8 on CIFAR-10: task 1.07, vertex 0.22, edge 0.26, spectral 5.4).
-# Detectors were searched with terms that move them about as much as the task (of digits-voc: task
-# 8.5, vertex 25, edge 5.7, spectral 4.2). Their pyramids' maps are large: at T = 0.5 a handful of
-# channels and positions has all of the attention
-_RANGES = {
-    "classification": {
-        "temperature": (1.0, 20.0),
-        "alpha": (3.0, 300.0),
-        "beta": (1.0, 100.0),
-        "gamma": (0.1, 10.0),
-    },
-    "detection": {
-        "temperature": (3.0, 30.0),
-        "alpha": (0.1, 3.0),
-        "beta": (0.1, 10.0),
-        "gamma": (0.1, 3.0),
-    },
+# Around what has served, see the README's results. Edges and spectrum add little to vertices, and
+# may be left out; a sharp attention does harm.
+_GRAPH = {
+    "gradient": (
+        ("temperature", "loguniform", (5.0, 100.0)),
+        ("alpha", "loguniform", (1.0, 10.0)),
+        ("beta", "choice", (0.0, 0.3, 1.0)),
+        ("gamma", "choice", (0.0, 0.3, 1.0)),
+    ),
+    "loss": (
+        ("temperature", "loguniform", (1.0, 20.0)),
+        ("alpha", "loguniform", (3.0, 300.0)),
+        ("beta", "loguniform", (1.0, 100.0)),
+        ("gamma", "loguniform", (0.1, 10.0)),
+    ),
 }
+# of a baseline, as a share of the labels' gradient
+_SHARES = (0.3, 10.0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ def default_space(
     *,
     lr: float = OptimConfig.lr,
     detection: bool = False,
+    weights_unit: str = "gradient",
     fixed: Collection[str] = (),
 ) -> tuple[Dimension, ...]:
     """Return the space that is searched unless ``--space`` replaces it.
@@ -88,6 +87,7 @@ def default_space(
         channels: level -> the teacher's channels, of the levels that may be matched.
         lr: what the learning rate is without a search; it is searched around it.
         detection: the models are detectors.
+        weights_unit: unit of the weights, "gradient" or "loss".
         fixed: settings that are not searched.
     """
     around = (float(f"{0.4 * lr:.3g}"), float(f"{4 * lr:.3g}"))
@@ -96,13 +96,10 @@ def default_space(
         subsets = _level_subsets(sorted(channels), detection=detection)
         narrowest = min(channels.values(), default=2)
         dims = [2**power for power in range(1, 7) if 2**power < narrowest] or [1]
-        ranges = _RANGES["detection" if detection else "classification"]
-        temperature, *weights = [Dimension(name, "loguniform", ranges[name]) for name in ranges]
         space += [
             Dimension("levels", "choice", tuple(list(subset) for subset in subsets)),
-            temperature,
             Dimension("dim", "choice", tuple(dims)),
-            *weights,
+            *(Dimension(*entry) for entry in _GRAPH[weights_unit]),
         ]
     if method in ("kd", "graph+kd"):
         space += [
@@ -111,7 +108,8 @@ def default_space(
         ]
     elif method in BASELINES.names():
         weight = BASELINES.get(method).weight
-        space += [Dimension("baseline_weight", "loguniform", (weight / 10, weight * 10))]
+        around = _SHARES if weights_unit == "gradient" else (weight / 10, weight * 10)
+        space += [Dimension("baseline_weight", "loguniform", around)]
     if method == "none":
         space += [Dimension("weight_decay", "loguniform", (1e-5, 5e-3))]
     return tuple(dimension for dimension in space if dimension.name not in fixed)

@@ -64,8 +64,10 @@ class GradientUnits:
             return weight
         if not self._steps:
             raise RuntimeError("weights are shares of gradients that nobody has measured yet")
-        labels = self._sums.get("task", self._steps * WITHOUT_LABELS)
-        return weight * labels / self._sums[name]
+        # a detector's first batches may have no boxes, and so nothing to move it by
+        labels = self._sums.get("task") or self._steps * WITHOUT_LABELS
+        own = self._sums[name]
+        return weight * labels / own if own else weight
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been measured."""

@@ -20,20 +20,26 @@ from raygkd.graph.precision import full_precision
 ATTENTION_MODES = ("outer", "softmax")
 
 
-def attention_masks(features_BCHW: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return what ``softmax_masks`` gives of a teacher's features, without gradient."""
-    return softmax_masks(features_BCHW.detach(), temperature)
+def attention_masks(
+    features_BCHW: Tensor, temperature: float, *, relative: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return ``softmax_masks`` of a teacher's features, without gradient."""
+    return softmax_masks(features_BCHW.detach(), temperature, relative=relative)
 
 
 @full_precision
-def softmax_masks(features_BCHW: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def softmax_masks(
+    features_BCHW: Tensor, temperature: float, *, relative: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return spatial and channel attention, each averaging to 1 over what it weighs.
 
     ``a_S = N softmax_n(mean_c |F| / T)`` and ``a_C = C softmax_c(mean_n |F| / T)``.
 
     Args:
         features_BCHW: feature maps (B, C, H, W).
-        temperature: T > 0, in units of the features; a higher one gives flatter masks.
+        temperature: T > 0; a higher one gives flatter masks.
+        relative: whether T is in units of the mean magnitude of each sample's map, so that it means
+            the same for every network, or in those of the features.
 
     Returns:
         spatial (B, 1, H, W) and channel (B, C) masks.
@@ -46,6 +52,9 @@ def softmax_masks(features_BCHW: Tensor, temperature: float) -> tuple[Tensor, Te
     require(temperature_problem(temperature))
     _, channels, height, width = features_BCHW.shape
     magnitude_BCN = features_BCHW.abs().flatten(2)
+    if relative:
+        mean_B11 = magnitude_BCN.mean((1, 2), keepdim=True)
+        magnitude_BCN = magnitude_BCN / mean_B11.clamp_min(torch.finfo(mean_B11.dtype).tiny)
     spatial_BN = (magnitude_BCN.mean(1) / temperature).softmax(1) * (height * width)
     channel_BC = (magnitude_BCN.mean(2) / temperature).softmax(1) * channels
     return spatial_BN.unflatten(1, (1, height, width)), channel_BC
@@ -53,7 +62,9 @@ def softmax_masks(features_BCHW: Tensor, temperature: float) -> tuple[Tensor, Te
 
 @torch.no_grad()
 @full_precision
-def relational_attention(features_BCHW: Tensor, temperature: float, mode: str = "outer") -> Tensor:
+def relational_attention(
+    features_BCHW: Tensor, temperature: float, mode: str = "outer", *, relative: bool = False
+) -> Tensor:
     """Return weights of the graph's edges, averaging to 1 over all pairs of channels.
 
     Mode "outer" is ``R = a_C a_C^T`` with the channel mask of ``attention_masks``; "softmax" is
@@ -63,6 +74,7 @@ def relational_attention(features_BCHW: Tensor, temperature: float, mode: str = 
         features_BCHW: feature maps (B, C, H, W) of the teacher.
         temperature: T > 0, in units of the features ("outer") or of cosines ("softmax").
         mode: "outer" or "softmax".
+        relative: whether T is in units of the mean magnitude of each sample's features or cosines.
 
     Returns:
         (B, C, C) weights without gradient.
@@ -76,9 +88,12 @@ def relational_attention(features_BCHW: Tensor, temperature: float, mode: str = 
         temperature_problem(temperature), choice_problem("attention mode", mode, ATTENTION_MODES)
     )
     if mode == "outer":
-        _, channel_BC = attention_masks(features_BCHW, temperature)
+        _, channel_BC = attention_masks(features_BCHW, temperature, relative=relative)
         return channel_BC[:, :, None] * channel_BC[:, None, :]
     strength_BCC = adjacency(features_BCHW).abs()
+    if relative:
+        mean_B11 = strength_BCC.mean((1, 2), keepdim=True)
+        strength_BCC = strength_BCC / mean_B11.clamp_min(torch.finfo(mean_B11.dtype).tiny)
     return (strength_BCC / temperature).softmax(2) * features_BCHW.shape[1]
 
 

@@ -60,6 +60,8 @@ class GraphDistillationLoss(nn.Module):
         student_shapes: level -> (C, H, W) of the student's feature map.
         teacher_shapes: the same of the teacher, for the same levels.
         temperature: T > 0 of the attention.
+        relative_temperature: whether T is relative to the maps, see ``softmax_masks``, or in units
+            of the features.
         dim: spectral dimension, from 1 to C - 1 of the teacher at every level.
         alpha: weight of the vertex loss, not negative.
         beta: weight of the edge loss, not negative.
@@ -100,6 +102,7 @@ class GraphDistillationLoss(nn.Module):
         attention: str = "outer",
         weights: str = "shifted",
         adapter: str = "plain",
+        relative_temperature: bool = False,
         graphs: str = "image",
         centre: bool = False,
         foreground: float | None = None,
@@ -120,7 +123,8 @@ class GraphDistillationLoss(nn.Module):
         )
         self.student_shapes = dict(student_shapes)
         self.teacher_shapes = dict(teacher_shapes)
-        self.temperature, self.dim = temperature, dim
+        self.temperature, self.relative_temperature = temperature, relative_temperature
+        self.dim = dim
         self.mode, self.attention, self.weights = mode, attention, weights
         self.adapter, self.graphs, self.centre = adapter, graphs, centre
         self.foreground, self.canvas = foreground, canvas
@@ -375,7 +379,12 @@ class GraphDistillationLoss(nn.Module):
         student_BCHW = mixed(student_BCHW, weight_OC, bias_O)
         if self.centre:
             student_BCHW = centred(student_BCHW)
-        maps = LevelMaps(student_BCHW, teacher.maps_BCHW, self.temperature)
+        maps = LevelMaps(
+            student_BCHW,
+            teacher.maps_BCHW,
+            self.temperature,
+            relative=self.relative_temperature,
+        )
         terms: list[Tensor] = []
         for name in self._of_samples:
             if name == "vertex":

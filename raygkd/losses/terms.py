@@ -121,13 +121,21 @@ class LevelMaps:
     Args:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
         teacher_BCHW: feature maps (B, C, H, W).
-        temperature: T > 0 of the attention, in units of the features.
+        temperature: T > 0 of the attention.
+        relative: whether T is relative to the maps, see ``softmax_masks``.
 
     Raises:
         ConfigError: the shapes differ, or the temperature is not above 0.
     """
 
-    def __init__(self, student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: float = 1.0):
+    def __init__(
+        self,
+        student_BCHW: Tensor,
+        teacher_BCHW: Tensor,
+        temperature: float = 1.0,
+        *,
+        relative: bool = False,
+    ):
         require(
             shape_problem("feature maps", student_BCHW, teacher_BCHW),
             temperature_problem(temperature),
@@ -135,11 +143,11 @@ class LevelMaps:
         self.student_BCHW, self.teacher_BCHW = in_full_precision(
             student_BCHW, teacher_BCHW.detach()
         )
-        self._temperature = temperature
+        self._temperature, self._relative = temperature, relative
 
     @functools.cached_property
     def _masks(self) -> tuple[Tensor, Tensor]:
-        return attention_masks(self.teacher_BCHW, self._temperature)
+        return attention_masks(self.teacher_BCHW, self._temperature, relative=self._relative)
 
     @functools.cached_property
     def _graphs(self) -> tuple[ChannelGraphs, ChannelGraphs]:
@@ -157,7 +165,9 @@ class LevelMaps:
         require(choice_problem("attention mode", attention, ATTENTION_MODES))
         student, teacher = self._graphs
         if attention == "softmax":
-            weights_BCC = relational_attention(self.teacher_BCHW, self._temperature, attention)
+            weights_BCC = relational_attention(
+                self.teacher_BCHW, self._temperature, attention, relative=self._relative
+            )
             return _weighted_edges(student.adjacency_BCC, teacher.adjacency_BCC, weights_BCC)
         channel_BC = self._masks[1]
         if student.dense:

@@ -36,8 +36,9 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
     """Return our method as it is set, and with one thing changed at a time.
 
     First the student alone and our method; then the terms vertex (V), edge (E) and spectral (S)
-    alone and in pairs; then other forms of the spectral loss, of the relational attention and of
-    the adapters, levels, temperatures, dimensions, and maps with and without their channels' means.
+    alone and together, those that the method leaves out at a weight of 1; then graphs of each
+    image, other forms of the adapters, levels, temperatures, dimensions, and maps with and without
+    their channels' means.
 
     Args:
         config: of the comparison; what is not changed is as it says.
@@ -49,23 +50,30 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
     changes: dict[str, Settings] = {"graph": {}}
     if suits("kd", task):
         changes["graph+kd"] = {"method": "graph+kd"}
-    for kept in ("V", "E", "S", "VE", "VS", "ES"):
-        off = {setting: 0.0 for term, setting in weights.items() if term not in kept}
-        changes["+".join(kept)] = off
+    for kept in ("V", "E", "S", "VE", "VS", "ES", "VES"):
+        terms = {
+            setting: (getattr(method, setting) or 1.0) if term in kept else 0.0
+            for term, setting in weights.items()
+        }
+        if terms != {setting: getattr(method, setting) for setting in weights.values()}:
+            changes["+".join(kept)] = terms
+    all_terms = {setting: getattr(method, setting) or 1.0 for setting in weights.values()}
+    changes |= {
+        f"V+E+S, graphs image, {mode}": {**all_terms, "graphs": "image", "spectral_mode": mode}
+        for mode in ("residual", "subspace", "procrustes")
+    }
     levels = sorted(method.levels or channels)
     others: dict[str, tuple[Any, ...]] = {
-        "spectral_mode": ("residual", "subspace", "procrustes"),
-        "weights": ("shifted", "cosine"),
-        "attention": ("outer", "softmax"),
         "adapter": ("plain", "normalised"),
         "centre": (False, True),
         "levels": (*((level,) for level in levels), *([tuple(levels[1:])] if levels[2:] else [])),
         "temperature": tuple(method.temperature * factor for factor in (0.2, 5.0)),
-        "dim": tuple(dim for dim in (1, 2, 4, 8, 16, 32) if dim < min(channels.values())),
     }
     for name, values in others.items():
         own = getattr(method, name)
         changes |= {f"{name} {_short(value)}": {name: value} for value in values if value != own}
+    dims = [dim for dim in (1, 2, 4, 8, 16, 32) if dim < min(channels.values())]
+    changes |= {f"V+E+S, dim {dim}": {**all_terms, "dim": dim} for dim in dims if dim != method.dim}
     none = {"none": {"method": "none", "inherit": False}}
     return none | {name: {"method": "graph", **change} for name, change in changes.items()}
 

@@ -368,9 +368,12 @@ def _attention(opened: _Opened, tell: Callable[[str], None]) -> Made:
     maps, images, matching = opened.maps, opened.images, opened.run.matching
     if isinstance(maps, str) or images is None or matching is None:
         return str(maps)
-    temperature = matching.config.method.temperature
+    method = matching.config.method
+    temperature, relative = method.temperature, method.weights_unit == "gradient"
     masks: dict[int, NDArray[np.float32]] = {
-        level: attention_masks(of.teacher_BCHW[:MASK_IMAGES], temperature)[0][:, 0].numpy()
+        level: attention_masks(of.teacher_BCHW[:MASK_IMAGES], temperature, relative=relative)[0][
+            :, 0
+        ].numpy()
         for level, of in maps.items()
     }
     sample = opened.sample("val", GRAPH_IMAGES)

@@ -128,6 +128,7 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
         {level: width for level, width in channels.items() if chosen is None or level in chosen},
         lr=config.optim.lr,
         detection=images.spec.task == "detection",
+        weights_unit=config.method.weights_unit,
         # what a user decides is not searched; but the best learning rate is near a good one
         fixed=given(config) - {"lr"},
     )

@@ -82,10 +82,18 @@ def detector_file(name: str = TEACHER, seed: int = 100) -> ModelFile:
 
 
 def detection_config(**settings: Any) -> Config:
-    """Return the settings of a run of two epochs, changed as told."""
+    """Return the settings of a run of two epochs with all terms, changed as told."""
     config = from_mapping({"data": {"dataset": "digits-voc"}})
     models = {"teacher": TEACHER, "student": STUDENT, "levels": [3, 4], "dim": 4}
-    return with_settings(config, {**models, "epochs": 2, "alpha": 0.1, **settings})
+    terms = {
+        "weights_unit": "loss",
+        "graphs": "image",
+        "temperature": 10.0,
+        "alpha": 0.1,
+        "beta": 1.0,
+        "gamma": 1.0,
+    }
+    return with_settings(config, {**models, "epochs": 2, **terms, **settings})
 
 
 def detection_training(

@@ -29,6 +29,15 @@ from raygkd.models.staged import StagedClassifier
 
 torch.set_num_threads(1)
 
+# all terms of the graph losses, in units of the losses
+ALL_TERMS = {
+    "weights_unit": "loss",
+    "graphs": "image",
+    "temperature": 5.0,
+    "alpha": 100.0,
+    "beta": 10.0,
+    "gamma": 1.0,
+}
 CPU = torch.device("cpu")
 CLASSES = 10
 SPEC = ImageSpec(
@@ -123,8 +132,8 @@ def random_teacher(name: str = "resnet8", seed: int = 100) -> ModelFile:
 
 
 def make_config(**settings: Any) -> Config:
-    """Return the settings of a run of two epochs, changed as told."""
-    return with_settings(Config(), {"method": "graph+kd", "epochs": 2, **settings})
+    """Return the settings of a run of two epochs with all terms, changed as told."""
+    return with_settings(Config(), {"method": "graph+kd", "epochs": 2, **ALL_TERMS, **settings})
 
 
 def make_training(

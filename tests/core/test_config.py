@@ -248,7 +248,7 @@ def test_value_beyond_a_limit_is_refused(name: str, value: float, allowed: str):
     [
         ("kd_weight", 1.0),
         ("momentum", 0.0),
-        ("alpha", 0.0),
+        ("beta", 0.0),
         ("image_size", 4),
         ("teacher_cache_mb", 0),
     ],

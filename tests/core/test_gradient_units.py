@@ -31,6 +31,14 @@ def test_without_labels_a_share_is_of_a_fixed_norm():
     assert units.factor("vertex", 2.0) == pytest.approx(2 * WITHOUT_LABELS / 0.5)
 
 
+def test_no_gradient_divides_nothing():
+    """A detector's first batches may have no boxes, and a term nothing to say of them."""
+    units = GradientUnits(["vertex", "edge"])
+    units.add({"task": 0.0, "vertex": 0.5, "edge": 0.0})
+    assert units.factor("vertex", 2.0) == pytest.approx(2 * WITHOUT_LABELS / 0.5)
+    assert units.factor("edge", 2.0) == 2.0
+
+
 def test_a_factor_before_the_first_measurement_is_an_error():
     with pytest.raises(RuntimeError, match="nobody has measured"):
         GradientUnits(["vertex"]).factor("vertex", 1.0)

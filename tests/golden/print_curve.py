@@ -28,6 +28,8 @@ SETTINGS = {
     "batch_size": 64,
     "lr": 0.05,
     "seed": 0,
+    "weights_unit": "loss",
+    "graphs": "image",
     "temperature": 0.5,
     "adapter": "plain",
     "alpha": 1.0,
