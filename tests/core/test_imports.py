@@ -39,7 +39,6 @@ HEAVY = (
     *("onnx", "onnxscript", "onnxruntime", "safetensors"),
 )
 KNOWN_CIRCLES = [
-    {"raygkd.engine.loop", "raygkd.engine.step"},
     {"raygkd.losses.graph", "raygkd.losses.replayed"},
 ]
 # names that more than one package has a module of
