@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from raygkd.assembly.training import build_optimizer
 from raygkd.config import Config, MethodConfig, OptimConfig, with_settings
-from raygkd.engine import Objective, Teacher, TeacherOutput, Training
+from raygkd.engine import Objective, Teacher, TeacherOutput, Training, run_epoch
 from raygkd.engine.schedule import lr_factor
 from raygkd.errors import ConfigError, DataError
 from raygkd.losses import GraphDistillationLoss
@@ -212,7 +212,7 @@ def distill(
         training = _training(objective, listened, stream, _Task(metric, place), optim, optimizer)
         history = []
         for _ in range(epochs):
-            history.append(training.run_epoch())
+            history.append(run_epoch(training))
             if reporter is not None:
                 reporter(history[-1])
     student.eval()

@@ -16,6 +16,7 @@ from raygkd.assembly.derived_configs import teacher_training
 from raygkd.assembly.models import student_file
 from raygkd.bench.rows import Row, Rows
 from raygkd.config import Config, with_settings
+from raygkd.engine import run_epoch
 from raygkd.models import ModelFile
 from raygkd.rayrun.search_history import (
     JOURNAL,
@@ -112,7 +113,7 @@ def trained_teacher(session: Session) -> ModelFile:
     job = session.job(config, None, session.folder)
     training = make_training(job, config, device=torch.device("cpu"))
     for _ in range(config.optim.epochs):
-        training.run_epoch()
+        run_epoch(training)
     student = training.objective.student
     return student_file(config, session.images.spec, student.state_dict(), {})
 

@@ -1,5 +1,6 @@
 """Training: one step, the loop over epochs, and the state it can be resumed from."""
 
+from raygkd.engine.epoch import evaluate, run_epoch
 from raygkd.engine.loop import Training
 from raygkd.engine.objective import (
     BaselineTerm,
@@ -28,8 +29,10 @@ __all__ = [
     "TeacherStore",
     "Training",
     "check_terms",
+    "evaluate",
     "read_checkpoint",
     "restore",
+    "run_epoch",
     "save_checkpoint",
     "training_step",
 ]

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from raygkd.engine.distributed import all_sum
+from raygkd.engine.loop import Training
 from raygkd.errors import ConfigError
-
-if TYPE_CHECKING:
-    from raygkd.engine.loop import Training
 
 
 def training_step(training: Training, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:

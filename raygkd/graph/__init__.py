@@ -17,6 +17,7 @@ from raygkd.graph.checks import (
     temperature_problem,
     weight_problems,
 )
+from raygkd.graph.operators import PLAIN, Operators
 from raygkd.graph.precision import full_precision
 from raygkd.graph.spectral import (
     WEIGHTS,
@@ -26,11 +27,15 @@ from raygkd.graph.spectral import (
     normalised_factor,
     spectral_embedding,
 )
+from raygkd.graph.teacher_graph import TeacherGraph
 
 __all__ = [
     "ATTENTION_MODES",
+    "PLAIN",
     "WEIGHTS",
     "ChannelGraphs",
+    "Operators",
+    "TeacherGraph",
     "adjacency",
     "attention_masks",
     "centred",

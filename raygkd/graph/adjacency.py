@@ -8,15 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raygkd.graph.operators import PLAIN, Operators, largest_magnitude
 from raygkd.graph.precision import full_precision
-from raygkd.graph.products import Gram, UnitRows, largest_magnitude
 
 # the error of a mean, in units of eps times the mean
 ROUNDING = 16
 
 
-@full_precision
-def normalised_channels(features_BCHW: Tensor) -> Tensor:
+def normalised_channels(features_BCHW: Tensor, operators: Operators = PLAIN) -> Tensor:
     """Flatten each channel's map and divide it by its Euclidean norm: the factor of ``adjacency``.
 
     A channel is dead when its squared norm is at most eps(dtype)^2 times the largest one's of the
@@ -25,13 +24,14 @@ def normalised_channels(features_BCHW: Tensor) -> Tensor:
 
     Args:
         features_BCHW: feature maps (B, C, H, W).
+        operators: what it is made of.
 
     Returns:
         (B, C, N) rows of unit length, or zero; float32, or float64 for float64 maps.
 
     Source: [paper] arXiv 2405.08547 (cosine similarity); the rule for dead channels is [ours].
     """
-    return UnitRows.apply(features_BCHW.flatten(2))
+    return operators.unit_rows(features_BCHW.flatten(2))
 
 
 @full_precision
@@ -57,7 +57,6 @@ def centred(features_BCHW: Tensor) -> Tensor:
     return rest_BCHW * (~constant_BC11).to(rest_BCHW.dtype)
 
 
-@full_precision
 def adjacency(features_BCHW: Tensor) -> Tensor:
     """Return the weighted adjacency ``A_ij = <F_i, F_j> / (|F_i| |F_j|)`` of the channels.
 
@@ -69,4 +68,4 @@ def adjacency(features_BCHW: Tensor) -> Tensor:
 
     Source: [paper] arXiv 2405.08547.
     """
-    return Gram.apply(normalised_channels(features_BCHW))
+    return PLAIN.gram(normalised_channels(features_BCHW))

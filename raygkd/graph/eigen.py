@@ -1,11 +1,12 @@
-"""Eigenpairs of many small symmetric matrices.
+"""Eigenpairs of symmetric matrices, with a gradient that is always finite.
 
-Shape letters: B batch, P side of a square matrix.
+Shape letters: B batch, P side of a square matrix, d eigenpairs, V batches of a ``torch.vmap``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +14,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raygkd.graph.precision import full_precision
-from raygkd.graph.threads import each_on_a_thread, one_thread_each
 
-# matrices larger than this keep all threads of LAPACK busy, and up to this a batch of them is done
-# before a second thread is
-LARGEST_SMALL, LARGEST_TINY = 512, 96
-# up to this side a GPU solves a whole batch at once
-LARGEST_BATCHED = 32
+# symmetric matrices (B, P, P) -> eigenvalues (B, P), ascending, and vectors (B, P, P) in columns
+Eigh = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def leading_pairs(
+    symmetric_BPP: Tensor, count: int, eigh: Eigh = torch.linalg.eigh
+) -> tuple[Tensor, Tensor]:
+    """Return the leading eigenpairs of symmetric matrices, see ``LeadingPairs``.
+
+    Args:
+        symmetric_BPP: matrices, of which the lower triangles are read.
+        count: how many pairs d, from 1 to P.
+        eigh: what decomposes them.
+
+    Returns:
+        eigenvalues (B, d), descending, and vectors (B, P, d) in columns.
+    """
+    values_Bd, vectors_BPd, _, _ = LeadingPairs.apply(symmetric_BPP, count, eigh)
+    return values_Bd, vectors_BPd
 
 
 class LeadingPairs(torch.autograd.Function):
@@ -35,21 +49,32 @@ class LeadingPairs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, symmetric_BPP: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return eigenvalues (B, d) and vectors (B, P, d) for a count d of them, 1 to P."""
+    def forward(
+        symmetric_BPP: Tensor, count: int, eigh: Eigh
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return ``leading_pairs``, and all pairs as ``eigh`` gives them."""
         finite_BPP, broken_B11 = without_broken(symmetric_BPP)
-        spectrum_BP, basis_BPP = _eigh(finite_BPP)
+        spectrum_BP, basis_BPP = eigh(finite_BPP)
         values_Bd = spectrum_BP.flip(1)[:, :count].masked_fill(broken_B11[:, :, 0], math.nan)
         vectors_BPd = basis_BPP[:, :, -count:].flip(2).masked_fill(broken_B11, math.nan)
-        ctx.save_for_backward(spectrum_BP, basis_BPP, values_Bd, vectors_BPd)
-        return values_Bd, vectors_BPd
+        return values_Bd, vectors_BPd, spectrum_BP, basis_BPP
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, int, Eigh], output: tuple[Tensor, ...]
+    ) -> None:
+        """Keep all pairs for the gradient; those that ``eigh`` gives have none themselves."""
+        ctx.save_for_backward(*output)
+        ctx.mark_non_differentiable(*output[2:])
 
     @staticmethod
     @once_differentiable
     @full_precision
-    def backward(ctx: Any, grad_values_Bd: Tensor, grad_vectors_BPd: Tensor) -> tuple[Tensor, None]:
+    def backward(
+        ctx: Any, grad_values_Bd: Tensor, grad_vectors_BPd: Tensor, *_: Tensor
+    ) -> tuple[Tensor, None, None]:
         """Return ``(Y V^T + V Y^T) / 2`` (B, P, P), for the vectors V and as many others Y."""
-        spectrum_BP, basis_BPP, values_Bd, vectors_BPd = ctx.saved_tensors
+        values_Bd, vectors_BPd, spectrum_BP, basis_BPP = ctx.saved_tensors
         eps = torch.finfo(values_Bd.dtype).eps
         scale_B11 = spectrum_BP.abs().amax(1)[:, None, None].clamp_min(eps**2)
         gaps_BdP = (values_Bd[:, :, None] - spectrum_BP[:, None, :]) / scale_B11
@@ -60,7 +85,17 @@ class LeadingPairs(torch.autograd.Function):
         others_BdP = turns_BdP @ basis_BPP.mT + grad_values_Bd[:, :, None] * vectors_BdP
         left_BdP = torch.cat([others_BdP, vectors_BdP], 1)
         right_BdP = torch.cat([vectors_BdP, others_BdP], 1) / 2
-        return left_BdP.mT @ right_BdP, None
+        return left_BdP.mT @ right_BdP, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], symmetric: Tensor, count: int, eigh: Eigh
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Return the pairs of several batches (V, B, ...), taken as one batch."""
+        assert in_dims[0] is not None
+        symmetric_VBPP = symmetric.movedim(in_dims[0], 0)
+        pairs = LeadingPairs.apply(symmetric_VBPP.flatten(0, 1), count, eigh)
+        return tuple(part.unflatten(0, symmetric_VBPP.shape[:2]) for part in pairs), (0,) * 4
 
 
 def without_broken(matrix_BPP: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,28 +103,3 @@ def without_broken(matrix_BPP: Tensor) -> tuple[Tensor, Tensor]:
     # a sum is finite only where all of its summands are
     broken_B11 = ~matrix_BPP.sum(2).isfinite().all(1)[:, None, None]
     return matrix_BPP.nan_to_num(0.0, 0.0, 0.0), broken_B11
-
-
-def _eigh(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what ``torch.linalg.eigh`` does.
-
-    It takes the matrices of a batch one after the other: on a CPU each with all threads, which a
-    small one has no work for, and on a GPU, beyond 32 rows, several times as slowly as a CPU. So
-    each thread of the CPU gets matrices of its own.
-    """
-    side, device = symmetric_BPP.shape[1], symmetric_BPP.device
-    if side > LARGEST_SMALL or (device.type != "cpu" and side <= LARGEST_BATCHED):
-        return torch.linalg.eigh(symmetric_BPP)
-    if device.type != "cpu":
-        values_BP, vectors_BPP = _on_threads(symmetric_BPP.cpu())
-        return values_BP.to(device), vectors_BPP.to(device)
-    if side <= LARGEST_TINY:
-        with one_thread_each():
-            return torch.linalg.eigh(symmetric_BPP)
-    return _on_threads(symmetric_BPP)
-
-
-def _on_threads(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:
-    parts = symmetric_BPP.chunk(min(torch.get_num_threads(), len(symmetric_BPP)))
-    pairs = each_on_a_thread(torch.linalg.eigh, parts)
-    return torch.cat([values for values, _ in pairs]), torch.cat([vectors for _, vectors in pairs])

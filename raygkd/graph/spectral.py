@@ -17,18 +17,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from raygkd.graph.adjacency import normalised_channels
 from raygkd.graph.checks import choice_problem, dimension_problem, require
-from raygkd.graph.eigen import LeadingPairs
+from raygkd.graph.operators import PLAIN, Operators, degree_scales
 from raygkd.graph.precision import full_precision
-from raygkd.graph.products import Gram, GramTimes
 
 WEIGHTS = ("shifted", "cosine")
 # what rounding leaves of the adjacency of a complete graph, in units of eps
@@ -62,7 +59,7 @@ def normalised_factor(features_BCHW: Tensor, weights: str = "shifted") -> tuple[
     if weights == "shifted":
         factor_BCK = F.pad(factor_BCK, (1, 0), value=1.0) / math.sqrt(2)
     degrees_BC1 = (factor_BCK * factor_BCK.sum(1, keepdim=True)).sum(2, keepdim=True)
-    root_BC1, trivial_BC1 = _scales(degrees_BC1)
+    root_BC1, trivial_BC1 = degree_scales(degrees_BC1)
     return factor_BCK * root_BC1, trivial_BC1.squeeze(2)
 
 
@@ -81,117 +78,15 @@ def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
 
     Source: [ours].
     """
-    return _deflated(unit_rows(features_BCHW, weights), int(weights == "shifted"))
+    return PLAIN.deflated_factor(unit_rows(features_BCHW, weights), int(weights == "shifted"))
 
 
-class Deflated(torch.autograd.Function):
-    """``M' = M - u0 t^T`` with ``M = D^-1/2 G`` and ``t = M^T u0``, in few passes over G.
-
-    G is given by its rows X, before which there may be a column of ones: its scale is that of W,
-    which M does not depend on.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows_BCN: Tensor, ones: int) -> Tensor:
-        """Return M' (B, C, K) of ``G = [1, X]``, or of ``G = X``.
-
-        Args:
-            rows_BCN: X.
-            ones: columns of ones before it, 1 or 0.
-        """
-        batch, channels, positions = rows_BCN.shape
-        sums_B1N = rows_BCN.sum(1, keepdim=True)
-        degrees_BC1 = rows_BCN @ sums_B1N.mT + ones * channels
-        root_BC1, trivial_BC1 = _scales(degrees_BC1)
-        scaled_B1C = (trivial_BC1 * root_BC1).mT
-        projected_B1K = _with_ones(scaled_B1C.sum(2, keepdim=True), scaled_B1C @ rows_BCN, ones)
-        ctx.save_for_backward(rows_BCN, sums_B1N, degrees_BC1, projected_B1K)
-        factor_BCK = rows_BCN.new_empty(batch, channels, ones + positions)
-        factor_BCK[:, :, :ones] = root_BC1
-        torch.mul(rows_BCN, root_BC1, out=factor_BCK[:, :, ones:])
-        return factor_BCK.addcmul_(trivial_BC1, projected_B1K, value=-1.0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BCK: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of X: that of M' scaled, and three matrices of rank one.
-
-        What of it is across u0 goes to M, and through D^-1/2 and ``u0 = sqrt(D) / |sqrt(D)|`` to
-        the degrees, which are ``G G^T 1``.
-        """
-        rows_BCN, sums_B1N, degrees_BC1, projected_B1K = ctx.saved_tensors
-        ones = grad_BCK.shape[2] - rows_BCN.shape[2]
-        root_BC1, trivial_BC1 = _scales(degrees_BC1)
-        volume_B11 = degrees_BC1.sum(1, keepdim=True)
-        volume_B11 = volume_B11.masked_fill(volume_B11 <= 0, 1.0)
-
-        along_B1K = trivial_BC1.mT @ grad_BCK
-        to_ones_BC1 = grad_BCK[:, :, :ones].sum(2, keepdim=True)
-        grad_BCN, along_B1N = grad_BCK[:, :, ones:], along_B1K[:, :, ones:]
-        shared_BC1 = rows_BCN @ along_B1N.mT + along_B1K[:, :, :ones].sum(2, keepdim=True)
-        to_root_BC1 = (grad_BCN * rows_BCN).sum(2, keepdim=True) + to_ones_BC1
-        to_root_BC1 = to_root_BC1 - trivial_BC1 * shared_BC1
-        to_trivial_BC1 = -(grad_BCK @ projected_B1K.mT) - root_BC1 * shared_BC1
-        to_length_B11 = (to_trivial_BC1 * trivial_BC1).sum(1, keepdim=True)
-        to_degrees_BC1 = to_trivial_BC1 * root_BC1 / volume_B11.sqrt() - to_length_B11 / volume_B11
-        to_degrees_BC1 = (to_degrees_BC1 - to_root_BC1 * root_BC1**3) / 2
-
-        left_BC3 = torch.cat(
-            [-root_BC1 * trivial_BC1, to_degrees_BC1, torch.ones_like(root_BC1)], 2
-        )
-        right_B3N = torch.cat([along_B1N, sums_B1N, to_degrees_BC1.mT @ rows_BCN], 1)
-        return torch.baddbmm(grad_BCN * root_BC1, left_BC3, right_B3N), None
-
-
-class DeflatedAdjacency(torch.autograd.Function):
-    """``S' = D^-1/2 W D^-1/2 - u0 u0^T`` of ``W = A + shift``, whose scale S does not depend on."""
-
-    @staticmethod
-    def forward(ctx: Any, adjacency_BCC: Tensor, shift: int) -> Tensor:
-        """Return S' (B, C, C)."""
-        degrees_BC1 = adjacency_BCC.sum(2, keepdim=True) + shift * adjacency_BCC.shape[1]
-        root_BC1, trivial_BC1 = _scales(degrees_BC1)
-        graph_BCC = ((adjacency_BCC + shift) * root_BC1).mul_(root_BC1.mT)
-        graph_BCC.addcmul_(trivial_BC1, trivial_BC1.mT, value=-1.0)
-        ctx.save_for_backward(graph_BCC, degrees_BC1)
-        return graph_BCC
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BCC: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of A, of a symmetric one of S', as that of its eigenpairs is."""
-        graph_BCC, degrees_BC1 = ctx.saved_tensors
-        root_BC1, trivial_BC1 = _scales(degrees_BC1)
-        volume_B11 = degrees_BC1.sum(1, keepdim=True)
-        volume_B11 = volume_B11.masked_fill(volume_B11 <= 0, 1.0)
-
-        # halves of the gradients of u0, and of D^-1/2 times D^-1/2
-        to_trivial_BC1 = -(grad_BCC @ trivial_BC1)
-        to_root_BC1 = (grad_BCC * graph_BCC).sum(2, keepdim=True) - trivial_BC1 * to_trivial_BC1
-        to_length_B11 = (to_trivial_BC1 * trivial_BC1).sum(1, keepdim=True)
-        to_degrees_BC1 = to_trivial_BC1 * root_BC1 / volume_B11.sqrt() - to_length_B11 / volume_B11
-        to_degrees_BC1 = to_degrees_BC1 - to_root_BC1 * root_BC1**2
-        return (grad_BCC * root_BC1).mul_(root_BC1.mT).add_(to_degrees_BC1), None
-
-
-def _with_ones(of_ones_B11: Tensor, of_rows_B1N: Tensor, ones: int) -> Tensor:
-    """Return products with G (B, 1, K) of those with its column of ones and with its rows."""
-    return torch.cat([of_ones_B11, of_rows_B1N], 2) if ones else of_rows_B1N
-
-
-def unit_rows(features_BCHW: Tensor, weights: str) -> Tensor:
+def unit_rows(features_BCHW: Tensor, weights: str, operators: Operators = PLAIN) -> Tensor:
     """Return the rows X (B, C, N) whose products the weights of the graph are made of."""
     require(choice_problem("graph weights", weights, WEIGHTS))
-    return normalised_channels(features_BCHW if weights == "shifted" else features_BCHW.relu())
-
-
-def _scales(degrees_BC1: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``D^-1/2`` and the trivial eigenvector, both (B, C, 1) and 0 for isolated vertices."""
-    isolated_BC1 = degrees_BC1 <= 0
-    root_BC1 = degrees_BC1.masked_fill(isolated_BC1, 1.0).rsqrt().masked_fill(isolated_BC1, 0.0)
-    volume_B11 = degrees_BC1.sum(1, keepdim=True)
-    length_B11 = volume_B11.masked_fill(volume_B11 <= 0, 1.0).sqrt()
-    return root_BC1, degrees_BC1 * root_BC1 / length_B11
+    if weights == "cosine":
+        features_BCHW = features_BCHW.relu()
+    return normalised_channels(features_BCHW, operators)
 
 
 def nontrivial_pairs(channels: int, positions: int, weights: str = "shifted") -> int:
@@ -209,6 +104,7 @@ class ChannelGraphs:
     Args:
         features_BCHW: feature maps (B, C, H, W).
         weights: "shifted" or "cosine", see ``normalised_factor``.
+        operators: what all of it is made of.
 
     Attributes:
         rows_BCN: what ``unit_rows`` gives of the maps.
@@ -218,8 +114,11 @@ class ChannelGraphs:
         ConfigError: the weights are unknown.
     """
 
-    def __init__(self, features_BCHW: Tensor, weights: str = "shifted"):
-        self.rows_BCN = unit_rows(features_BCHW, weights)
+    def __init__(
+        self, features_BCHW: Tensor, weights: str = "shifted", operators: Operators = PLAIN
+    ):
+        self._operators = operators
+        self.rows_BCN = unit_rows(features_BCHW, weights, operators)
         self.dense = self.rows_BCN.shape[1] <= self.rows_BCN.shape[2]
         # W = A + shift, whose scale S does not depend on
         self._shift = int(weights == "shifted")
@@ -227,13 +126,13 @@ class ChannelGraphs:
     @functools.cached_property
     def adjacency_BCC(self) -> Tensor:
         """Return ``adjacency`` of the maps, of their positive parts with "cosine" weights."""
-        return _gram(self.rows_BCN)
+        return self._operators.gram(self.rows_BCN)
 
     def times(self, vectors_BCd: Tensor) -> Tensor:
         """Return ``S' U`` (B, C, d), the graph without its trivial eigenpair applied to vectors."""
         if self.dense:
             return _adjacency_times(self.adjacency_BCC, vectors_BCd, self._shift)
-        return _rows_times(self.rows_BCN, vectors_BCd, self._shift)
+        return _rows_times(self.rows_BCN, vectors_BCd, self._shift, self._operators)
 
     def spectrum(self, count: int | None = None) -> tuple[Tensor, Tensor]:
         """Return leading eigenpairs of ``smaller_matrix``.
@@ -246,13 +145,13 @@ class ChannelGraphs:
         """
         small_BPP = self.smaller_matrix()
         side = small_BPP.shape[1]
-        return LeadingPairs.apply(small_BPP, side if count is None else min(count, side))
+        return self._operators.leading_pairs(small_BPP, side if count is None else min(count, side))
 
     def smaller_matrix(self) -> Tensor:
         """Return S' (B, C, C), or ``M'^T M'`` (B, K, K) with more channels than positions."""
         if self.dense:
-            return _deflated_adjacency(self.adjacency_BCC, self._shift)
-        return _gram(self._factor_BCK.mT)
+            return self._operators.deflated_adjacency(self.adjacency_BCC, self._shift)
+        return self._operators.gram(self._factor_BCK.mT)
 
     def embedding(
         self, dim: int, spectrum: tuple[Tensor, Tensor] | None = None
@@ -275,22 +174,7 @@ class ChannelGraphs:
 
     @functools.cached_property
     def _factor_BCK(self) -> Tensor:
-        return _deflated(self.rows_BCN, self._shift)
-
-
-@full_precision
-def _deflated(rows_BCN: Tensor, shift: int) -> Tensor:
-    return Deflated.apply(rows_BCN, shift)
-
-
-@full_precision
-def _gram(rows_BCN: Tensor) -> Tensor:
-    return Gram.apply(rows_BCN)
-
-
-@full_precision
-def _deflated_adjacency(adjacency_BCC: Tensor, shift: int) -> Tensor:
-    return DeflatedAdjacency.apply(adjacency_BCC, shift)
+        return self._operators.deflated_factor(self.rows_BCN, self._shift)
 
 
 @full_precision
@@ -301,11 +185,14 @@ def _adjacency_times(adjacency_BCC: Tensor, vectors_BCd: Tensor, shift: int) -> 
 
 
 @full_precision
-def _rows_times(rows_BCN: Tensor, vectors_BCd: Tensor, shift: int) -> Tensor:
+def _rows_times(rows_BCN: Tensor, vectors_BCd: Tensor, shift: int, operators: Operators) -> Tensor:
     """Return ``S' U`` (B, C, d), by a chain of products with the rows."""
     degrees_BC1 = (rows_BCN * rows_BCN.sum(1, keepdim=True)).sum(2, keepdim=True)
     return _times(
-        lambda scaled_BdC: GramTimes.apply(scaled_BdC, rows_BCN), degrees_BC1, vectors_BCd, shift
+        lambda scaled_BdC: operators.gram_times(scaled_BdC, rows_BCN),
+        degrees_BC1,
+        vectors_BCd,
+        shift,
     )
 
 
@@ -321,7 +208,7 @@ def _times(
         shift: what is added to A, which is not written out.
     """
     vectors_BdC = vectors_BCd.mT.contiguous()
-    root_BC1, trivial_BC1 = _scales(degrees_BC1 + shift * degrees_BC1.shape[1])
+    root_BC1, trivial_BC1 = degree_scales(degrees_BC1 + shift * degrees_BC1.shape[1])
     root_B1C, trivial_B1C = root_BC1.mT, trivial_BC1.mT
     scaled_BdC = root_B1C * (vectors_BdC - (vectors_BdC @ trivial_BC1) * trivial_B1C)
     image_BdC = root_B1C * (product(scaled_BdC) + shift * scaled_BdC.sum(2, keepdim=True))

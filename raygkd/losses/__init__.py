@@ -1,13 +1,13 @@
 """Distillation losses: functions of tensors, modules that hold the adapters, and baselines."""
 
+from raygkd.graph import TeacherGraph
 from raygkd.losses.adapters import ADAPTERS
 from raygkd.losses.base import BaselineLoss
 from raygkd.losses.baselines import BASELINES, Baseline, baseline_loss
 from raygkd.losses.graph import GraphDistillationLoss
+from raygkd.losses.level_terms import SPECTRAL_MODES, edge_loss, spectral_loss, vertex_loss
 from raygkd.losses.logits import kd_loss
 from raygkd.losses.spectral import procrustes_distance, residual_distance, subspace_distance
-from raygkd.losses.teacher_graph import TeacherGraph
-from raygkd.losses.terms import SPECTRAL_MODES, edge_loss, spectral_loss, vertex_loss
 
 __all__ = [
     "ADAPTERS",

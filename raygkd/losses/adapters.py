@@ -9,9 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raygkd.graph import full_precision, require
-from raygkd.graph.products import Covariance
-from raygkd.losses.levels import part_size
+from raygkd.graph import PLAIN, Operators, full_precision, require
 
 ADAPTERS = ("plain", "normalised")
 
@@ -28,10 +26,18 @@ class Adapter(nn.Module):
         student_channels: of its inputs.
         teacher_channels: of its outputs.
         kind: "plain" or "normalised".
+        operators: what the statistics are made of.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, kind: str = "plain"):
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        kind: str = "plain",
+        operators: Operators = PLAIN,
+    ):
         super().__init__()
+        self._operators = operators
         self.conv = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(teacher_channels) if kind == "normalised" else None
         width = min(student_channels, teacher_channels)
@@ -62,12 +68,14 @@ class Adapter(nn.Module):
         Raises:
             ConfigError: it normalises a single position of a single image in training.
         """
-        weight_OC = self.conv.weight[:, :, 0, 0]
+        dtype = torch.promote_types(self.conv.weight.dtype, maps_BCHW.dtype)
+        weight_OC = self.conv.weight[:, :, 0, 0].to(dtype)
         if self.norm is None:
             return weight_OC, weight_OC.new_zeros(len(weight_OC))
         mean_O, variance_O = self._statistics(maps_BCHW, moments, weight_OC, self.norm)
-        scale_O = self.norm.weight * (variance_O + self.norm.eps).rsqrt()
-        return weight_OC * scale_O[:, None], self.norm.bias - mean_O * scale_O
+        gain_O, bias_O = self.norm.weight.to(dtype), self.norm.bias.to(dtype)
+        scale_O = gain_O * (variance_O + self.norm.eps).rsqrt()
+        return weight_OC * scale_O[:, None], bias_O - mean_O * scale_O
 
     def _statistics(
         self,
@@ -80,25 +88,28 @@ class Adapter(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         assert norm.num_batches_tracked is not None
+        dtype = weight_OC.dtype
         if not self.training:
-            return norm.running_mean, norm.running_var
+            return norm.running_mean.to(dtype), norm.running_var.to(dtype)
         count = maps_BCHW[:, 0].numel()
         require(statistics_problem(count))
-        mean_C, covariance_CC = channel_moments(maps_BCHW) if moments is None else moments
+        moments = moments or channel_moments(maps_BCHW, self._operators)
+        mean_C, covariance_CC = moments[0].to(dtype), moments[1].to(dtype)
         mean_O = weight_OC @ mean_C
         variance_O = ((weight_OC @ covariance_CC) * weight_OC).sum(1).clamp_min(0.0)
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
-            norm.running_mean.lerp_(mean_O, norm.momentum or 0.0)
-            norm.running_var.lerp_(variance_O * count / (count - 1), norm.momentum or 0.0)
+            for running_O, new_O in (
+                (norm.running_mean, mean_O),
+                (norm.running_var, variance_O * count / (count - 1)),
+            ):
+                running_O.lerp_(new_O.to(running_O.dtype), norm.momentum or 0.0)
         return mean_O, variance_O
 
 
-@full_precision
-def channel_moments(maps_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+def channel_moments(maps_BCHW: Tensor, operators: Operators = PLAIN) -> tuple[Tensor, Tensor]:
     """Return mean (C,) and covariance (C, C) of the channels over all positions of a batch."""
-    maps_BCN = maps_BCHW.flatten(2)
-    return Covariance.apply(maps_BCN, part_size(maps_BCN))
+    return operators.covariance(maps_BCHW.flatten(2))
 
 
 @full_precision

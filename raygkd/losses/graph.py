@@ -1,7 +1,7 @@
 """Matching the channels relational graphs of a student and a teacher (arXiv 2405.08547).
 
-The total is ``L_task + alpha L_V + beta L_E + gamma L_S`` [paper]; the terms are those of
-``raygkd.losses.terms``.
+The total is ``L_task + alpha L_V + beta L_E + gamma L_S`` [paper]. Each term is a mean over levels;
+those of one level are in ``raygkd.losses.level_terms`` and ``raygkd.losses.batch_graph``.
 
 Shape letters: B batch, C channels, O of them after the adapter, H height, W width, T terms,
 d spectral dimension.
@@ -9,17 +9,19 @@ d spectral dimension.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from raygkd.accelerated import AcceleratedBackend
 from raygkd.errors import ConfigError
 from raygkd.graph import (
     ATTENTION_MODES,
+    PLAIN,
     WEIGHTS,
     ChannelGraphs,
+    TeacherGraph,
     centred,
     choice_problem,
     dimension_problem,
@@ -32,19 +34,15 @@ from raygkd.graph import (
 )
 from raygkd.losses.adapters import ADAPTERS, Adapter, channel_moments, mixed, mixed_covariance
 from raygkd.losses.batch_graph import batch_edge_loss, batch_spectral_loss
+from raygkd.losses.level_terms import SPECTRAL_MODES, LevelMaps, in_full_precision
 from raygkd.losses.levels import (
     Shape,
     absent_problem,
     coarser_grid,
     levels_problem,
     maps_problem,
-    part_size,
     pooled,
 )
-from raygkd.losses.parts import SumOverParts
-from raygkd.losses.replayed import ReplayedTerms, can_be_replayed
-from raygkd.losses.teacher_graph import TeacherGraph
-from raygkd.losses.terms import SPECTRAL_MODES, LevelMaps, in_full_precision
 
 GRAPHS = ("batch", "image")
 
@@ -81,6 +79,8 @@ class GraphDistillationLoss(nn.Module):
         foreground: share of the objects' boxes in the weights of the vertex loss, from 0 to 1, see
             ``foreground_weights``; None weighs all positions alike.
         canvas: side in pixels of the square that both models see; ``foreground`` needs it.
+        accelerated: take what ``raygkd.accelerated`` has, which gives the same terms faster, but a
+            gradient of first order only, and not to ``torch.func``.
 
     Raises:
         ConfigError: wrong settings, all of them in one error.
@@ -107,6 +107,7 @@ class GraphDistillationLoss(nn.Module):
         centre: bool = False,
         foreground: float | None = None,
         canvas: int | None = None,
+        accelerated: bool = True,
     ):
         super().__init__()
         term_weights = {"vertex": alpha, "edge": beta, "spectral": gamma}
@@ -129,10 +130,13 @@ class GraphDistillationLoss(nn.Module):
         self.adapter, self.graphs, self.centre = adapter, graphs, centre
         self.foreground, self.canvas = foreground, canvas
         self.term_weights = {name: weight for name, weight in term_weights.items() if weight}
-        self._replayed = ReplayedTerms()
+        self._backend = AcceleratedBackend() if accelerated else None
+        self._operators = PLAIN if self._backend is None else self._backend.operators
         self.adapters = nn.ModuleDict(
             {
-                str(level): Adapter(shape[0], self.teacher_shapes[level][0], adapter)
+                str(level): Adapter(
+                    shape[0], self.teacher_shapes[level][0], adapter, self._operators
+                )
                 for level, shape in self.student_shapes.items()
             }
         )
@@ -186,7 +190,7 @@ class GraphDistillationLoss(nn.Module):
 
     def with_spectrum(self, graph: TeacherGraph) -> TeacherGraph:
         """Return a level's graph with its spectrum, of the weights that this loss has."""
-        graphs = ChannelGraphs(graph.maps_BCHW, self.weights)
+        graphs = ChannelGraphs(graph.maps_BCHW, self.weights, self._operators)
         return TeacherGraph(graph.maps_BCHW, graphs.spectrum())
 
     def forward(
@@ -212,12 +216,8 @@ class GraphDistillationLoss(nn.Module):
         """
         self._require_maps(student_features, teacher)
         of_positions = self.position_weights(boxes)
-        return self._by_name(
-            self.level_terms(
-                level, student_features[level], teacher[level], of_positions.get(level), None
-            )
-            for level in self.student_shapes
-        )
+        terms_T = self._over_levels(student_features, teacher.__getitem__, of_positions)
+        return dict(zip(self.term_weights, terms_T, strict=True))
 
     def begin(self, teacher: Mapping[int, Tensor] | Mapping[int, TeacherGraph]) -> None:
         """Start on a GPU what ``terms_with_gradient`` takes of the teacher alone.
@@ -227,8 +227,8 @@ class GraphDistillationLoss(nn.Module):
         Args:
             teacher: what ``terms_with_gradient`` will be given next.
         """
-        if can_be_replayed(self, teacher):
-            self._replayed.begin(self, teacher)
+        if self._backend is not None:
+            self._backend.begin(self, teacher)
 
     def terms_with_gradient(
         self,
@@ -239,10 +239,10 @@ class GraphDistillationLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return what ``forward`` does, for a sum with weights that are known.
 
-        The gradient of that sum is taken with the terms, which saves a third of the work. It can be
-        asked for once, before the next batch, and that of any other sum not at all. On a GPU, in
-        mode "residual" with up to 16 dimensions, the teacher's eigenpairs are those of
-        ``raygkd.graph.subspace``, and kernels are replayed (``raygkd.losses.replayed``).
+        Accelerated, the gradient of that sum is taken with the terms, which saves a third of the
+        work. It can be asked for once, before the next batch, and that of any other sum not at all.
+        On a GPU, in mode "residual" with up to 16 dimensions, the teacher's eigenpairs are those of
+        ``raygkd.accelerated.subspace``, and kernels are replayed.
 
         Args:
             student_features: see ``forward``.
@@ -256,15 +256,14 @@ class GraphDistillationLoss(nn.Module):
         self._require_maps(student_features, teacher)
         weights = list(self.term_weights.values() if weights is None else weights)
         of_positions = self.position_weights(boxes)
-        if torch.is_grad_enabled() and can_be_replayed(self, student_features):
-            terms_T = self._replayed(self, student_features, teacher, of_positions, weights)
-            return dict(zip(self.term_weights, terms_T, strict=True))
-        return self._by_name(
-            self.level_terms(
-                level, student_features[level], teacher.pop(level), of_positions.get(level), weights
+        terms_T = None
+        if self._backend is not None:
+            terms_T = self._backend.replayed_terms(
+                self, student_features, teacher, of_positions, weights
             )
-            for level in self.student_shapes
-        )
+        if terms_T is None:
+            terms_T = self._over_levels(student_features, teacher.pop, of_positions, weights)
+        return dict(zip(self.term_weights, terms_T, strict=True))
 
     def _require_maps(
         self,
@@ -282,11 +281,22 @@ class GraphDistillationLoss(nn.Module):
     @property
     def held_bytes(self) -> int:
         """Return how much memory of a GPU is held between calls, beside parameters and buffers."""
-        return self._replayed.nbytes
+        return 0 if self._backend is None else self._backend.held_bytes
 
-    def _by_name(self, levels: Iterable[Tensor]) -> dict[str, Tensor]:
-        """Return the mean of the levels' terms, each (T,), by name."""
-        return dict(zip(self.term_weights, torch.stack(list(levels)).mean(0), strict=True))
+    def _over_levels(
+        self,
+        student_features: Mapping[int, Tensor],
+        teacher_of: Callable[[int], Tensor | TeacherGraph],
+        of_positions: Mapping[int, Tensor],
+        term_weights: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Return the mean over the levels of ``level_terms`` (T,)."""
+        terms = []
+        for level in self.student_shapes:
+            maps_BCHW, weights_BHW = student_features[level], of_positions.get(level)
+            teacher = teacher_of(level)
+            terms.append(self.level_terms(level, maps_BCHW, teacher, weights_BHW, term_weights))
+        return torch.stack(terms).mean(0)
 
     def level_terms(
         self,
@@ -298,14 +308,12 @@ class GraphDistillationLoss(nn.Module):
     ) -> Tensor:
         """Return the losses of one level (T,), averaged over the samples.
 
-        The batch is taken in parts, see ``SumOverParts``.
-
         Args:
             level: of the feature maps.
             student_BCHW: feature maps (B, C_s, H_s, W_s).
             teacher: its feature maps, or what ``teacher_graph`` makes of them.
             weights_BHW: of the positions, see ``position_weights``.
-            term_weights: of the terms, where no other sum of them will have a gradient.
+            term_weights: of the terms, where no other sum of them needs a gradient; None otherwise.
         """
         if isinstance(teacher, Tensor):
             teacher = self.teacher_graph(level, teacher)
@@ -328,10 +336,11 @@ class GraphDistillationLoss(nn.Module):
         term_weights: Sequence[float] | None,
     ) -> Tensor:
         """Return the losses of one level (T,) with edges and spectrum of the batch's graph."""
-        moments = channel_moments(centred(student_BCHW) if self.centre else student_BCHW)
+        compared_BCHW = centred(student_BCHW) if self.centre else student_BCHW
+        moments = channel_moments(compared_BCHW, self._operators)
         mixing = adapter.mixing(student_BCHW, None if self.centre else moments)
         student_CC = mixed_covariance(moments[1], mixing[0])
-        teacher_CC = channel_moments(teacher_BCHW)[1]
+        teacher_CC = channel_moments(teacher_BCHW, self._operators)[1]
         terms: list[Tensor] = []
         for number, name in enumerate(self.term_weights):
             if name == "vertex":
@@ -355,17 +364,14 @@ class GraphDistillationLoss(nn.Module):
         term_weights: Sequence[float] | None,
     ) -> Tensor:
         """Return the losses that are means over the samples of what depends on one alone."""
-        size = part_size(teacher.maps_BCHW)
-        graphs = list(teacher.split(size))
-        weights = [None] * len(graphs) if weights_BHW is None else weights_BHW.split(size)
-        parts = [
-            functools.partial(self._sums, graph, of_positions)
-            for graph, of_positions in zip(graphs, weights, strict=True)
-        ]
         tensors = in_full_precision(student_BCHW, *mixing)
-        if not torch.is_grad_enabled():
-            tensors = tuple(tensor.detach() for tensor in tensors)
-        return SumOverParts.apply(parts, size, term_weights, *tensors) / len(student_BCHW)
+        if self._backend is None:
+            sums_T = self._sums(teacher, weights_BHW, *tensors)
+        else:
+            sums_T = self._backend.over_samples(
+                self._sums, teacher, weights_BHW, term_weights, *tensors
+            )
+        return sums_T / len(student_BCHW)
 
     def _sums(
         self,
@@ -375,7 +381,7 @@ class GraphDistillationLoss(nn.Module):
         weight_OC: Tensor,
         bias_O: Tensor,
     ) -> Tensor:
-        """Return the losses of one level (T,), summed over the samples of a part."""
+        """Return the losses of one level (T,), summed over samples."""
         student_BCHW = mixed(student_BCHW, weight_OC, bias_O)
         if self.centre:
             student_BCHW = centred(student_BCHW)
@@ -383,6 +389,7 @@ class GraphDistillationLoss(nn.Module):
             student_BCHW,
             teacher.maps_BCHW,
             self.temperature,
+            self._operators,
             relative=self.relative_temperature,
         )
         terms: list[Tensor] = []

@@ -12,8 +12,6 @@ from torch import Tensor
 
 # C, H and W of a feature map
 Shape = tuple[int, int, int]
-# the maps of a part of a batch, of which some ten copies are alive; smaller ones leave a GPU idle
-PART_BYTES, GPU_PART_BYTES = 1 << 21, 1 << 25
 
 
 def coarser_grid(student: Sequence[int], teacher: Sequence[int]) -> tuple[int, int]:
@@ -92,9 +90,3 @@ def chosen_levels(rule: str, levels: Iterable[int]) -> tuple[int, ...]:
     if rule == "all":
         return ordered
     return ordered[-1:] if rule == "last" else (ordered[(len(ordered) - 1) // 2],)
-
-
-def part_size(maps: Tensor) -> int:
-    """Return how many samples of a batch the losses take at a time, of maps (B, ...)."""
-    most = GPU_PART_BYTES if maps.is_cuda else PART_BYTES
-    return max(1, most // max(1, maps[0].nbytes))

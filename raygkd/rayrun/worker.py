@@ -21,7 +21,7 @@ from raygkd import config as configuration
 from raygkd.assembly.methods import distils, uses_teacher
 from raygkd.assembly.training import build_task, build_training, normaliser
 from raygkd.config import Config
-from raygkd.engine import Training, read_checkpoint, restore, save_checkpoint
+from raygkd.engine import Training, read_checkpoint, restore, run_epoch, save_checkpoint
 from raygkd.engine.tasks import pixels
 from raygkd.errors import Diverged, Stopped
 from raygkd.models import ModelFile, build_from_file
@@ -190,7 +190,7 @@ def run_epochs(
             yield training.metrics | told
         must_stop = StopPoll(job.stop)
         while training.epoch < training.epochs:
-            training.run_epoch(must_stop)
+            run_epoch(training, must_stop)
             save_checkpoint(path, training)
             yield training.metrics | told
     except Stopped:

@@ -38,7 +38,7 @@ from raygkd.assembly.training import build_training
 from raygkd.config import Config, with_settings
 from raygkd.data.seeds import generator
 from raygkd.data.spec import ImageSpec
-from raygkd.engine import Training
+from raygkd.engine import Training, evaluate, run_epoch
 from raygkd.errors import ConfigError
 from raygkd.models import ModelFile, build_from_file, load_model_file, save_model_file
 
@@ -168,13 +168,13 @@ def trained(
         stream=GpuStream(images, config.optim.batch_size, config.optim.seed, device),
         device=device,
     )
-    scores = [training.run_epoch()["val_score"] for _ in range(config.optim.epochs)]
+    scores = [run_epoch(training)["val_score"] for _ in range(config.optim.epochs)]
     return training, {
         "method": config.method.method,
         "student": config.model.student,
         "seed": config.optim.seed,
         "epochs": config.optim.epochs,
-        "test": training.evaluate("test")["score"],
+        "test": evaluate(training, "test")["score"],
         "val": scores,
         "seconds": time.perf_counter() - started,
     }

@@ -21,7 +21,7 @@ from raygkd.data import PlainStream, build_transform, open_source, split_rows
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.prepare import prepare
 from raygkd.data.spec import ImageSpec
-from raygkd.engine import TeacherStore, Training
+from raygkd.engine import TeacherStore, Training, run_epoch
 from raygkd.engine.loop import Stream
 from raygkd.models import ModelFile
 from raygkd.models.classifiers import CLASSIFIERS
@@ -169,7 +169,7 @@ def curve(training: Training) -> list[dict[str, float]]:
     """Train the epochs that are left; return their metrics without the times."""
     epochs = []
     while training.epoch < training.epochs:
-        metrics = training.run_epoch()
+        metrics = run_epoch(training)
         epochs.append({name: metrics[name] for name in metrics if name not in TIMES})
     return epochs
 

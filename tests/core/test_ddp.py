@@ -37,8 +37,10 @@ from raygkd.data.parquet import ImageTable, open_table
 from raygkd.engine import (
     Training,
     check_terms,
+    evaluate,
     read_checkpoint,
     restore,
+    run_epoch,
     save_checkpoint,
     training_step,
 )
@@ -91,7 +93,7 @@ def scenario_epochs(rank: int, digits: ImageTable, folder: Path) -> Result:
     whole = ddp_training(rank, digits)
     metrics = curve(whole)
     broken_off = ddp_training(rank, digits)
-    broken_off.run_epoch()
+    run_epoch(broken_off)
     save_checkpoint(folder / "checkpoint.pt", broken_off)
     dist.barrier()
     torch.manual_seed(1000 + rank)
@@ -113,7 +115,7 @@ def scenario_stop(rank: int, digits: ImageTable, folder: Path) -> Result:
     expected = curve(whole)
     stopped = ddp_training(rank, digits)
     with contextlib.suppress(Stopped):
-        stopped.run_epoch(lambda: rank == 1)
+        run_epoch(stopped, lambda: rank == 1)
     assert stopped.part is not None
     save_checkpoint(folder / "stopped.pt", stopped)
     dist.barrier()
@@ -134,7 +136,7 @@ def scenario_evaluation(rank: int, digits: ImageTable, folder: Path) -> Result:
     for batch in training.stream.train_batches(0):
         training_step(training, batch)
     before = weights(training.objective.student)
-    scores = training.evaluate("val")
+    scores = evaluate(training, "val")
     save_checkpoint(folder / "evaluated.pt", training)
     rows = [batch["row"] for batch in training.stream.eval_batches("val")]
     return {"before": before, "scores": scores, "rows": torch.cat(rows)}
@@ -195,11 +197,11 @@ def scenario_detection(rank: int, digits: ImageTable, folder: Path) -> Result:
     if rank == 1:
         batch = {**batch, "classes": torch.full_like(batch["classes"], -1)}
     training_step(training, batch)
-    training.run_epoch()
+    run_epoch(training)
     save_checkpoint(folder / "detector.pt", training)
     return {
         "weights": weights(training.objective),
-        "scores": training.evaluate("val"),
+        "scores": evaluate(training, "val"),
         "noisy": noisy_scores(training),
         "images": sum(len(batch["row"]) for batch in training.stream.eval_batches("val")),
     }
@@ -317,7 +319,7 @@ def test_ranks_score_every_image_once_with_one_model(
     expected = torch.cat([batch["row"] for batch in alone.stream.eval_batches("val")])
     rows = torch.cat([first["rows"], second["rows"]])
     assert torch.equal(rows.sort().values, expected)
-    assert first["scores"] == pytest.approx(alone.evaluate("val"), rel=1e-6)
+    assert first["scores"] == pytest.approx(evaluate(alone, "val"), rel=1e-6)
 
 
 def test_ranks_score_a_detector_as_one_process_does(ranks: list[Result], folder: Path):
@@ -330,7 +332,7 @@ def test_ranks_score_a_detector_as_one_process_does(ranks: list[Result], folder:
 
     alone = detection_training(open_table(str(folder / "scenes")))
     restore(alone, read_checkpoint(folder / "detector.pt"))
-    assert first["scores"] == pytest.approx(alone.evaluate("val"), rel=1e-6)
+    assert first["scores"] == pytest.approx(evaluate(alone, "val"), rel=1e-6)
     assert first["noisy"] == noisy_scores(alone)
 
 

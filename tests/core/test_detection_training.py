@@ -33,7 +33,14 @@ from raygkd.assembly.models import new_model, start_from_teacher
 from raygkd.assembly.training import normaliser
 from raygkd.data.parquet import ImageTable
 from raygkd.deploy.modules import DeployedDetector
-from raygkd.engine import Detection, check_terms, read_checkpoint, restore, save_checkpoint
+from raygkd.engine import (
+    Detection,
+    check_terms,
+    read_checkpoint,
+    restore,
+    run_epoch,
+    save_checkpoint,
+)
 from raygkd.errors import ConfigError, DataError, Stopped
 from raygkd.models.weights import TRAINED_ON_COCO, torchvision_file
 
@@ -52,7 +59,7 @@ def batch_of(training: Any) -> Mapping[str, Tensor]:
 
 def test_an_epoch_has_every_term_part_and_score(scenes: ImageTable) -> None:
     training = detection_training(scenes)
-    metrics = training.run_epoch()
+    metrics = run_epoch(training)
     assert {f"loss_{term}" for term in GRAPH} | PARTS <= set(metrics)
     assert {f"gradient_{term}" for term in GRAPH} <= set(metrics)
     assert metrics["loss_task"] == pytest.approx(sum(metrics[part] for part in PARTS), rel=1e-5)
@@ -106,7 +113,7 @@ def test_resumed_run_equals_one_without_a_break(scenes: ImageTable, tmp_path: Pa
     whole = detection_training(scenes)
     expected = curve(whole)
     broken_off = detection_training(scenes)
-    broken_off.run_epoch()
+    run_epoch(broken_off)
     save_checkpoint(tmp_path / "checkpoint.pt", broken_off)
     torch.manual_seed(1234)
     resumed = detection_training(scenes)
@@ -121,7 +128,7 @@ def test_run_that_is_stopped_after_a_step_goes_on_as_one_without_a_break(
     expected = curve(detection_training(scenes))
     stopped = detection_training(scenes)
     with pytest.raises(Stopped):
-        stopped.run_epoch(lambda: True)
+        run_epoch(stopped, lambda: True)
     assert stopped.part is not None
     assert stopped.part.steps == 1
     save_checkpoint(tmp_path / "checkpoint.pt", stopped)

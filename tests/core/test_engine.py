@@ -43,8 +43,10 @@ from raygkd.engine import (
     Teacher,
     Training,
     check_terms,
+    evaluate,
     read_checkpoint,
     restore,
+    run_epoch,
     save_checkpoint,
     training_step,
 )
@@ -194,7 +196,7 @@ def test_a_run_with_a_baselines_adapters_goes_on_as_if_unbroken(tmp_path: Path):
     whole = training()
     expected = curve(whole)
     broken = training()
-    broken.run_epoch()
+    run_epoch(broken)
     save_checkpoint(tmp_path / "c.pt", broken)
     resumed = training()
     restore(resumed, read_checkpoint(tmp_path / "c.pt"))
@@ -205,7 +207,7 @@ def test_a_run_with_a_baselines_adapters_goes_on_as_if_unbroken(tmp_path: Path):
 def test_epoch_reports_loss_terms_as_means_over_steps(digits: ImageTable):
     """With a learning rate near zero every step sees the weights of the start."""
     training = make_training(digits, method="none", lr=1e-30)
-    metrics = training.run_epoch()
+    metrics = run_epoch(training)
     batches = list(training.stream.train_batches(0))
     assert len(batches) == training.stream.steps_per_epoch == 4
     model = training.objective.student
@@ -258,7 +260,7 @@ def test_epoch_depends_on_its_seed_and_number_and_not_on_what_ran_before():
         losses = []
         while training.epoch < training.epochs:
             between(training)
-            losses.append(training.run_epoch()["train_loss"])
+            losses.append(run_epoch(training)["train_loss"])
         return losses
 
     expected = run(lambda training: None)
@@ -304,17 +306,17 @@ def test_clipping_limits_the_norm_of_the_gradient():
 def test_divergence_names_term_and_epoch():
     training = make_training(random_stream(), method="none", lr=1e30, clip_norm=None)
     with pytest.raises(Diverged, match=r"^loss 'task' is not finite in epoch 1: lower --lr") as e:
-        training.run_epoch()
+        run_epoch(training)
     assert (e.value.term, e.value.epoch) == ("task", 1)
 
 
 def test_divergence_of_a_later_epoch_names_it():
     training = make_training(random_stream())
-    training.run_epoch()
+    run_epoch(training)
     with torch.no_grad():
         next(training.objective.student.parameters()).fill_(math.nan)
     with pytest.raises(Diverged, match="in epoch 2"):
-        training.run_epoch()
+        run_epoch(training)
 
 
 def test_divergence_survives_pickling():
@@ -396,9 +398,9 @@ def test_first_epoch_checks_the_terms_and_later_ones_do_not():
     training = make_training(random_stream(), method="graph", levels=[3])
     detach_last_stage(training)
     with pytest.raises(ConfigError, match="'vertex'"):
-        training.run_epoch()
+        run_epoch(training)
     training.epoch = 1
-    training.run_epoch()
+    run_epoch(training)
 
 
 # Precision and compilation
@@ -511,14 +513,14 @@ def test_every_step_has_its_learning_rate_and_the_last_ends_cosine_at_zero():
 
 def test_evaluation_scores_every_image_once_in_eval_mode(digits: ImageTable):
     training = make_training(digits, student="tiny-dropout", method="none")
-    training.run_epoch()
+    run_epoch(training)
     modes: set[bool] = set()
     student = training.objective.student
     handle = student.register_forward_hook(
         lambda *_: modes.add(student.get_submodule("stage2.3").training)
     )
     before = weights(student)
-    scores = training.evaluate("val")
+    scores = evaluate(training, "val")
     handle.remove()
     assert modes == {False}
     assert student.training
@@ -546,7 +548,7 @@ def test_evaluation_scores_every_image_once_in_eval_mode(digits: ImageTable):
 
 def test_test_split_is_scored_by_name(digits: ImageTable):
     training = make_training(digits, method="none")
-    assert training.evaluate("test") != training.evaluate("val")
+    assert evaluate(training, "test") != evaluate(training, "val")
 
 
 # The checkpoint
@@ -554,7 +556,7 @@ def test_test_split_is_scored_by_name(digits: ImageTable):
 
 def test_checkpoint_holds_the_whole_run_and_no_teacher(digits: ImageTable, tmp_path: Path):
     training = make_training(digits)
-    training.run_epoch()
+    run_epoch(training)
     save_checkpoint(tmp_path / "new" / "checkpoint.pt", training)
     state = torch.load(tmp_path / "new" / "checkpoint.pt", weights_only=True)
     assert state.keys() == {
@@ -597,7 +599,7 @@ def test_resumed_run_equals_one_without_a_break(
     whole = run(elsewhere=1)
     expected = curve(whole)
     broken_off = run(elsewhere=2)
-    first = [broken_off.run_epoch()["train_loss"] for _ in range(2)]
+    first = [run_epoch(broken_off)["train_loss"] for _ in range(2)]
     save_checkpoint(tmp_path / "checkpoint.pt", broken_off)
     resumed = run(elsewhere=3)
     restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
@@ -624,7 +626,7 @@ def test_run_that_is_stopped_after_a_step_goes_on_as_one_without_a_break(
     stopped = run()
     asked = iter([False] * (steps - 1) + [True])
     with pytest.raises(Stopped):
-        stopped.run_epoch(lambda: next(asked))
+        run_epoch(stopped, lambda: next(asked))
     assert next(asked, None) is None
     assert stopped.part is not None
     assert (stopped.epoch, stopped.part.steps, stopped.metrics) == (0, steps, {})
@@ -640,13 +642,13 @@ def test_run_that_is_stopped_after_a_step_goes_on_as_one_without_a_break(
 def test_run_that_goes_on_counts_the_seconds_before_the_break(digits: ImageTable, tmp_path: Path):
     training = make_training(digits, method="none", epochs=1)
     with pytest.raises(Stopped):
-        training.run_epoch(lambda: True)
+        run_epoch(training, lambda: True)
     assert training.part is not None
     training.part.seconds = 1000.0
     save_checkpoint(tmp_path / "checkpoint.pt", training)
     resumed = make_training(digits, method="none", epochs=1)
     restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
-    metrics = resumed.run_epoch()
+    metrics = run_epoch(resumed)
     assert metrics["epoch_seconds"] > 1000
     assert metrics["images_per_second"] < 1
 

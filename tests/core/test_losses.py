@@ -634,7 +634,7 @@ def test_parts_threads_and_when_gradients_are_taken_change_nothing(
     whole = gradients_of(module, at_once=False)
     threads = torch.get_num_threads()
     # parts of two samples and a rest of one, at the level with the smaller maps
-    monkeypatch.setattr("raygkd.losses.levels.PART_BYTES", 2 * 8 * 8 * 2 * 2)
+    monkeypatch.setattr("raygkd.accelerated.parts.PART_BYTES", 2 * 8 * 8 * 2 * 2)
     try:
         for torch_threads, at_once in itertools.product((1, 2), (False, True)):
             torch.set_num_threads(torch_threads)

@@ -16,7 +16,7 @@ from small_runs import TensorStream, curve, make_training, random_batch
 from torch import Tensor
 
 from raygkd.data.parquet import ImageTable
-from raygkd.engine import Training
+from raygkd.engine import Training, run_epoch
 
 
 @dataclass
@@ -107,7 +107,7 @@ def test_runs_with_and_without_a_store_are_equal_and_only_the_first_asks_the_tea
 
 
 def test_a_run_without_a_store_does_not_speak_of_it(digits: ImageTable):
-    assert "teacher_cached" not in make_training(digits, epochs=1).run_epoch()
+    assert "teacher_cached" not in run_epoch(make_training(digits, epochs=1))
 
 
 @pytest.mark.parametrize(("levels", "kept"), [(None, {1, 2, 3}), ((3,), {2, 3}), ((1, 2), {1, 2})])
@@ -115,7 +115,7 @@ def test_maps_are_kept_of_the_levels_that_others_may_want(
     digits: ImageTable, levels: tuple[int, ...] | None, kept: set[int]
 ):
     store = KeptHere(levels)
-    make_training(digits, method="graph", levels=[2], teacher_store=store).run_epoch()
+    run_epoch(make_training(digits, method="graph", levels=[2], teacher_store=store))
     spectra = {"eigenvalues 2 shifted", "basis 2 shifted"}
     assert store.names() == {f"map {level}" for level in kept} | spectra
 
@@ -124,10 +124,10 @@ def test_a_batch_that_is_known_in_part_is_asked_as_a_whole():
     batches = [{**random_batch(seed), "row": torch.arange(64) + 64 * seed} for seed in range(2)]
     mixed = {name: torch.cat([batches[0][name][:40], batches[1][name][:24]]) for name in batches[0]}
     store = KeptHere()
-    make_training(TensorStream(batches[:1]), teacher_store=store).run_epoch()
+    run_epoch(make_training(TensorStream(batches[:1]), teacher_store=store))
     training = make_training(TensorStream([mixed, batches[0]]), teacher_store=store)
     calls = count_calls(training)
-    training.run_epoch()
+    run_epoch(training)
     assert calls == [64]
     assert {row for _, row, _ in store.kept} == {*range(64), *range(64, 88)}
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from raygkd.accelerated.captured import Captured
+from raygkd.accelerated.replayed import ReplayedTerms, can_be_replayed
+from raygkd.accelerated.subspace import leading_subspace
 from raygkd.graph import ChannelGraphs
-from raygkd.graph.captured import Captured
-from raygkd.graph.subspace import leading_subspace
 from raygkd.losses import GraphDistillationLoss
-from raygkd.losses.replayed import ReplayedTerms, can_be_replayed
 
 STUDENT = {1: (24, 12, 12), 2: (32, 6, 6), 3: (40, 3, 3)}
 TEACHER = {1: (16, 12, 12), 2: (48, 6, 6), 3: (96, 6, 6)}

@@ -20,7 +20,7 @@ from raygkd.graph import (
     normalised_factor,
     spectral_embedding,
 )
-from raygkd.graph.eigen import LeadingPairs
+from raygkd.graph.eigen import leading_pairs
 
 # (B, C, H, W): the factor's side is smaller in the first two, C in the last two.
 SHAPES = [(2, 12, 2, 2), (2, 9, 2, 3), (2, 5, 3, 3), (2, 6, 4, 4)]
@@ -248,7 +248,7 @@ def test_deflated_factor_equals_the_plain_one_in_values_and_gradients():
 @pytest.mark.parametrize("count", [2, 4])
 def test_eigendecomposition_passes_gradcheck(count: int):
     factor_BPK = positive_maps(2, 4, 6).requires_grad_()
-    assert gradcheck(lambda factor: LeadingPairs.apply(factor @ factor.mT, count), factor_BPK)
+    assert gradcheck(lambda factor: leading_pairs(factor @ factor.mT, count), factor_BPK)
 
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-5])
@@ -256,7 +256,7 @@ def test_gradient_of_the_eigendecomposition_is_exact_at_small_gaps(gap: float):
     basis_PP = torch.linalg.qr(positive_maps(4, 4)).Q
     values_P = torch.tensor([1.0, 0.5 + gap, 0.5, 0.1], dtype=torch.float64)
     factor_BPK = (basis_PP * values_P.sqrt())[None].requires_grad_()
-    vectors_BPd = LeadingPairs.apply(factor_BPK @ factor_BPK.mT, 3)[1]
+    vectors_BPd = leading_pairs(factor_BPK @ factor_BPK.mT, 3)[1]
     reference_BPP = torch.linalg.eigh(factor_BPK @ factor_BPK.mT)[1].flip(2)
     probe_Pd = positive_maps(4, 3, seed=1)
     basis_Pd = basis_PP[:, :3]
@@ -274,6 +274,6 @@ def test_gradient_of_the_eigendecomposition_is_bounded_at_repeated_eigenvalues(
     bound = torch.finfo(dtype).eps ** -0.5
     for matrix_PP in (torch.eye(4), torch.ones(4, 4), torch.zeros(4, 4)):
         factor_BPK = matrix_PP.to(dtype)[None].requires_grad_()
-        values_BP, vectors_BPP = LeadingPairs.apply(factor_BPK @ factor_BPK.mT, 4)
+        values_BP, vectors_BPP = leading_pairs(factor_BPK @ factor_BPK.mT, 4)
         (values_BP.sum() + (vectors_BPP * positive_maps(4, 4, dtype=dtype)).sum()).backward()
         assert factor_BPK.grad.abs().max() < 10 * bound

@@ -15,6 +15,7 @@ from raygkd.data import PlainStream, build_transform, open_source, split_rows
 from raygkd.data.parquet import open_table
 from raygkd.data.prepare import prepare
 from raygkd.data.spec import ImageSpec
+from raygkd.engine import run_epoch
 from raygkd.models import ModelFile, build_classifier
 
 IMAGES = 256
@@ -57,7 +58,7 @@ def golden_curve() -> list[dict[str, float]]:
                 stream=_stream(f"{folder}/digits", config),
                 device=torch.device("cpu"),
             )
-            epochs = [training.run_epoch() for _ in range(config.optim.epochs)]
+            epochs = [run_epoch(training) for _ in range(config.optim.epochs)]
     finally:
         torch.set_default_dtype(usual)
     return [{name: epoch[name] for name in METRICS} for epoch in epochs]

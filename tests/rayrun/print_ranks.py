@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raygkd.config import ClusterConfig, Config, WorkerRange, with_settings
 from raygkd.data.run_images import open_images
+from raygkd.engine import run_epoch
 from raygkd.rayrun.cluster import cluster, run_bundles, wait_for_room
 from raygkd.rayrun.image_stream import share
 from raygkd.rayrun.stop_signal import StopFolder
@@ -59,7 +60,7 @@ def train(ranks: Ranks) -> None:
     )
     stream = digest(batch["image"] for batch in training.stream.train_batches(0))
     before = digest(training.objective.student.parameters())
-    training.run_epoch()
+    run_epoch(training)
     student = training.objective.student
     told = {
         "node": ray.util.get_node_ip_address(),

@@ -24,7 +24,7 @@ from raygkd.data.run_images import Images, open_images
 from raygkd.data.splits import Splits
 from raygkd.data.windows import load_window
 from raygkd.deploy.modules import DeployedClassifier
-from raygkd.engine import Training
+from raygkd.engine import Training, run_epoch
 from raygkd.models import ModelFile, load_model_file
 
 # what each process measures by its own clock, in every epoch and in its first
@@ -121,7 +121,7 @@ def plain_curve(run: Path) -> list[dict[str, float]]:
     """Train a run that has no teacher again, in this process and without Ray; give its journal."""
     config = configuration_of(run)
     training = plain_training(config, images_of(config), None)
-    epochs = [without_times(training.run_epoch()) for _ in range(config.optim.epochs)]
+    epochs = [without_times(run_epoch(training)) for _ in range(config.optim.epochs)]
     return [epoch | {"workers": 1.0} for epoch in epochs]
 
 

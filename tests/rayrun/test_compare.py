@@ -27,6 +27,7 @@ from records import (
 
 from raygkd import config as configuration
 from raygkd.assembly.methods import uses_teacher
+from raygkd.engine import evaluate, run_epoch
 from raygkd.models import load_model_file
 from raygkd.rayrun.search_history import Trial
 from raygkd.report.console import stderr_console
@@ -114,10 +115,10 @@ def test_a_training_is_the_same_without_ray(
     ]
     found = curves(client, told["run_id"])
     for epoch in range(1, EPOCHS + 1):
-        metrics = without_times(training.run_epoch())
+        metrics = without_times(run_epoch(training))
         assert {name: found[name][epoch] for name in metrics} == metrics
     [ranked] = [one for one in result["comparison"]["methods"] if one["method"] == method]
-    assert ranked["scores"][-1] == training.evaluate("test")["score"]
+    assert ranked["scores"][-1] == evaluate(training, "test")["score"]
 
 
 def test_mlflow_has_a_run_for_each_method_and_one_for_each_seed_below_it(

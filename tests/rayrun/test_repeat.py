@@ -25,6 +25,7 @@ from records import (
 from raygkd import config as configuration
 from raygkd.assembly.derived_configs import logit_baseline, without_teacher
 from raygkd.assembly.methods import uses_teacher
+from raygkd.engine import evaluate, run_epoch
 from raygkd.models import load_model_file
 
 EPOCHS, SEED = 2, 3
@@ -111,9 +112,9 @@ def test_a_repeat_is_a_training_of_the_same_settings_and_seed(
     run = children(client, repeated.result)[f"repeat {role.replace('_', ' ')} seed {SEEDS[-1]}"]
     found = curves(client, run.info.run_id)
     for epoch in range(1, EPOCHS + 1):
-        metrics = without_times(training.run_epoch())
+        metrics = without_times(run_epoch(training))
         assert {name: found[name][epoch] for name in metrics} == metrics
-    score = training.evaluate("test")["score"]
+    score = evaluate(training, "test")["score"]
     assert repeated.result["repeat"]["models"][role]["test_scores"][-1] == score
     assert found["test_score"] == {EPOCHS: score}
 

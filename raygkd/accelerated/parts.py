@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from raygkd.accelerated.threads import each_on_a_thread
 from raygkd.graph.precision import full_precision
-from raygkd.graph.threads import each_on_a_thread
 
 # of a part's maps (b, C, H, W) and what all parts share -> its terms (T,), summed over its samples
 Terms = Callable[..., Tensor]
+# the maps of a part of a batch, of which some ten copies are alive; smaller ones leave a GPU idle
+PART_BYTES, GPU_PART_BYTES = 1 << 21, 1 << 25
 # how far a gradient may be from a multiple of the weights, in units of eps
 ROUNDING = 16
 
@@ -75,6 +77,12 @@ class SumOverParts(torch.autograd.Function):
         ratio = common_ratio(grad_T, ctx.weights)
         gradients, ctx.gradients = ctx.gradients, None
         return None, None, None, *(None if grad is None else grad.mul_(ratio) for grad in gradients)
+
+
+def part_size(maps: Tensor) -> int:
+    """Return how many samples of a batch the losses take at a time, of maps (B, ...)."""
+    most = GPU_PART_BYTES if maps.is_cuda else PART_BYTES
+    return max(1, most // max(1, maps[0].nbytes))
 
 
 def filled(like: Tensor, values: Sequence[float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The three distances between the channels relational graphs of two feature maps.
+"""The terms of one level: three distances between the channels relational graphs of two maps.
 
 The formulas are [ours]; that vertices, edges and a spectral embedding are aligned under attention
 is the paper's (arXiv 2405.08547). Every loss is a mean over samples of what depends on one sample
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from raygkd.graph import (
     ATTENTION_MODES,
+    PLAIN,
     ChannelGraphs,
+    Operators,
     attention_masks,
     choice_problem,
     full_precision,
@@ -26,7 +28,7 @@ from raygkd.graph import (
     shape_problem,
     temperature_problem,
 )
-from raygkd.graph.products import Gram, WeightedSquares
+from raygkd.graph.operators import largest_magnitude
 from raygkd.losses.spectral import (
     procrustes_distance,
     relative_to_teacher,
@@ -122,6 +124,7 @@ class LevelMaps:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
         teacher_BCHW: feature maps (B, C, H, W).
         temperature: T > 0 of the attention.
+        operators: what the losses are made of.
         relative: whether T is relative to the maps, see ``softmax_masks``.
 
     Raises:
@@ -133,6 +136,7 @@ class LevelMaps:
         student_BCHW: Tensor,
         teacher_BCHW: Tensor,
         temperature: float = 1.0,
+        operators: Operators = PLAIN,
         *,
         relative: bool = False,
     ):
@@ -144,6 +148,7 @@ class LevelMaps:
             student_BCHW, teacher_BCHW.detach()
         )
         self._temperature, self._relative = temperature, relative
+        self._operators = operators
 
     @functools.cached_property
     def _masks(self) -> tuple[Tensor, Tensor]:
@@ -151,14 +156,22 @@ class LevelMaps:
 
     @functools.cached_property
     def _graphs(self) -> tuple[ChannelGraphs, ChannelGraphs]:
-        return ChannelGraphs(self.student_BCHW), ChannelGraphs(self.teacher_BCHW)
+        return self._graphs_of("shifted")
+
+    def _graphs_of(self, weights: str) -> tuple[ChannelGraphs, ChannelGraphs]:
+        return (
+            ChannelGraphs(self.student_BCHW, weights, self._operators),
+            ChannelGraphs(self.teacher_BCHW, weights, self._operators),
+        )
 
     def vertex(self, weights_BHW: Tensor | None = None) -> Tensor:
         """Return ``vertex_loss`` of each sample (B,)."""
         spatial_B1HW, channel_BC = self._masks
         if weights_BHW is not None:
             spatial_B1HW = spatial_B1HW * weights_BHW[:, None]
-        return _vertex_distance(self.student_BCHW, self.teacher_BCHW, spatial_B1HW, channel_BC)
+        return _vertex_distance(
+            self.student_BCHW, self.teacher_BCHW, spatial_B1HW, channel_BC, self._operators
+        )
 
     def edge(self, attention: str = "outer") -> Tensor:
         """Return ``edge_loss`` of each sample (B,)."""
@@ -172,7 +185,7 @@ class LevelMaps:
         channel_BC = self._masks[1]
         if student.dense:
             return _outer_edges(student.adjacency_BCC, teacher.adjacency_BCC, channel_BC)
-        return _outer_edges_of_rows(student.rows_BCN, teacher.rows_BCN, channel_BC)
+        return _outer_edges_of_rows(student.rows_BCN, teacher.rows_BCN, channel_BC, self._operators)
 
     def spectral(
         self, dim: int, mode: str, weights: str, spectrum: tuple[Tensor, Tensor] | None = None
@@ -186,12 +199,8 @@ class LevelMaps:
             spectrum: the teacher's, as ``ChannelGraphs.spectrum`` gives it, where it is known.
         """
         require(choice_problem("spectral mode", mode, SPECTRAL_MODES))
-        if weights == "shifted":
-            # those of the edges
-            student, teacher = self._graphs
-        else:
-            student = ChannelGraphs(self.student_BCHW, weights)
-            teacher = ChannelGraphs(self.teacher_BCHW, weights)
+        # the edges have shifted weights, too
+        student, teacher = self._graphs if weights == "shifted" else self._graphs_of(weights)
         embedding = teacher.embedding(dim, spectrum)
         if mode == "residual":
             return residual_distance(student.times(embedding[1]), *embedding)
@@ -207,15 +216,33 @@ def in_full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 @full_precision
 def _vertex_distance(
-    student_BCHW: Tensor, teacher_BCHW: Tensor, spatial_B1HW: Tensor, channel_BC: Tensor
+    student_BCHW: Tensor,
+    teacher_BCHW: Tensor,
+    spatial_B1HW: Tensor,
+    channel_BC: Tensor,
+    operators: Operators,
 ) -> Tensor:
     """Return the relative squared error of each sample (B,), under both masks."""
+    student_BCN, teacher_BCN = student_BCHW.flatten(2), teacher_BCHW.flatten(2)
     weights_BN1 = spatial_B1HW.flatten(2).mT
-    error_BC = WeightedSquares.apply(student_BCHW.flatten(2), teacher_BCHW.flatten(2), weights_BN1)
+    # error and power have the same factor, so that it does not show in their ratio
+    scale_B11 = _square_safe_scale(teacher_BCN)
+    teacher_BCN = teacher_BCN * scale_B11
+    error_BC = operators.weighted_squares(student_BCN, scale_B11, teacher_BCN, weights_BN1)
     error_B = (error_BC * channel_BC).mean(1) / weights_BN1.shape[1]
     # a norm is one pass, and a mean of squares two
-    power_B = torch.linalg.vector_norm(teacher_BCHW, dim=(1, 2, 3)).square()
-    return relative_to_teacher(error_B, power_B / teacher_BCHW[0].numel())
+    power_B = torch.linalg.vector_norm(teacher_BCN, dim=(1, 2)).square()
+    return relative_to_teacher(error_B, power_B / teacher_BCN[0].numel())
+
+
+def _square_safe_scale(maps_BCN: Tensor) -> Tensor:
+    """Return factors (B, 1, 1) that bring maps above 4 down to 2..4, so that no square overflows.
+
+    They are powers of two, which change no digit, and 1 for smaller maps.
+    """
+    amplitude_B11 = largest_magnitude(maps_BCN, (1, 2)).clamp_min(2.0)
+    mantissa_B11, _ = torch.frexp(amplitude_B11)
+    return 4 * mantissa_B11 / amplitude_B11
 
 
 @full_precision
@@ -233,7 +260,9 @@ def _outer_edges(student_BCC: Tensor, teacher_BCC: Tensor, channel_BC: Tensor) -
 
 
 @full_precision
-def _outer_edges_of_rows(student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: Tensor) -> Tensor:
+def _outer_edges_of_rows(
+    student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: Tensor, operators: Operators
+) -> Tensor:
     """Return ``_outer_edges`` of the adjacencies of rows, without anything of size C x C.
 
     With rows ``Y = a^1/2 X``, ``P = Y_t - Y_s`` and ``Q = Y_t + Y_s`` the difference of both
@@ -245,7 +274,7 @@ def _outer_edges_of_rows(student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: T
     student_BCN, teacher_BCN = student_BCN * root_BC1, teacher_BCN * root_BC1
     difference_BCN, sum_BCN = teacher_BCN - student_BCN, teacher_BCN + student_BCN
     mixed_BNN = difference_BCN.mT @ sum_BCN
-    even_BNN = Gram.apply(difference_BCN.mT) * Gram.apply(sum_BCN.mT)
+    even_BNN = operators.gram(difference_BCN.mT) * operators.gram(sum_BCN.mT)
     # both parts cancel where the graphs are equal and the maps are not
     error_B = ((even_BNN + mixed_BNN * mixed_BNN.mT).sum((1, 2)) / 2).clamp_min(0.0)
     return error_B / channel_BC.shape[1] ** 2

@@ -9,26 +9,54 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from raygkd.graph import ChannelGraphs
-from raygkd.graph.captured import Captured, side_by_side
-from raygkd.graph.subspace import LARGEST_COUNT, leading_subspace
-from raygkd.losses.parts import common_ratio, filled
-from raygkd.losses.teacher_graph import TeacherGraph
-
-if TYPE_CHECKING:
-    from raygkd.losses.graph import GraphDistillationLoss
+from raygkd.accelerated.captured import Captured, side_by_side
+from raygkd.accelerated.fast_operators import FAST
+from raygkd.accelerated.parts import common_ratio, filled
+from raygkd.accelerated.subspace import LARGEST_COUNT, leading_subspace
+from raygkd.graph import ChannelGraphs, TeacherGraph
 
 Teacher = Mapping[int, Tensor] | Mapping[int, TeacherGraph]
 
 
-def can_be_replayed(loss: GraphDistillationLoss, features: Teacher) -> bool:
+class LevelLoss(Protocol):
+    """What is asked of a loss over levels: ``raygkd.losses.GraphDistillationLoss`` has it all."""
+
+    adapters: nn.ModuleDict
+    term_weights: dict[str, float]
+    student_shapes: dict[int, tuple[int, int, int]]
+    dim: int
+    mode: str
+    weights: str
+    training: bool
+
+    @property
+    def takes_spectra(self) -> bool:
+        """Whether it takes the spectrum of each image of the teacher's."""
+
+    def teacher_graph(
+        self, level: int, teacher_BCHW: Tensor, spectrum: tuple[Tensor, Tensor] | None = None
+    ) -> TeacherGraph:
+        """Return what it takes of a level of the teacher."""
+
+    def level_terms(
+        self,
+        level: int,
+        student_BCHW: Tensor,
+        teacher: Tensor | TeacherGraph,
+        weights_BHW: Tensor | None,
+        term_weights: Sequence[float] | None,
+    ) -> Tensor:
+        """Return the terms of a level (T,), averaged over the samples."""
+
+
+def can_be_replayed(loss: LevelLoss, features: Teacher) -> bool:
     """Return whether ``ReplayedTerms`` has a loss: on a GPU, the student not decomposed."""
     products_alone = "spectral" not in loss.term_weights or (
         loss.takes_spectra and loss.mode == "residual" and loss.dim <= LARGEST_COUNT
@@ -62,7 +90,7 @@ class ReplayedTerms:
         """Return how much memory the graphs hold between calls."""
         return self._captured.nbytes
 
-    def begin(self, loss: GraphDistillationLoss, teacher: Teacher) -> None:
+    def begin(self, loss: LevelLoss, teacher: Teacher) -> None:
         """Start what follows from the teacher alone, beside what the GPU does from now on."""
         self._begun = None
         graphs = [one for one in teacher.values() if isinstance(one, TeacherGraph)]
@@ -85,7 +113,7 @@ class ReplayedTerms:
 
     def __call__(
         self,
-        loss: GraphDistillationLoss,
+        loss: LevelLoss,
         student_features: Mapping[int, Tensor],
         teacher: MutableMapping[int, Tensor] | MutableMapping[int, TeacherGraph],
         of_positions: Mapping[int, Tensor],
@@ -179,7 +207,7 @@ def _maps(teacher: Tensor | TeacherGraph) -> Tensor:
     return teacher.maps_BCHW if isinstance(teacher, TeacherGraph) else teacher
 
 
-def subspaces(loss: GraphDistillationLoss, are_graphs: bool, *maps: Tensor) -> tuple[Tensor, ...]:
+def subspaces(loss: LevelLoss, are_graphs: bool, *maps: Tensor) -> tuple[Tensor, ...]:
     """Return ``leading_subspace`` of the teacher's graphs.
 
     Args:
@@ -195,7 +223,7 @@ def subspaces(loss: GraphDistillationLoss, are_graphs: bool, *maps: Tensor) -> t
     def of_level(level: int, maps_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         if not are_graphs:
             maps_BCHW = loss.teacher_graph(level, maps_BCHW).maps_BCHW
-        return leading_subspace(ChannelGraphs(maps_BCHW, loss.weights).smaller_matrix())
+        return leading_subspace(ChannelGraphs(maps_BCHW, loss.weights, FAST).smaller_matrix())
 
     found = side_by_side(
         functools.partial(of_level, *pair) for pair in zip(loss.student_shapes, maps, strict=True)
@@ -215,7 +243,7 @@ def _grown(matrix_BQQ: Tensor, side: int) -> Tensor:
 
 
 def terms_and_gradients(
-    loss: GraphDistillationLoss,
+    loss: LevelLoss,
     term_weights: Sequence[float],
     are_graphs: bool,
     are_known: bool,
@@ -276,7 +304,7 @@ def terms_and_gradients(
 class _LevelTerms(nn.Module):
     """The terms of one level, with the adapter that ``functional_call`` may give other tensors."""
 
-    def __init__(self, loss: GraphDistillationLoss, level: int, weights: Sequence[float]):
+    def __init__(self, loss: LevelLoss, level: int, weights: Sequence[float]):
         super().__init__()
         self.adapter = loss.adapters[str(level)]
         self._level = level

@@ -10,7 +10,8 @@ import functools
 import torch
 from torch import Tensor
 
-from raygkd.graph.eigen import LARGEST_BATCHED, without_broken
+from raygkd.accelerated.eigenproblems import LARGEST_BATCHED
+from raygkd.graph.eigen import without_broken
 
 # as many vectors are turned as leave eigenproblems that a GPU solves at once; half of them are
 # there for the other half to converge

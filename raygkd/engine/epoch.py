@@ -1,0 +1,129 @@
+"""The loop over an epoch. It calls no framework: data, ranks and the reporter are given to it.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from raygkd.engine.distributed import StopVote, all_sum, share_buffers
+from raygkd.engine.loop import EpochPart, Training
+from raygkd.engine.step import check_terms, gradient_norms, training_step
+from raygkd.engine.tasks import pixels
+from raygkd.errors import Diverged, Stopped
+
+
+def run_epoch(
+    training: Training, is_asked_to_stop: Callable[[], bool] = lambda: False
+) -> dict[str, float]:
+    """Train one epoch, or what is left of it, and score the validation split; return metrics.
+
+    The metrics are "epoch" (from 1), "train_loss" (the weighted sum), "loss_NAME" for every
+    unweighted term, what the task measures in training ("train_accuracy"), "val_score" and the
+    other measures of the validation split ("val_loss"), "lr" (of the next step), "epoch_seconds",
+    "images_per_second" (training only, all ranks together), "bad_images"; the first epoch has
+    "gradient_NAME" too, what ``check_terms`` returns; where weights are shares of the labels'
+    gradient, "factor_NAME" is what the term is multiplied by. With ``recall`` there is
+    "teacher_cached", the share of the batches that the teacher did not see. The first epoch of this
+    process has "first_step_seconds", from ``begun`` to the end of its first step. They are equal on
+    every rank, but for the times, which each rank measures.
+
+    Args:
+        training: the run, which changes in place.
+        is_asked_to_stop: is called after each step.
+
+    Raises:
+        Stopped: it was asked to, on one rank or more; ``training.part`` is what is done.
+        Diverged: the loss of this epoch is not finite; on all ranks alike.
+        ConfigError: see ``check_terms``; in the first epoch, on all ranks alike.
+    """
+    part = training.part = training.part or training.new_part()
+    first_step = _train_steps(training, part, StopVote(is_asked_to_stop, training.device))
+    metrics = _training_metrics(training, part) | first_step
+    trained = time.perf_counter()
+    metrics |= {f"val_{name}": value for name, value in evaluate(training, "val").items()}
+    training.epoch += 1
+    metrics |= {
+        "epoch": training.epoch,
+        "lr": training.optimizer.param_groups[0]["lr"],
+        "epoch_seconds": part.seconds + time.perf_counter() - trained,
+        "images_per_second": metrics.pop("images") / part.seconds,
+    }
+    training.metrics, training.part = metrics, None
+    return metrics
+
+
+@torch.no_grad()
+def evaluate(training: Training, split: str) -> dict[str, float]:
+    """Return the numbers that ``Task.score`` does, of the student on a split."""
+
+    def inputs(batch: Mapping[str, Tensor]) -> Tensor:
+        return training.normalise(pixels(batch, training.device))
+
+    student = training.objective.student
+    share_buffers(training.objective)
+    student.eval()
+    scores = training.task.score(student, training.stream.eval_batches(split), inputs)
+    student.train()
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
+def _train_steps(training: Training, part: EpochPart, must_stop: StopVote) -> dict[str, float]:
+    """Train the steps of an epoch that are left; return "first_step_seconds" where it is."""
+    first_step: dict[str, float] = {}
+    started = time.perf_counter() - part.seconds
+    training.objective.train()
+    batches = itertools.islice(training.stream.train_batches(training.epoch), part.steps, None)
+    for batch in batches:
+        _measure(training, part, batch)
+        terms, output = training_step(training, batch)
+        if training.begun is not None:
+            first_step = {"first_step_seconds": time.perf_counter() - training.begun}
+            training.begun = None
+        part.meter.update(output, batch)
+        part.losses.add(terms)
+        part.steps += 1
+        part.seconds = time.perf_counter() - started
+        if must_stop():
+            raise Stopped
+    return first_step
+
+
+def _measure(training: Training, part: EpochPart, batch: Mapping[str, Tensor]) -> None:
+    """Before the first step check the terms; before the first few, measure their gradients."""
+    is_first = training.epoch == part.steps == 0
+    if is_first:
+        part.gradient_norms = check_terms(training, batch)
+    units = training.objective.units
+    if units is not None and units.is_measuring:
+        units.add(part.gradient_norms if is_first else gradient_norms(training, batch)[1])
+
+
+def _training_metrics(training: Training, part: EpochPart) -> dict[str, float]:
+    device = training.device
+    bad = torch.tensor(float(training.stream.bad_images), dtype=torch.float64, device=device)
+    means = part.losses.compute()
+    broken = [name for name, mean in means.items() if not abs(mean) < float("inf")]
+    if broken:
+        raise Diverged(broken[0], training.epoch + 1)
+    return {
+        "train_loss": means.pop("total"),
+        **{f"loss_{name}": mean for name, mean in means.items()},
+        **{f"gradient_{name}": norm for name, norm in part.gradient_norms.items()},
+        **_factors(training),
+        **({"teacher_cached": training.recall.share(device)} if training.recall else {}),
+        **part.meter.compute(),
+        "bad_images": float(all_sum(bad)),
+    }
+
+
+def _factors(training: Training) -> dict[str, float]:
+    """Return what shares of the labels' gradient have become."""
+    units, factors = training.objective.units, training.objective.factors
+    return {f"factor_{name}": factors[name] for name in (units.terms if units else ())}
