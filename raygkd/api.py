@@ -124,6 +124,7 @@ def distill(
     alpha: float = MethodConfig.alpha,
     beta: float = MethodConfig.beta,
     gamma: float = MethodConfig.gamma,
+    weights_unit: str = MethodConfig.weights_unit,
     temperature: float = MethodConfig.temperature,
     dim: int | None = None,
     loss: Loss = F.cross_entropy,
@@ -157,10 +158,11 @@ def distill(
         epochs: passes over the training data.
         batch_size: images of a step, where a dataset is given.
         lr: learning rate at its highest; it falls to 0 along a cosine.
-        alpha: weight of the vertex loss, as a share of the labels' gradient in the student over
-            the first steps.
+        alpha: weight of the vertex loss.
         beta: weight of the edge loss.
         gamma: weight of the spectral loss.
+        weights_unit: "gradient" for weights that are shares of the labels' gradient in the student,
+            over the first steps, or "loss" for what the losses are multiplied by.
         temperature: of the attention, above 0, in units of the maps' mean magnitude.
         dim: spectral dimension, below the teacher's channels at every level; None for 8 or what
             there is.
@@ -184,7 +186,13 @@ def distill(
         DataError: data of another kind, or too few images for a batch.
         Diverged: the loss is not finite.
     """
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "weights_unit": weights_unit,
+    }
     # the grace period is a search's
     optim = with_settings(Config(), {**given, "grace_period": 1}).optim
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -203,7 +211,7 @@ def distill(
             loss,
             levels=list(student_shapes),
             graph=graph,
-            shares=graph.term_weights,
+            shares=graph.term_weights if weights_unit == "gradient" else (),
         )
         stack.callback(objective.close)
         objective.to(place)

@@ -186,10 +186,16 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
             that is too large for a level.
     """
     by_name = {dimension.name: dimension for dimension in space}
-    drawn = [{dimension.name: value} for dimension in space for value in extremes(dimension)]
     # the one mistake that only several searched settings make together
     weights = [by_name[name] for name in ("alpha", "beta", "gamma") if name in by_name]
-    drawn += [{d.name: 0.0 for d in weights if d.kind == "choice" and 0.0 in d.values}]
+    largest = {d.name: max(extremes(d)) for d in weights}
+    drawn = [
+        {**(largest if dimension in weights else {}), dimension.name: value}
+        for dimension in space
+        for value in extremes(dimension)
+    ]
+    zeros = {d.name: 0.0 for d in weights if d.kind == "choice" and 0.0 in d.values}
+    drawn += [{**largest, **zeros}]
     problems: list[str] = []
     wrong: set[str] = set()
     for values in drawn:

@@ -40,20 +40,23 @@ def test_a_method_suits_the_task_of_its_baseline(method: str):
 
 def test_an_ablation_changes_one_thing_at_a_time():
     found = variants(with_settings(Config(), {"preset": "ablation"}), "classification", CHANNELS)
-    assert list(found)[:9] == ["none", "graph", "graph+kd", "V", "E", "S", "V+E", "V+S", "E+S"]
-    assert found["V+S"] == {"method": "graph", "beta": 0.0}
-    assert found["S"] == {"method": "graph", "alpha": 0.0, "beta": 0.0}
-    others = dict(list(found.items())[9:])
+    # vertices alone are the row "graph", and what it leaves out has a weight of 1
+    terms = ["E", "S", "V+E", "V+S", "E+S", "V+E+S"]
+    assert list(found)[:9] == ["none", "graph", "graph+kd", *terms]
+    assert found["V+S"] == {"method": "graph", "alpha": 3.0, "beta": 0.0, "gamma": 1.0}
+    assert found["S"] == {"method": "graph", "alpha": 0.0, "beta": 0.0, "gamma": 1.0}
+    image = {"alpha": 3.0, "beta": 1.0, "gamma": 1.0, "graphs": "image"}
+    assert found["V+E+S, graphs image, subspace"].items() >= image.items()
+    assert found["V+E+S, dim 4"]["dim"] == 4
+    others = {name: one for name, one in found.items() if not name.startswith(("V", "E", "S"))}
+    others = dict(list(others.items())[3:])
     assert all(len(changes) == 2 for changes in others.values())
     searched = {name.partition(" ")[0] for name in others}
-    assert searched == {
-        *("spectral_mode", "weights", "attention", "adapter", "centre", "levels", "temperature"),
-        "dim",
-    }
+    assert searched == {"adapter", "centre", "levels", "temperature"}
     assert others["centre true"] == {"method": "graph", "centre": True}
     assert others["levels 2,3"]["levels"] == (2, 3)
     # what is set already is the row "graph"; dimensions are below the narrowest level's channels
-    assert not {"spectral_mode residual", "dim 8", "dim 16"} & set(others)
+    assert not {"V+E+S, dim 8", "V+E+S, dim 16", "adapter normalised"} & set(found)
     for changes in found.values():
         with_settings(Config(), changes)
 
@@ -68,7 +71,7 @@ def test_an_ablation_is_around_what_is_set():
     }
     found = variants(with_settings(Config(), settings), "detection", CHANNELS)
     assert "graph+kd" not in found
-    assert {"dim 8", "centre false", "temperature 0.4", "temperature 10"} <= set(found)
+    assert {"V+E+S, dim 8", "centre false", "temperature 0.4", "temperature 10"} <= set(found)
     assert [name for name in found if name.startswith("levels")] == ["levels 2", "levels 3"]
 
 

@@ -165,7 +165,7 @@ def test_default_space_of_the_graph_varies_all_of_its_settings():
     assert space["dim"].values == (2, 4, 8)
 
 
-def test_default_space_of_detectors_varies_the_same_settings_in_other_ranges():
+def test_default_space_of_detectors_has_the_same_ranges_around_its_own_rate():
     channels = dict.fromkeys(range(3, 8), 64)
     space, other = (
         {d.name: d for d in default_space("graph", channels, lr=1e-3, detection=detection)}
@@ -173,7 +173,8 @@ def test_default_space_of_detectors_varies_the_same_settings_in_other_ranges():
     )
     assert list(space) == list(other)
     assert space["lr"].values == (4e-4, 4e-3)
-    assert space["alpha"].values[1] <= other["alpha"].values[0]
+    shared = ("temperature", "dim", "alpha", "beta", "gamma")
+    assert all(space[name] == other[name] for name in shared)
     # the finest levels, whose maps have the most positions
     assert all(levels[0] == 3 for levels in space["levels"].values)
 
@@ -186,7 +187,22 @@ def test_default_space_is_around_the_defaults(detection: bool):
     space = default_space("graph", channels, lr=config.optim.lr, detection=detection)
     for name in ("temperature", "alpha", "beta", "gamma"):
         [values] = [dimension.values for dimension in space if dimension.name == name]
-        assert values[0] < getattr(config.method, name) < values[1]
+        default = getattr(config.method, name)
+        assert default in values or values[0] < default < values[1]
+
+
+def test_default_space_keeps_to_the_unit_of_the_weights():
+    found = {
+        unit: {d.name: d.values for d in default_space("graph", CHANNELS, weights_unit=unit)}
+        for unit in ("gradient", "loss")
+    }
+    assert found["gradient"]["alpha"] == (1.0, 10.0)
+    assert found["loss"]["alpha"] == (3.0, 300.0)
+    baselines = [
+        {d.name: d.values for d in default_space("at", CHANNELS, weights_unit=unit)}
+        for unit in ("gradient", "loss")
+    ]
+    assert [one["baseline_weight"] for one in baselines] == [(0.3, 10.0), (100.0, 10000.0)]
 
 
 def test_settings_that_are_fixed_are_not_searched():
@@ -274,6 +290,6 @@ def test_weights_that_can_all_be_zero_are_refused():
     zero = [Dimension(name, "choice", (0.0, 1.0)) for name in ("alpha", "beta", "gamma")]
     (line,) = check(*zero)
     assert "--alpha, --beta and --gamma all 0" in line
-    assert check(*zero[:2]) == []
+    assert check(*zero[:2], gamma=1.0) == []
     assert check(*zero[:2], Dimension("gamma", "uniform", (0.0, 1.0))) == []
     assert check(*zero, method="kd", channels={}) == []
