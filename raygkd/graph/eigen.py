@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from raygkd.graph.precision import full_precision
 
@@ -63,29 +62,21 @@ class LeadingPairs(torch.autograd.Function):
     def setup_context(
         ctx: Any, inputs: tuple[Tensor, int, Eigh], output: tuple[Tensor, ...]
     ) -> None:
-        """Keep all pairs for the gradient; those that ``eigh`` gives have none themselves."""
+        """Keep all pairs for the gradient."""
         ctx.save_for_backward(*output)
-        ctx.mark_non_differentiable(*output[2:])
+        # only a second derivative asks for the gradient of all pairs
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
-    @full_precision
-    def backward(
-        ctx: Any, grad_values_Bd: Tensor, grad_vectors_BPd: Tensor, *_: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
         """Return ``(Y V^T + V Y^T) / 2`` (B, P, P), for the vectors V and as many others Y."""
-        values_Bd, vectors_BPd, spectrum_BP, basis_BPP = ctx.saved_tensors
-        eps = torch.finfo(values_Bd.dtype).eps
-        scale_B11 = spectrum_BP.abs().amax(1)[:, None, None].clamp_min(eps**2)
-        gaps_BdP = (values_Bd[:, :, None] - spectrum_BP[:, None, :]) / scale_B11
-        cubes_BdP = gaps_BdP * gaps_BdP * gaps_BdP
-        reciprocal_BdP = cubes_BdP / (cubes_BdP * gaps_BdP + eps**2) / scale_B11
-        turns_BdP = reciprocal_BdP * (grad_vectors_BPd.mT @ basis_BPP)
-        vectors_BdP = vectors_BPd.mT
-        others_BdP = turns_BdP @ basis_BPP.mT + grad_values_Bd[:, :, None] * vectors_BdP
-        left_BdP = torch.cat([others_BdP, vectors_BdP], 1)
-        right_BdP = torch.cat([vectors_BdP, others_BdP], 1) / 2
-        return left_BdP.mT @ right_BdP, None, None
+        leading, everything = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+        products = [
+            _symmetric_product(*pairs, *of_pairs, *everything)
+            for pairs, of_pairs in ((leading, gradients[:2]), (everything, gradients[2:]))
+            if any(gradient is not None for gradient in of_pairs)
+        ]
+        return (sum(products[1:], products[0]) if products else None), None, None
 
     @staticmethod
     def vmap(
@@ -96,6 +87,32 @@ class LeadingPairs(torch.autograd.Function):
         symmetric_VBPP = symmetric.movedim(in_dims[0], 0)
         pairs = LeadingPairs.apply(symmetric_VBPP.flatten(0, 1), count, eigh)
         return tuple(part.unflatten(0, symmetric_VBPP.shape[:2]) for part in pairs), (0,) * 4
+
+
+@full_precision
+def _symmetric_product(
+    values_Bd: Tensor,
+    vectors_BPd: Tensor,
+    grad_values_Bd: Tensor | None,
+    grad_vectors_BPd: Tensor | None,
+    spectrum_BP: Tensor,
+    basis_BPP: Tensor,
+) -> Tensor:
+    """Return the gradient (B, P, P) that some of the eigenpairs give the matrix."""
+    vectors_BdP = vectors_BPd.mT
+    others_BdP = torch.zeros_like(vectors_BdP)
+    if grad_vectors_BPd is not None:
+        eps = torch.finfo(values_Bd.dtype).eps
+        scale_B11 = spectrum_BP.detach().abs().amax(1)[:, None, None].clamp_min(eps**2)
+        gaps_BdP = (values_Bd[:, :, None] - spectrum_BP[:, None, :]) / scale_B11
+        cubes_BdP = gaps_BdP * gaps_BdP * gaps_BdP
+        reciprocal_BdP = cubes_BdP / (cubes_BdP * gaps_BdP + eps**2) / scale_B11
+        others_BdP = reciprocal_BdP * (grad_vectors_BPd.mT @ basis_BPP) @ basis_BPP.mT
+    if grad_values_Bd is not None:
+        others_BdP = others_BdP + grad_values_Bd[:, :, None] * vectors_BdP
+    left_BdP = torch.cat([others_BdP, vectors_BdP], 1)
+    right_BdP = torch.cat([vectors_BdP, others_BdP], 1) / 2
+    return left_BdP.mT @ right_BdP
 
 
 def without_broken(matrix_BPP: Tensor) -> tuple[Tensor, Tensor]:

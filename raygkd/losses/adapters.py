@@ -69,7 +69,7 @@ class Adapter(nn.Module):
             ConfigError: it normalises a single position of a single image in training.
         """
         dtype = torch.promote_types(self.conv.weight.dtype, maps_BCHW.dtype)
-        weight_OC = self.conv.weight[:, :, 0, 0].to(dtype)
+        weight_OC, maps_BCHW = self.conv.weight[:, :, 0, 0].to(dtype), maps_BCHW.to(dtype)
         if self.norm is None:
             return weight_OC, weight_OC.new_zeros(len(weight_OC))
         mean_O, variance_O = self._statistics(maps_BCHW, moments, weight_OC, self.norm)

@@ -337,10 +337,10 @@ class GraphDistillationLoss(nn.Module):
     ) -> Tensor:
         """Return the losses of one level (T,) with edges and spectrum of the batch's graph."""
         compared_BCHW = centred(student_BCHW) if self.centre else student_BCHW
-        moments = channel_moments(compared_BCHW, self._operators)
+        moments = self._moments(adapter, compared_BCHW)
         mixing = adapter.mixing(student_BCHW, None if self.centre else moments)
         student_CC = mixed_covariance(moments[1], mixing[0])
-        teacher_CC = channel_moments(teacher_BCHW, self._operators)[1]
+        teacher_CC = self._moments(adapter, teacher_BCHW)[1]
         terms: list[Tensor] = []
         for number, name in enumerate(self.term_weights):
             if name == "vertex":
@@ -354,6 +354,11 @@ class GraphDistillationLoss(nn.Module):
             else:
                 terms.append(batch_spectral_loss(student_CC, teacher_CC, self.dim))
         return torch.stack(terms)
+
+    def _moments(self, adapter: Adapter, maps_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``channel_moments`` in the common type of maps and adapter."""
+        maps_BCHW, _ = in_full_precision(maps_BCHW, adapter.conv.weight)
+        return channel_moments(maps_BCHW, self._operators)
 
     def _over_samples(
         self,

@@ -105,7 +105,8 @@ def procrustes_distance(
     teacher's mean square: without that it would shrink like 1 / (C d), and its weight would mean
     something else at every width. The best Q is ``P V^T``, from the singular
     vectors of ``E_t^T E_s = P Sigma V^T``. By the envelope theorem it counts as constant in the
-    gradient: exact where that is defined, finite where singular values repeat or vanish.
+    gradient: exact where that is defined, finite where singular values repeat or vanish. A second
+    derivative lacks how Q changes.
 
     Args:
         student_values_Bd: the student's eigenvalues (B, d).

@@ -151,6 +151,17 @@ def test_tracking_alone_imports_mlflow():
     assert {name for name in found if not name.startswith("tracking/")} == set()
 
 
+def test_what_is_fast_is_chosen_in_one_place():
+    """The benchmark of the spectral embedding measures it alone."""
+    found = {
+        module
+        for module, targets in imported_modules().items()
+        if any(target.startswith("raygkd.accelerated") for target in targets)
+    }
+    outside = {module for module in found if not module.startswith("raygkd.accelerated")}
+    assert outside == {"raygkd.losses.graph", "raygkd.bench.spectral_rows"}
+
+
 def test_nothing_imports_torchdistill():
     """The tests alone do, to hold our losses to its."""
     assert importers("torchdistill") == set()

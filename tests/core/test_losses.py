@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from raygkd.errors import ConfigError
 from raygkd.graph import (
@@ -221,6 +221,26 @@ def test_procrustes_gradient_is_finite_at_zero_eigenvalues_and_without_overlap(d
 def test_loss_passes_gradcheck(loss: Loss, shape: tuple[int, ...]):
     student, teacher = pair_of_maps(*shape)
     assert gradcheck(lambda maps: loss(maps, teacher), student.requires_grad_())
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if "procrustes" not in name])
+@pytest.mark.parametrize("shape", [(2, 6, 2, 2), (2, 4, 2, 3)])
+def test_loss_has_second_derivatives(name: str, shape: tuple[int, ...]):
+    student, teacher = pair_of_maps(*shape)
+    assert gradgradcheck(lambda maps: LOSSES[name](maps, teacher), student.requires_grad_())
+
+
+@each_loss
+@pytest.mark.parametrize("shape", [(2, 6, 2, 2), (2, 4, 2, 3)])
+def test_loss_is_for_torch_func(loss: Loss, shape: tuple[int, ...]):
+    """Its gradient as a function, and that of each sample at once."""
+    student, teacher = pair_of_maps(*shape)
+    leaf = student.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf, teacher), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(student, teacher), expected)
+    of_one = torch.func.grad(lambda one, other: loss(one[None], other[None]))
+    of_each = torch.vmap(of_one)(student, teacher)
+    torch.testing.assert_close(of_each / len(student), expected)
 
 
 @each_loss
