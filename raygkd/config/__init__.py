@@ -3,11 +3,10 @@
 The search space is in ``raygkd.config.search_space``, which needs torch.
 """
 
-from raygkd.config.defaults import DATASET_DEFAULTS, DETECTOR_NAME
+from raygkd.config.defaults import DATASET_DEFAULTS
 from raygkd.config.schema import (
     LARGEST_SEED,
     METHODS,
-    PRESETS,
     SECTIONS,
     ClusterConfig,
     CompareConfig,
@@ -26,10 +25,8 @@ from raygkd.config.yaml_text import from_yaml, to_yaml, yaml_mapping
 
 __all__ = [
     "DATASET_DEFAULTS",
-    "DETECTOR_NAME",
     "LARGEST_SEED",
     "METHODS",
-    "PRESETS",
     "SECTIONS",
     "ClusterConfig",
     "CompareConfig",

@@ -1,4 +1,4 @@
-"""MLflow's client, and what MLflow may say by itself: nothing."""
+"""MLflow's client, with MLflow's own log messages switched off."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 
 from mlflow import MlflowClient
 
-# what goes wrong is told by raygkd in one line; MLflow, which sets these levels when it is
-# imported, would add tracebacks and hints
+# raygkd reports errors in one line; MLflow, which sets these levels when it is imported, would add
+# tracebacks and hints
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.CRITICAL)
 

@@ -12,6 +12,5 @@ FORMATS = {
     "torch": (".pt2", ()),
     "safetensors": (".safetensors", ("safetensors",)),
 }
-
-
+# format -> function of a model file and a path that writes it
 WRITERS = {"onnx": write_onnx, "torch": write_program, "safetensors": write_safetensors}
