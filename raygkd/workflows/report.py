@@ -393,7 +393,11 @@ def _losses(opened: _Opened, tell: Callable[[str], None]) -> Made:
         return "the run has kept no metrics of a training"
     teacher = build_from_file(opened.models[TEACHER]) if uses_teacher(run.settings) else None
     objective = build_objective(run.settings, opened.images.spec, teacher)
-    return losses_section(opened.folder, epochs, objective.term_weights, f"the {run.trained}")
+    factors = {
+        name: epochs[-1].get(f"factor_{name}", weight)
+        for name, weight in objective.term_weights.items()
+    }
+    return losses_section(opened.folder, epochs, factors, f"the {run.trained}")
 
 
 def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:

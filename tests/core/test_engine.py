@@ -44,12 +44,14 @@ from raygkd.engine import (
     Training,
     check_terms,
     evaluate,
+    gradient_norms,
     read_checkpoint,
     restore,
     run_epoch,
     save_checkpoint,
     training_step,
 )
+from raygkd.engine.gradient_units import STEPS
 from raygkd.engine.loop import hash_seed
 from raygkd.engine.schedule import lr_factor
 from raygkd.errors import ConfigError, DataError, Diverged, Stopped
@@ -551,6 +553,43 @@ def test_test_split_is_scored_by_name(digits: ImageTable):
     assert evaluate(training, "test") != evaluate(training, "val")
 
 
+def test_terms_move_the_student_as_much_as_their_weights_say(digits: ImageTable):
+    training = make_training(
+        digits, **{"weights_unit": "gradient", "alpha": 3.0, "beta": 0.5, "gamma": 0.0}
+    )
+    norms: list[dict[str, float]] = []
+    units = training.objective.units
+    assert units is not None
+    add = units.add
+    units.add = lambda found: (norms.append(dict(found)), add(found))[1]  # type: ignore[method-assign]
+    first, second = run_epoch(training), run_epoch(training)
+    assert len(norms) == training.stream.steps_per_epoch * 2 == 8
+    run_epoch(training)
+    assert len(norms) == STEPS == 10
+    means = {name: sum(one[name] for one in norms) / STEPS for name in norms[0]}
+    factors = training.objective.factors
+    assert factors["vertex"] * means["vertex"] == pytest.approx(3.0 * means["task"])
+    assert factors["edge"] * means["edge"] == pytest.approx(0.5 * means["task"])
+    assert factors["kd"] == training.objective.term_weights["kd"]
+    assert first["factor_vertex"] != second["factor_vertex"]
+    assert training.metrics["factor_vertex"] == factors["vertex"]
+    assert first["gradient_vertex"] == norms[0]["vertex"]
+    fixed = run_epoch(training)
+    assert fixed["factor_vertex"] == factors["vertex"]
+
+
+def test_a_baselines_weight_is_a_share_where_it_is_given():
+    published = make_training(random_stream(), method="at", weights_unit="gradient")
+    assert published.objective.units is None
+    assert published.objective.factors["at"] == 1000.0
+    given = make_training(
+        random_stream(), method="at", weights_unit="gradient", baseline_weight=2.0
+    )
+    run_epoch(given)
+    norms = gradient_norms(given, random_batch())[1]
+    assert 0.2 < given.objective.factors["at"] * norms["at"] / norms["task"] < 20.0
+
+
 # The checkpoint
 
 
@@ -586,6 +625,7 @@ def test_checkpoint_holds_the_whole_run_and_no_teacher(digits: ImageTable, tmp_p
     [
         ("resnet8", {"amp": "bf16", "clip_norm": 1.0}),
         ("tiny-dropout", {"levels": [1], "schedule": "multistep", "warmup_epochs": 2.5}),
+        ("resnet8", {"weights_unit": "gradient", "graphs": "batch", "alpha": 3.0, "beta": 1.0}),
         ("torchvision:mobilenet_v3_small", {"method": "kd", "lr": 0.01}),
     ],
 )
@@ -614,12 +654,15 @@ def test_resumed_run_equals_one_without_a_break(
     assert resumed.schedule.state_dict() == whole.schedule.state_dict()
 
 
+@pytest.mark.parametrize("unit", ["loss", "gradient"])
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_run_that_is_stopped_after_a_step_goes_on_as_one_without_a_break(
-    digits: ImageTable, tmp_path: Path, steps: int
+    digits: ImageTable, tmp_path: Path, steps: int, unit: str
 ):
     def run() -> Training:
-        return make_training(digits, student="tiny-dropout", levels=[1], epochs=2)
+        return make_training(
+            digits, student="tiny-dropout", levels=[1], epochs=2, weights_unit=unit
+        )
 
     whole = run()
     expected = curve(whole)

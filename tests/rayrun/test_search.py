@@ -249,7 +249,7 @@ def test_every_epoch_of_every_trial_is_told_with_finite_numbers(
         assert epochs[-1]["val_score"] == trial.val_score
         assert all(math.isfinite(value) for metrics in epochs for value in metrics.values())
     learnt = told.epochs[trials[0].number]
-    terms = {"loss_task", "loss_vertex", "loss_edge", "loss_spectral"}
+    terms = {"loss_task", "loss_vertex", "factor_vertex"}
     assert all(terms <= set(metrics) for metrics in learnt)
 
 

@@ -41,9 +41,10 @@ TEACHER = (
 )
 TRAIN = (
     *("train", *IMAGES, "--student", "resnet8", "--method", "graph+kd", "--epochs", str(EPOCHS)),
-    *("--workers", "2"),
+    *("--workers", "2", "--beta", "1", "--gamma", "0.5"),
 )
-GRAPH_TERMS = ("kd", "vertex", "edge", "spectral")
+SHARES = ("vertex", "edge", "spectral")
+GRAPH_TERMS = ("kd", *SHARES)
 Start = Callable[..., Command]
 
 
@@ -270,7 +271,7 @@ def test_mlflow_has_every_term_score_and_time_of_every_epoch(
     run_id = trained.result["mlflow"]["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
     found = curves(client, run_id)
-    terms = {f"loss_{term}" for term in GRAPH_TERMS}
+    terms = {f"loss_{term}" for term in GRAPH_TERMS} | {f"factor_{term}" for term in SHARES}
     for name in EVERY_EPOCH | terms:
         assert set(found[name]) == set(range(1, EPOCHS + 1)), name
     first = {FIRST_STEP, *(f"gradient_{term}" for term in ("task", *GRAPH_TERMS))}

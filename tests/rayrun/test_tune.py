@@ -39,7 +39,9 @@ TUNE = (
 )
 EPOCHS, TRIALS = 3, 4
 SEARCHED = {"lr", "levels", "temperature", "dim", "alpha", "beta", "gamma"}
-TERMS = {"loss_vertex", "loss_edge", "loss_spectral"}
+# of the terms, where their weight is not 0
+WEIGHTS = {"alpha": "vertex", "beta": "edge", "gamma": "spectral"}
+TERMS = {f"{kind}_{term}" for term in WEIGHTS.values() for kind in ("loss", "factor")}
 CHANCE = 0.1
 # of the search that is stopped: of four trials the second and the last cannot learn
 SPACE = """
@@ -209,7 +211,10 @@ def test_every_trial_has_every_term_of_every_epoch(
 ) -> None:
     for trial in searched.result["trials"]:
         found = curves(client, trial["run_id"])
-        for name in EVERY_EPOCH | TERMS | {"diverged"}:
+        used = [term for weight, term in WEIGHTS.items() if trial["params"][weight]]
+        terms = {f"{kind}_{term}" for term in used for kind in ("loss", "factor")}
+        assert terms == TERMS & set(found)
+        for name in EVERY_EPOCH | terms | {"diverged"}:
             assert set(found[name]) == set(range(1, trial["epochs"] + 1)), name
         assert found["val_score"][trial["epochs"]] == trial["val_score"]
         assert set(found["first_step_seconds"]) == {1}

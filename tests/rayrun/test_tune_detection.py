@@ -65,10 +65,12 @@ def test_a_search_for_detectors_ends_with_what_one_for_classifiers_does(
 def test_every_epoch_of_a_trial_has_its_losses_and_mean_average_precisions(
     result: dict[str, Any], client: MlflowClient
 ) -> None:
-    losses = {"loss_task", "loss_vertex", "loss_edge", "loss_spectral"}
+    weights = {"alpha": "vertex", "beta": "edge", "gamma": "spectral"}
     parts = {f"loss_task_{part}" for part in ("classification", "bbox_regression", "bbox_ctrness")}
     for trial in result["trials"]:
         found = curves(client, trial["run_id"])
+        used = [term for weight, term in weights.items() if trial["params"][weight]]
+        losses = {"loss_task", *(f"loss_{term}" for term in used)}
         for name in MEASURES | losses | parts:
             assert set(found[name]) == set(range(1, trial["epochs"] + 1)), name
         assert found["val_score"] == found["val_map50"]

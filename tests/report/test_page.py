@@ -26,6 +26,7 @@ SIDE, IMAGES = 16, 60
 TUNE = (
     *("tune", "--dataset", "imagefolder", "--image-size", SIDE, "--student", "resnet8"),
     *("--trials", 2, "--epochs", 2, "--batch-size", 16, "--max-concurrent", 2, "--json"),
+    *("--beta", 1, "--gamma", 0.5),
 )
 SECTIONS = ["summary", "search", "sizes", "graphs", "attention", "losses", "examples", "left-out"]
 
