@@ -33,9 +33,8 @@ def commands() -> None:
 
 
 for command in (
-    *(tune, compare, train, teacher, report),
-    *(evaluate, export, predict, promote),
-    *(submit, jobs_group),
+    *(export, predict, promote, submit, jobs_group),
+    *(tune, compare, train, teacher, evaluate, report),
     *(data, bench, doctor, ui),
 ):
     commands.add_command(command)

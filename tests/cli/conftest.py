@@ -15,6 +15,7 @@ import torch
 from outcomes import CLASSES, PROGRESS, ROWS, Ran, files, mlflow_runs, png
 
 from raygkd.assembly.models import untrained_file
+from raygkd.cli import main as command_line
 from raygkd.data.spec import ImageSpec
 from raygkd.models import save_model_file
 from raygkd.tracking.store import connect, default_uri
@@ -44,7 +45,7 @@ def raygkd(
         before = signal.getsignal(signal.SIGTERM)
         capfd.readouterr()
         try:
-            code = run()
+            code = command_line.run()
         finally:
             signal.signal(signal.SIGTERM, before)
         return Ran(code, *capfd.readouterr())

@@ -5,6 +5,7 @@ Shapes: B batch, K classes, N candidates of a class, D detections.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -30,7 +31,7 @@ from raygkd.deploy.model import load_model
 from raygkd.deploy.modules import DeployedDetector, student
 from raygkd.errors import DataError
 from raygkd.metrics.output_comparison import Agreement, Comparison
-from raygkd.models import ModelFile, build_from_file, count_parameters
+from raygkd.models import ModelFile, build_from_file, count_parameters, save_model_file
 from raygkd.models.fixed_shapes import suppress
 from raygkd.report.card import model_card
 from raygkd.storage.atomic_files import place
@@ -314,3 +315,15 @@ def test_agreement() -> None:
     agreement.add(detections(CAT, DOG), detections(shifted, faint))
     assert agreement.share == pytest.approx(1 / 1.5)
     assert Agreement().share is None
+
+
+# logged models
+
+
+def test_models_that_mlflow_has_find_their_loader(tmp_path: Path) -> None:
+    """Their ``loader_module`` is stored, and stays ``raygkd.deployed``."""
+    file = detector_file("fasterrcnn")
+    save_model_file(tmp_path / "model.pt", file)
+    images = noise(2, file.image_size[0])
+    loaded = importlib.import_module("raygkd.deployed")._load_pyfunc(str(tmp_path / "model.pt"))
+    assert np.array_equal(loaded.predict(images.numpy()), outputs(file, images).numpy())
