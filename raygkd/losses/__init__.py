@@ -2,7 +2,7 @@
 
 from raygkd.losses.adapters import ADAPTERS
 from raygkd.losses.base import BaselineLoss
-from raygkd.losses.baselines import BASELINES, Baseline, baseline_loss
+from raygkd.losses.baselines import baseline_class, baseline_loss, baseline_names, baseline_of
 from raygkd.losses.graph import GraphDistillationLoss
 from raygkd.losses.logits import kd_loss
 from raygkd.losses.spectral import procrustes_distance, residual_distance, subspace_distance
@@ -11,13 +11,14 @@ from raygkd.losses.terms import SPECTRAL_MODES, edge_loss, spectral_loss, vertex
 
 __all__ = [
     "ADAPTERS",
-    "BASELINES",
     "SPECTRAL_MODES",
-    "Baseline",
     "BaselineLoss",
     "GraphDistillationLoss",
     "TeacherGraph",
+    "baseline_class",
     "baseline_loss",
+    "baseline_names",
+    "baseline_of",
     "edge_loss",
     "kd_loss",
     "procrustes_distance",
