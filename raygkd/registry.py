@@ -1,13 +1,21 @@
-"""Name -> builder tables: a duplicate raises, an unknown name lists the known ones.
+"""What can be added by name, each by one decorator in one file: methods, and the like.
 
-Other packages add to them by entry points, which are loaded when their name is looked up.
+A duplicate name raises, an unknown one lists the known ones. Other packages add theirs by entry
+points. Names and settings are read from the source, so that ``--help`` imports nothing heavy; an
+entry is imported when its name is looked up.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
+import importlib
+import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from raygkd.errors import ConfigError, near
@@ -17,22 +25,51 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# of the losses of other methods, which ``--method`` takes
-METHOD_GROUP = "raygkd.baselines"
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | Callable[[], Sequence[str]] | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+    search: Mapping[str, Sequence[Any]] | None = None,
+) -> Any:
+    """Declare a setting: its default, what it means (with its unit), and what is allowed.
+
+    Args:
+        default: of the setting.
+        help: what it means.
+        choices: the allowed values, or a function that returns them.
+        minimum: the least allowed number.
+        above: what a number must be above.
+        maximum: the largest allowed number.
+        below: what a number must be below.
+        search: how a search draws it by default, as in a space file: ``{"uniform": (0, 1)}``.
+    """
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    return field(
+        default=default,
+        metadata={"help": help, "choices": choices, "limits": limits, "search": search},
+    )
 
 
 class Registry(Generic[T]):
-    """A table of builders of one kind.
+    """A table of entries of one kind.
 
     Args:
         kind: what the entries are, as it is shown in errors ("classifier", "dataset").
         group: of the entry points that other packages have for it.
         of: type of the entries, such as ``Callable``.
+        variable: name of this table in the sources, as in ``@METHODS.register("dkd")``.
+        package: whose modules have entries; "" where they are registered by importing them.
     """
 
-    def __init__(self, kind: str, group: str, of: Any):
+    def __init__(self, kind: str, group: str, of: Any, *, variable: str = "", package: str = ""):
         self.kind, self.group = kind, group
-        self._of = of
+        self._of, self._variable, self._package = of, variable, package
         self._entries: dict[str, T] = {}
         self._loaded: dict[EntryPoint, T] = {}
 
@@ -48,12 +85,15 @@ class Registry(Generic[T]):
         return enter
 
     def get(self, name: str) -> T:
-        """Return the builder; ConfigError with the known names when there is none.
+        """Return the entry; ConfigError with the known names when there is none.
 
         Raises:
             ConfigError: also where another package's cannot be loaded, or two have the name.
         """
         points = entry_points(self.group).get(name, ())
+        own = self._own()
+        if name in own and name not in self._entries:
+            importlib.import_module(own[name].module)
         if name in self._entries and not points:
             return self._entries[name]
         if not points:
@@ -61,25 +101,49 @@ class Registry(Generic[T]):
             raise ConfigError(
                 f"unknown {self.kind} {name!r}{near(name, self.names())} (known: {known})"
             )
-        if len(points) > 1 or name in self._entries:
+        [point, *others] = points
+        if not others and name not in own and point not in self._loaded:
+            self._loaded[point] = self._load(point)
+        if point not in self._loaded or self._entries.get(name) not in (None, self._loaded[point]):
             owners = [_package(point) for point in points]
             owners += ["raygkd"] if name in self._entries else []
             raise ConfigError(
                 f"{self.kind} {name!r} is of several packages ({', '.join(owners)}): uninstall "
                 "one, or let it use another name"
             )
-        [point] = points
-        if point not in self._loaded:
-            self._loaded[point] = self._load(point)
         return self._loaded[point]
 
     def names(self) -> list[str]:
-        """Return the known names in the order they were registered, those of others last."""
-        return list(dict.fromkeys([*self._entries, *entry_points(self.group)]))
+        """Return the known names: those of this package, then those of others."""
+        points = entry_points(self.group)
+        own = [name for name in (*self._own(), *self._entries) if name not in points]
+        return list(dict.fromkeys([*own, *points]))
 
     def is_own(self, name: str) -> bool:
         """Return whether a name was registered here, and is not another package's."""
-        return name in self._entries
+        return name in self.names() and name not in entry_points(self.group)
+
+    def settings(self) -> dict[str, type]:
+        """Return name -> ``Settings`` of every entry whose class has such a class in it."""
+        found = {name: self._settings_of(name) for name in self.names()}
+        return {name: settings for name, settings in found.items() if settings is not None}
+
+    def _settings_of(self, name: str) -> type | None:
+        if name not in self._entries:
+            points = entry_points(self.group).get(name, ())
+            declared = _declared_by(points[0].value) if points else self._own()[name]
+            if declared is None:
+                return None
+            if not declared.needs_import:
+                return declared.settings
+        try:
+            return own_settings(self.get(name))
+        except ConfigError:
+            # whoever asks for the entry itself is told
+            return None
+
+    def _own(self) -> Mapping[str, Declared]:
+        return _declared_in(self._package, self._variable) if self._package else {}
 
     def _load(self, point: EntryPoint) -> T:
         what = f"{self.kind} {point.name!r} of the package {_package(point)}"
@@ -96,6 +160,77 @@ class Registry(Generic[T]):
                 "repair or uninstall the package"
             )
         return loaded
+
+
+def own_settings(entry: Any) -> type | None:
+    """Return the class ``Settings`` in an entry's class; one that is inherited does not count."""
+    return vars(entry).get("Settings") if isinstance(entry, type) else None
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An entry as its source has it.
+
+    Attributes:
+        module: where it is.
+        settings: its class ``Settings``, None where there is none.
+        needs_import: that class needs names of its module, and so cannot be read by itself.
+    """
+
+    module: str
+    settings: type | None
+    needs_import: bool
+
+
+@functools.cache
+def _declared_in(package: str, variable: str) -> dict[str, Declared]:
+    """Return name -> what ``@variable.register(name)`` decorates, of all modules of a package."""
+    folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        text = path.read_text()
+        if f"@{variable}.register(" in text:
+            parts = path.relative_to(folder).with_suffix("").parts
+            for node in ast.parse(text).body:
+                for name in _registered_names(node, variable):
+                    found[name] = _declared(".".join((package, *parts)), node)
+    return found
+
+
+def _registered_names(node: ast.stmt, variable: str) -> Iterator[str]:
+    for decorator in getattr(node, "decorator_list", ()):
+        match decorator:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id=owner), attr="register"),
+                args=[ast.Constant(value=str(name)), *_],
+            ) if owner == variable:
+                yield name
+
+
+@functools.cache
+def _declared_by(value: str) -> Declared | None:
+    """Return what an entry point names ("package.module:Name"); None where it is not found."""
+    module, _, name = value.partition(":")
+    with contextlib.suppress(ImportError, OSError, SyntaxError):
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:
+            for node in ast.parse(Path(spec.origin).read_text()).body:
+                if getattr(node, "name", None) == name:
+                    return _declared(module, node)
+    return None
+
+
+def _declared(module: str, node: ast.stmt) -> Declared:
+    for inner in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(inner, ast.ClassDef) and inner.name == "Settings":
+            scope: dict[str, Any] = {"dataclass": dataclass, "option": option, "__name__": module}
+            try:
+                code = compile(ast.Module([inner], []), module, "exec", dont_inherit=True)
+                exec(code, scope)
+            except NameError:
+                return Declared(module, None, True)
+            return Declared(module, scope["Settings"], False)
+    return Declared(module, None, False)
 
 
 def entry_points(group: str) -> Mapping[str, Sequence[EntryPoint]]:
@@ -120,3 +255,9 @@ def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoin
 
 def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
+
+
+# what ``--method`` takes; the group keeps the name that it had when they were all baselines
+METHODS: Registry[Any] = Registry(
+    "method", "raygkd.baselines", type, variable="METHODS", package="raygkd.losses"
+)

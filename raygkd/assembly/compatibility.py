@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from raygkd.assembly.methods import suits
-from raygkd.config import METHODS, Config
+from raygkd.config import Config
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
 from raygkd.data.transforms import build_transform
 from raygkd.errors import ConfigError
 from raygkd.models import ModelFile, check_image_size, is_classifier, is_detector
+from raygkd.registry import METHODS
 
 
 def check_kind(name: str, task: str) -> None:
@@ -39,7 +40,7 @@ def check_settings(config: Config, task: str) -> None:
     size, augment = config.data.image_size, config.data.augment
     method = config.method.method
     if not suits(method, task):
-        others = [name for name in METHODS if suits(name, task)]
+        others = [name for name in METHODS.names() if suits(name, task)]
         raise ConfigError(
             f"--method {method}: is not for {task}, which these images are for (allowed: "
             f"{', '.join(others)})"

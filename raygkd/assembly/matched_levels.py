@@ -8,7 +8,7 @@ from raygkd.assembly.models import new_model
 from raygkd.config import Config, with_settings
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError
-from raygkd.losses import BASELINES
+from raygkd.losses import baseline_class, baseline_of
 from raygkd.models import check_levels, feature_shapes, stage_modules
 
 
@@ -37,7 +37,8 @@ def chosen_levels(config: Config, teacher: nn.Module, student: nn.Module) -> tup
     levels = config.method.levels
     if levels is None:
         method = config.method.method
-        levels = BASELINES.get(method).levels_of(shared) if method in BASELINES.names() else shared
+        is_baseline = baseline_of(method) == method
+        levels = baseline_class(method).levels_of(shared) if is_baseline else shared
     check_levels(levels, teacher, f"teacher {config.model.teacher}")
     check_levels(levels, student, f"student {config.model.student}")
     return levels

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from raygkd.config import Config
-from raygkd.losses import BASELINES
+from raygkd.losses import baseline_class, baseline_of
+from raygkd.registry import METHODS
 
 
 def suits(method: str, task: str) -> bool:
     """Return whether a method is for the images of a task."""
     known = baseline_of(method)
-    return known is None or BASELINES.get(known).task == task
+    return known is None or baseline_class(known).task == task
 
 
-def baseline_of(method: str) -> str | None:
-    """Return the name of the baseline whose loss is a part of a method; None if there is none."""
-    if method == "graph+kd":
-        return "kd"
-    return method if method in BASELINES.names() else None
+def matches_graphs(method: str) -> bool:
+    """Return whether a method matches graphs of channels."""
+    return METHODS.get(method).matches_graphs
 
 
 def uses_teacher(config: Config) -> bool:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from raygkd.assembly.matched_levels import chosen_levels
-from raygkd.assembly.methods import baseline_of
+from raygkd.assembly.methods import matches_graphs
 from raygkd.assembly.models import new_model, start_from_teacher, start_from_weights
-from raygkd.config import Config, MethodConfig
+from raygkd.config import OTHER_NAMES, Config, MethodConfig, owned_by
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import BaselineTerm, ClassifierObjective, DetectorObjective, Objective
-from raygkd.losses import BASELINES, GraphDistillationLoss, baseline_loss
+from raygkd.losses import GraphDistillationLoss, baseline_class, baseline_loss, baseline_of
 from raygkd.models import Detector, feature_shapes
 
 
@@ -58,10 +58,8 @@ def build_baseline(
     method = config.method
     name = baseline_of(method.method)
     assert name is not None
-    known = BASELINES.get(name)
-    settings: dict[str, Any] = {}
-    if name in ("kd", "dkd"):
-        settings["temperature"] = method.kd_temperature
+    known = baseline_class(name)
+    settings = baseline_settings(config, name)
     if known.reads == "features":
         levels = chosen_levels(config, teacher, student)
         settings["levels"] = levels
@@ -84,6 +82,16 @@ def build_baseline(
     return loss, term
 
 
+def baseline_settings(config: Config, name: str) -> dict[str, Any]:
+    """Return the settings of a baseline that are given, or have an option of their own."""
+    options = {
+        setting: getattr(config.method, other)
+        for setting, other in owned_by(name, OTHER_NAMES).items()
+        if setting in baseline_class(name).settings_for(two_stage=False)
+    }
+    return {**options, **owned_by(name, config.method.own)}
+
+
 def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) -> Objective:
     """Return the student as its training begins, with its losses and their adapters, on the CPU.
 
@@ -102,7 +110,7 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
     parts: dict[str, Any] = {}
     if teacher is not None:
         start_from_teacher(config, student, teacher)
-    if teacher is not None and "graph" in method:
+    if teacher is not None and matches_graphs(method):
         parts["levels"] = chosen_levels(config, teacher, student)
         parts["graph"] = build_graph_loss(config, teacher, student, spec.image_size)
     if teacher is not None and baseline_of(method) is not None:

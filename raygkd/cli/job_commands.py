@@ -12,7 +12,14 @@ from typing import Any
 import click
 
 from raygkd import config as configuration
-from raygkd.cli.options import JSON, SETTINGS_LEFT_OUT, Commands, only_results_on_stdout, resolve
+from raygkd.cli.options import (
+    JSON,
+    SET,
+    SETTINGS_LEFT_OUT,
+    Commands,
+    only_results_on_stdout,
+    resolve,
+)
 from raygkd.errors import ConfigError
 
 # settings whose values may be files of this machine, which go along with a job
@@ -56,7 +63,8 @@ def submit(address: str | None, no_wait: bool, command: str, arguments: tuple[st
 
 def _check_job(command: str, options: Mapping[str, Any]) -> None:
     """Raise what is wrong with the settings of a job, as far as it shows without its data."""
-    asked = {name: value for name, value in options.items() if name in configuration.settings()}
+    known = {*configuration.option_settings(), SET}
+    asked = {name: value for name, value in options.items() if name in known}
     if options.get("resume") is None:
         config, _ = resolve(command, options["config_file"], asked, None)
         places = {"--output": config.output.output, "--data-dir": config.data.data_dir}

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from raygkd.workflows.resume import named_run_folder, own_config, run_folder
 
 def _of(*sections: str) -> set[str]:
     """Return the names of the settings of some sections."""
-    known = configuration.settings()
+    known = configuration.option_settings()
     return {name for name, (section, _, _) in known.items() if section in sections}
 
 
@@ -42,6 +42,15 @@ SETTINGS_LEFT_OUT = {
     )
     | {"image_size", "augment"},
 }
+
+# the parameter of --set, and the commands whose settings that have no option are of fewer sections
+SET = "set_values"
+SET_SECTIONS = {"teacher": (), "evaluate": ()}
+
+
+def set_sections(command: str) -> Collection[str]:
+    """Return the sections whose registered settings a command takes by ``--set``."""
+    return SET_SECTIONS.get(command, tuple(configuration.REGISTRIES))
 
 
 class Commands(click.Group):
@@ -66,13 +75,18 @@ class RunCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a list for each section."""
-        known = configuration.settings()
+        known = configuration.option_settings()
         groups: dict[str, list[tuple[str, str]]] = {"Options": []}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             section = known[param.name][0] if param.name in known else "Options"
             if record is not None:
                 groups.setdefault(section.capitalize(), []).append(record)
+        taken = set_sections(self.name or "")
+        for name, (section, leaf, kind) in configuration.registered_settings().items():
+            if section in taken:
+                value = leaf.metadata["help"] + _default_text(leaf)
+                groups[section.capitalize()].append((f"{name}={_kind_name(kind, leaf)}", value))
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
@@ -109,21 +123,24 @@ class _Workers(click.ParamType):
 
 
 class _Choice(click.Choice):
-    """One of a setting's choices, or what another package adds to them.
+    """One of a setting's choices, which are looked up when they are needed.
 
     Args:
         leaf: the setting.
     """
 
     def __init__(self, leaf: Any):
-        super().__init__(leaf.metadata["choices"])
         self._leaf = leaf
+        super().__init__(())
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return a value that is allowed."""
-        if configuration.is_choice(self._leaf, value):
-            return value
-        return super().convert(value, param, ctx)
+    @property
+    def choices(self) -> Any:
+        """What is allowed, also by packages installed beside this one."""
+        return configuration.allowed_choices(self._leaf)
+
+    @choices.setter
+    def choices(self, value: Any) -> None:
+        """Ignore what click sets at the beginning."""
 
 
 def _option_type(kind: Any, leaf: Any) -> Any:
@@ -139,12 +156,12 @@ def setting_options(command: str) -> Callable[[Any], Any]:
     """Return a decorator that adds an option for every setting a command uses."""
 
     def decorate(function: Any) -> Any:
-        for name, (_, leaf, kind) in reversed(configuration.settings().items()):
+        if set_sections(command):
+            function = SET_OPTION(function)
+        for name, (_, leaf, kind) in reversed(configuration.option_settings().items()):
             if name in SETTINGS_LEFT_OUT[command]:
                 continue
-            text = leaf.metadata["help"]
-            if leaf.default is not None and leaf.default is not False and "[default" not in text:
-                text += f" [default: {_shown(leaf.default)}]"
+            text = leaf.metadata["help"] + _default_text(leaf)
             if configuration.base_type(kind) is bool:
                 flags = f"{configuration.flag(name)}/--no-{name.replace('_', '-')}"
                 option = click.option(flags, name, default=None, help=text)
@@ -162,10 +179,31 @@ def setting_options(command: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _default_text(leaf: Any) -> str:
+    """Return what help says of a default, unless the help of the setting says it already."""
+    if leaf.default is None or leaf.default is False or "[default" in leaf.metadata["help"]:
+        return ""
+    return f" [default: {configuration.text_of(leaf.default)}]"
 
 
+def _kind_name(kind: Any, leaf: Any) -> str:
+    """Return what stands for a setting's value in help."""
+    if configuration.base_type(kind) is bool:
+        return "true|false"
+    choices = configuration.allowed_choices(leaf)
+    if choices:
+        return "|".join(choices)
+    known = {int: "INTEGER", float: "FLOAT", str: "TEXT"}
+    return known.get(configuration.base_type(kind), ListType.name)
+
+
+SET_OPTION = click.option(
+    "--set",
+    SET,
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="a setting whose name has a dot, such as dkd.beta=8 (listed below); can be repeated",
+)
 CONFIG = click.option(
     "--config", "config_file", metavar="FILE", help="YAML file of settings; options override it"
 )
@@ -190,11 +228,12 @@ def resolve(
     Raises:
         ConfigError: unreadable files, unknown keys, values that are not allowed.
     """
-    known = configuration.settings()
+    known = configuration.option_settings()
     tree = _config_tree(config_file) if config_file is not None else {}
-    for name, value in options.items():
-        if value is not None:
-            tree.setdefault(known[name][0], {})[name] = value
+    plain = {name: value for name, value in options.items() if name != SET and value is not None}
+    named = _set_values(command, options.get(SET, ()), plain)
+    for section, name, value in [*((known[n][0], n, v) for n, v in plain.items()), *named]:
+        tree.setdefault(section, {})[name] = value
     if resume is not None:
         folder = run_folder(resume, command)
     else:
@@ -207,6 +246,32 @@ def resolve(
     return own_config(folder, asked), folder
 
 
+def _set_values(
+    command: str, texts: Iterable[str], options: Mapping[str, Any]
+) -> list[tuple[str, str, Any]]:
+    """Return section, name and value of each ``--set NAME=VALUE``."""
+    known = configuration.settings()
+    taken = set_sections(command)
+    allowed = [name for name, (section, _, _) in known.items() if "." in name and section in taken]
+    found = []
+    for text in texts:
+        given, equals, value = text.partition("=")
+        name = configuration.OTHER_NAMES.get(given, given)
+        if not equals or (name not in allowed and given == name):
+            raise ConfigError(
+                f"--set {text!r}: must be NAME=VALUE with the name of a setting such as dkd.beta"
+                f"{near(given, allowed)} (see 'raygkd {command} --help')"
+            )
+        if name in options:
+            raise ConfigError(
+                f"--set {given} and {configuration.flag(name)} are one setting: leave one of them "
+                "out"
+            )
+        section, _, kind = known[name]
+        found.append((section, name, configuration.coerce_text(name, kind, value)))
+    return found
+
+
 def _config_tree(config_file: str) -> dict[str, Any]:
     """Return the settings of a YAML file, by section."""
     try:
@@ -215,7 +280,7 @@ def _config_tree(config_file: str) -> dict[str, Any]:
         raise ConfigError(f"--config {config_file}: cannot be read: {error.strerror}") from error
     tree = configuration.yaml_mapping(text, where=config_file)
     configuration.check_keys(tree, where=config_file)
-    return tree
+    return configuration.plain_names(tree)
 
 
 @contextlib.contextmanager

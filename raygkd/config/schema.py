@@ -2,51 +2,23 @@
 
 Every leaf has a name that no other leaf has, so that a setting is called the same on the command
 line (``--batch-size``), in a YAML file (``optim: {batch_size: 64}``) and in a search space
-(``batch_size: {choice: [32, 64]}``).
+(``batch_size: {choice: [32, 64]}``). A setting that a registered method declares is called
+METHOD.SETTING (``--set dkd.beta=8``, ``method: {dkd: {beta: 8}}``, ``dkd.beta: {choice: [4, 8]}``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from raygkd.config.values import WorkerRange
-from raygkd.registry import METHOD_GROUP, entry_points
+from raygkd.registry import METHODS, option
 
-# what is distilled: nothing, what ``raygkd.losses.BASELINES`` has of others', and our graphs
-METHODS = (
-    "none",
-    *("kd", "dkd", "dist", "logit-std"),
-    *("fitnet", "at", "sp", "rkd", "pkt", "vid", "ickd"),
-    *("fgd", "cwd", "pkd"),
-    *("graph", "graph+kd"),
-)
 PRESETS = ("ablation",)
 LARGEST_SEED = 2**32 - 1
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    group: str | None = None,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """Declare a setting: its default, what it means (with its unit), and what is allowed.
-
-    Beside the choices there may be those that other packages have as entry points of a group.
-    """
-    limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
-    return field(
-        default=default,
-        metadata={"help": help, "choices": choices, "group": group, "limits": limits},
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +99,7 @@ class ModelConfig:
 class MethodConfig:
     """What the student learns from besides the labels (see raygkd.losses)."""
 
-    method: str = option("graph", "what is distilled", choices=METHODS, group=METHOD_GROUP)
+    method: str = option("graph", "what is distilled", choices=METHODS.names)
     levels: tuple[int, ...] | None = option(
         None, "stages whose graphs are matched, 1 is the shallowest [default: all]"
     )
@@ -196,6 +168,8 @@ class MethodConfig:
         "weight of the loss of a method that is neither ours nor kd [default: the published one]",
         above=0.0,
     )
+    # those of registered methods that are given: METHOD.SETTING -> value
+    own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,9 +296,8 @@ class CompareConfig:
 
     methods: tuple[str, ...] | None = option(
         None,
-        f"methods, of {', '.join(METHODS)} [default: all that suit the images]",
-        choices=METHODS,
-        group=METHOD_GROUP,
+        "methods, of those of --method [default: all that suit the images]",
+        choices=METHODS.names,
     )
     preset: str | None = option(
         None,
@@ -348,17 +321,55 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def settings() -> dict[str, tuple[str, dataclasses.Field, Any]]:
-    """Return every setting: name -> (section, dataclass field, resolved type)."""
+# section -> what is registered with settings that belong to it
+REGISTRIES = {"method": METHODS}
+# settings of methods that have options of their own: METHOD.SETTING -> name of the option
+OTHER_NAMES = {
+    "kd.temperature": "kd_temperature",
+    "kd.weight": "kd_weight",
+    "dkd.temperature": "kd_temperature",
+    **{
+        f"graph.{leaf.name}": leaf.name
+        for leaf in dataclasses.fields(MethodConfig)
+        if leaf.name not in ("method", "own", "kd_temperature", "kd_weight", "baseline_weight")
+    },
+}
+Setting = tuple[str, dataclasses.Field, Any]
+
+
+def settings() -> dict[str, Setting]:
+    """Return every setting: name -> (section, dataclass field, resolved type).
+
+    First those of the sections, then METHOD.SETTING of every registered method.
+    """
+    return {**option_settings(), **registered_settings()}
+
+
+def option_settings() -> dict[str, Setting]:
+    """Return the settings that have an option of their own."""
     table = {}
     for section, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls)
         for leaf in dataclasses.fields(cls):
-            table[leaf.name] = (section, leaf, hints[leaf.name])
+            if leaf.metadata:
+                table[leaf.name] = (section, leaf, hints[leaf.name])
     return table
 
 
-def is_choice(leaf: dataclasses.Field, value: str) -> bool:
-    """Return whether a value is one of a setting's choices, or another package's."""
-    choices, group = leaf.metadata["choices"], leaf.metadata["group"]
-    return value in choices or (group is not None and value in entry_points(group))
+def registered_settings() -> dict[str, Setting]:
+    """Return the settings that registered entries declare: METHOD.SETTING -> as ``settings``."""
+    table = {}
+    for section, registry in REGISTRIES.items():
+        for owner, cls in registry.settings().items():
+            hints = typing.get_type_hints(cls)
+            for leaf in dataclasses.fields(cls):
+                name = f"{owner}.{leaf.name}"
+                if name not in OTHER_NAMES:
+                    table[name] = (section, leaf, hints[leaf.name])
+    return table
+
+
+def allowed_choices(leaf: dataclasses.Field) -> tuple[str, ...]:
+    """Return the values a setting is limited to; none where it is not limited to a list."""
+    choices = leaf.metadata["choices"]
+    return tuple(choices() if callable(choices) else choices or ())

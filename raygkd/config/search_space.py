@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raygkd.config.schema import OptimConfig, settings
-from raygkd.config.tree import Config, with_settings
+from raygkd.config.schema import OTHER_NAMES, OptimConfig, registered_settings, settings
+from raygkd.config.tree import Config, owned_by, with_settings
 from raygkd.config.values import base_type, coerce
 from raygkd.config.yaml_text import yaml_mapping
 from raygkd.errors import ConfigError, near
-from raygkd.losses import BASELINES
+from raygkd.losses import baseline_class, baseline_of
+from raygkd.registry import METHODS
 
 KINDS = {
     "choice": "a list of values",
@@ -92,7 +93,7 @@ def default_space(
     """
     around = (float(f"{0.4 * lr:.3g}"), float(f"{4 * lr:.3g}"))
     space = [Dimension("lr", "loguniform", around)]
-    if "graph" in method:
+    if METHODS.get(method).matches_graphs:
         subsets = _level_subsets(sorted(channels), detection=detection)
         narrowest = min(channels.values(), default=2)
         dims = [2**power for power in range(1, 7) if 2**power < narrowest] or [1]
@@ -101,15 +102,21 @@ def default_space(
             Dimension("dim", "choice", tuple(dims)),
             *(Dimension(*entry) for entry in _GRAPH[weights_unit]),
         ]
-    if method in ("kd", "graph+kd"):
+    baseline = baseline_of(method)
+    if baseline == "kd":
         space += [
             Dimension("kd_temperature", "uniform", (2.0, 8.0)),
             Dimension("kd_weight", "uniform", (0.3, 0.95)),
         ]
-    elif method in BASELINES.names():
-        weight = BASELINES.get(method).weight
+    elif baseline is not None:
+        weight = baseline_class(baseline).weight
         around = _SHARES if weights_unit == "gradient" else (weight / 10, weight * 10)
         space += [Dimension("baseline_weight", "loguniform", around)]
+    space += [
+        _dimension(f"{method}.{name}", {kind: list(values)})
+        for name, (_, leaf, _) in owned_by(method, registered_settings()).items()
+        for kind, values in (leaf.metadata["search"] or {}).items()
+    ]
     if method == "none":
         space += [Dimension("weight_decay", "loguniform", (1e-5, 5e-3))]
     return tuple(dimension for dimension in space if dimension.name not in fixed)
@@ -154,6 +161,7 @@ def read_space(path: str) -> tuple[Dimension, ...]:
 def _dimension(name: Any, entry: Any) -> Dimension:
     """Return one entry of a space file; ConfigError tells what is wrong with it."""
     known = searchable()
+    name = OTHER_NAMES.get(name, name)
     if name not in known:
         hint = near(str(name), known)
         raise ConfigError(f"{name!r} cannot be searched{hint} (allowed: {', '.join(known)})")
@@ -196,7 +204,13 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
     ]
     zeros = {d.name: 0.0 for d in weights if d.kind == "choice" and 0.0 in d.values}
     drawn += [{**largest, **zeros}]
-    problems: list[str] = []
+    method = config.method.method
+    problems = [
+        f"search space: {name} is a setting of the method {owner}, and --method is {method}"
+        for name in by_name
+        for owner, dot, _ in [name.rpartition(".")]
+        if dot and owner not in (method, baseline_of(method))
+    ]
     wrong: set[str] = set()
     for values in drawn:
         try:

@@ -12,6 +12,8 @@ from typing import Any
 
 from raygkd.config.defaults import dependent_defaults
 from raygkd.config.schema import (
+    OTHER_NAMES,
+    REGISTRIES,
     SECTIONS,
     ClusterConfig,
     CompareConfig,
@@ -21,6 +23,7 @@ from raygkd.config.schema import (
     OptimConfig,
     OutputConfig,
     SearchConfig,
+    registered_settings,
     settings,
 )
 from raygkd.config.validation import check_together, check_value
@@ -43,8 +46,13 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = [
-            problem for _, leaf, value in _leaves(self) for problem in check_value(leaf, value)
+            problem
+            for _, leaf, value in _leaves(self)
+            for problem in check_value(leaf.name, leaf, value)
         ]
+        known = registered_settings() if (own := own_values(self)) else {}
+        for name, value in own.items():
+            problems += check_value(name, known[name][1], value)
         problems += check_together(
             data=self.data,
             method=self.method,
@@ -62,7 +70,42 @@ def _leaves(config: Config) -> Iterator[tuple[str, dataclasses.Field, Any]]:
     for section in SECTIONS:
         part = getattr(config, section)
         for leaf in dataclasses.fields(part):
-            yield section, leaf, getattr(part, leaf.name)
+            if leaf.metadata:
+                yield section, leaf, getattr(part, leaf.name)
+
+
+def own_values(config: Config) -> dict[str, Any]:
+    """Return the settings of registered entries that are given: METHOD.SETTING -> value."""
+    return {
+        name: value
+        for section in REGISTRIES
+        for name, value in getattr(config, section).own.items()
+    }
+
+
+def given_of_method(config: Config) -> dict[str, Any]:
+    """Return the settings of the method that are given and have no option of their own."""
+    method = config.method.method
+    return {
+        f"{method}.{name}": value for name, value in owned_by(method, config.method.own).items()
+    }
+
+
+def owned_by(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return setting -> value of those values whose name is OWNER.SETTING."""
+    return {
+        setting: value
+        for name, value in values.items()
+        for of, _, setting in [name.rpartition(".")]
+        if of == owner
+    }
+
+
+def value_of(config: Config, name: str) -> Any:
+    """Return the value of a setting; for METHOD.SETTING its default where it is not given."""
+    section, leaf, _ = settings()[name]
+    part = getattr(config, section)
+    return part.own.get(name, leaf.default) if "." in name else getattr(part, name)
 
 
 def check_keys(tree: Mapping[str, Any], *, where: str) -> None:
@@ -72,9 +115,38 @@ def check_keys(tree: Mapping[str, Any], *, where: str) -> None:
         tree: section -> setting -> value.
         where: the file, named in errors.
     """
-    problems = _key_problems(tree, where)
+    problems = _key_problems(plain_names(tree), where)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def plain_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree whose settings all have the names of ``settings``.
+
+    ``{dkd: {beta: 8}}`` in a section becomes ``{"dkd.beta": 8}``, and a setting that has an option
+    of its own gets that name ("graph.alpha" becomes "alpha").
+
+    Raises:
+        ConfigError: one setting is given by both of its names.
+    """
+    named: dict[str, Any] = {}
+    for section, leaves in tree.items():
+        if section not in REGISTRIES or not isinstance(leaves, Mapping):
+            named[section] = leaves
+            continue
+        flat: dict[str, Any] = {}
+        for name, value in leaves.items():
+            if isinstance(value, Mapping):
+                flat |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
+            else:
+                flat[name] = value
+        for name in flat.keys() & OTHER_NAMES.keys():
+            if OTHER_NAMES[name] in flat:
+                raise ConfigError(
+                    f"{name} and {OTHER_NAMES[name]} are one setting: leave one of them out"
+                )
+        named[section] = {OTHER_NAMES.get(name, name): value for name, value in flat.items()}
+    return named
 
 
 def _key_problems(tree: Mapping[str, Any], where: str) -> list[str]:
@@ -111,6 +183,7 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
         ConfigError: an unknown section or setting (with the near ones) or a value that is not
             allowed; all problems in one error, a line each.
     """
+    tree = plain_names(tree)
     problems = _key_problems(tree, where)
     beyond_limits: list[str] = []
     defaults = dependent_defaults(tree)
@@ -122,11 +195,15 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
                 parts[section][name] = defaults[name]
             continue
         try:
-            parts[section][name] = coerce(name, kind, leaves[name])
+            value = coerce(name, kind, leaves[name])
         except ConfigError as error:
             problems.append(f"{where}: {error}")
+            continue
+        beyond_limits += check_value(name, leaf, value)
+        if "." in name:
+            parts[section].setdefault("own", {})[name] = value
         else:
-            beyond_limits += check_value(leaf, parts[section][name])
+            parts[section][name] = value
     if problems:
         # no checks between settings: they would speak of defaults in the place of what is wrong
         raise ConfigError("\n".join(problems + beyond_limits))
@@ -138,6 +215,10 @@ def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
     tree: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for section, leaf, value in _leaves(config):
         tree[section][leaf.name] = _plain(value)
+    for section in REGISTRIES:
+        for name, value in getattr(config, section).own.items():
+            owner, _, setting = name.rpartition(".")
+            tree[section].setdefault(owner, {})[setting] = _plain(value)
     return tree
 
 
@@ -151,12 +232,13 @@ def _plain(value: Any) -> Any:
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
     """Return ``config`` with the named settings replaced; unknown names and wrong values raise."""
     known = settings()
+    values = {OTHER_NAMES.get(name, name): value for name, value in values.items()}
     unknown = [
         f"unknown setting {name!r}{near(name, known)}" for name in values if name not in known
     ]
     if unknown:
         raise ConfigError("\n".join(unknown))
-    tree = to_mapping(config)
+    tree = plain_names(to_mapping(config))
     for name, value in values.items():
         tree[known[name][0]][name] = value
     return from_mapping(tree)
@@ -169,4 +251,6 @@ def given(config: Config) -> set[str]:
     tree["model"] = {"student": config.model.student, "teacher": config.model.teacher}
     leaves = zip(_leaves(config), _leaves(from_mapping(tree)), strict=True)
     names = {leaf.name for (_, leaf, value), (_, _, default) in leaves if value != default}
+    known = registered_settings()
+    names |= {name for name, value in own_values(config).items() if value != known[name][1].default}
     return names | {name for name in tree["model"] if tree["model"][name] != getattr(models, name)}

@@ -16,13 +16,14 @@ from raygkd.config.schema import (
     OptimConfig,
     OutputConfig,
     SearchConfig,
-    is_choice,
+    allowed_choices,
 )
 from raygkd.config.values import WorkerRange, flag
 from raygkd.errors import near
+from raygkd.registry import METHODS
 
 
-def check_value(leaf: dataclasses.Field, value: Any) -> list[str]:
+def check_value(name: str, leaf: dataclasses.Field, value: Any) -> list[str]:
     """Return what is wrong with the value of one setting."""
     if value is None:
         return []
@@ -31,14 +32,12 @@ def check_value(leaf: dataclasses.Field, value: Any) -> list[str]:
     else:
         values = value if isinstance(value, tuple) else (value,)
     if any(isinstance(v, float) and not math.isfinite(v) for v in values):
-        return [f"{flag(leaf.name)} {value}: must be a finite number"]
-    choices = leaf.metadata["choices"]
+        return [f"{flag(name)} {value}: must be a finite number"]
+    choices = allowed_choices(leaf)
     for chosen in values if choices else ():
-        if not is_choice(leaf, chosen):
+        if chosen not in choices:
             allowed = ", ".join(choices)
-            return [
-                f"{flag(leaf.name)} {chosen!r}: must be one of {allowed}{near(chosen, choices)}"
-            ]
+            return [f"{flag(name)} {chosen!r}: must be one of {allowed}{near(chosen, choices)}"]
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     broken = {
         "minimum": lambda v, bound: v < bound,
@@ -49,7 +48,7 @@ def check_value(leaf: dataclasses.Field, value: Any) -> list[str]:
     limits = {kind: bound for kind, bound in leaf.metadata["limits"].items() if bound is not None}
     if any(broken[kind](v, bound) for v in values for kind, bound in limits.items()):
         allowed = " and ".join(f"{words[kind]} {bound:.10g}" for kind, bound in limits.items())
-        return [f"{flag(leaf.name)} {value}: must be {allowed}"]
+        return [f"{flag(name)} {value}: must be {allowed}"]
     return []
 
 
@@ -82,7 +81,11 @@ def _method_problems(method: MethodConfig) -> list[str]:
     ):
         shown = ",".join(map(str, method.levels))
         problems.append(f"--levels {shown!r}: must be different whole numbers from 1")
-    if "graph" in method.method and method.alpha == method.beta == method.gamma == 0:
+    if (
+        method.alpha == method.beta == method.gamma == 0
+        and method.method in METHODS.names()
+        and METHODS.get(method.method).matches_graphs
+    ):
         problems.append(
             f"--method {method.method} with --alpha, --beta and --gamma all 0 distils no graph: "
             "raise one of them, or use --method none"

@@ -51,6 +51,8 @@ class WorkerRange:
 
 def flag(name: str) -> str:
     """Return how a setting is written on the command line."""
+    if "." in name:
+        return f"--set {name}"
     return "--" + name.replace("_", "-")
 
 
@@ -86,6 +88,27 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
     lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
     wanted = names.get(kind) or lists[typing.get_args(kind)[0]]
     raise ConfigError(f"{flag(name)} {value!r}: must be {wanted}")
+
+
+def coerce_text(name: str, kind: Any, text: str) -> Any:
+    """Return what a text on the command line means for setting ``name``; ConfigError as coerce."""
+    base = base_type(kind)
+    if text == "none" and base is not kind:
+        return None
+    if typing.get_origin(base) is tuple:
+        item = typing.get_args(base)[0]
+        return tuple(coerce_text(name, item, part) for part in text.split(","))
+    with contextlib.suppress(ValueError, KeyError):
+        value = {"true": True, "false": False}[text] if base is bool else base(text)
+        return coerce(name, kind, value)
+    return coerce(name, kind, text)
+
+
+def text_of(value: Any) -> str:
+    """Return how a value is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def fingerprint(values: Any) -> str:

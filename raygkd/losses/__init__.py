@@ -3,7 +3,7 @@
 from raygkd.graph import TeacherGraph
 from raygkd.losses.adapters import ADAPTERS
 from raygkd.losses.base import BaselineLoss
-from raygkd.losses.baselines import BASELINES, Baseline, baseline_loss
+from raygkd.losses.baselines import baseline_class, baseline_loss, baseline_names, baseline_of
 from raygkd.losses.graph import GraphDistillationLoss
 from raygkd.losses.level_terms import SPECTRAL_MODES, edge_loss, spectral_loss, vertex_loss
 from raygkd.losses.logits import kd_loss
@@ -11,13 +11,14 @@ from raygkd.losses.spectral import procrustes_distance, residual_distance, subsp
 
 __all__ = [
     "ADAPTERS",
-    "BASELINES",
     "SPECTRAL_MODES",
-    "Baseline",
     "BaselineLoss",
     "GraphDistillationLoss",
     "TeacherGraph",
+    "baseline_class",
     "baseline_loss",
+    "baseline_names",
+    "baseline_of",
     "edge_loss",
     "kd_loss",
     "procrustes_distance",

@@ -6,8 +6,8 @@ Shape letters: B batch, C channels, H height, W width, K classes, M boxes of an 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from raygkd.losses.levels import (
     on_one_grid,
     without_gradient,
 )
+from raygkd.registry import own_settings
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,77 @@ class Setup:
     canvas: int | None = None
 
 
-class BaselineLoss(nn.Module, ABC):
+class Method:
+    """What ``--method`` takes: what a student learns from besides the labels.
+
+    Attributes:
+        task: that it is for, "classification" or "detection"; None for both.
+        matches_graphs: whether graphs of channels are matched.
+        baseline: name of a baseline whose loss is a part of it, where it is none itself.
+    """
+
+    task: ClassVar[str | None] = None
+    matches_graphs: ClassVar[bool] = False
+    baseline: ClassVar[str | None] = None
+
+
+class BaselineLoss(nn.Module, Method, ABC):
     """A published distillation loss, without its weight.
+
+    ``@METHODS.register(name)`` enters a subclass. Its settings are the fields of a dataclass
+    ``Settings`` in it, each declared by ``option``; they are the keywords of its ``__init__``. The
+    total is ``task_weight * task loss + weight * loss``.
 
     Args:
         setup: what it is built for.
 
     Attributes:
         name: of the baseline, for errors.
-        weight: published weight of its term in the total.
+        weight: published weight of its term in the total; of a detector's, for one-stage detectors.
+        source: authors, and where it was published; the weight is that of RepDistiller for
+            CIFAR-100 where nothing else is said.
         needs: the keywords that ``forward`` cannot do without.
+        reads: "logits" or "features".
+        levels: those it reads of those that there are: "all", "middle" or "last"; None of logits.
+        task_weight: published weight of the task's loss beside it.
+        ramp: share of the training over which the weight rises from 0, linearly.
+        two_stage_weight: published weight for two-stage detectors, where it is another.
+        two_stage_settings: setting -> published value for two-stage detectors, where another.
     """
 
+    task: ClassVar[str | None] = "classification"
+    weight: float = 1.0
+    source: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]]
+    reads: ClassVar[str] = "logits"
+    levels: ClassVar[str | None] = None
+    task_weight: ClassVar[float] = 1.0
+    ramp: ClassVar[float] = 0.0
+    two_stage_weight: ClassVar[float | None] = None
+    two_stage_settings: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, setup: Setup):
         super().__init__()
         self.name, self.weight = setup.name, setup.weight
+
+    @classmethod
+    def weight_for(cls, *, two_stage: bool) -> float:
+        """Return the published weight of the term for a kind of detector."""
+        if two_stage and cls.two_stage_weight is not None:
+            return cls.two_stage_weight
+        return cls.weight
+
+    @classmethod
+    def settings_for(cls, *, two_stage: bool) -> dict[str, Any]:
+        """Return the published settings for a kind of detector."""
+        settings: Any = own_settings(cls)
+        published = {leaf.name: leaf.default for leaf in fields(settings)} if settings else {}
+        return {**published, **(cls.two_stage_settings if two_stage else {})}
+
+    @classmethod
+    def levels_of(cls, levels: Iterable[int]) -> tuple[int, ...]:
+        """Return those of the levels, at least one, that it reads by default; none for logits."""
+        return chosen_levels(cls.levels, levels) if cls.levels else ()
 
     def forward(
         self,
@@ -121,6 +176,8 @@ class FeatureLoss(BaselineLoss):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("student_features", "teacher_features")
+    reads: ClassVar[str] = "features"
+    levels: ClassVar[str | None] = "all"
 
     def __init__(self, setup: Setup):
         super().__init__(setup)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from raygkd.graph import full_precision, normalised_channels, require, shape_pro
 from raygkd.losses.adapters import statistics_problem
 from raygkd.losses.base import AlignedLoss, FeatureLoss, Setup
 from raygkd.losses.levels import on_one_grid, without_gradient
+from raygkd.registry import METHODS, option
 
 
 @full_precision
@@ -142,6 +144,7 @@ class NormalisedConvolution(nn.Sequential):
         return super().forward(features_BCHW)
 
 
+@METHODS.register("fitnet")
 class FitNet(AlignedLoss):
     """Hints: the student's map, behind a regressor, against the teacher's, see ``hint_loss``.
 
@@ -149,6 +152,10 @@ class FitNet(AlignedLoss):
     and ReLU; maps of different sizes are first pooled to the coarser grid, where RepDistiller's
     convolution strides.
     """
+
+    weight = 100.0
+    levels = "middle"
+    source = "Romero et al., ICLR 2015, arXiv 1412.6550"
 
     def adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
         """Return convolution, batch normalisation and ReLU."""
@@ -159,8 +166,13 @@ class FitNet(AlignedLoss):
         return hint_loss(*self.aligned(level, student_BCHW, teacher_BCHW))
 
 
+@METHODS.register("ickd")
 class ICKD(AlignedLoss):
     """Correlations of channels, see ``ickd_loss``, behind a ``NormalisedConvolution``."""
+
+    weight = 2.5
+    levels = "last"
+    source = "Liu et al., ICCV 2021 (ICKD-C); constants of its repository"
 
     def adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
         """Return convolution and batch normalisation."""
@@ -171,8 +183,12 @@ class ICKD(AlignedLoss):
         return ickd_loss(*self.aligned(level, student_BCHW, teacher_BCHW))
 
 
+@METHODS.register("at")
 class AT(FeatureLoss):
     """Attention transfer: where on the map the squared activations are, see ``at_loss``."""
+
+    weight = 1000.0
+    source = "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928"
 
     def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
         """Return ``at_loss`` on the coarser grid."""
@@ -219,6 +235,7 @@ class VariationalRegressor(nn.Module):
         return self.regressor(features_BCHW), variance_C[None, :, None, None]
 
 
+@METHODS.register("vid")
 class VID(FeatureLoss):
     """Variational information: a ``VariationalRegressor`` per level, see ``vid_loss``.
 
@@ -230,6 +247,16 @@ class VID(FeatureLoss):
     Raises:
         ConfigError: the shapes are missing, or the variance is not above the floor.
     """
+
+    weight = 1.0
+    source = "Ahn et al., CVPR 2019, arXiv 1904.05835"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of the loss."""
+
+        variance: float = option(5.0, "initial variance of every channel", above=0.0)
+        floor: float = option(1e-5, "least variance, below the initial one", above=0.0)
 
     def __init__(self, setup: Setup, *, variance: float, floor: float):
         super().__init__(setup)

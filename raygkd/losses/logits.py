@@ -5,6 +5,8 @@ Shape letters: B batch, K classes, R rows, N entries of a row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +20,7 @@ from raygkd.graph import (
     weight_problems,
 )
 from raygkd.losses.base import BaselineLoss, Setup
+from raygkd.registry import METHODS, option
 
 # what is added to the deviation of logits, in units of the logits
 DEVIATION = 1e-7
@@ -203,12 +206,23 @@ def _logits_problem(student_BK: Tensor, teacher_BK: Tensor, classes: int = 1) ->
     return shape_problem("logits", student_BK, teacher_BK)
 
 
+@METHODS.register("kd")
 class KD(BaselineLoss):
     """Distillation of softened class probabilities, see ``kd_loss``.
 
     Raises:
         ConfigError: the temperature is not above 0.
     """
+
+    weight = 0.9
+    task_weight = 0.1
+    source = "Hinton et al., arXiv 1503.02531"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of the loss."""
+
+        temperature: float = option(4.0, "temperature of the logits", above=0.0)
 
     needs = ("student_logits", "teacher_logits")
 
@@ -222,12 +236,25 @@ class KD(BaselineLoss):
         return kd_loss(student_logits, teacher_logits, self.temperature)
 
 
+@METHODS.register("dkd")
 class DKD(BaselineLoss):
     """Target class and other classes decoupled, see ``dkd_loss``.
 
     Raises:
         ConfigError: a weight is negative, both are 0, or the temperature is not above 0.
     """
+
+    weight = 1.0
+    ramp = 20 / 240
+    source = "Zhao et al., CVPR 2022, arXiv 2203.08679; constants of its mdistiller repository"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of the loss."""
+
+        alpha: float = option(1.0, "weight of the target class", minimum=0.0)
+        beta: float = option(8.0, "weight of the other classes among themselves", minimum=0.0)
+        temperature: float = option(4.0, "temperature of the logits", above=0.0)
 
     needs = ("student_logits", "teacher_logits", "targets")
 
@@ -243,6 +270,7 @@ class DKD(BaselineLoss):
         )
 
 
+@METHODS.register("logit-std")
 class StandardisedKD(KD):
     """Distillation of standardised logits, see ``standardised_kd_loss``.
 
@@ -250,11 +278,21 @@ class StandardisedKD(KD):
         ConfigError: the temperature is not above 0.
     """
 
+    weight = 9.0
+    source = "Sun et al., CVPR 2024, arXiv 2403.01427; constants of its repository"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of the loss."""
+
+        temperature: float = option(2.0, "temperature of the standardised logits", above=0.0)
+
     def loss(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return ``standardised_kd_loss``."""
         return standardised_kd_loss(student_logits, teacher_logits, self.temperature)
 
 
+@METHODS.register("dist")
 class DIST(BaselineLoss):
     """Correlations of the predictions, see ``dist_loss``.
 
@@ -267,6 +305,17 @@ class DIST(BaselineLoss):
     Raises:
         ConfigError: a weight is negative, both are 0, or tau is not above 0.
     """
+
+    weight = 1.0
+    source = "Huang et al., NeurIPS 2022, arXiv 2205.10536; defaults of its code"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of the loss."""
+
+        beta: float = option(1.0, "weight between the classes of an image", minimum=0.0)
+        gamma: float = option(1.0, "weight within a class between images", minimum=0.0)
+        tau: float = option(1.0, "temperature of the logits", above=0.0)
 
     needs = ("student_logits", "teacher_logits")
 

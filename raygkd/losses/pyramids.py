@@ -6,7 +6,8 @@ Shape letters: B batch, C channels, H height, W width, N = H * W positions, M bo
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from raygkd.graph import (
     weight_problems,
 )
 from raygkd.losses.base import AlignedLoss, Setup
+from raygkd.registry import METHODS, option
 
 # PKD's guard of a channel that is the same everywhere, in units of the features
 DEVIATION = 1e-6
@@ -217,6 +219,7 @@ class PyramidLoss(AlignedLoss, ABC):
         bias: whether that has a bias; a loss that centres maps takes it out again.
     """
 
+    task = "detection"
     bias: ClassVar[bool] = False
 
     def adapter(self, student_channels: int, teacher_channels: int) -> nn.Module:
@@ -226,12 +229,22 @@ class PyramidLoss(AlignedLoss, ABC):
         return nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=self.bias)
 
 
+@METHODS.register("cwd")
 class CWD(PyramidLoss):
     """Where each channel looks, see ``cwd_loss``.
 
     Raises:
         ConfigError: tau is not above 0.
     """
+
+    weight = 10.0
+    source = "Shu et al., ICCV 2021, arXiv 2011.13256; constants of the mmrazor repository"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of the loss."""
+
+        tau: float = option(1.0, "temperature of the maps", above=0.0)
 
     def __init__(self, setup: Setup, *, tau: float):
         super().__init__(setup)
@@ -243,14 +256,20 @@ class CWD(PyramidLoss):
         return cwd_loss(*self.aligned(level, student_BCHW, teacher_BCHW), self.tau)
 
 
+@METHODS.register("pkd")
 class PKD(PyramidLoss):
     """Correlation of the maps, see ``pkd_loss``."""
+
+    weight = 10.0
+    two_stage_weight = 6.0
+    source = "Cao et al., NeurIPS 2022, arXiv 2207.02039; constants of the mmrazor repository"
 
     def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
         """Return ``pkd_loss``."""
         return pkd_loss(*self.aligned(level, student_BCHW, teacher_BCHW))
 
 
+@METHODS.register("fgd")
 class FGD(PyramidLoss):
     """Focal and global distillation: objects, background, attention and relations.
 
@@ -268,6 +287,35 @@ class FGD(PyramidLoss):
 
     Source: Yang et al., arXiv 2111.11837.
     """
+
+    weight = 1.0
+    two_stage_settings: ClassVar[Mapping[str, float]] = {
+        "foreground": 5e-5,
+        "background": 2.5e-5,
+        "attention": 5e-5,
+        "relation": 5e-7,
+    }
+    source = (
+        "Yang et al., CVPR 2022, arXiv 2111.11837; RetinaNet and Faster R-CNN of its repository"
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of the loss; two-stage detectors have others by default."""
+
+        temperature: float = option(0.5, "temperature of the attention masks", above=0.0)
+        foreground: float = option(
+            1e-3, "weight on objects [default: 0.001, two-stage 5e-05]", minimum=0.0
+        )
+        background: float = option(
+            5e-4, "weight on background [default: 0.0005, two-stage 2.5e-05]", minimum=0.0
+        )
+        attention: float = option(
+            5e-4, "weight of attention masks [default: 0.0005, two-stage 5e-05]", minimum=0.0
+        )
+        relation: float = option(
+            5e-6, "weight of relations [default: 5e-06, two-stage 5e-07]", minimum=0.0
+        )
 
     needs = ("student_features", "teacher_features", "boxes")
     bias = True

@@ -5,12 +5,15 @@ Shape letters: B batch, C channels, H height, W width, J = C * H * W entries of 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from raygkd.graph import full_precision, normalised_channels, require, weight_problems
 from raygkd.losses.base import FeatureLoss, Setup
+from raygkd.registry import METHODS, option
 
 # RKD's smallest distance of two images, in units of the embeddings
 CLOSEST = 1e-6
@@ -146,8 +149,13 @@ def _pairs_problem(student_BC: Tensor, teacher_BC: Tensor) -> str | None:
     )
 
 
+@METHODS.register("sp")
 class SP(FeatureLoss):
     """Similarities of the images of a batch, see ``sp_loss``."""
+
+    weight = 3000.0
+    levels = "last"
+    source = "Tung and Mori, ICCV 2019, arXiv 1907.09682"
 
     def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
         """Return ``sp_loss``."""
@@ -155,6 +163,7 @@ class SP(FeatureLoss):
         return sp_loss(student_BCHW, teacher_BCHW)
 
 
+@METHODS.register("rkd")
 class RKD(FeatureLoss):
     """Distances and angles between the images' embeddings, see ``rkd_loss``.
 
@@ -170,6 +179,17 @@ class RKD(FeatureLoss):
         ConfigError: a weight is negative, or both are 0.
     """
 
+    weight = 1.0
+    levels = "last"
+    source = "Park et al., CVPR 2019, arXiv 1904.05068"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of the loss."""
+
+        distance: float = option(25.0, "weight of the distances", minimum=0.0)
+        angle: float = option(50.0, "weight of the angles", minimum=0.0)
+
     def __init__(self, setup: Setup, *, distance: float, angle: float):
         super().__init__(setup)
         require(*weight_problems(distance=distance, angle=angle))
@@ -182,11 +202,16 @@ class RKD(FeatureLoss):
         return rkd_loss(*embedded, self.distance, self.angle)
 
 
+@METHODS.register("pkt")
 class PKT(FeatureLoss):
     """Cosines of the images' embeddings, as probabilities; see ``pkt_loss``.
 
     The embedding is the mean of the maps over their positions.
     """
+
+    weight = 30000.0
+    levels = "last"
+    source = "Passalis and Tefas, ECCV 2018, arXiv 1803.10837"
 
     def level_loss(self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
         """Return ``pkt_loss`` of the embeddings."""

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raygkd.config import Config, flag, given, settings
+from raygkd.config import Config, flag, given, settings, text_of, value_of
 from raygkd.report.page import Block, Section, Table, Words
 from raygkd.report.tables import show, teacher_note
 
@@ -117,15 +117,14 @@ def command_line(command: str, config: Config) -> str:
     """
     named = given(config) - (_OF_TEACHER_ALONE if command == "teacher" else set())
     words = ["raygkd", command, "--dataset", config.data.dataset]
-    for name, (section, _, _) in settings().items():
-        value = getattr(getattr(config, section), name)
+    for name in settings():
+        value = value_of(config, name)
         if name not in named or name == "dataset" or value is None:
             continue
-        if isinstance(value, bool):
+        if "." in name:
+            words += ["--set", f"{name}={text_of(value)}"]
+        elif isinstance(value, bool):
             words.append(flag(name) if value else f"--no-{name.replace('_', '-')}")
         else:
-            words += [
-                flag(name),
-                ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
-            ]
+            words += [flag(name), text_of(value)]
     return shlex.join(words)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raygkd.assembly.methods import suits
-from raygkd.config import METHODS, Config
+from raygkd.assembly.methods import matches_graphs, suits
+from raygkd.config import Config
+from raygkd.registry import METHODS
 
-OURS = ("graph", "graph+kd")
 # settings of one variant: name -> value
 Settings = dict[str, Any]
 
@@ -23,13 +23,13 @@ def variants(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
     """
     if config.compare.preset == "ablation":
         return ablation(config, task, channels)
-    methods = config.compare.methods or tuple(name for name in METHODS if suits(name, task))
+    methods = config.compare.methods or tuple(name for name in METHODS.names() if suits(name, task))
     return {name: {"method": name} for name in methods}
 
 
 def is_baseline(settings: Mapping[str, Any]) -> bool:
     """Return whether a variant is somebody else's method, or none."""
-    return settings["method"] not in OURS
+    return not matches_graphs(settings["method"])
 
 
 def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str, Settings]:

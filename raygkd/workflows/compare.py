@@ -14,7 +14,15 @@ from raygkd.assembly.derived_configs import student_alone
 from raygkd.assembly.matched_levels import level_shapes
 from raygkd.assembly.methods import uses_teacher
 from raygkd.assembly.student_objective import build_objective
-from raygkd.config import LARGEST_SEED, Config, settings, to_mapping, to_yaml, with_settings
+from raygkd.config import (
+    LARGEST_SEED,
+    Config,
+    given_of_method,
+    option_settings,
+    to_mapping,
+    to_yaml,
+    with_settings,
+)
 from raygkd.data.run_images import Images
 from raygkd.errors import ConfigError, UserError
 from raygkd.models import ModelFile, save_model_file
@@ -45,7 +53,10 @@ from raygkd.workflows.trial_progress import require_a_score
 PARENT = "comparison"
 RULE = "highest mean validation score over the seeds; of its seeds the best on validation"
 # what a run of a comparison has as parameters, so that the UI can set all of them side by side
-_SHOWN = [name for name, (section, _, _) in settings().items() if section == "method"] + ["lr"]
+_SHOWN = [
+    *(name for name, (section, _, _) in option_settings().items() if section == "method"),
+    "lr",
+]
 
 
 class ComparisonProgress(SeedProgress):
@@ -77,7 +88,8 @@ def method_key(name: str) -> str:
 def shown_params(config: Config) -> dict[str, Any]:
     """Return the settings by which the runs of a comparison differ."""
     tree = to_mapping(config)
-    return {name: tree[settings()[name][0]][name] for name in _SHOWN}
+    shown = {name: tree[option_settings()[name][0]][name] for name in _SHOWN}
+    return shown | given_of_method(config)
 
 
 def compare(config: Config, *, console: Console, resume: Any = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.methods import matches_graphs, uses_teacher
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config, from_yaml, with_settings
 from raygkd.data.run_images import Images
@@ -146,13 +146,13 @@ class FinishedRun:
         It is that of the model that the report is about or, in a comparison whose best is of
         another method, the best of those that did, by the validation split.
         """
-        if "graph" in self.settings.method.method:
+        if matches_graphs(self.settings.method.method):
             number = self.winner.number if self.winner else None
             return self._training(self.trained or "", self.settings, number)
         rows = [
             row
             for row in self.result.get("trainings", ())
-            if row["status"] == "finished" and "graph" in row["params"]["method"]
+            if row["status"] == "finished" and matches_graphs(row["params"]["method"])
         ]
         if not rows:
             return None

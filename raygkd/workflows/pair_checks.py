@@ -11,7 +11,7 @@ from torch import nn
 from raygkd.assembly.compatibility import check_kind, check_settings, check_teacher
 from raygkd.assembly.derived_configs import teacher_alone, teacher_training
 from raygkd.assembly.matched_levels import chosen_levels
-from raygkd.assembly.methods import distils
+from raygkd.assembly.methods import distils, matches_graphs
 from raygkd.assembly.models import is_model_file, new_model, start_from_teacher, start_from_weights
 from raygkd.assembly.student_objective import build_graph_loss, build_objective
 from raygkd.config import Config
@@ -136,7 +136,7 @@ def show_pair(config: Config, spec: ImageSpec, teacher: nn.Module, console: Cons
         copied = start_from_teacher(config, student, teacher)
     graph = None
     method = config.method.method
-    if "graph" in method:
+    if matches_graphs(method):
         with naming_option("--levels"):
             chosen_levels(config, teacher, student)
         with naming_option("--dim"):

@@ -106,9 +106,9 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
     problems = []
     free = {}
     for name, given in asked.items():
-        section, _, kind = known[name]
+        _, _, kind = known[name]
         value = configuration.coerce(name, kind, given)
-        before = getattr(getattr(own, section), name)
+        before = configuration.value_of(own, name)
         if name in _FREE:
             free[name] = value
         elif value != before and not (

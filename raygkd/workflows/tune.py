@@ -13,7 +13,7 @@ from rich.console import Console
 
 from raygkd.assembly.derived_configs import student_alone
 from raygkd.assembly.matched_levels import level_shapes
-from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.methods import matches_graphs, uses_teacher
 from raygkd.assembly.models import student_file
 from raygkd.config import Config, given, to_yaml, with_settings
 from raygkd.config.search_space import Dimension, check_space, default_space, extremes, read_space
@@ -119,7 +119,7 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
     check_student(config, images)
     teacher = teacher_model(config, images.spec)
     channels: dict[int, int] = {}
-    if "graph" in config.method.method:
+    if matches_graphs(config.method.method):
         shapes = level_shapes(config, teacher, images.spec)
         channels = {level: shape[0] for level, shape in shapes.items()}
     chosen = config.method.levels

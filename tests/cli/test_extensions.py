@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,18 +16,21 @@ from outcomes import CLASSES, Ran
 from raygkd.errors import ConfigError
 from raygkd.models import build_classifier, load_model_file
 from raygkd.models.classifiers import CLASSIFIERS
+from raygkd.registry import METHODS
 
+REGISTRIES = (METHODS,)
 NAMES = tuple(f"class-{number}" for number in range(CLASSES))
 MODULE = """
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from torch import nn
 
 from raygkd.data.sources import Sample, Source
-from raygkd.losses import Baseline
 from raygkd.losses.base import FeatureLoss
+from raygkd.registry import METHODS, option
 
 
 class Net(nn.Module):
@@ -52,14 +58,25 @@ def noise(options):
     return Source("noise", ("class-0", "class-1", "class-2"), samples)
 
 
-class Means(FeatureLoss):
+@METHODS.register("telegraph")
+class Telegraph(FeatureLoss):
+    weight = 2.0
+    levels = "last"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        power: float = option(
+            2.0, "power of the differences", above=0, search={"uniform": (1.0, 3.0)}
+        )
+
+    def __init__(self, setup, *, power):
+        super().__init__(setup)
+        self.power = power
+
     def level_loss(self, level, student_BCHW, teacher_BCHW):
-        return (student_BCHW.mean(1) - teacher_BCHW.mean(1)).square().mean()
+        return (student_BCHW.mean(1) - teacher_BCHW.mean(1)).abs().pow(self.power).mean()
 
 
-means = Baseline(
-    build=Means, task="classification", reads="features", weight=2.0, source="here", levels="last"
-)
 number = 7
 """
 POINTS = """
@@ -73,12 +90,18 @@ wrn_40_1 = own_things:Net
 noise = own_things:noise
 
 [raygkd.baselines]
-means = own_things:means
+telegraph = own_things:Telegraph
 """
 
 
+def params(output: Path) -> set[tuple[str, str]]:
+    """Return name and value of the parameters that an MLflow store holds."""
+    with closing(sqlite3.connect(output / "mlflow.db")) as database:
+        return set(database.execute("SELECT key, value FROM params"))
+
+
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A package that is installed here, and in the processes that come of this one.
 
     Scenes in the background start some of those, so it takes no name that they use.
@@ -91,22 +114,77 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (info / "entry_points.txt").write_text(POINTS)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
+    yield
+    sys.modules.pop("own_things", None)
+    for registry in REGISTRIES:
+        for name, entry in list(registry._entries.items()):
+            if entry.__module__ == "own_things":
+                del registry._entries[name]
 
 
 @pytest.mark.usefixtures("package")
 def test_a_model_learns_from_a_method_on_a_data_set_of_another_package(
     raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options = ("--dataset", "noise", "--student", "net", "--method", "means", "--epochs", "1")
+    options = ("--dataset", "noise", "--student", "net", "--method", "telegraph", "--epochs", "1")
     options += ("--batch-size", "8", "--output", tmp_path / "out", "--json")
+    options += ("--set", "telegraph.power=1.5")
     ran = raygkd("train", "--teacher", model_file(*NAMES), *options)
     assert ran.code == 0, ran.err
-    assert "means compares the maps of level 2" in ran.err
+    assert "telegraph compares the maps of level 2" in ran.err
     result = json.loads(ran.out)
     assert result["models"]["student"]["model"] == "net"
     assert load_model_file(Path(result["model"])).class_names == NAMES
     journal = (Path(result["run"]) / "metrics.jsonl").read_text()
-    assert json.loads(journal.splitlines()[0])["loss_means"] > 0
+    assert json.loads(journal.splitlines()[0])["loss_telegraph"] > 0
+    assert "telegraph:\n    power: 1.5\n" in (Path(result["run"]) / "config.yaml").read_text()
+    assert ("telegraph.power", "1.5") in params(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("package")
+def test_a_search_draws_the_settings_of_a_method_of_another_package(
+    raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = ("--dataset", "noise", "--student", "net", "--method", "telegraph", "--epochs", "1")
+    options += ("--batch-size", "8", "--output", tmp_path / "out", "--trials", "2", "--json")
+    ran = raygkd("tune", "--teacher", model_file(*NAMES), *options)
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    drawn = [trial["params"] for trial in result["trials"]]
+    assert all(one.keys() == {"lr", "baseline_weight", "telegraph.power"} for one in drawn)
+    assert all(1.0 <= one["telegraph.power"] <= 3.0 for one in drawn)
+    logged = {value for name, value in params(tmp_path / "out") if name == "telegraph.power"}
+    assert logged == {str(one["telegraph.power"]) for one in drawn}
+    ran = raygkd("report", result["run"], "--json")
+    assert ran.code == 0, ran.err
+    page = Path(json.loads(ran.out)["html"]).read_text()
+    assert "telegraph.power" in page
+
+
+@pytest.mark.usefixtures("package")
+def test_help_has_the_settings_of_another_package(raygkd: Callable[..., Ran]) -> None:
+    text = " ".join(raygkd("train", "--help").out.split())
+    assert "telegraph.power=FLOAT power of the differences [default: 2.0]" in text
+
+
+@pytest.mark.usefixtures("package")
+def test_wrong_settings_of_a_method_are_refused(
+    refused: Callable[..., str], yaml_file: Callable[[str], Path], good: tuple[str, ...]
+) -> None:
+    train = ("train", "--method", "telegraph")
+    error = refused(*train, "--set", "telegraph.power=0")
+    assert "--set telegraph.power 0.0: must be above 0" in error
+    error = refused(*train, "--set", "telegraph.power=much")
+    assert "--set telegraph.power 'much': must be a number" in error
+    for wrong in ("telegraph.powr=1", "telegraph.power", "lr=1"):
+        assert f"--set {wrong!r}: must be NAME=VALUE" in refused(*train, "--set", wrong)
+    error = refused("train", "--alpha", "3", "--set", "graph.alpha=3")
+    assert "--set graph.alpha and --alpha are one setting: leave one of them out" in error
+    path = yaml_file("method: {alpha: 3, graph: {alpha: 4}}")
+    assert "graph.alpha and alpha are one setting" in refused("train", "--config", path)
+    path = yaml_file("dkd.beta: {choice: [1, 2]}")
+    error = refused("tune", *good, "--method", "telegraph", "--space", path)
+    assert "dkd.beta is a setting of the method dkd, and --method is telegraph" in error
 
 
 @pytest.mark.usefixtures("package")
@@ -122,8 +200,8 @@ def test_what_is_broken_names_its_package(refused: Callable[..., str]) -> None:
     assert "classifier 'wrn_40_1' is of several packages (own-things, raygkd)" in error
     error = refused("train", "--student", "nett", "--method", "none")
     assert "unknown classifier 'nett'; did you mean 'net'" in error
-    error = refused("train", "--method", "mean")
-    assert "'mean' is not one of 'none', 'kd'" in error
+    error = refused("train", "--method", "means")
+    assert "'means' is not one of 'none', 'graph'" in error
 
 
 def test_without_the_package_there_are_the_own_names_alone() -> None:

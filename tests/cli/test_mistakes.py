@@ -293,7 +293,7 @@ def test_levels_and_dimension_that_the_teacher_does_not_have(
         (("--temperature", "-1"), "--temperature -1.0: must be above 0"),
         (("--temperature", "nan"), "--temperature nan: must be a finite number"),
         (("--method", "cwd"), "--method cwd: is not for classification, which these images are"),
-        (("--method", "grph"), "'--method': 'grph' is not one of 'none', 'kd', 'dkd', 'dist', "),
+        (("--method", "grph"), "'--method': 'grph' is not one of 'none', 'graph', 'graph+kd', "),
         (
             ("--batch-size", "64", "--workers", "3"),
             "--batch-size 64 cannot be split evenly over --workers 3: use a multiple",
@@ -309,7 +309,7 @@ def test_values_that_are_not_allowed(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--methods", "kd,ick"), "--methods 'ick': must be one of none, kd, dkd, dist, logit-std"),
+        (("--methods", "kd,ick"), "--methods 'ick': must be one of none, graph, graph+kd, fitnet"),
         (("--methods", "kd,kd"), "--methods 'kd,kd': must be different methods"),
         (
             ("--methods", "kd", "--preset", "ablation"),

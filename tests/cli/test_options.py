@@ -13,7 +13,15 @@ from outcomes import Ran
 
 from raygkd.cli.options import resolve
 from raygkd.cli.run_commands import compare, teacher, train, tune
-from raygkd.config import SECTIONS, Config, OptimConfig, settings, to_yaml, with_settings
+from raygkd.config import (
+    SECTIONS,
+    Config,
+    OptimConfig,
+    option_settings,
+    settings,
+    to_yaml,
+    with_settings,
+)
 from raygkd.workflows.preflight import with_lasting_paths
 
 COMMANDS = {"teacher": teacher, "train": train, "tune": tune}
@@ -42,19 +50,19 @@ def test_every_command_has_the_options_by_the_same_names(command: str) -> None:
 
 def test_what_only_one_command_uses_is_an_option_of_that_command() -> None:
     names = {
-        command: {param.name for param in COMMANDS[command].params} & set(settings())
+        command: {param.name for param in COMMANDS[command].params} & set(option_settings())
         for command in COMMANDS
     }
-    search = {name for name, (section, _, _) in settings().items() if section == "search"}
-    others = set(settings()) - COMPARE
+    search = {name for name, (section, _, _) in option_settings().items() if section == "search"}
+    others = set(option_settings()) - COMPARE
     assert names["tune"] == others
     assert names["train"] == others - search
-    method = {name for name, (section, _, _) in settings().items() if section == "method"}
+    method = {name for name, (section, _, _) in option_settings().items() if section == "method"}
     students = method - {"method"} | {"student_weights", "inherit", "teacher_epochs"}
     assert names["teacher"] == others - search - students
-    compared = {param.name for param in compare.params} & set(settings())
+    compared = {param.name for param in compare.params} & set(option_settings())
     single = {"method", "baseline_weight"}
-    assert compared == set(settings()) - (search - {"max_concurrent"}) - single
+    assert compared == set(option_settings()) - (search - {"max_concurrent"}) - single
 
 
 def test_an_option_means_the_same_in_every_command() -> None:
@@ -143,7 +151,9 @@ def test_help_has_a_part_for_each_section_of_a_file(raygkd: Callable[..., Ran]) 
     assert titles == ["Options", *(section.capitalize() for section in sections)]
     for section, part in zip(sections, parts[1:], strict=True):
         listed = {line.split()[0] for line in part.splitlines() if line.startswith("  --")}
-        known = {f"--{n.replace('_', '-')}" for n, (s, _, _) in settings().items() if s == section}
+        known = {
+            f"--{n.replace('_', '-')}" for n, (s, _, _) in option_settings().items() if s == section
+        }
         assert listed == known
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from raygkd.assembly.methods import baseline_of, suits
-from raygkd.config import METHODS, Config, with_settings
+from raygkd.config import Config, with_settings
 from raygkd.errors import ConfigError
-from raygkd.losses import BASELINES
+from raygkd.losses import baseline_class, baseline_names
+from raygkd.registry import METHODS
 from raygkd.workflows.ablation import is_baseline, variants
 
 CHANNELS = {1: 16, 2: 32, 3: 64}
-DETECTION = ["none", "fgd", "cwd", "pkd", "graph"]
+DETECTION = ["none", "graph", "cwd", "pkd", "fgd"]
 
 
 def names(task: str = "classification", **settings: object) -> list[str]:
@@ -19,23 +20,23 @@ def names(task: str = "classification", **settings: object) -> list[str]:
 
 
 def test_methods_are_the_baselines_ours_and_none():
-    assert set(METHODS) == {"none", *BASELINES.names(), "graph", "graph+kd"}
+    assert set(METHODS.names()) == {"none", *baseline_names(), "graph", "graph+kd"}
 
 
 def test_without_a_choice_all_that_suit_the_images_are_compared():
     assert names("detection") == DETECTION
-    assert names() == [name for name in METHODS if name not in ("fgd", "cwd", "pkd")]
+    assert names() == [name for name in METHODS.names() if name not in ("fgd", "cwd", "pkd")]
 
 
 def test_a_choice_is_compared_in_its_order():
     assert names(methods=["at", "none"]) == ["at", "none"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names())
 def test_a_method_suits_the_task_of_its_baseline(method: str):
     baseline = baseline_of(method)
     for task in ("classification", "detection"):
-        assert suits(method, task) == (baseline is None or BASELINES.get(baseline).task == task)
+        assert suits(method, task) == (baseline is None or baseline_class(baseline).task == task)
 
 
 def test_an_ablation_changes_one_thing_at_a_time():
@@ -82,7 +83,7 @@ def test_a_name_has_one_meaning():
     assert len(set(trained)) == len(trained)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names())
 def test_ours_is_no_baseline(method: str):
     assert is_baseline({"method": method}) == (not method.startswith("graph"))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from raygkd.errors import ConfigError
-from raygkd.losses import BASELINES, BaselineLoss, baseline_loss, kd_loss
+from raygkd.losses import BaselineLoss, baseline_class, baseline_loss, baseline_names, kd_loss
 from raygkd.losses.features import at_loss, hint_loss, ickd_loss, vid_loss
 from raygkd.losses.levels import on_one_grid
 from raygkd.losses.logits import dist_loss, dkd_loss, standardised_kd_loss
@@ -30,10 +30,10 @@ from raygkd.losses.pyramids import (
 )
 from raygkd.losses.samples import pkt_loss, rkd_loss, sp_loss
 
-NAMES = BASELINES.names()
+NAMES = baseline_names()
 IN_TORCHDISTILL = ("at", "rkd", "pkt", "vid", "dist")
-LOGITS = [name for name in NAMES if BASELINES.get(name).reads == "logits"]
-FEATURES = [name for name in NAMES if BASELINES.get(name).reads == "features"]
+LOGITS = [name for name in NAMES if baseline_class(name).reads == "logits"]
+FEATURES = [name for name in NAMES if baseline_class(name).reads == "features"]
 PAIRS = ("sp", "rkd", "pkt")
 # they have modules of their own, and so no form without shapes
 SHAPED = ("vid", "fgd")
@@ -395,11 +395,11 @@ NAIVE: dict[str, Callable[[Tensor, Tensor], float]] = {
 @pytest.mark.parametrize("name", NAIVE)
 def test_loss_follows_its_formula(name: str):
     module, given = build(name), inputs()
-    if BASELINES.get(name).reads == "logits":
+    if baseline_class(name).reads == "logits":
         expected = NAIVE[name](given["student_logits"], given["teacher_logits"])
     else:
         expected = 0.0
-        for level in BASELINES.get(name).levels_of(STUDENT):
+        for level in baseline_class(name).levels_of(STUDENT):
             student, teacher = given["student_features"][level], given["teacher_features"][level]
             if name not in PAIRS:
                 student, teacher = on_one_grid(student, teacher)
@@ -439,7 +439,7 @@ def test_vid_starts_with_its_variance(wanted: float):
 @pytest.mark.parametrize("two_stage", [False, True])
 def test_fgd_follows_its_formula(two_stage: bool):
     module, given = build("fgd", two_stage=two_stage), inputs()
-    published = BASELINES.get("fgd").settings_for(two_stage=two_stage)
+    published = baseline_class("fgd").settings_for(two_stage=two_stage)
     expected = 0.0
     for level in STUDENT:
         student, teacher = on_one_grid(
@@ -682,7 +682,7 @@ def test_gradient_reaches_student_and_adapters_and_never_the_teacher(name: str):
         tensor.requires_grad_()
     module(**given).backward()
     assert all(tensor.grad is None for tensor in tensors_of(given, "teacher"))
-    entry = BASELINES.get(name)
+    entry = baseline_class(name)
     if entry.reads == "logits":
         read = [given["student_logits"]]
     else:
@@ -863,7 +863,7 @@ def test_one_position_of_one_image_says_nothing(loss: Callable[[Tensor, Tensor],
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_default_levels_are_the_published_ones(name: str):
-    entry, given = BASELINES.get(name), inputs()
+    entry, given = baseline_class(name), inputs()
     levels = entry.levels_of([3, 1, 2])
     assert levels == {"all": (1, 2, 3), "middle": (2,), "last": (3,)}[entry.levels]
     several, one_by_one = build(name), [build(name, levels=[level]) for level in levels]
@@ -875,8 +875,8 @@ def test_default_levels_are_the_published_ones(name: str):
 
 
 def test_the_middle_of_an_even_number_is_the_shallower():
-    assert BASELINES.get("fitnet").levels_of([4, 2, 3, 1]) == (2,)
-    assert BASELINES.get("kd").levels_of([1, 2]) == ()
+    assert baseline_class("fitnet").levels_of([4, 2, 3, 1]) == (2,)
+    assert baseline_class("kd").levels_of([1, 2]) == ()
 
 
 def test_without_shapes_the_levels_are_those_that_both_have():
@@ -912,7 +912,7 @@ def test_without_shapes_the_levels_are_those_that_both_have():
     ],
 )
 def test_published_weights(name: str, weight: float, task_weight: float):
-    entry = BASELINES.get(name)
+    entry = baseline_class(name)
     assert (entry.weight_for(two_stage=False), entry.task_weight) == (weight, task_weight)
     assert build(name).weight == weight
     assert entry.task == ("detection" if name in ("fgd", "cwd", "pkd") else "classification")
@@ -962,7 +962,7 @@ def test_unknown_names_and_settings_are_refused_with_the_allowed_ones():
 @each_name
 def test_what_is_missing_is_named(name: str):
     module, given = build(name), inputs()
-    reads = BASELINES.get(name).reads
+    reads = baseline_class(name).reads
     needed = {f"student_{reads}", f"teacher_{reads}"}
     needed |= {"dkd": {"targets"}, "fgd": {"boxes"}}.get(name, set())
     assert set(module.needs) == needed

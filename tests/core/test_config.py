@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,24 +18,30 @@ from raygkd.assembly.derived_configs import (
     teacher_training,
 )
 from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.student_objective import baseline_settings
 from raygkd.config import (
     SECTIONS,
     Config,
     WorkerRange,
+    allowed_choices,
     base_type,
     check_keys,
+    coerce_text,
     fingerprint,
     flag,
     from_mapping,
     from_yaml,
     given,
+    option_settings,
     settings,
+    text_of,
     to_mapping,
     to_yaml,
+    value_of,
     with_settings,
 )
 from raygkd.errors import ConfigError
-from raygkd.registry import Registry
+from raygkd.registry import METHODS, Registry, own_settings
 
 
 def problems(tree: dict[str, Any]) -> list[str]:
@@ -79,8 +87,9 @@ def test_what_is_left_out_has_its_default():
 
 
 def test_every_setting_has_a_name_of_its_own():
-    names = [leaf.name for cls in SECTIONS.values() for leaf in dataclasses.fields(cls)]
-    assert len(names) == len(set(names)) == len(settings())
+    leaves = [leaf for cls in SECTIONS.values() for leaf in dataclasses.fields(cls)]
+    names = [leaf.name for leaf in leaves if leaf.metadata]
+    assert len(names) == len(set(names)) == len(option_settings())
     assert list(SECTIONS) == [leaf.name for leaf in dataclasses.fields(Config)]
 
 
@@ -174,7 +183,7 @@ def test_a_refused_value_brings_no_problem_with_a_default():
 )
 def test_values_take_the_type_of_their_setting(name: str, given: Any, value: Any):
     config = with_settings(Config(), {name: given})
-    found = getattr(getattr(config, settings()[name][0]), name)
+    found = value_of(config, name)
     assert found == value
     assert type(found) is type(value)
 
@@ -269,11 +278,11 @@ def test_number_that_is_not_finite_is_refused(value: float | str):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, (_, leaf, _) in settings().items() if leaf.metadata["choices"]]
+    "name", [name for name, (_, leaf, _) in settings().items() if allowed_choices(leaf)]
 )
 def test_choice_that_is_not_offered_is_refused_with_the_offered_ones(name: str):
     _, leaf, kind = settings()[name]
-    choices = leaf.metadata["choices"]
+    choices = allowed_choices(leaf)
 
     def value(choice: str) -> Any:
         return choice if base_type(kind) is str else [choice]
@@ -357,6 +366,66 @@ def test_settings_that_do_not_go_together_are_refused(values: dict[str, Any], me
 
 def test_weights_may_all_be_zero_where_no_graph_is_distilled():
     with_settings(Config(), {"alpha": 0, "beta": 0, "gamma": 0, "method": "kd"})
+
+
+# Settings of registered methods
+
+
+def test_settings_of_methods_are_given_back_and_named_by_their_method():
+    config = from_mapping({"method": {"dkd": {"beta": 3}}})
+    assert config.method.own == {"dkd.beta": 3.0}
+    assert config == with_settings(Config(), {"dkd.beta": 3})
+    assert from_yaml(to_yaml(config), where="run.yaml") == config
+    assert to_mapping(config)["method"]["dkd"] == {"beta": 3.0}
+    assert given(config) == {"dkd.beta"}
+    assert (value_of(config, "dkd.beta"), value_of(config, "dkd.alpha")) == (3.0, 1.0)
+    assert baseline_settings(config, "dkd") == {"beta": 3.0, "temperature": 4.0}
+
+
+def test_settings_with_an_option_of_their_own_have_two_names():
+    config = from_mapping({"method": {"graph": {"alpha": 3, "levels": [1]}, "dkd.temperature": 2}})
+    assert config == with_settings(Config(), {"alpha": 3, "levels": [1], "kd_temperature": 2})
+    assert config == with_settings(Config(), {"graph.alpha": 3, "levels": [1], "kd.temperature": 2})
+    assert baseline_settings(config, "kd") == {"temperature": 2.0}
+    with pytest.raises(ConfigError, match=r"^graph.alpha and alpha are one setting"):
+        from_mapping({"method": {"alpha": 3, "graph": {"alpha": 3}}})
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ({"dkd": {"bta": 1}}, "unknown key 'method.dkd.bta'; did you mean 'dkd.beta'"),
+        ({"dkd": {"beta": "much"}}, "--set dkd.beta 'much': must be a number"),
+        ({"dkd": {"beta": -1}}, "--set dkd.beta -1.0: must be at least 0"),
+        ({"dkd": 3}, "unknown key 'method.dkd'"),
+    ],
+)
+def test_wrong_settings_of_methods_are_refused(leaves: dict[str, Any], message: str):
+    (line,) = problems({"method": leaves})
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (float, "8", 8.0),
+        (int, "8", 8),
+        (bool, "true", True),
+        (str, "none", "none"),
+        (float | None, "none", None),
+        (tuple[int, ...], "1,2", (1, 2)),
+    ],
+)
+def test_texts_take_the_type_of_their_setting(kind: Any, text: str, value: Any):
+    found = coerce_text("a.b", kind, text)
+    assert (found, type(found)) == (value, type(value))
+    assert value is None or coerce_text("a.b", kind, text_of(value)) == value
+
+
+@pytest.mark.parametrize(("kind", "text"), [(float, "x"), (int, "1.5"), (bool, "yes")])
+def test_texts_of_another_type_are_refused(kind: Any, text: str):
+    with pytest.raises(ConfigError, match=f"^--set a.b '{text}': must be"):
+        coerce_text("a.b", kind, text)
 
 
 # Changing settings
@@ -458,6 +527,26 @@ def test_broken_yaml_names_the_file(text: str, message: str):
 
 
 # The registry
+
+
+def test_what_sources_say_of_methods_is_what_importing_them_says():
+    code = """
+import dataclasses, sys
+from raygkd.registry import METHODS
+for name, settings in METHODS.settings().items():
+    for leaf in dataclasses.fields(settings):
+        print(name, leaf.name, leaf.default, dict(leaf.metadata))
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    imported = {name: own_settings(METHODS.get(name)) for name in METHODS.names()}
+    assert done.stdout.splitlines() == [
+        f"{name} {leaf.name} {leaf.default} {dict(leaf.metadata)}"
+        for name, cls in imported.items()
+        if cls is not None
+        for leaf in dataclasses.fields(cls)
+    ]
 
 
 def test_registry_gives_what_was_entered():

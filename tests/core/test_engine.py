@@ -36,7 +36,7 @@ from small_runs import (
 from raygkd.assembly.methods import suits
 from raygkd.assembly.models import student_file
 from raygkd.assembly.training import amp_dtype, build_training
-from raygkd.config import METHODS, OptimConfig, from_yaml
+from raygkd.config import OptimConfig, from_yaml
 from raygkd.data.parquet import ImageTable
 from raygkd.deploy.modules import DeployedClassifier
 from raygkd.engine import (
@@ -56,6 +56,7 @@ from raygkd.engine.loop import hash_seed
 from raygkd.engine.schedule import lr_factor
 from raygkd.errors import ConfigError, DataError, Diverged, Stopped
 from raygkd.models import build_classifier, build_from_file, load_model_file, save_model_file
+from raygkd.registry import METHODS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED_WEIGHTS = {
@@ -134,7 +135,9 @@ def test_teacher_is_in_neither_objective_nor_optimizer():
 
 
 def test_all_methods_for_classifiers_are_tested():
-    assert set(EXPECTED_WEIGHTS) == {name for name in METHODS if suits(name, "classification")}
+    assert set(EXPECTED_WEIGHTS) == {
+        name for name in METHODS.names() if suits(name, "classification")
+    }
 
 
 @pytest.mark.parametrize("method", EXPECTED_WEIGHTS)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from raygkd.config import METHODS, Config, from_mapping, settings, with_settings
+from raygkd.config import Config, from_mapping, settings, with_settings
 from raygkd.config.search_space import Dimension, check_space, default_space, read_space, searchable
 from raygkd.errors import ConfigError
+from raygkd.registry import METHODS
 
 CHANNELS = {1: 16, 2: 32, 3: 64}
 
@@ -136,7 +137,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path: Path):
 # The defaults
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names())
 @pytest.mark.parametrize(
     "channels",
     [
@@ -213,7 +214,7 @@ def test_settings_that_are_fixed_are_not_searched():
 def test_default_space_varies_what_each_method_uses():
     names = {
         method: {dimension.name for dimension in default_space(method, CHANNELS)}
-        for method in METHODS
+        for method in METHODS.names()
     }
     assert names["none"] == {"lr", "weight_decay"}
     assert names["kd"] == {"lr", "kd_temperature", "kd_weight"}

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from raygkd.graph import ATTENTION_MODES, WEIGHTS
 from raygkd.losses import (
-    BASELINES,
     SPECTRAL_MODES,
     baseline_loss,
+    baseline_names,
     edge_loss,
     kd_loss,
     spectral_loss,
@@ -53,7 +53,7 @@ def golden_losses() -> dict[str, float]:
                     student_BCHW, teacher_BCHW, 3, mode, weights
                 )
     losses["kd"] = kd_loss(maps((4, 6), 0.7), maps((4, 6), 1.3), 4.0)
-    losses |= {f"baseline {name}": _baseline(name) for name in BASELINES.names()}
+    losses |= {f"baseline {name}": _baseline(name) for name in baseline_names()}
     return {name: loss.item() for name, loss in losses.items()}
 
 
