@@ -14,18 +14,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from raygkd.assembly.training import build_optimizer
 from raygkd.config import Config, MethodConfig, OptimConfig, with_settings
+from raygkd.data.pairs import Data, PairStream
 from raygkd.engine import Objective, Teacher, TeacherOutput, Training, run_epoch
 from raygkd.engine.schedule import lr_factor
-from raygkd.errors import ConfigError, DataError
+from raygkd.errors import ConfigError
 from raygkd.losses import GraphDistillationLoss
 from raygkd.models import FeatureTap, NamedLevels, map_shapes, stage_modules
 
 Levels = Sequence[str] | Mapping[str, str] | None
-Data = Dataset[Any] | Iterable[Any]
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Tensor, Tensor], Any]
 Optimiser = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -198,7 +197,7 @@ def distill(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([place] if place.type == "cuda" else []))
-        stream = _Stream(train_data, val_data, batch_size, seed)
+        stream = PairStream(train_data, val_data, batch_size, seed)
         images = next(stream.train_batches(0))["image"][:PROBED].to(place)
         pair = _Pair.of(teacher.to(place), student.to(place), levels)
         student_shapes, teacher_shapes = pair.shapes(images)
@@ -230,7 +229,7 @@ def distill(
 def _training(
     objective: Objective,
     teacher: Teacher,
-    stream: _Stream,
+    stream: PairStream,
     task: _Task,
     optim: OptimConfig,
     optimizer: Optimiser,
@@ -429,78 +428,3 @@ class _Task:
         if not outputs:
             return {}
         return {"score": float(self.metric(torch.cat(outputs), torch.cat(labels)))}
-
-
-class _Stream:
-    """The user's data as the training loop takes it."""
-
-    bad_images = 0
-    boxes = None
-
-    def __init__(self, train: Data, val: Data | None, batch_size: int, seed: int):
-        self._train = _batches(train, "train_data", batch_size, seed)
-        self._val = [] if val is None else _batches(val, "val_data", batch_size, None)
-        self.steps_per_epoch = len(self._train)
-
-    def train_batches(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
-        return map(_batch, self._train)
-
-    def eval_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
-        return map(_batch, self._val)
-
-    def close(self) -> None:
-        pass
-
-
-def _batches(data: Data, name: str, batch_size: int, seed: int | None) -> Any:
-    """Return what yields batches and has a length; of a dataset with a seed they are shuffled.
-
-    Raises:
-        DataError: no length, or no batch.
-    """
-    count = _length(data, name)
-    # a loader cannot be asked for a single image
-    if count and hasattr(data, "__getitem__"):
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        data = DataLoader(
-            data,  # type: ignore[arg-type]
-            batch_size,
-            shuffle=seed is not None,
-            # the statistics of a batch of one image are none
-            drop_last=seed is not None and count >= batch_size,
-            generator=generator,
-        )
-    if not count:
-        raise DataError(f"{name}: holds no image")
-    return data
-
-
-def _length(data: Any, name: str) -> int:
-    try:
-        return len(data)
-    except TypeError as error:
-        raise DataError(
-            f"{name}: a {type(data).__name__} has no length: give a map-style dataset of pairs "
-            "(image, label), or a DataLoader of one"
-        ) from error
-
-
-def _batch(given: Any) -> dict[str, Tensor]:
-    """Return a batch as the training loop takes it.
-
-    Raises:
-        DataError: it is no pair of tensors.
-    """
-    if not (isinstance(given, Sequence) and len(given) == 2):
-        raise DataError(
-            f"data: a batch is a {type(given).__name__} and no pair (images, labels): give a "
-            "dataset of pairs (image, label)"
-        )
-    images, labels = given
-    for what, value in (("images", images), ("labels", labels)):
-        if not isinstance(value, Tensor):
-            raise DataError(
-                f"data: the {what} of a batch are a {type(value).__name__} and no tensor: turn "
-                "them into tensors in the dataset (torchvision.transforms.v2.ToImage for pictures)"
-            )
-    return {"image": images, "label": labels}

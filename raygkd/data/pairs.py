@@ -1,0 +1,104 @@
+"""Images and labels that a user has in Python: a dataset of pairs, or a loader of batches of them.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from raygkd.errors import DataError
+
+Data = Dataset[Any] | Iterable[Any]
+
+
+class PairStream:
+    """Pairs of images and labels as batches for the training loop.
+
+    Args:
+        train: data to train on.
+        val: data to validate on; None for none.
+        batch_size: images of a batch, where the data is a dataset.
+        seed: of the order of a dataset's images.
+
+    Raises:
+        DataError: data without a length, without an image, or of another kind.
+    """
+
+    bad_images = 0
+    boxes = None
+
+    def __init__(self, train: Data, val: Data | None, batch_size: int, seed: int):
+        self._train = _batches(train, "train_data", batch_size, seed)
+        self._val = [] if val is None else _batches(val, "val_data", batch_size, None)
+        self.steps_per_epoch = len(self._train)
+
+    def train_batches(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
+        """Yield "image" and "label" of each batch."""
+        return map(_batch, self._train)
+
+    def eval_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
+        """Yield the batches of the validation data."""
+        return map(_batch, self._val)
+
+    def close(self) -> None:
+        """Nothing reads ahead."""
+
+
+def _batches(data: Data, name: str, batch_size: int, seed: int | None) -> Any:
+    """Return what yields batches and has a length; of a dataset with a seed they are shuffled.
+
+    Raises:
+        DataError: no length, or no batch.
+    """
+    count = _length(data, name)
+    # a loader cannot be asked for a single image
+    if count and hasattr(data, "__getitem__"):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        data = DataLoader(
+            data,  # type: ignore[arg-type]
+            batch_size,
+            shuffle=seed is not None,
+            # the statistics of a batch of one image are none
+            drop_last=seed is not None and count >= batch_size,
+            generator=generator,
+        )
+    if not count:
+        raise DataError(f"{name}: holds no image")
+    return data
+
+
+def _length(data: Any, name: str) -> int:
+    try:
+        return len(data)
+    except TypeError as error:
+        raise DataError(
+            f"{name}: a {type(data).__name__} has no length: give a map-style dataset of pairs "
+            "(image, label), or a DataLoader of one"
+        ) from error
+
+
+def _batch(given: Any) -> dict[str, Tensor]:
+    """Return a batch as the training loop takes it.
+
+    Raises:
+        DataError: it is no pair of tensors.
+    """
+    if not (isinstance(given, Sequence) and len(given) == 2):
+        raise DataError(
+            f"data: a batch is a {type(given).__name__} and no pair (images, labels): give a "
+            "dataset of pairs (image, label)"
+        )
+    images, labels = given
+    for what, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise DataError(
+                f"data: the {what} of a batch are a {type(value).__name__} and no tensor: turn "
+                "them into tensors in the dataset (torchvision.transforms.v2.ToImage for pictures)"
+            )
+    return {"image": images, "label": labels}
