@@ -13,8 +13,15 @@ from raygkd.assembly.models import new_model, start_from_teacher, start_from_wei
 from raygkd.config import OTHER_NAMES, Config, MethodConfig, owned_by
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import BaselineTerm, ClassifierObjective, DetectorObjective, Objective
-from raygkd.losses import GraphDistillationLoss, baseline_class, baseline_loss, baseline_of
+from raygkd.losses import (
+    BaselineLoss,
+    GraphDistillationLoss,
+    baseline_class,
+    baseline_loss,
+    baseline_of,
+)
 from raygkd.models import Detector, feature_shapes
+from raygkd.registry import METHODS
 
 
 def build_graph_loss(
@@ -67,11 +74,7 @@ def build_baseline(
         settings["teacher_shapes"] = feature_shapes(teacher, levels, image_size)
     two_stage = isinstance(student, Detector) and student.is_two_stage
     loss = baseline_loss(name, canvas=image_size[0], two_stage=two_stage, **settings)
-    weight, task_weight = loss.weight, known.task_weight
-    if name == "kd":
-        weight, task_weight = method.kd_weight, 1.0 - method.kd_weight
-    elif method.baseline_weight is not None:
-        weight = method.baseline_weight
+    weight, task_weight = _weights(method, loss)
     term = BaselineTerm(
         name=name,
         weight=weight,
@@ -80,6 +83,17 @@ def build_baseline(
         reads_logits=known.reads == "logits",
     )
     return loss, term
+
+
+def _weights(method: MethodConfig, loss: BaselineLoss) -> tuple[float, float]:
+    """Return the weights of a baseline's loss and of the task's beside it."""
+    if loss.name == "kd":
+        return method.kd_weight, 1.0 - method.kd_weight
+    if method.baseline_weight is not None:
+        return method.baseline_weight, loss.task_weight
+    share = METHODS.get(method.method).baseline_share
+    is_share = share is not None and method.weights_unit == "gradient"
+    return share if is_share else loss.weight, loss.task_weight
 
 
 def baseline_settings(config: Config, name: str) -> dict[str, Any]:
@@ -129,5 +143,8 @@ def _shares(method: MethodConfig) -> list[str]:
     """
     if method.weights_unit != "gradient":
         return []
-    is_given = method.baseline_weight is not None and method.method not in ("kd", "graph+kd")
-    return ["vertex", "edge", "spectral", *([method.method] if is_given else [])]
+    baseline = baseline_of(method.method)
+    if baseline is None or baseline == "kd":
+        return ["vertex", "edge", "spectral"]
+    is_share = method.baseline_weight or METHODS.get(method.method).baseline_share
+    return ["vertex", "edge", "spectral", *([baseline] if is_share else [])]

@@ -55,11 +55,14 @@ class Method:
         task: that it is for, "classification" or "detection"; None for both.
         matches_graphs: whether graphs of channels are matched.
         baseline: name of a baseline whose loss is a part of it, where it is none itself.
+        baseline_share: weight of that loss as a share of the labels' gradient; None for the
+            published one.
     """
 
     task: ClassVar[str | None] = None
     matches_graphs: ClassVar[bool] = False
     baseline: ClassVar[str | None] = None
+    baseline_share: ClassVar[float | None] = None
 
 
 class BaselineLoss(nn.Module, Method, ABC):

@@ -31,6 +31,15 @@ class GraphAndKD(Method):
     baseline = "kd"
 
 
+@METHODS.register("graph+dist")
+class GraphAndDIST(Method):
+    """Graphs of channels are matched, and correlations of the predictions."""
+
+    matches_graphs = True
+    baseline = "dist"
+    baseline_share = 1.0
+
+
 def baseline_of(method: str) -> str | None:
     """Return the name of the baseline whose loss is a part of a method; None if there is none."""
     entry = METHODS.get(method)

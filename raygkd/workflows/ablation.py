@@ -49,7 +49,7 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
     weights = {"V": "alpha", "E": "beta", "S": "gamma"}
     changes: dict[str, Settings] = {"graph": {}}
     if suits("kd", task):
-        changes["graph+kd"] = {"method": "graph+kd"}
+        changes |= {name: {"method": name} for name in ("graph+kd", "graph+dist")}
     for kept in ("V", "E", "S", "VE", "VS", "ES", "VES"):
         terms = {
             setting: (getattr(method, setting) or 1.0) if term in kept else 0.0

@@ -20,7 +20,8 @@ def names(task: str = "classification", **settings: object) -> list[str]:
 
 
 def test_methods_are_the_baselines_ours_and_none():
-    assert set(METHODS.names()) == {"none", *baseline_names(), "graph", "graph+kd"}
+    ours = {"graph", "graph+kd", "graph+dist"}
+    assert set(METHODS.names()) == {"none", *baseline_names(), *ours}
 
 
 def test_without_a_choice_all_that_suit_the_images_are_compared():
@@ -43,14 +44,14 @@ def test_an_ablation_changes_one_thing_at_a_time():
     found = variants(with_settings(Config(), {"preset": "ablation"}), "classification", CHANNELS)
     # vertices alone are the row "graph", and what it leaves out has a weight of 1
     terms = ["E", "S", "V+E", "V+S", "E+S", "V+E+S"]
-    assert list(found)[:9] == ["none", "graph", "graph+kd", *terms]
+    assert list(found)[:10] == ["none", "graph", "graph+kd", "graph+dist", *terms]
     assert found["V+S"] == {"method": "graph", "alpha": 3.0, "beta": 0.0, "gamma": 1.0}
     assert found["S"] == {"method": "graph", "alpha": 0.0, "beta": 0.0, "gamma": 1.0}
     image = {"alpha": 3.0, "beta": 1.0, "gamma": 1.0, "graphs": "image"}
     assert found["V+E+S, graphs image, subspace"].items() >= image.items()
     assert found["V+E+S, dim 4"]["dim"] == 4
     others = {name: one for name, one in found.items() if not name.startswith(("V", "E", "S"))}
-    others = dict(list(others.items())[3:])
+    others = dict(list(others.items())[4:])
     assert all(len(changes) == 2 for changes in others.values())
     searched = {name.partition(" ")[0] for name in others}
     assert searched == {"adapter", "centre", "levels", "temperature"}

@@ -74,6 +74,7 @@ EXPECTED_WEIGHTS = {
     "ickd": {"task": 1.0, "ickd": 2.5},
     "graph": {"task": 1.0, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
     "graph+kd": {"task": 0.25, "kd": 0.75, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
+    "graph+dist": {"task": 1.0, "dist": 1.0, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
 }
 
 
@@ -585,6 +586,12 @@ def test_a_baselines_weight_is_a_share_where_it_is_given():
     published = make_training(random_stream(), method="at", weights_unit="gradient")
     assert published.objective.units is None
     assert published.objective.factors["at"] == 1000.0
+    both = make_training(
+        random_stream(), **{"method": "graph+dist", "weights_unit": "gradient", "gamma": 0.0}
+    )
+    assert both.objective.units is not None
+    assert set(both.objective.units.terms) == {"dist", "vertex", "edge"}
+    assert both.objective.term_weights["dist"] == 1.0
     given = make_training(
         random_stream(), method="at", weights_unit="gradient", baseline_weight=2.0
     )

@@ -219,6 +219,7 @@ def test_default_space_varies_what_each_method_uses():
     assert names["none"] == {"lr", "weight_decay"}
     assert names["kd"] == {"lr", "kd_temperature", "kd_weight"}
     assert names["graph+kd"] == names["graph"] | names["kd"]
+    assert names["graph+dist"] == names["graph"] | names["dist"]
 
 
 def test_many_stages_give_the_deepest_ones_rather_than_all_subsets():
