@@ -6,6 +6,7 @@ square matrix, d vectors.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from raygkd.accelerated.deflation import Deflated, DeflatedAdjacency
@@ -13,8 +14,11 @@ from raygkd.accelerated.eigenproblems import eigh
 from raygkd.accelerated.parts import part_size
 from raygkd.accelerated.products import Covariance, Gram, GramTimes, UnitRows, WeightedSquares
 from raygkd.graph.eigen import leading_pairs
-from raygkd.graph.operators import Operators
+from raygkd.graph.operators import Operators, square_safe_scale
 from raygkd.graph.precision import full_precision
+
+# norms of targets whose squares are far from overflowing
+SAFE_LENGTH = 1e15
 
 
 class FastOperators(Operators):
@@ -41,11 +45,20 @@ class FastOperators(Operators):
         return Covariance.apply(maps_BCN, part_size(maps_BCN))
 
     @full_precision
-    def weighted_squares(
-        self, rows_BCN: Tensor, scale_B11: Tensor, targets_BCN: Tensor, weights_BN1: Tensor
-    ) -> Tensor:
-        """Return ``WeightedSquares``."""
-        return WeightedSquares.apply(rows_BCN, scale_B11, targets_BCN, weights_BN1)
+    def squared_errors(
+        self, rows_BCN: Tensor, targets_BCN: Tensor, weights_BN1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``WeightedSquares``, scaled on a CPU where targets are huge alone."""
+        scale_B11 = None
+        # a norm is one pass, and a mean of squares two
+        length_B = torch.linalg.vector_norm(targets_BCN, dim=(1, 2))
+        # a GPU cannot be asked for a number here
+        if targets_BCN.is_cuda or not bool(length_B.amax() < SAFE_LENGTH):
+            scale_B11 = square_safe_scale(targets_BCN)
+            targets_BCN = targets_BCN * scale_B11
+            length_B = torch.linalg.vector_norm(targets_BCN, dim=(1, 2))
+        error_BC = WeightedSquares.apply(rows_BCN, targets_BCN, weights_BN1, scale_B11)
+        return error_BC, length_B.square() / targets_BCN[0].numel()
 
     @full_precision
     def deflated_factor(self, rows_BCN: Tensor, ones: int) -> Tensor:

@@ -100,19 +100,35 @@ class WeightedSquares(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows_BCN: Tensor, scale_B11: Tensor, targets_BCN: Tensor, weights_BN1: Tensor
+        ctx: Any,
+        rows_BCN: Tensor,
+        targets_BCN: Tensor,
+        weights_BN1: Tensor,
+        scale_B11: Tensor | None,
     ) -> Tensor:
-        """Return (B, C)."""
-        difference_BCN = torch.addcmul(targets_BCN, rows_BCN, scale_B11, value=-1.0)
-        ctx.save_for_backward(difference_BCN, scale_B11, weights_BN1)
+        """Return (B, C).
+
+        Args:
+            rows_BCN: x.
+            targets_BCN: y.
+            weights_BN1: w.
+            scale_B11: s; None for 1.
+        """
+        if scale_B11 is None:
+            difference_BCN = rows_BCN - targets_BCN
+        else:
+            difference_BCN = (rows_BCN * scale_B11).sub_(targets_BCN)
+        ctx.save_for_backward(difference_BCN, weights_BN1, scale_B11)
         return (difference_BCN.square() @ weights_BN1).squeeze(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BC: Tensor) -> tuple[Tensor, None, None, None]:
         """Return ``2 g w_n s (s x_n - y_n)``."""
-        difference_BCN, scale_B11, weights_BN1 = ctx.saved_tensors
-        factor_BC1 = -2 * grad_BC[:, :, None] * scale_B11
+        difference_BCN, weights_BN1, scale_B11 = ctx.saved_tensors
+        factor_BC1 = 2 * grad_BC[:, :, None]
+        if scale_B11 is not None:
+            factor_BC1 = factor_BC1 * scale_B11
         return (difference_BCN * weights_BN1.mT).mul_(factor_BC1), None, None, None
 
 

@@ -65,11 +65,18 @@ class Operators:
         return mean_C, (rest_BCN @ rest_BCN.mT).sum(0) / (batch * positions)
 
     @full_precision
-    def weighted_squares(
-        self, rows_BCN: Tensor, scale_B11: Tensor, targets_BCN: Tensor, weights_BN1: Tensor
-    ) -> Tensor:
-        """Return ``sum_n w_n (s x_n - y_n)^2`` (B, C) of the rows x; only x needs a gradient."""
-        return ((rows_BCN * scale_B11 - targets_BCN).square() @ weights_BN1).squeeze(2)
+    def squared_errors(
+        self, rows_BCN: Tensor, targets_BCN: Tensor, weights_BN1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``sum_n w_n (x_n - y_n)^2`` (B, C) of the rows x, and the mean of y^2 (B,).
+
+        Only x needs a gradient. Both are in one unit for each sample, in which the squares of huge
+        targets do not overflow: their ratio alone means something.
+        """
+        scale_B11 = square_safe_scale(targets_BCN)
+        targets_BCN = targets_BCN * scale_B11
+        error_BC1 = (rows_BCN * scale_B11 - targets_BCN).square() @ weights_BN1
+        return error_BC1.squeeze(2), targets_BCN.square().mean((1, 2))
 
     @full_precision
     def deflated_factor(self, rows_BCN: Tensor, ones: int) -> Tensor:
@@ -108,6 +115,16 @@ def largest_magnitude(values: Tensor, dims: tuple[int, ...]) -> Tensor:
     # two reductions take a third of the time of one with all magnitudes written out
     values = values.detach()
     return torch.maximum(values.amax(dims, keepdim=True), -values.amin(dims, keepdim=True))
+
+
+def square_safe_scale(maps_BCN: Tensor) -> Tensor:
+    """Return factors (B, 1, 1) that bring maps above 4 down to 2..4, so that no square overflows.
+
+    They are powers of two, which change no digit, and 1 for smaller maps.
+    """
+    amplitude_B11 = largest_magnitude(maps_BCN, (1, 2)).clamp_min(2.0)
+    mantissa_B11, _ = torch.frexp(amplitude_B11)
+    return 4 * mantissa_B11 / amplitude_B11
 
 
 def degree_scales(degrees_BC1: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor
 
 from raygkd.graph import (
@@ -28,7 +27,6 @@ from raygkd.graph import (
     shape_problem,
     temperature_problem,
 )
-from raygkd.graph.operators import largest_magnitude
 from raygkd.losses.spectral import (
     procrustes_distance,
     relative_to_teacher,
@@ -223,26 +221,12 @@ def _vertex_distance(
     operators: Operators,
 ) -> Tensor:
     """Return the relative squared error of each sample (B,), under both masks."""
-    student_BCN, teacher_BCN = student_BCHW.flatten(2), teacher_BCHW.flatten(2)
     weights_BN1 = spatial_B1HW.flatten(2).mT
-    # error and power have the same factor, so that it does not show in their ratio
-    scale_B11 = _square_safe_scale(teacher_BCN)
-    teacher_BCN = teacher_BCN * scale_B11
-    error_BC = operators.weighted_squares(student_BCN, scale_B11, teacher_BCN, weights_BN1)
+    error_BC, power_B = operators.squared_errors(
+        student_BCHW.flatten(2), teacher_BCHW.flatten(2), weights_BN1
+    )
     error_B = (error_BC * channel_BC).mean(1) / weights_BN1.shape[1]
-    # a norm is one pass, and a mean of squares two
-    power_B = torch.linalg.vector_norm(teacher_BCN, dim=(1, 2)).square()
-    return relative_to_teacher(error_B, power_B / teacher_BCN[0].numel())
-
-
-def _square_safe_scale(maps_BCN: Tensor) -> Tensor:
-    """Return factors (B, 1, 1) that bring maps above 4 down to 2..4, so that no square overflows.
-
-    They are powers of two, which change no digit, and 1 for smaller maps.
-    """
-    amplitude_B11 = largest_magnitude(maps_BCN, (1, 2)).clamp_min(2.0)
-    mantissa_B11, _ = torch.frexp(amplitude_B11)
-    return 4 * mantissa_B11 / amplitude_B11
+    return relative_to_teacher(error_B, power_B)
 
 
 @full_precision

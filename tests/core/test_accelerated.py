@@ -49,9 +49,9 @@ OPERATIONS: dict[str, Operation] = {
     "gram_times": lambda operators, x: operators.gram_times(x[:, :, :2].mT, x),
     "mean": lambda operators, x: operators.covariance(x)[0],
     "covariance": lambda operators, x: operators.covariance(x)[1],
-    "weighted_squares": lambda operators, x: operators.weighted_squares(
-        x, torch.full((2, 1, 1), 0.5).double(), maps(*x.shape, seed=3), maps(2, x.shape[2], 1)
-    ),
+    "squared_errors": lambda operators, x: operators.squared_errors(
+        x, maps(*x.shape, seed=3), maps(2, x.shape[2], 1)
+    )[0],
     "deflated_factor": lambda operators, x: operators.deflated_factor(x, 1),
     "deflated_factor without ones": lambda operators, x: operators.deflated_factor(x, 0),
     "deflated_adjacency": lambda operators, x: symmetric(operators.deflated_adjacency(x @ x.mT, 1)),
