@@ -430,16 +430,19 @@ class GraphDistillationLoss(nn.Module):
     def describe(self) -> list[dict[str, object]]:
         """Return one row per level for a table: shapes, common grid, adapter, spectral dimension.
 
-        "spectral_pairs" is how many of the "spectral_dim" pairs the grid can give; the others are
-        zero.
+        "spectral_pairs" is how many of the "spectral_dim" pairs there can be; the others are zero.
         """
         behind = ", batch norm" if self.adapter == "normalised" else ""
         rows: list[dict[str, object]] = []
         for level, student in self.student_shapes.items():
             teacher = self.teacher_shapes[level]
             height, width = coarser_grid(student, teacher)
-            # centred channels lie in a space of one dimension less
-            pairs = nontrivial_pairs(teacher[0], height * width - self.centre, self.weights)
+            if self.graphs == "batch":
+                # all positions of the images together are more than channels
+                pairs = teacher[0] - 1
+            else:
+                # centred channels lie in a space of one dimension less
+                pairs = nontrivial_pairs(teacher[0], height * width - self.centre, self.weights)
             rows.append(
                 {
                     "level": level,

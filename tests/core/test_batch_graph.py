@@ -166,9 +166,10 @@ def test_nan_reaches_the_loss(loss: Any):
 
 def module_of(**settings: Any) -> GraphDistillationLoss:
     torch.manual_seed(0)
-    settings = {"adapter": "normalised", "alpha": 1.0, "beta": 2.0, "gamma": 3.0} | settings
+    weights = {"alpha": 1.0, "beta": 2.0, "gamma": 3.0}
+    settings = {"adapter": "normalised", "dim": 3, **weights, **settings}
     return GraphDistillationLoss(
-        SHAPES, TEACHER_SHAPES, temperature=0.5, dim=3, graphs="batch", **settings
+        SHAPES, TEACHER_SHAPES, temperature=0.5, graphs="batch", **settings
     )
 
 
@@ -221,3 +222,8 @@ def test_an_adapter_takes_moments_that_are_known():
     known = adapter.mixing(maps_BCHW, channel_moments(maps_BCHW))
     for one, other in zip(known, adapter.mixing(maps_BCHW), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_the_graph_of_a_batch_has_all_of_its_pairs_on_small_grids():
+    rows = module_of(dim=5).describe()
+    assert [(row["spectral_dim"], row["spectral_pairs"]) for row in rows] == [(5, 5), (5, 5)]
