@@ -45,7 +45,9 @@ def correlations(covariance_CC: Tensor) -> Tensor:
     Source: [ours].
     """
     variances_C = covariance_CC.diagonal()
-    floor = VARIANCE_FLOOR * variances_C.mean() + torch.finfo(covariance_CC.dtype).tiny
+    floor = VARIANCE_FLOOR * variances_C.mean()
+    # where no channel varies there is no scale, and any will do
+    floor = torch.where(floor > torch.finfo(floor.dtype).tiny, floor, 1.0)
     scales_C = (variances_C + floor).rsqrt()
     return covariance_CC * scales_C[:, None] * scales_C
 
@@ -70,7 +72,8 @@ def batch_edge_loss(student_CC: Tensor, teacher_CC: Tensor) -> Tensor:
     deviations_C = teacher_CC.diagonal().clamp_min(0.0).sqrt()
     weights_CC = deviations_C[:, None] * deviations_C
     weights_CC = weights_CC - weights_CC.diagonal().diag()
-    total = weights_CC.sum().clamp_min(torch.finfo(weights_CC.dtype).tiny)
+    total = weights_CC.sum()
+    total = torch.where(total > torch.finfo(total.dtype).tiny, total, 1.0)
     squares_CC = (correlations(teacher_CC) - correlations(student_CC)).square()
     return (weights_CC / total * squares_CC).sum()
 

@@ -157,6 +157,19 @@ def test_the_gradient_of_a_dying_channel_is_bounded_and_does_not_jump(loss: Any)
 
 
 @each_loss
+def test_maps_without_any_variance_have_a_finite_gradient(loss: Any):
+    for student, teacher in ((True, False), (False, True), (True, True)):
+        ours = torch.full((4, 5, 3, 3), 0.3) if student else maps(4, 5, 3, 3, dtype=torch.float32)
+        theirs = torch.zeros(5, 5) if teacher else covariance(5, 1).float()
+        ours.requires_grad_()
+        value = loss(channel_moments(ours)[1], theirs)
+        value.backward()
+        assert value.isfinite()
+        assert ours.grad is not None
+        assert ours.grad.isfinite().all()
+
+
+@each_loss
 def test_nan_reaches_the_loss(loss: Any):
     broken_CC = covariance(5, 0)
     broken_CC[1, 2] = math.nan
