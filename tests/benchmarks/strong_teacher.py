@@ -411,7 +411,8 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
         if not math.isfinite(value.item()):
             break
     return {
-        **{name: asked[name] for name in ("loss", "epochs", "seed", "student", "cache")},
+        **{name: asked[name] for name in ("loss", "epochs", "seed", "student")},
+        "cache": Path(asked["cache"]).stem,
         "accuracy": accuracy(student, stored, IMAGES, 2 * IMAGES),
         "train_accuracy": accuracy(student, stored, 0, IMAGES),
         "scales": loss.scales,
@@ -491,11 +492,12 @@ def run(asked: argparse.Namespace) -> None:
     if output.exists():
         lines = [json.loads(line) for line in output.read_text().splitlines()]
         known = {
-            tuple(line[n] for n in ("cache", "student", "loss", "epochs", "seed")) for line in lines
+            tuple(line[name] for name in ("student", "loss", "epochs", "seed"))
+            for line in lines
+            if line["cache"] == Path(asked.cache).stem
         }
     wanted = [
         {
-            "cache": asked.cache,
             "student": asked.student,
             "loss": loss,
             "epochs": epochs,
@@ -508,7 +510,8 @@ def run(asked: argparse.Namespace) -> None:
     wanted = [one for one in wanted if tuple(one.values()) not in known]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(asked.at_once, mp_context=spawn) as pool:
-        for done in as_completed([pool.submit(run_one, one) for one in wanted]):
+        runs = [pool.submit(run_one, {"cache": asked.cache, **one}) for one in wanted]
+        for done in as_completed(runs):
             line = done.result()
             with output.open("a") as file:
                 file.write(json.dumps(line) + "\n")
