@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 def option(
     default: Any,
-    help: str,
+    help: str | Callable[[], str],
     *,
     choices: tuple[str, ...] | Callable[[], Sequence[str]] | None = None,
     minimum: float | None = None,
@@ -41,7 +41,7 @@ def option(
 
     Args:
         default: of the setting.
-        help: what it means.
+        help: what it means, or a function that returns that.
         choices: the allowed values, or a function that returns them.
         minimum: the least allowed number.
         above: what a number must be above.
@@ -128,6 +128,28 @@ class Registry(Generic[T]):
         found = {name: self._settings_of(name) for name in self.names()}
         return {name: settings for name, settings in found.items() if settings is not None}
 
+    def summaries(self) -> dict[str, str]:
+        """Return name -> first line of the documentation of every entry, "" where it has none."""
+        return {name: self._summary_of(name) for name in self.names()}
+
+    def names_with(self, fact: str) -> list[str]:
+        """Return the names of the entries whose class has an attribute that is true."""
+        return [name for name in self.names() if self._has(name, fact)]
+
+    def _has(self, name: str, fact: str) -> bool:
+        if name in self._entries:
+            return bool(getattr(self._entries[name], fact))
+        points = entry_points(self.group).get(name, ())
+        declared = _declared_by(points[0].value) if points else self._own()[name]
+        return declared is not None and fact in declared.facts
+
+    def _summary_of(self, name: str) -> str:
+        if name in self._entries:
+            return _first_line(getattr(self._entries[name], "__doc__", None))
+        points = entry_points(self.group).get(name, ())
+        declared = _declared_by(points[0].value) if points else self._own()[name]
+        return declared.summary if declared is not None else ""
+
     def _settings_of(self, name: str) -> type | None:
         if name not in self._entries:
             points = entry_points(self.group).get(name, ())
@@ -162,6 +184,12 @@ class Registry(Generic[T]):
         return loaded
 
 
+def either(names: Sequence[str]) -> str:
+    """Return names as a text: "a, b or c"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def own_settings(entry: Any) -> type | None:
     """Return the class ``Settings`` in an entry's class; one that is inherited does not count."""
     return vars(entry).get("Settings") if isinstance(entry, type) else None
@@ -175,11 +203,19 @@ class Declared:
         module: where it is.
         settings: its class ``Settings``, None where there is none.
         needs_import: that class needs names of its module, and so cannot be read by itself.
+        summary: first line of its documentation.
+        facts: names of the attributes that its class sets to True.
     """
 
     module: str
-    settings: type | None
-    needs_import: bool
+    summary: str
+    settings: type | None = None
+    needs_import: bool = False
+    facts: frozenset[str] = frozenset()
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0].removesuffix(".")
 
 
 @functools.cache
@@ -221,6 +257,9 @@ def _declared_by(value: str) -> Declared | None:
 
 
 def _declared(module: str, node: ast.stmt) -> Declared:
+    documented = isinstance(node, ast.ClassDef | ast.FunctionDef)
+    summary = _first_line(ast.get_docstring(node) if documented else None)  # type: ignore[arg-type]
+    facts = frozenset(_true_attributes(node))
     for inner in node.body if isinstance(node, ast.ClassDef) else ():
         if isinstance(inner, ast.ClassDef) and inner.name == "Settings":
             scope: dict[str, Any] = {"dataclass": dataclass, "option": option, "__name__": module}
@@ -228,9 +267,16 @@ def _declared(module: str, node: ast.stmt) -> Declared:
                 code = compile(ast.Module([inner], []), module, "exec", dont_inherit=True)
                 exec(code, scope)
             except NameError:
-                return Declared(module, None, True)
-            return Declared(module, scope["Settings"], False)
-    return Declared(module, None, False)
+                return Declared(module, summary, needs_import=True, facts=facts)
+            return Declared(module, summary, scope["Settings"], facts=facts)
+    return Declared(module, summary, facts=facts)
+
+
+def _true_attributes(node: ast.stmt) -> Iterator[str]:
+    for inner in node.body if isinstance(node, ast.ClassDef) else ():
+        match inner:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=True)):
+                yield name
 
 
 def entry_points(group: str) -> Mapping[str, Sequence[EntryPoint]]:
@@ -260,4 +306,20 @@ def _package(point: EntryPoint) -> str:
 # what ``--method`` takes; the group keeps the name that it had when they were all baselines
 METHODS: Registry[Any] = Registry(
     "method", "raygkd.baselines", type, variable="METHODS", package="raygkd.losses"
+)
+# what ``--dataset`` takes, beside "parquet"
+DATASETS: Registry[Any] = Registry(
+    "dataset", "raygkd.datasets", type, variable="DATASETS", package="raygkd.data"
+)
+# what stands before the colon of a model's name
+FAMILIES: Registry[Any] = Registry(
+    "model family", "raygkd.model_families", type, variable="FAMILIES", package="raygkd.models"
+)
+# what ``raygkd export --format`` takes
+FORMATS: Registry[Any] = Registry(
+    "format", "raygkd.formats", type, variable="FORMATS", package="raygkd.deploy.exporters"
+)
+# measures beside those that models are ranked by
+METRICS: Registry[Any] = Registry(
+    "metric", "raygkd.metrics", type, variable="METRICS", package="raygkd.metrics"
 )

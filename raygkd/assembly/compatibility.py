@@ -8,7 +8,7 @@ from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
 from raygkd.data.transforms import build_transform
 from raygkd.errors import ConfigError
-from raygkd.models import ModelFile, check_image_size, is_classifier, is_detector
+from raygkd.models import ModelFile, check_image_size, family_of, is_classifier, is_detector
 from raygkd.registry import METHODS
 
 
@@ -59,12 +59,20 @@ def check_settings(config: Config, task: str) -> None:
             "--score": config.data.score != "auto",
             "--foreground": config.method.foreground and not is_default,
             "--inherit": config.model.inherit,
-            "--teacher-weights": config.model.teacher_weights,
-            "--student-weights": config.model.student_weights,
+            "--teacher-weights": config.model.teacher_weights
+            and not loads_weights(config.model.teacher),
+            "--student-weights": config.model.student_weights
+            and not loads_weights(config.model.student),
         }
         for flag, value in given.items():
             if value:
                 raise ConfigError(f"{flag}: is for detectors, and these images have no boxes")
+
+
+def loads_weights(name: str) -> bool:
+    """Return whether a model is of a family that loads trained weights."""
+    family = family_of(name)
+    return family is not None and family.loads_weights
 
 
 def check_teacher(teacher: ModelFile, spec: ImageSpec) -> None:

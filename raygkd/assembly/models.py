@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,11 @@ from raygkd.models import (
     ModelFile,
     build_model,
     classifier_names,
+    family_of,
     inherit,
     inheritable,
     is_detector,
+    load_of_family,
     load_weights,
     torchvision_file,
 )
@@ -38,15 +41,26 @@ def new_model(name: str, spec: ImageSpec) -> nn.Module:
     return build_model(name, len(spec.class_names), spec.image_size)
 
 
+def input_spec(name: str, spec: ImageSpec) -> ImageSpec:
+    """Return the images' spec with what a model's family normalises its input with."""
+    family = family_of(name)
+    if family is None or family.mean is None or family.std is None:
+        return spec
+    return dataclasses.replace(spec, mean=family.mean, std=family.std)
+
+
 def start_from_weights(config: Config, student: nn.Module) -> None:
-    """Load into a detector the weights that its training starts from, where there are any.
+    """Load into a detector, or a model of a family, the weights that its training starts from.
 
     Raises:
         ConfigError: weights that torchvision does not have.
         DataError: weights that cannot be had or do not fit.
     """
     name, weights = config.model.student, config.model.student_weights
-    if weights is not None and isinstance(student, Detector):
+    family = family_of(name)
+    if weights is not None and family is not None and family.loads_weights:
+        load_of_family(family, student, name, weights)
+    elif weights is not None and isinstance(student, Detector):
         load_weights(
             student, torchvision_file(name, weights) if weights in TORCHVISION_WEIGHTS else weights
         )
@@ -55,7 +69,7 @@ def start_from_weights(config: Config, student: nn.Module) -> None:
 def is_model_file(teacher: str) -> bool:
     """Return whether ``--teacher`` means a file: it exists, or looks like a path."""
     known = teacher in classifier_names() or is_detector(teacher)
-    if known or teacher.startswith("torchvision:"):
+    if known or family_of(teacher) is not None:
         return False
     return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
 
@@ -83,6 +97,7 @@ def untrained_file(name: str, spec: ImageSpec, seed: int = 0) -> ModelFile:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = new_model(name, spec)
+    spec = input_spec(name, spec)
     return ModelFile(
         name=name,
         class_names=spec.class_names,
@@ -99,6 +114,7 @@ def student_file(
     config: Config, spec: ImageSpec, state: Mapping[str, Any], scores: Mapping[str, float]
 ) -> ModelFile:
     """Return what is saved for use: the student alone, of a checkpoint's "student" state."""
+    spec = input_spec(config.model.student, spec)
     return ModelFile(
         name=config.model.student,
         class_names=spec.class_names,

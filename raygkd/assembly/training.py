@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raygkd.assembly.matched_levels import chosen_levels
 from raygkd.assembly.methods import distils, uses_teacher
+from raygkd.assembly.models import input_spec
 from raygkd.assembly.student_objective import build_objective
 from raygkd.config import Config, OptimConfig, to_yaml, with_settings
 from raygkd.data.boxes import Boxes
@@ -92,7 +93,8 @@ def build_training(
     objective, teacher_model = _build_models(config, spec, teacher_file, device, teacher_store)
     optimizer = build_optimizer(optim, objective)
     amp = amp_dtype(optim.amp, device)
-    normalise = normaliser(spec.mean, spec.std, device)
+    own_input = input_spec(config.model.student, spec)
+    normalise = normaliser(own_input.mean, own_input.std, device)
     recall = None
     if teacher_model is not None and teacher_store is not None:
         recall = Recall(teacher_model, teacher_store, objective)

@@ -10,7 +10,7 @@ import torch
 
 from raygkd.bench.rows import Row, Rows
 from raygkd.bench.runs import SameBatch, classes_spec, make_training, random_batch, random_scenes
-from raygkd.config import DATASET_DEFAULTS
+from raygkd.config import dataset_defaults
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import Training, training_step
 from raygkd.engine.measure import MIB, interleaved, peak_bytes, state_bytes
@@ -18,7 +18,7 @@ from raygkd.engine.measure import MIB, interleaved, peak_bytes, state_bytes
 CLASSIFIERS = {"teacher": "resnet32x4", "student": "resnet8x4"}
 DETECTORS = {"teacher": "fasterrcnn_resnet101_fpn", "student": "fasterrcnn_resnet50_fpn"}
 # what detectors of photographs have where nothing else is given
-RECIPE = {**DATASET_DEFAULTS["coco"], "inherit": False}
+RECIPE = {**dataset_defaults("coco"), "inherit": False}
 # P2 to P5; a few boxes of each image keep the heads at their usual work
 PYRAMID = (2, 3, 4, 5)
 BOXES = 4

@@ -6,8 +6,18 @@ import json
 
 import click
 
-from raygkd.cli.options import JSON, Commands, ListType, only_results_on_stdout
+from raygkd.cli.options import (
+    JSON,
+    SET_OPTION,
+    Commands,
+    ListType,
+    Option,
+    RunCommand,
+    only_results_on_stdout,
+    read_set_options,
+)
 from raygkd.errors import ConfigError
+from raygkd.registry import DATASETS, either
 
 
 @click.group(cls=Commands)
@@ -15,15 +25,19 @@ def data() -> None:
     """Prepare images as Parquet shards, and look at them."""
 
 
-@data.command("prepare")
+@data.command("prepare", cls=RunCommand)
 @click.option(
     "--dataset",
+    cls=Option,
     required=True,
-    help="digits, cifar10, cifar100, imagefolder, digits-voc, voc or coco",
+    look_up=lambda: ", ".join(DATASETS.names()),
 )
 @click.option("--data-dir", type=str, help="folder the data set is read from")
 @click.option(
-    "--download", is_flag=True, help="fetch cifar10, cifar100 or voc when it is not there"
+    "--download",
+    cls=Option,
+    is_flag=True,
+    look_up=lambda: f"fetch {either(DATASETS.names_with('can_fetch'))} when it is not there",
 )
 @click.option(
     "--years",
@@ -36,6 +50,7 @@ def data() -> None:
 @click.option("--strict", is_flag=True, help="refuse faulty annotations instead of dropping them")
 @click.option("--output", required=True, help="new folder for the shards (s3:// and gs:// work)")
 @click.option("--skip-bad", is_flag=True, help="leave out unreadable images, counted")
+@SET_OPTION
 @JSON
 def data_prepare(
     dataset: str,
@@ -46,11 +61,12 @@ def data_prepare(
     strict: bool,
     output: str,
     skip_bad: bool,
+    set_values: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Turn a data set into Parquet shards."""
     with only_results_on_stdout() as out:
-        from raygkd.config import DATASET_DEFAULTS
+        from raygkd.config import dataset_defaults, owned_by
         from raygkd.data.prepare import prepare
         from raygkd.data.sources import open_source
         from raygkd.report.console import progress, stderr_console
@@ -60,8 +76,15 @@ def data_prepare(
                 "--dataset parquet: is prepared already, train on it with --data-dir "
                 f"{data_dir or 'PATH'}"
             )
+        given = {name: value for _, name, value in read_set_options("prepare", set_values, {})}
         source = open_source(
-            dataset, data_dir, download, strict=strict, years=years, classes=classes
+            dataset,
+            data_dir,
+            download,
+            strict=strict,
+            years=tuple(map(str, given.get("years", years))),
+            classes=classes,
+            own=owned_by(dataset, given),
         )
         with progress(stderr_console(), "preparing images") as advance:
             summary = prepare(source, output, skip_bad=skip_bad, progress=advance)
@@ -76,7 +99,7 @@ def data_prepare(
         if summary["bad"]:
             examples = "; ".join(summary["bad_examples"])
             out.write(f"left out {summary['bad']} unreadable images: {examples}\n")
-        usual = DATASET_DEFAULTS.get(dataset, {})
+        usual = dataset_defaults(dataset)
         models = [f" --{role} {usual[role]}" for role in ("teacher", "student") if role in usual]
         out.write(f"next: raygkd tune --dataset parquet --data-dir {output}{''.join(models)}\n")
 

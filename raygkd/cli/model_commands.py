@@ -10,11 +10,14 @@ import click
 from raygkd.cli.options import (
     CONFIG,
     JSON,
+    Choice,
+    Option,
     RunCommand,
     only_results_on_stdout,
     resolve,
     setting_options,
 )
+from raygkd.registry import FORMATS
 
 _OUTPUT = click.option(
     "--output",
@@ -87,22 +90,29 @@ def evaluate(
             console.print(f"MLflow   run {one['run_id']} in {one['tracking_uri']}", soft_wrap=True)
 
 
+def _formats_help() -> str:
+    """Return what each format is."""
+    known = FORMATS.summaries().items()
+    return "; ".join(f"{name}: {text[:1].lower()}{text[1:]}" for name, text in known)
+
+
 @click.command()
 @click.argument("model", type=click.Path())
 @click.option(
     "--format",
     "format",
-    type=click.Choice(("onnx", "torch", "safetensors")),
+    cls=Option,
+    type=Choice(FORMATS.names),
     required=True,
-    help="onnx; torch: a torch.export program; safetensors: the weights, with a model card",
+    look_up=_formats_help,
 )
 @click.option(
-    "--out", type=click.Path(), required=True, help="file to write: .onnx, .pt2 or .safetensors"
+    "--out", type=click.Path(), required=True, help="file to write, with the format's suffix"
 )
 @click.option(
     "--quantize",
     type=click.Choice(("int8",)),
-    help="onnx: weights of 8 bits, activations quantised as it runs",
+    help="weights of 8 bits, activations quantised as it runs; for --format onnx",
 )
 @click.option(
     "--data",

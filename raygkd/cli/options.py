@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ SETTINGS_LEFT_OUT = {
 
 # the parameter of --set, and the commands whose settings that have no option are of fewer sections
 SET = "set_values"
-SET_SECTIONS = {"teacher": (), "evaluate": ()}
+SET_SECTIONS = {"teacher": ("data",), "evaluate": ("data",), "prepare": ("data",)}
 
 
 def set_sections(command: str) -> Collection[str]:
@@ -85,11 +86,30 @@ class RunCommand(click.Command):
         taken = set_sections(self.name or "")
         for name, (section, leaf, kind) in configuration.registered_settings().items():
             if section in taken:
-                value = leaf.metadata["help"] + _default_text(leaf)
-                groups[section.capitalize()].append((f"{name}={_kind_name(kind, leaf)}", value))
+                record = (f"{name}={_kind_name(kind, leaf)}", _setting_help(leaf))
+                groups[section.capitalize()].append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+class Option(click.Option):
+    """An option whose help is looked up when it is shown.
+
+    Args:
+        declarations: names, as click has them.
+        look_up: returns the help.
+        attributes: what else click takes.
+    """
+
+    def __init__(self, declarations: Sequence[str], look_up: Callable[[], str], **attributes: Any):
+        self._look_up = look_up
+        super().__init__(declarations, **attributes)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return what help lists of the option."""
+        self.help = self._look_up()
+        return super().get_help_record(ctx)
 
 
 class ListType(click.ParamType):
@@ -122,21 +142,21 @@ class _Workers(click.ParamType):
         return configuration.coerce("workers", configuration.WorkerRange, value)
 
 
-class _Choice(click.Choice):
-    """One of a setting's choices, which are looked up when they are needed.
+class Choice(click.Choice):
+    """One of choices that are looked up when they are needed: other packages may add some.
 
     Args:
-        leaf: the setting.
+        look_up: returns what is allowed.
     """
 
-    def __init__(self, leaf: Any):
-        self._leaf = leaf
+    def __init__(self, look_up: Callable[[], Sequence[str]]):
+        self._look_up = look_up
         super().__init__(())
 
     @property
     def choices(self) -> Any:
-        """What is allowed, also by packages installed beside this one."""
-        return configuration.allowed_choices(self._leaf)
+        """What is allowed."""
+        return tuple(self._look_up())
 
     @choices.setter
     def choices(self, value: Any) -> None:
@@ -149,7 +169,9 @@ def _option_type(kind: Any, leaf: Any) -> Any:
         return ListType(typing.get_args(base)[0])
     if base is configuration.WorkerRange:
         return _Workers()
-    return _Choice(leaf) if leaf.metadata["choices"] else base
+    if leaf.metadata["choices"]:
+        return Choice(functools.partial(configuration.allowed_choices, leaf))
+    return base
 
 
 def setting_options(command: str) -> Callable[[Any], Any]:
@@ -161,17 +183,18 @@ def setting_options(command: str) -> Callable[[Any], Any]:
         for name, (_, leaf, kind) in reversed(configuration.option_settings().items()):
             if name in SETTINGS_LEFT_OUT[command]:
                 continue
-            text = leaf.metadata["help"] + _default_text(leaf)
+            text = functools.partial(_setting_help, leaf)
             if configuration.base_type(kind) is bool:
                 flags = f"{configuration.flag(name)}/--no-{name.replace('_', '-')}"
-                option = click.option(flags, name, default=None, help=text)
+                option = click.option(flags, name, cls=Option, default=None, look_up=text)
             else:
                 option = click.option(
                     configuration.flag(name),
                     name,
+                    cls=Option,
                     type=_option_type(kind, leaf),
                     default=None,
-                    help=text,
+                    look_up=text,
                 )
             function = option(function)
         return function
@@ -179,11 +202,13 @@ def setting_options(command: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def _default_text(leaf: Any) -> str:
-    """Return what help says of a default, unless the help of the setting says it already."""
-    if leaf.default is None or leaf.default is False or "[default" in leaf.metadata["help"]:
-        return ""
-    return f" [default: {configuration.text_of(leaf.default)}]"
+def _setting_help(leaf: Any) -> str:
+    """Return what help says of a setting, with its default unless the text names one already."""
+    text = leaf.metadata["help"]
+    text = text() if callable(text) else text
+    if leaf.default is None or leaf.default is False or "[default" in text:
+        return text
+    return f"{text} [default: {configuration.text_of(leaf.default)}]"
 
 
 def _kind_name(kind: Any, leaf: Any) -> str:
@@ -231,7 +256,7 @@ def resolve(
     known = configuration.option_settings()
     tree = _config_tree(config_file) if config_file is not None else {}
     plain = {name: value for name, value in options.items() if name != SET and value is not None}
-    named = _set_values(command, options.get(SET, ()), plain)
+    named = read_set_options(command, options.get(SET, ()), plain)
     for section, name, value in [*((known[n][0], n, v) for n, v in plain.items()), *named]:
         tree.setdefault(section, {})[name] = value
     if resume is not None:
@@ -246,7 +271,7 @@ def resolve(
     return own_config(folder, asked), folder
 
 
-def _set_values(
+def read_set_options(
     command: str, texts: Iterable[str], options: Mapping[str, Any]
 ) -> list[tuple[str, str, Any]]:
     """Return section, name and value of each ``--set NAME=VALUE``."""
@@ -260,7 +285,7 @@ def _set_values(
         if not equals or (name not in allowed and given == name):
             raise ConfigError(
                 f"--set {text!r}: must be NAME=VALUE with the name of a setting such as dkd.beta"
-                f"{near(given, allowed)} (see 'raygkd {command} --help')"
+                f"{near(given, allowed)} (--help lists them)"
             )
         if name in options:
             raise ConfigError(

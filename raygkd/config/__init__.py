@@ -3,7 +3,7 @@
 The search space is in ``raygkd.config.search_space``, which needs torch.
 """
 
-from raygkd.config.defaults import DATASET_DEFAULTS
+from raygkd.config.defaults import dataset_defaults
 from raygkd.config.schema import (
     LARGEST_SEED,
     OTHER_NAMES,
@@ -28,7 +28,7 @@ from raygkd.config.tree import (
     check_keys,
     from_mapping,
     given,
-    given_of_method,
+    given_of_entries,
     own_values,
     owned_by,
     plain_names,
@@ -48,7 +48,6 @@ from raygkd.config.values import (
 from raygkd.config.yaml_text import from_yaml, to_yaml, yaml_mapping
 
 __all__ = [
-    "DATASET_DEFAULTS",
     "LARGEST_SEED",
     "OTHER_NAMES",
     "PRESETS",
@@ -69,12 +68,13 @@ __all__ = [
     "check_keys",
     "coerce",
     "coerce_text",
+    "dataset_defaults",
     "fingerprint",
     "flag",
     "from_mapping",
     "from_yaml",
     "given",
-    "given_of_method",
+    "given_of_entries",
     "option_settings",
     "own_values",
     "owned_by",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from raygkd.registry import DATASETS, FAMILIES, entry_points
+
 # of raygkd.models.detectors, which needs torch
 DETECTOR_NAME = re.compile(r"[a-z]+_.+_fpn\d*")
 # what suits detectors where nothing else is given
@@ -14,31 +16,30 @@ _DETECTOR = {
     "batch_size": 8,
     "warmup_epochs": 0.5,
     "clip_norm": 10.0,
+    "lr": 1e-4,
     # a pyramid's maps have no ReLU, most of a channel is the same everywhere, and most positions
     # are background
     "adapter": "plain",
     "centre": True,
     "foreground": 0.5,
 }
-_PHOTOGRAPHS = {
-    "teacher": "fasterrcnn_resnet50_fpn",
-    "student": "fasterrcnn_resnet18_fpn",
-    "teacher_epochs": 20,
-    "lr": 1e-4,
-}
-DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    # a pair that learns in minutes on a CPU
-    "digits-voc": {
-        **_DETECTOR,
-        "teacher": "fasterrcnn_resnet18_fpn64",
-        "student": "fasterrcnn_mobilenet_v3_small_fpn64",
-        "epochs": 5,
-        "teacher_epochs": 6,
-        "lr": 3e-3,
-    },
-    "voc": {**_DETECTOR, **_PHOTOGRAPHS},
-    "coco": {**_DETECTOR, **_PHOTOGRAPHS},
-}
+
+
+def dataset_defaults(dataset: str) -> Mapping[str, Any]:
+    """Return the defaults of a run on a data set that are not those of the settings."""
+    if dataset not in DATASETS.names():
+        return {}
+    known = DATASETS.get(dataset)
+    return {**(_DETECTOR if known.task == "detection" else {}), **known.recipe}
+
+
+def names_detector(model: str) -> bool:
+    """Return whether a model's name is that of a detector."""
+    prefix, colon, _ = model.partition(":")
+    if colon and prefix in FAMILIES.names():
+        return FAMILIES.get(prefix).task == "detection"
+    is_of_others = model in entry_points("raygkd.classifiers")
+    return not is_of_others and DETECTOR_NAME.fullmatch(model) is not None
 
 
 def dependent_defaults(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -50,7 +51,7 @@ def dependent_defaults(tree: Mapping[str, Any]) -> Mapping[str, Any]:
         str(leaves.get(name)) if isinstance(leaves := tree.get(section), Mapping) else ""
         for section, name in (("data", "dataset"), ("model", "student"), ("model", "teacher"))
     )
-    if dataset in DATASET_DEFAULTS:
-        return DATASET_DEFAULTS[dataset]
-    is_detection = any(map(DETECTOR_NAME.fullmatch, models))
-    return {**_DETECTOR, "lr": _PHOTOGRAPHS["lr"]} if is_detection else {}
+    if defaults := dataset_defaults(dataset):
+        return defaults
+    is_detection = any(map(names_detector, models))
+    return _DETECTOR if is_detection else {}

@@ -2,8 +2,9 @@
 
 Every leaf has a name that no other leaf has, so that a setting is called the same on the command
 line (``--batch-size``), in a YAML file (``optim: {batch_size: 64}``) and in a search space
-(``batch_size: {choice: [32, 64]}``). A setting that a registered method declares is called
-METHOD.SETTING (``--set dkd.beta=8``, ``method: {dkd: {beta: 8}}``, ``dkd.beta: {choice: [4, 8]}``).
+(``batch_size: {choice: [32, 64]}``). What a registered method or data set declares is called
+METHOD.SETTING or DATASET.OPTION (``--set dkd.beta=8``, ``method: {dkd: {beta: 8}}``,
+``dkd.beta: {choice: [4, 8]}``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raygkd.config.values import WorkerRange
-from raygkd.registry import METHODS, option
+from raygkd.registry import DATASETS, METHODS, either, option
 
 PRESETS = ("ablation",)
 LARGEST_SEED = 2**32 - 1
@@ -27,11 +28,14 @@ class DataConfig:
 
     dataset: str = option(
         "digits",
-        "digits, cifar10, cifar100, imagefolder; for detection digits-voc, voc, coco; or parquet",
+        lambda: f"{', '.join(DATASETS.names())}; or parquet",
     )
     data_dir: str | None = option(None, "folder (or s3://, gs:// path) the data set is read from")
     download: bool = option(
-        False, "fetch cifar10, cifar100 or voc into --data-dir when it is not there"
+        False,
+        lambda: (
+            f"fetch {either(DATASETS.names_with('can_fetch'))} into --data-dir when it is not there"
+        ),
     )
     years: tuple[int, ...] = option((2007, 2012), "voc: whose trainval images are for training")
     classes: tuple[str, ...] | None = option(None, "boxes of these classes only [default: all]")
@@ -67,6 +71,8 @@ class DataConfig:
         "decode the images once into shared memory if they fit in this many MiB, else stream them",
         minimum=0,
     )
+    # those of registered data sets that are given: DATASET.OPTION -> value
+    own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,9 +328,10 @@ SECTIONS: dict[str, type] = {
 
 
 # section -> what is registered with settings that belong to it
-REGISTRIES = {"method": METHODS}
-# settings of methods that have options of their own: METHOD.SETTING -> name of the option
+REGISTRIES = {"method": METHODS, "data": DATASETS}
+# settings that have options of their own: METHOD.SETTING or DATASET.OPTION -> name of the option
 OTHER_NAMES = {
+    "voc.years": "years",
     "kd.temperature": "kd_temperature",
     "kd.weight": "kd_weight",
     "dkd.temperature": "kd_temperature",

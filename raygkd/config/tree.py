@@ -83,11 +83,13 @@ def own_values(config: Config) -> dict[str, Any]:
     }
 
 
-def given_of_method(config: Config) -> dict[str, Any]:
-    """Return the settings of the method that are given and have no option of their own."""
-    method = config.method.method
+def given_of_entries(config: Config) -> dict[str, Any]:
+    """Return the settings of method and data set that are given and have no option of their own."""
+    chosen = (config.method.method, config.data.dataset)
     return {
-        f"{method}.{name}": value for name, value in owned_by(method, config.method.own).items()
+        name: value
+        for name, value in own_values(config).items()
+        if name.rpartition(".")[0] in chosen
     }
 
 
@@ -175,7 +177,7 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
 
     Args:
         tree: section -> setting -> value; what is left out has its default, which for some
-            settings is the data set's own (``DATASET_DEFAULTS``), or what suits detectors where one
+            settings is the data set's own (``dataset_defaults``), or what suits detectors where one
             is named.
         where: the file, named in errors.
 

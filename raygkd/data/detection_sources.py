@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 from raygkd.data.annotations import (
     Annotation,
@@ -20,8 +21,8 @@ from raygkd.data.annotations import (
 from raygkd.data.scenes import SCENES, make_scenes, scene_name, write_scenes
 from raygkd.data.sources import (
     IMAGE_SUFFIXES,
-    SOURCES,
     VOC_YEARS,
+    DataSet,
     Sample,
     Source,
     SourceOptions,
@@ -31,8 +32,15 @@ from raygkd.data.sources import (
 )
 from raygkd.data.splits import SPLITS
 from raygkd.errors import ConfigError, DataError
+from raygkd.registry import DATASETS
 
-DETECTION_SOURCES = ("voc", "coco", "digits-voc")
+# a pair for photographs, and how it is trained
+PHOTOGRAPHS = {
+    "teacher": "fasterrcnn_resnet50_fpn",
+    "student": "fasterrcnn_resnet18_fpn",
+    "teacher_epochs": 20,
+    "lr": 1e-4,
+}
 DIGITS = tuple("0123456789")
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -51,7 +59,51 @@ VocPart = tuple[str, Path, list[str]]
 """Split, folder in VOC layout, and ids of the images of that folder."""
 
 
-@SOURCES.register("voc")
+@DATASETS.register("voc")
+class Voc(DataSet):
+    """Pascal VOC, or any folder in its layout, see ``_voc``."""
+
+    task = "detection"
+    can_fetch = True
+    recipe = PHOTOGRAPHS
+
+    def open(self, options: SourceOptions) -> Source:
+        """Return the images with their boxes."""
+        return _voc(options)
+
+
+@DATASETS.register("coco")
+class Coco(DataSet):
+    """COCO, or any instances file in its format, see ``_coco``."""
+
+    task = "detection"
+    score = "map"
+    recipe = PHOTOGRAPHS
+
+    def open(self, options: SourceOptions) -> Source:
+        """Return the images with their boxes."""
+        return _coco(options)
+
+
+@DATASETS.register("digits-voc")
+class DigitScenes(DataSet):
+    """Scenes of handwritten digits, with a pair that learns in minutes on a CPU."""
+
+    task = "detection"
+    augment = "jitter"
+    recipe: ClassVar[Mapping[str, Any]] = {
+        "teacher": "fasterrcnn_resnet18_fpn64",
+        "student": "fasterrcnn_mobilenet_v3_small_fpn64",
+        "epochs": 5,
+        "teacher_epochs": 6,
+        "lr": 3e-3,
+    }
+
+    def open(self, options: SourceOptions) -> Source:
+        """Return the scenes with their boxes."""
+        return _digits_voc(options)
+
+
 def _voc(options: SourceOptions) -> Source:
     """Pascal VOC (Everingham et al. 2010), or any folder in its layout with its own classes.
 
@@ -79,7 +131,6 @@ def _voc(options: SourceOptions) -> Source:
     return _detection_source("voc", root, class_names, annotated, faults)
 
 
-@SOURCES.register("coco")
 def _coco(options: SourceOptions) -> Source:
     """COCO (arXiv 1405.0312), or any instances file in its format with a folder of images.
 
@@ -102,7 +153,6 @@ def _coco(options: SourceOptions) -> Source:
     return _detection_source("coco", root, class_names, annotated, faults)
 
 
-@SOURCES.register("digits-voc")
 def _digits_voc(options: SourceOptions) -> Source:
     """Scenes of handwritten digits; where a folder is given, they are in it, in VOC layout."""
     root = options.data_dir

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raygkd.config import DataConfig, fingerprint
+from raygkd.config import DataConfig, fingerprint, owned_by
 from raygkd.data import box_transforms
-from raygkd.data.detection_sources import DETECTION_SOURCES
 from raygkd.data.normalisation import channel_statistics
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.plan import shuffled
 from raygkd.data.prepare import prepare
-from raygkd.data.sources import SOURCES, Source, open_source
+from raygkd.data.sources import Source, dataset_class, open_source
 from raygkd.data.spec import ImageSpec
 from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import ConfigError, DataError, near
+from raygkd.registry import DATASETS
 from raygkd.storage.atomic_files import Place, is_remote, remove_folder, write_text
 
 Progress = Callable[[int, int], None]
@@ -135,10 +135,8 @@ def open_images(
 
 
 def task_of(dataset: str) -> str | None:
-    """Return a data set's task, None where its name does not tell: parquet, another package's."""
-    if dataset in DETECTION_SOURCES:
-        return "detection"
-    return "classification" if SOURCES.is_own(dataset) else None
+    """Return a data set's task, None where its name does not tell, as of parquet."""
+    return dataset_class(dataset).task
 
 
 def _is_uniform(sizes: NDArray[np.int64]) -> bool:
@@ -154,9 +152,10 @@ def _default_side(table: ImageTable, sizes: NDArray[np.int64]) -> int:
 
 
 def _default_augment(table: ImageTable, sizes: NDArray[np.int64]) -> str:
-    if table.boxes is None:
-        return default_augment(table.dataset, _is_uniform(sizes))
-    return "jitter" if table.dataset == "digits-voc" else "jitter-flip"
+    suited = dataset_class(table.dataset).augment
+    if suited is not None:
+        return suited
+    return default_augment(_is_uniform(sizes)) if table.boxes is None else "jitter-flip"
 
 
 def _transform(table: ImageTable, augment: str, side: int, *, train: bool) -> Sampler:
@@ -171,13 +170,13 @@ def _score(table: ImageTable, wanted: str) -> str:
     if table.boxes is None:
         return "accuracy"
     if wanted == "auto":
-        return "map" if table.dataset == "coco" else "map50"
+        return dataset_class(table.dataset).score
     return wanted
 
 
 def shards(data: DataConfig, output: Place, progress: Progress | None = None) -> str:
     """Return the path of a data set's Parquet shards, preparing them in ``output`` if need be."""
-    known = [*SOURCES.names(), "parquet"]
+    known = [*DATASETS.names(), "parquet"]
     if data.dataset not in known:
         raise ConfigError(
             f"--dataset {data.dataset!r}: unknown{near(data.dataset, known)} "
@@ -194,6 +193,7 @@ def shards(data: DataConfig, output: Place, progress: Progress | None = None) ->
         strict=data.strict,
         years=tuple(map(str, data.years)),
         classes=data.classes,
+        own=owned_by(data.dataset, data.own),
     )
     folder = output / "data" / f"{data.dataset}-{_source_identity(source, data.skip_bad)}"
     # a local folder appears when it is complete; in an object store its shards do, one by one

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from raygkd.data.boxes import ImageBoxes
 from raygkd.data.seeds import generator
 from raygkd.data.splits import choose
 from raygkd.errors import ConfigError, DataError, near
-from raygkd.registry import Registry
+from raygkd.registry import DATASETS, own_settings
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
@@ -32,7 +33,6 @@ SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "te
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SEED = 0
 VOC_YEARS = ("2007", "2012")
-DOWNLOADED = ("cifar10", "cifar100", "voc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,37 @@ class SourceOptions:
     strict: bool
     years: tuple[str, ...]
     classes: Sequence[str] | None
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
-Opener = Callable[[SourceOptions], Source]
-SOURCES: Registry[Opener] = Registry("dataset", "raygkd.datasets", Callable)
+class DataSet(ABC):
+    """What ``--dataset`` takes.
+
+    ``@DATASETS.register(name)`` enters a subclass. Options of its own are the fields of a dataclass
+    ``Settings`` in it, each declared by ``option``, and named ``DATASET.OPTION`` in settings.
+
+    Attributes:
+        task: "classification" or "detection"; None where only the images tell.
+        can_fetch: whether ``open`` fetches its files with ``options.download``.
+        augment: random changes that suit it; None for those that suit its task and sizes.
+        score: what detectors are ranked by, "map" or "map50".
+        recipe: setting -> default of a run on it, where another than for its task.
+    """
+
+    task: ClassVar[str | None] = None
+    can_fetch: ClassVar[bool] = False
+    augment: ClassVar[str | None] = None
+    score: ClassVar[str] = "map50"
+    recipe: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def open(self, options: SourceOptions) -> Source:
+        """Return its images; ``options.own`` has the values of ``Settings``."""
+
+
+def dataset_class(name: str) -> type[DataSet]:
+    """Return a data set's class; the base for images that are of none that is known."""
+    return DATASETS.get(name) if name in DATASETS.names() else DataSet
 
 
 def open_source(
@@ -102,11 +129,12 @@ def open_source(
     strict: bool = False,
     years: tuple[str, ...] = VOC_YEARS,
     classes: Sequence[str] | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Source:
     """Return a data set whose images are read later, one by one.
 
     Args:
-        name: one of ``SOURCES``: digits, cifar10, cifar100, imagefolder, and with boxes voc, coco,
+        name: one of ``DATASETS``: digits, cifar10, cifar100, imagefolder, and with boxes voc, coco,
             digits-voc.
         data_dir: folder that holds the files; digits and digits-voc need none.
         download: fetch the files of cifar10, cifar100 or voc into ``data_dir`` when they are
@@ -114,20 +142,24 @@ def open_source(
         strict: refuse faulty annotations of boxes instead of dropping them.
         years: of Pascal VOC, to train on; "2007" and "2012".
         classes: names of the classes whose boxes are kept; None for all.
+        own: options of the data set's own that are not the defaults.
 
     Raises:
         ConfigError: an unknown name, year or class, or a folder that is needed and not given.
         DataError: the folder does not hold what the data set needs, or a faulty annotation in
             strict mode.
     """
+    opened: type[DataSet] = DATASETS.get(name)
+    settings: Any = own_settings(opened)
     options = SourceOptions(
         data_dir=Path(data_dir).expanduser() if data_dir else None,
         download=download,
         strict=strict,
         years=years,
         classes=classes,
+        own=vars(settings(**(own or {}))) if settings else {},
     )
-    source = SOURCES.get(name)(options)
+    source = opened().open(options)
     return source if classes is None else _of_classes(source, classes)
 
 
@@ -197,30 +229,51 @@ def load_digits() -> Digits:
     return Digits(images_BHW, digits.target.astype(np.int64), is_test)
 
 
-@SOURCES.register("digits")
-def _digits(options: SourceOptions) -> Source:
-    digits = load_digits()
-    samples = [
-        _array_sample(image_HW, int(label), "test" if is_test else "train", f"digits {index}")
-        for index, (image_HW, label, is_test) in enumerate(
-            zip(digits.images_BHW, digits.label, digits.is_test)
-        )
-    ]
-    return Source("digits", tuple("0123456789"), samples)
+@DATASETS.register("digits")
+class DigitsSet(DataSet):
+    """The digits of ``load_digits``, which must not be mirrored."""
+
+    task = "classification"
+    augment = "crop"
+
+    def open(self, options: SourceOptions) -> Source:
+        """Return the digits as images."""
+        digits = load_digits()
+        samples = [
+            _array_sample(image_HW, int(label), "test" if is_test else "train", f"digits {index}")
+            for index, (image_HW, label, is_test) in enumerate(
+                zip(digits.images_BHW, digits.label, digits.is_test)
+            )
+        ]
+        return Source("digits", tuple("0123456789"), samples)
 
 
-@SOURCES.register("cifar10")
-def _cifar10(options: SourceOptions) -> Source:
-    from torchvision.datasets import CIFAR10
+@DATASETS.register("cifar10")
+class Cifar10(DataSet):
+    """Photographs of 10 classes, see ``_cifar``."""
 
-    return _cifar("cifar10", CIFAR10, options)
+    task = "classification"
+    can_fetch = True
+
+    def open(self, options: SourceOptions) -> Source:
+        """Return the photographs."""
+        from torchvision.datasets import CIFAR10
+
+        return _cifar("cifar10", CIFAR10, options)
 
 
-@SOURCES.register("cifar100")
-def _cifar100(options: SourceOptions) -> Source:
-    from torchvision.datasets import CIFAR100
+@DATASETS.register("cifar100")
+class Cifar100(DataSet):
+    """Photographs of 100 classes, see ``_cifar``."""
 
-    return _cifar("cifar100", CIFAR100, options)
+    task = "classification"
+    can_fetch = True
+
+    def open(self, options: SourceOptions) -> Source:
+        """Return the photographs."""
+        from torchvision.datasets import CIFAR100
+
+        return _cifar("cifar100", CIFAR100, options)
 
 
 def _cifar(name: str, loader: Any, options: SourceOptions) -> Source:
@@ -244,7 +297,17 @@ def _cifar(name: str, loader: Any, options: SourceOptions) -> Source:
     return Source(name, tuple(data.classes), samples)
 
 
-@SOURCES.register("imagefolder")
+@DATASETS.register("imagefolder")
+class ImageFolder(DataSet):
+    """Any tree of a folder per class."""
+
+    task = "classification"
+
+    def open(self, options: SourceOptions) -> Source:
+        """Return the images of the tree."""
+        return _imagefolder(options)
+
+
 def _imagefolder(options: SourceOptions) -> Source:
     """Any tree of a folder per class, with or without folders train, val and test above them."""
     root = existing_folder("imagefolder", options)
@@ -266,7 +329,7 @@ def _imagefolder(options: SourceOptions) -> Source:
 def needed_folder(name: str, options: SourceOptions) -> Path:
     """Return the folder of a data set that needs one; ConfigError where it is not given."""
     if options.data_dir is None:
-        fetched = "; --download fetches them into it" if name in DOWNLOADED else ""
+        fetched = "; --download fetches them into it" if dataset_class(name).can_fetch else ""
         raise ConfigError(f"--dataset {name} needs --data-dir, the folder with its files{fetched}")
     return options.data_dir
 

@@ -135,15 +135,12 @@ def build_transform(kind: str, image_size: int, *, train: bool) -> Transform:
     return Transform(kind, image_size, train)
 
 
-def default_augment(dataset: str, uniform_size: bool) -> str:
-    """Return the kind that suits a data set: digits must not be mirrored, photographs may be.
+def default_augment(uniform_size: bool) -> str:
+    """Return the kind that suits labelled images, such as photographs, which may be mirrored.
 
     Args:
-        dataset: the name it was prepared under, empty for a foreign file.
         uniform_size: all images have one size.
     """
-    if dataset == "digits":
-        return "crop"
     return "crop-flip" if uniform_size else "resized-crop"
 
 

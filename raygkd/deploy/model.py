@@ -5,43 +5,37 @@ Shapes: B batch, S side of the square input.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from raygkd.deploy.exporters.formats import format_of, readable_suffixes
 from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import Run, on_device, student
-from raygkd.deploy.onnx_session import open_onnx
 from raygkd.errors import DataError
 from raygkd.models import load_model_file
 from raygkd.storage.atomic_files import Place, local_copy
-
-# suffix of an exported file that is not read again -> what it is
-OTHERS = {
-    ".safetensors": "holds weights alone",
-    ".pt2": "is a torch.export program, which may run anything when it is loaded",
-}
 
 
 def load_model(path: Place) -> tuple[Facts, Run]:
     """Return what is known of a model, and the model on this process's device.
 
     Args:
-        path: of a model file that raygkd wrote, or of an exported .onnx file.
+        path: of a model file that raygkd wrote, or of an exported file that can be read.
 
     Raises:
         DataError: there is no such file, or it is neither.
         ConfigError: it needs a package that is not installed.
     """
-    suffix = Path(path.name).suffix
-    if suffix in OTHERS:
+    exported = format_of(path.name)
+    if exported is not None and exported.unread:
+        readable = " or ".join(readable_suffixes())
         raise DataError(
-            f"{path} {OTHERS[suffix]}: give the model file that it was made of, or an .onnx file"
+            f"{path} {exported.unread}: give the model file that it was made of, or an "
+            f"{readable} file"
         )
-    if suffix == ".onnx":
+    if exported is not None:
         try:
             with local_copy(path) as local:
-                return open_onnx(local)
+                return exported.read(local)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     model_file = load_model_file(path)

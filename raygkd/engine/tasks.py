@@ -18,6 +18,7 @@ from raygkd.engine.distributed import all_sum, gather
 from raygkd.engine.means import RunningMeans
 from raygkd.metrics.classification import ClassificationMeter
 from raygkd.metrics.detection import DetectionMeter, Detections
+from raygkd.metrics.metric import RegisteredMeter
 
 Batch = Mapping[str, Tensor]
 Inputs = Callable[[Batch], Tensor]
@@ -91,15 +92,20 @@ class Classification:
 
     @torch.no_grad()
     def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
-        """Return "score", "loss" and, beyond 5 classes, "top5"."""
+        """Return "score", "loss", beyond 5 classes "top5", and the registered metrics."""
         device = next(model.parameters()).device
         meter = ClassificationMeter(self.num_classes, device=device)
+        registered = RegisteredMeter("classification", self.num_classes)
         for batch in batches:
-            meter.update(model(inputs(batch)), self.targets(batch, device))
+            logits_BK, labels_B = model(inputs(batch)), self.targets(batch, device)
+            meter.update(logits_BK, labels_B)
+            registered.update(logits_BK, labels_B)
         meter.reduce(all_sum)
+        registered.reduce(all_sum, device)
         scores = meter.compute()
         keep = {"score": scores["accuracy"], "loss": scores["loss"]}
-        return keep | ({"top5": scores["top5"]} if "top5" in scores else {})
+        keep |= {"top5": scores["top5"]} if "top5" in scores else {}
+        return registered.added_to(keep)
 
 
 class _AccuracyMeter:
@@ -155,17 +161,20 @@ class Detection:
 
     @torch.no_grad()
     def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
-        """Return "score" and what ``DetectionMeter.compute`` does."""
+        """Return "score", what ``DetectionMeter.compute`` does, and the registered metrics."""
         meter = DetectionMeter(self.num_classes)
+        registered = RegisteredMeter("detection", self.num_classes)
         for batch in batches:
-            found = model(inputs(batch))
-            meter.update(
-                batch["row"],
-                [on_image(one, float(ratio)) for one, ratio in zip(found, batch["ratio"])],
-            )
+            found = [
+                on_image(one, float(ratio))
+                for one, ratio in zip(model(inputs(batch)), batch["ratio"])
+            ]
+            meter.update(batch["row"], found)
+            registered.update(found, [self.boxes[row] for row in batch["row"].tolist()])
         meter.reduce(lambda rows: torch.cat(gather(rows)))
+        registered.reduce(all_sum, next(model.parameters()).device)
         scores = meter.compute(self.boxes)
-        return {"score": scores[self.measure], **scores}
+        return registered.added_to({"score": scores[self.measure], **scores})
 
 
 def on_image(found: Mapping[str, Tensor], ratio: float) -> Detections:

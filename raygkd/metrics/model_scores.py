@@ -19,6 +19,7 @@ from raygkd.errors import DataError
 from raygkd.metrics.calibration import calibration
 from raygkd.metrics.classification import ClassificationMeter
 from raygkd.metrics.detection import DetectionMeter, Detections
+from raygkd.metrics.metric import RegisteredMeter
 
 # the least score of a detection whose confidence is looked at
 SURE = 0.3
@@ -36,6 +37,8 @@ class OutputMeter:
         self._spec, self._boxes, classes = spec, boxes, len(spec.class_names)
         self._classes = ClassificationMeter(classes)
         self._found = DetectionMeter(classes)
+        task = "classification" if boxes is None else "detection"
+        self._registered = RegisteredMeter(task, classes)
         # label, answer and confidence of every image
         self._answers: list[tuple[NDArray, NDArray, NDArray]] = []
 
@@ -49,17 +52,18 @@ class OutputMeter:
         if self._boxes is None:
             label_B = batch["label"]
             self._classes.update(output, label_B)
+            self._registered.update(output, label_B)
             confidence_B, answer_B = output.softmax(1).max(1)
             self._answers.append((label_B.numpy(), answer_B.numpy(), confidence_B.numpy()))
             return
         found = [of_D6[of_D6[:, 4] >= 0].numpy() for of_D6 in output]
-        self._found.update(
-            batch["row"],
-            [
-                Detections(of[:, :4] / ratio, of[:, 5].astype(np.int64), of[:, 4])
-                for of, ratio in zip(found, batch["ratio"].tolist())
-            ],
-        )
+        detections = [
+            Detections(of[:, :4] / ratio, of[:, 5].astype(np.int64), of[:, 4])
+            for of, ratio in zip(found, batch["ratio"].tolist())
+        ]
+        self._found.update(batch["row"], detections)
+        truth = [self._boxes[row] for row in batch["row"].tolist()]
+        self._registered.update(detections, truth)
 
     def score(self) -> float | None:
         """Return what the images' models are ranked by; None where no image has an object."""
@@ -75,10 +79,11 @@ class OutputMeter:
 
         Returns:
             "scores", "score" and what ``ClassificationMeter.compute`` or ``DetectionMeter.compute``
-            returns, its lists by class among it; "calibration", see ``calibration``, of all answers
-            of a classifier, or of the detections of a score of ``SURE`` or more, which are right at
-            an IoU of 0.5; and of a classifier "confusion", K lists of K counts, a list for each
-            class that images have, a count for each class that the model said.
+            returns, its lists by class among it, and the registered metrics; "calibration", see
+            ``calibration``, of all answers of a classifier, or of the detections of a score of
+            ``SURE`` or more, which are right at an IoU of 0.5; and of a classifier "confusion", K
+            lists of K counts, a list for each class that images have, a count for each class that
+            the model said.
 
         Raises:
             DataError: there are no images, or none has an object.
@@ -87,7 +92,7 @@ class OutputMeter:
             scores = self._found.compute(self._boxes)
             score_N, right_N = self._found.confidences(self._boxes)
             return {
-                "scores": {"score": scores[self._spec.score], **scores},
+                "scores": self._registered.added_to({"score": scores[self._spec.score], **scores}),
                 "calibration": calibration(score_N[score_N >= SURE], right_N[score_N >= SURE]),
                 "confusion": None,
             }
@@ -96,7 +101,7 @@ class OutputMeter:
         classes = len(self._spec.class_names)
         pairs = np.bincount(label_N * classes + answer_N, minlength=classes * classes)
         return {
-            "scores": {"score": scores["accuracy"], **scores},
+            "scores": self._registered.added_to({"score": scores["accuracy"], **scores}),
             "calibration": calibration(confidence_N, label_N == answer_N),
             "confusion": pairs.reshape(classes, classes).tolist(),
         }

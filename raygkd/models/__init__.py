@@ -15,6 +15,7 @@ from raygkd.models.detectors import (
     detector_names,
     is_detector,
 )
+from raygkd.models.families import ModelFamily, family_of, load_of_family
 from raygkd.models.files import ModelFile, build_from_file, load_model_file, save_model_file
 from raygkd.models.levels import check_levels, feature_shapes, stage_modules
 from raygkd.models.named import NamedLevels, map_shapes
@@ -32,6 +33,7 @@ __all__ = [
     "TORCHVISION_WEIGHTS",
     "Detector",
     "FeatureTap",
+    "ModelFamily",
     "ModelFile",
     "NamedLevels",
     "build_classifier",
@@ -43,12 +45,14 @@ __all__ = [
     "classifier_names",
     "count_parameters",
     "detector_names",
+    "family_of",
     "feature_shapes",
     "inherit",
     "inheritable",
     "is_classifier",
     "is_detector",
     "load_model_file",
+    "load_of_family",
     "load_weights",
     "map_shapes",
     "save_model_file",

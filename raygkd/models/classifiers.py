@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torchvision
 from torch import nn
 
-from raygkd.errors import ConfigError, near
+from raygkd.errors import ConfigError
 from raygkd.models.cifar_resnet import cifar_resnet
+from raygkd.models.families import build_of_family, family_of, is_of_family
 from raygkd.models.vgg import vgg
 from raygkd.models.wide_resnet import wide_resnet
-from raygkd.registry import Registry
-
-TORCHVISION = "torchvision:"
+from raygkd.registry import FAMILIES, Registry
 
 CLASSIFIERS: Registry[Callable[[int], nn.Module]] = Registry(
     "classifier", "raygkd.classifiers", Callable
@@ -35,18 +33,19 @@ for _depth, _convolutions in (
 
 
 def classifier_names() -> list[str]:
-    """Return the names of the built-in classifiers; ``torchvision:NAME`` is known beside them."""
+    """Return the names of the built-in classifiers; those of families (``torchvision:NAME``) are
+    known beside them."""
     return CLASSIFIERS.names()
 
 
 def is_classifier(name: str) -> bool:
     """Return whether :func:`build_classifier` knows the name."""
-    if name.startswith(TORCHVISION):
-        return name.removeprefix(TORCHVISION) in _torchvision_names()
-    return name in classifier_names()
+    return name in classifier_names() or is_of_family(name, "classification")
 
 
-def build_classifier(name: str, num_classes: int) -> nn.Module:
+def build_classifier(
+    name: str, num_classes: int, image_size: tuple[int, int] = (224, 224)
+) -> nn.Module:
     """Return a new classifier of images (B, 3, H, W) into logits (B, ``num_classes``).
 
     Its weights are random and depend on torch's seed alone.
@@ -56,38 +55,22 @@ def build_classifier(name: str, num_classes: int) -> nn.Module:
             torchvision's classification models. GoogLeNet and Inception come without their
             auxiliary heads.
         num_classes: at least 2.
+        image_size: height and width of the input in pixels, for families that ask for it.
 
     Raises:
         ConfigError: an unknown name or too few classes.
     """
     if num_classes < 2:
         raise ConfigError(f"a classifier needs at least 2 classes, got {num_classes}")
-    if name.startswith(TORCHVISION):
-        return _torchvision_classifier(name.removeprefix(TORCHVISION), num_classes)
-    if name not in classifier_names() and name in _torchvision_names():
-        raise ConfigError(f"unknown classifier {name!r}; did you mean '{TORCHVISION}{name}'?")
+    family = family_of(name)
+    if family is not None:
+        return build_of_family(family, name, num_classes, image_size)
+    for prefix in FAMILIES.names() if name not in classifier_names() else ():
+        if is_classifier(f"{prefix}:{name}"):
+            raise ConfigError(f"unknown classifier {name!r}; did you mean '{prefix}:{name}'?")
     return CLASSIFIERS.get(name)(num_classes)
 
 
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, trainable or not."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _torchvision_names() -> list[str]:
-    return torchvision.models.list_models(module=torchvision.models)
-
-
-def _torchvision_classifier(name: str, num_classes: int) -> nn.Module:
-    known = _torchvision_names()
-    if name not in known:
-        hint = near(name, known) or f" (known: {', '.join(known)})"
-        raise ConfigError(f"unknown torchvision classifier {name!r}{hint}")
-    # the auxiliary heads would get no gradient; init_weights=None makes these two models warn
-    options = {"aux_logits": False, "init_weights": True}
-    return torchvision.models.get_model(
-        name,
-        weights=None,
-        num_classes=num_classes,
-        **(options if name in ("googlenet", "inception_v3") else {}),
-    )

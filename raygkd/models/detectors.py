@@ -34,6 +34,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from raygkd.errors import ConfigError, near
+from raygkd.models.families import is_of_family
 
 DEFAULT_WIDTH = 256
 WIDTHS = range(16, 513, 16)
@@ -277,8 +278,8 @@ def detector_names() -> tuple[str, ...]:
 
 
 def is_detector(name: str) -> bool:
-    """Return whether :func:`build_detector` knows the name."""
-    return _parts(name) is not None
+    """Return whether a name is that of a detector: of :func:`build_detector`, or of a family."""
+    return _parts(name) is not None or is_of_family(name, "detection")
 
 
 def check_image_size(image_size: int) -> None:

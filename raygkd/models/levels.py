@@ -56,6 +56,9 @@ def all_levels(model: nn.Module) -> dict[int, str]:
         return dict(model.pyramid)
     if isinstance(model, NamedLevels):
         return dict(model.levels)
+    of_family: Any = getattr(model, "family_levels", None)
+    if of_family is not None:
+        return dict(of_family)
     paths = list(model.stages) if isinstance(model, StagedClassifier) else _find_stages(model)
     return dict(enumerate(paths, start=1))
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from raygkd.deploy.exporters.formats import format_of
 from raygkd.deploy.model import load_model
 from raygkd.deploy.modules import Run, student
 from raygkd.engine.measure import MIB, peak_bytes
@@ -51,7 +52,7 @@ def evaluate_models(
     In this process; where that has no GPU and one is asked for, in a task on a node that has one.
 
     Args:
-        models: name -> model file or .onnx file.
+        models: name -> model file or exported file.
         images: the shared images.
         split: which of them.
         count: of the images in the split.
@@ -123,7 +124,7 @@ def _costs(
 
     "parameters"; "flops" of one image, two for a multiplication with its addition, as
     ``torch.utils.flop_counter`` counts them; "memory_mb", MiB of weights and of the tensors alive
-    at their most; these three None of an .onnx file, whose graph is onnxruntime's. "latency_ms",
+    at their most; these three None of an exported file, whose graph is not torch's. "latency_ms",
     median and p95, with the way to the device and back. The last two for one image and for a batch.
     """
     batches = {1: {}, batch_size: {"batch": batch_size, "fewest": FEWEST_BATCHES}}
@@ -131,11 +132,15 @@ def _costs(
     timed = {size: latencies(subjects, _untold, **limits) for size, limits in batches.items()}
     costs: dict[str, dict[str, Any]] = {}
     for name, path in paths.items():
-        is_onnx = path.suffix == ".onnx"
-        device = CPU if is_onnx or not torch.cuda.is_available() else torch.device("cuda")
-        known = {"parameters": None, "flops": None, "memory_mb": None}
+        is_exported = format_of(path) is not None
+        device = CPU if is_exported or not torch.cuda.is_available() else torch.device("cuda")
+        known: dict[str, Any] = {"parameters": None, "flops": None, "memory_mb": None}
+        if not is_exported:
+            known = _of_module(path, runs[name], sample_BCSS, batches, device)
         costs[name] = {
-            **(known if is_onnx else _of_module(path, runs[name], sample_BCSS, batches, device)),
+            **(
+                known if is_exported else _of_module(path, runs[name], sample_BCSS, batches, device)
+            ),
             "latency_ms": {str(size): asdict(of[name]) for size, of in timed.items()},
             "hardware": hardware(device),
         }

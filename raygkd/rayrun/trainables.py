@@ -28,6 +28,8 @@ from raygkd.rayrun.worker import (
 
 # a trial's problem as entries of a Tune result; as exceptions they would be tried again
 ERROR, IS_MISTAKE, IS_STORAGE = "error", "is_mistake", "is_storage"
+# how all metrics of an epoch begin in a Tune result, apart from what Tune adds
+METRICS_OF_EPOCH = "metrics/"
 # what a trainer has to end, before it is ended
 CLOSE_SECONDS = 10.0
 
@@ -58,8 +60,7 @@ class WarmTrial(tune.Trainable):
         """Train one epoch; the first of a trial that goes on gives that of its checkpoint."""
         epochs = self._epochs
         assert epochs is not None
-        result = result_of(lambda: next_result(epochs))
-        return result | {"done": is_over(result, self._last)}
+        return tune_result(result_of(lambda: next_result(epochs)), self._last)
 
     def cleanup(self) -> None:
         """Stop the stream of the trial that is over."""
@@ -108,7 +109,7 @@ class DistributedTrial(tune.Trainable):
             # a trainer that has failed is not asked again
             self._training = None
             result = result_of(training.result)
-        return result | {"done": is_over(result, self._last)}
+        return tune_result(result, self._last)
 
     def _start(self) -> Future[Any]:
         """Start the trainer, in a thread; it gives nothing until it ends."""
@@ -129,6 +130,12 @@ class DistributedTrial(tune.Trainable):
         if self._training is not None:
             ray.get(self._mailbox.close.remote())
             wait([self._training], CLOSE_SECONDS)
+
+
+def tune_result(result: Mapping[str, Any], last: int) -> dict[str, Any]:
+    """Return what Tune is given for an epoch of a trial that has so many."""
+    metrics = {f"{METRICS_OF_EPOCH}{name}": value for name, value in result.items()}
+    return {**result, **metrics, "done": is_over(result, last)}
 
 
 def is_over(result: Mapping[str, Any], last: int) -> bool:

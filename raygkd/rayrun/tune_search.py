@@ -23,16 +23,17 @@ from raygkd.config.search_space import Dimension
 from raygkd.errors import StorageError
 from raygkd.rayrun.ray_internals import keep_credentials_here
 from raygkd.rayrun.search_history import JOURNAL, METRIC, History, SearchObserver, Trial
-from raygkd.rayrun.trainables import ERROR, IS_MISTAKE, IS_STORAGE, DistributedTrial, WarmTrial
+from raygkd.rayrun.trainables import (
+    ERROR,
+    IS_MISTAKE,
+    IS_STORAGE,
+    METRICS_OF_EPOCH,
+    DistributedTrial,
+    WarmTrial,
+)
 from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
 from raygkd.storage.atomic_files import Place, telling_of_storage
 
-# Ray's own entries of a result
-_OWN = (
-    "epoch", "lr", "train_loss", "train_accuracy", "epoch_seconds", "images_per_second",
-    "bad_images", "diverged", "first_step_seconds", "teacher_cached",
-    "workers",
-)  # fmt: skip
 keep_credentials_here()
 # the actor of a trial that trains in workers of its own takes no CPU, or two trials could wait for
 # each other's workers for ever
@@ -180,12 +181,11 @@ class _Faults(tune.Callback):
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the training loop's metrics of a Tune result, without Tune's own entries."""
+    """Return all metrics of an epoch that a Tune result has, without what Tune adds."""
     return {
-        name: float(value)
+        name.removeprefix(METRICS_OF_EPOCH): float(value)
         for name, value in result.items()
-        if isinstance(value, int | float)
-        and (name in _OWN or name.startswith(("loss_", "val_", "gradient_")))
+        if name.startswith(METRICS_OF_EPOCH) and isinstance(value, int | float)
     }
 
 

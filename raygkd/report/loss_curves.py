@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from raygkd.metrics.metric import registered_metrics
 from raygkd.report.figures import (
     BLUE,
     GREEN,
@@ -44,14 +45,18 @@ def losses_section(
     terms = {name: [epoch[f"loss_{name}"] for epoch in epochs] for name in weights}
     numbers = [int(epoch["epoch"]) for epoch in epochs]
     alone, together = folder / "losses.png", folder / "loss_shares.png"
-    draw_terms(alone, numbers, terms, [epoch["val_score"] for epoch in epochs])
+    scores = {"validation score": [epoch["val_score"] for epoch in epochs]}
+    for name, metric in registered_metrics().items():
+        if f"val_{name}" in epochs[0]:
+            scores[metric.label()] = [epoch[f"val_{name}"] for epoch in epochs]
+    draw_terms(alone, numbers, terms, scores)
     compared = "; ".join(f"{name}: {_colour(name)[2]}" for name in terms)
     blocks = [
         Picture(
             alone,
             f"Loss terms of {whose}",
             f"Means over each epoch's training images, before their weights. Terms by what they "
-            f"compare: {compared}. The last panel is the score on the validation images.",
+            f"compare: {compared}. Then, on the validation images: {', '.join(scores)}.",
         )
     ]
     if len(terms) > 1:
@@ -69,7 +74,7 @@ def losses_section(
         anchor="losses",
         title="Loss terms",
         blocks=blocks,
-        numbers={"epochs": numbers, "weights": dict(weights), "terms": terms},
+        numbers={"epochs": numbers, "weights": dict(weights), "terms": terms, "scores": scores},
     )
 
 
@@ -77,17 +82,17 @@ def draw_terms(
     path: Path,
     epochs: Sequence[int],
     terms: Mapping[str, Sequence[float]],
-    scores: Sequence[float],
+    scores: Mapping[str, Sequence[float]],
 ) -> None:
-    """Write a PNG with a panel for each term, and one for the validation score.
+    """Write a PNG with a panel for each term, and one for each score.
 
     Args:
         path: of the picture.
         epochs: numbers of the epochs.
         terms: loss term -> its value in each epoch.
-        scores: on the validation split after each epoch.
+        scores: title -> values on the validation split after each epoch.
     """
-    panels = {**terms, "validation score": scores}
+    panels = {**terms, **scores}
     rows = math.ceil(len(panels) / COLUMNS)
     figure = new_figure(0.3 + 2.1 * rows)
     for number, (name, values) in enumerate(panels.items(), start=1):

@@ -11,6 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from raygkd.metrics.metric import registered_metrics
+
 # rows of a table of classes
 MAX_CLASSES = 40
 STATUS_STYLES = {"ok": "green", "note": "yellow", "fix": "bold red"}
@@ -302,6 +304,9 @@ def _evaluation_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]
     models = list(result["models"].values())
     yield "model", [one["model"] for one in models]
     yield result["measure"], [f"{one['scores']['score']:.4f}" for one in models]
+    for name, metric in registered_metrics().items():
+        if name in models[0]["scores"]:
+            yield metric.label(), [format(one["scores"][name], metric.form) for one in models]
     yield "calibration error", [_number(one["calibration"]["ece"], ".4f") for one in models]
     yield "parameters", [_number(one["parameters"], ",") for one in models]
     yield "file, bytes", [f"{one['bytes']:,}" for one in models]

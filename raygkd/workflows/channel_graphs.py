@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raygkd.assembly.models import input_spec
 from raygkd.assembly.student_objective import build_objective
 from raygkd.assembly.training import normaliser
 from raygkd.config import Config
@@ -62,7 +63,8 @@ def matched_maps(
     assert loss is not None
     levels = tuple(loss.student_shapes)
     seen_BCHW = normaliser(teacher_file.mean, teacher_file.std, CPU)(pixels_BCHW)
-    own_BCHW = normaliser(spec.mean, spec.std, CPU)(pixels_BCHW)
+    own = input_spec(config.model.student, spec)
+    own_BCHW = normaliser(own.mean, own.std, CPU)(pixels_BCHW)
     features: Mapping[int, Any] = Teacher(teacher, levels)(seen_BCHW).features
     listen = Teacher(student, levels)
     _take_statistics_of_the_batch(student)

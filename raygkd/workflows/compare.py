@@ -17,7 +17,7 @@ from raygkd.assembly.student_objective import build_objective
 from raygkd.config import (
     LARGEST_SEED,
     Config,
-    given_of_method,
+    given_of_entries,
     option_settings,
     to_mapping,
     to_yaml,
@@ -89,7 +89,7 @@ def shown_params(config: Config) -> dict[str, Any]:
     """Return the settings by which the runs of a comparison differ."""
     tree = to_mapping(config)
     shown = {name: tree[option_settings()[name][0]][name] for name in _SHOWN}
-    return shown | given_of_method(config)
+    return shown | given_of_entries(config)
 
 
 def compare(config: Config, *, console: Console, resume: Any = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from raygkd import config as configuration
 from raygkd.assembly.compatibility import check_classes, check_kind
 from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
 from raygkd.data.run_images import Images, open_images
+from raygkd.deploy.exporters.formats import format_of
 from raygkd.deploy.facts import CENTRE, Facts
 from raygkd.deploy.model import load_model
 from raygkd.errors import ConfigError, DataError, TrackingError, UserError
@@ -58,7 +59,7 @@ def evaluate(
 
     Args:
         config: the data, and how it is read.
-        models: what ``find_model`` takes, or exported .onnx files, of models for the same size of
+        models: what ``find_model`` takes, or exported files, of models for the same size of
             image.
         split: "train", "val" or "test".
         own_data: take the data, and the seed of its splits, from the first model that names them.
@@ -152,12 +153,13 @@ def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
         ConfigError: none does.
     """
     for subject in subjects.values():
-        if subject.path.name.endswith(".onnx"):
+        if format_of(subject.path.name) is not None:
             continue
         tree = yaml_mapping(load_model_file(subject.path).config, where=str(subject.path))
         if tree:
             own = from_mapping(tree)
-            changes = {**vars(own.data), "seed": own.optim.seed}
+            changes = {**vars(own.data), **own.data.own, "seed": own.optim.seed}
+            del changes["own"]
             if place(own.output.output).is_dir():
                 # its shards are there
                 changes["output"] = own.output.output

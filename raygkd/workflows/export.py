@@ -21,8 +21,7 @@ from torch import Tensor
 from raygkd.data.plan import cut_windows
 from raygkd.data.run_images import Images
 from raygkd.data.windows import load_window
-from raygkd.deploy.exporters.formats import FORMATS, WRITERS
-from raygkd.deploy.exporters.onnx import OPSET, quantise
+from raygkd.deploy.exporters.formats import ExportFormat
 from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import Run, student
 from raygkd.errors import ConfigError, RunFailed, UserError
@@ -30,6 +29,7 @@ from raygkd.metrics.model_scores import OutputMeter, as_tensors
 from raygkd.metrics.output_comparison import TOLERANCE, Agreement, Comparison
 from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
 from raygkd.optional_packages import require
+from raygkd.registry import FORMATS
 from raygkd.report.card import model_card
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, whole_file
@@ -62,9 +62,9 @@ def export(
 
     Args:
         model: what ``find_model`` takes.
-        format: one of ``FORMATS``.
+        format: name of a registered format.
         out: the file to write.
-        int8: store the weights of an ONNX file in 8 bits.
+        int8: store the weights in 8 bits, where the format can.
         licence: of the weights, for the model card.
         data: Parquet images to compare on; None for those that the model was trained on.
         output: folder of the runs, for registered models.
@@ -75,6 +75,7 @@ def export(
         UserError: files, settings or packages that do not do.
         RunFailed: what was written does not do what the model does.
     """
+    chosen: ExportFormat = FORMATS.get(format)()
     target = _target(format, out, int8)
     path = find_model(model, tracking_uri=tracking_uri, output=output)
     model_file = load_model_file(path)
@@ -84,7 +85,7 @@ def export(
         "source": str(path),
         "format": format,
         "out": str(target),
-        "opset": OPSET if format == "onnx" else None,
+        "opset": chosen.opset,
         "parameters": count_parameters(build_from_file(model_file)),
         "card": None,
         "compared_on": images.table.path if images else None,
@@ -94,7 +95,7 @@ def export(
     with contextlib.ExitStack() as stack:
         # what is entered first is named last: the card appears with the weights
         new = stack.enter_context(whole_file(target))
-        if format == "safetensors":
+        if chosen.has_card:
             card = target.parent / f"{Path(target.name).stem}.md"
             text = model_card(
                 model_file,
@@ -108,17 +109,17 @@ def export(
             result["card"] = str(card)
         if int8:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-"))
-            full = Path(folder, "full.onnx")
+            full = Path(folder, f"full{chosen.suffix}")
         else:
             full = new
         with progress(console, f"writing {format}") as advance:
             advance(0, 2)
-            run = WRITERS[format](model_file, full)
+            run = chosen.write(model_file, full)
             advance(1, 2, "comparing")
             result["check"] = _checked(model_file, run, images)
             advance(2, 2)
         if int8:
-            small = quantise(full, new)
+            small = chosen.quantise(full, new)
             with progress(console, "measuring int8") as advance:
                 result["int8"] = _measured(model_file, small, images, advance)
             result["int8"]["bytes_before"] = full.stat().st_size
@@ -132,11 +133,14 @@ def _target(format: str, out: str, int8: bool) -> Place:
     Raises:
         ConfigError: packages that are missing, or a file that cannot be written there.
     """
-    suffix, packages = FORMATS[format]
-    if int8 and format != "onnx":
-        raise ConfigError(f"--quantize int8: is for --format onnx, not {format}: leave it out")
-    require(*packages, of=f"--format {format}")
-    return new_file("--out", out, (suffix,))
+    chosen = FORMATS.get(format)
+    if int8 and "int8" not in chosen.quantised:
+        able = [name for name in FORMATS.names() if "int8" in FORMATS.get(name).quantised]
+        raise ConfigError(
+            f"--quantize int8: is for --format {' or '.join(able)}, not {format}: leave it out"
+        )
+    require(*chosen.packages, of=f"--format {format}")
+    return new_file("--out", out, (chosen.suffix,))
 
 
 def _images(

@@ -51,7 +51,7 @@ def predict_images(
     """Apply a model to images (``raygkd predict``); return how many, and how many were skipped.
 
     Args:
-        model: what ``find_model`` takes, or an exported .onnx file.
+        model: what ``find_model`` takes, or an exported file.
         paths: image files, folders, Parquet files and folders of them.
         out: file of JSON Lines or Parquet; None for lines on ``stdout``.
         draw: folder for pictures; None for none.

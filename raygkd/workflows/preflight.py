@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from raygkd.assembly.compatibility import loads_weights
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config, with_settings
 from raygkd.errors import ConfigError, ResourceError, StorageError, TrackingError
@@ -48,9 +49,14 @@ def with_lasting_paths(config: Config, output: Place) -> Config:
         "space": config.search.space,
         "teacher": config.model.teacher if is_model_file(config.model.teacher) else None,
     }
-    for name in ("teacher_weights", "student_weights"):
-        weights = getattr(config.model, name)
-        paths[name] = None if weights in TORCHVISION_WEIGHTS else weights
+    for role in ("teacher", "student"):
+        weights = getattr(config.model, f"{role}_weights")
+        is_name = weights in TORCHVISION_WEIGHTS or (
+            weights is not None
+            and loads_weights(getattr(config.model, role))
+            and not place(weights).exists()
+        )
+        paths[f"{role}_weights"] = None if is_name else weights
     lasting = {}
     for name, path in paths.items():
         if path is not None:

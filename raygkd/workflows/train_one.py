@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raygkd.assembly.models import student_file
-from raygkd.config import Config, given_of_method, to_yaml
+from raygkd.config import Config, given_of_entries, to_yaml
 from raygkd.engine import read_checkpoint
 from raygkd.models import ModelFile, load_model_file, save_model_file
 from raygkd.rayrun import torch_trainer
@@ -45,7 +45,7 @@ def train_one(
         params={
             "student": config.model.student,
             "method": config.method.method,
-            **given_of_method(config),
+            **given_of_entries(config),
         },
         tags=run_tags(session, role),
         texts={"config.yaml": to_yaml(config)},

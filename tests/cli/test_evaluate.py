@@ -18,7 +18,7 @@ from outcomes import Ran, png
 
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.parquet import FOREIGN_CLASSES_KEY
-from raygkd.deploy.exporters.formats import WRITERS
+from raygkd.deploy.exporters.onnx import write_onnx
 from raygkd.models import build_from_file, count_parameters, save_model_file
 from raygkd.tracking.store import connect, default_uri
 from raygkd.tracking.tags import EVALUATED_TAG
@@ -47,7 +47,7 @@ def test_classifiers_in_every_format_side_by_side(
     folder, client, run_id = run
     right, other = classifier_file(), classifier_file("resnet14")
     save_model_file(tmp_path / "other.pt", other)
-    WRITERS["onnx"](right, tmp_path / "right.onnx")
+    write_onnx(right, tmp_path / "right.onnx")
     data = labelled_by(right, tmp_path / "images.parquet")
     # the images are those that the first model was trained on
     settings = {"dataset": "parquet", "data_dir": str(data), "output": str(tmp_path)}

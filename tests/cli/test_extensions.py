@@ -11,14 +11,23 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from outcomes import CLASSES, Ran
+import torch
+from outcomes import CLASSES, Ran, png
 
+from raygkd.config import from_mapping
 from raygkd.errors import ConfigError
-from raygkd.models import build_classifier, load_model_file
+from raygkd.models import (
+    build_classifier,
+    build_model,
+    is_classifier,
+    is_detector,
+    load_model_file,
+    stage_modules,
+)
 from raygkd.models.classifiers import CLASSIFIERS
-from raygkd.registry import METHODS
+from raygkd.registry import DATASETS, FAMILIES, FORMATS, METHODS, METRICS
 
-REGISTRIES = (METHODS,)
+REGISTRIES = (METHODS, METRICS, FORMATS, DATASETS, FAMILIES)
 NAMES = tuple(f"class-{number}" for number in range(CLASSES))
 MODULE = """
 import io
@@ -26,11 +35,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+import torch
 from torch import nn
 
-from raygkd.data.sources import Sample, Source
+from raygkd.data.sources import DataSet, Sample, Source
+from raygkd.deploy.exporters.formats import ExportFormat
+from raygkd.deploy.facts import facts_of
+from raygkd.deploy.modules import on_device, student
 from raygkd.losses.base import FeatureLoss
-from raygkd.registry import METHODS, option
+from raygkd.metrics.metric import Metric
+from raygkd.models import ModelFamily, load_model_file, save_model_file
+from raygkd.registry import DATASETS, FAMILIES, FORMATS, METHODS, METRICS, option
 
 
 class Net(nn.Module):
@@ -51,11 +66,42 @@ def encoded(number):
     return file.getvalue()
 
 
-def noise(options):
-    samples = [
-        Sample(n % 3, "train", f"noise {n}", lambda n=n: encoded(n)) for n in range(60)
-    ]
-    return Source("noise", ("class-0", "class-1", "class-2"), samples)
+@FAMILIES.register("ssdgraph")
+class Nets(ModelFamily):
+    mean = std = (0.25, 0.5, 0.75)
+    loads_weights = True
+
+    def names(self):
+        return ("tiny_fpn",)
+
+    def build(self, name, num_classes, image_size):
+        return Net(num_classes)
+
+    def levels(self, model):
+        return {1: "wide", 2: "deep"}
+
+    def load_weights(self, model, name, weights):
+        with torch.no_grad():
+            model.head[2].bias.fill_(float(weights))
+
+
+@DATASETS.register("fpn-noise")
+class Noise(DataSet):
+    task = "classification"
+    augment = "none"
+    can_fetch = True
+    recipe = {"epochs": 1, "batch_size": 8, "student": "net"}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings:
+        images: int = option(60, "number of images", minimum=30)
+
+    def open(self, options):
+        samples = [
+            Sample(n % 3, "train", f"noise {n}", lambda n=n: encoded(n))
+            for n in range(options.own["images"])
+        ]
+        return Source("fpn-noise", ("class-0", "class-1", "class-2"), samples)
 
 
 @METHODS.register("telegraph")
@@ -77,20 +123,56 @@ class Telegraph(FeatureLoss):
         return (student_BCHW.mean(1) - teacher_BCHW.mean(1)).abs().pow(self.power).mean()
 
 
+@METRICS.register("fpn-doubt")
+class Doubt(Metric):
+    title = "mean doubt"
+    higher_is_better = False
+
+    def sums(self, logits_BK, labels_B):
+        doubt_B = 1 - logits_BK.softmax(1).amax(1)
+        return torch.stack([doubt_B.sum(), doubt_B.new_tensor(len(doubt_B))])
+
+
+@FORMATS.register("ssdump")
+class Dump(ExportFormat):
+    "A dump of the weights."
+
+    suffix = ".dump"
+
+    def write(self, model_file, path):
+        save_model_file(path, model_file)
+        return self.read(path)[1]
+
+    def read(self, path):
+        model_file = load_model_file(path)
+        module = student(model_file)
+        return facts_of(model_file), on_device(module, torch.device("cpu"))
+
+
 number = 7
 """
 POINTS = """
 [raygkd.classifiers]
 net = own_things:Net
+my_graph_ssd_fpn = own_things:Net
 broken = own_things_that_are_not:Net
 number = own_things:number
 wrn_40_1 = own_things:Net
 
+[raygkd.model_families]
+ssdgraph = own_things:Nets
+
 [raygkd.datasets]
-noise = own_things:noise
+fpn-noise = own_things:Noise
 
 [raygkd.baselines]
 telegraph = own_things:Telegraph
+
+[raygkd.metrics]
+fpn-doubt = own_things:Doubt
+
+[raygkd.formats]
+ssdump = own_things:Dump
 """
 
 
@@ -98,6 +180,12 @@ def params(output: Path) -> set[tuple[str, str]]:
     """Return name and value of the parameters that an MLflow store holds."""
     with closing(sqlite3.connect(output / "mlflow.db")) as database:
         return set(database.execute("SELECT key, value FROM params"))
+
+
+def metrics(output: Path) -> set[str]:
+    """Return the names of the metrics that an MLflow store holds."""
+    with closing(sqlite3.connect(output / "mlflow.db")) as database:
+        return {name for (name,) in database.execute("SELECT key FROM metrics")}
 
 
 @pytest.fixture
@@ -117,6 +205,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     sys.modules.pop("own_things", None)
     for registry in REGISTRIES:
+        registry._loaded.clear()
         for name, entry in list(registry._entries.items()):
             if entry.__module__ == "own_things":
                 del registry._entries[name]
@@ -126,9 +215,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_model_learns_from_a_method_on_a_data_set_of_another_package(
     raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options = ("--dataset", "noise", "--student", "net", "--method", "telegraph", "--epochs", "1")
-    options += ("--batch-size", "8", "--output", tmp_path / "out", "--json")
-    options += ("--set", "telegraph.power=1.5")
+    options = ("--dataset", "fpn-noise", "--method", "telegraph", "--output", tmp_path / "out")
+    options += ("--set", "telegraph.power=1.5", "--set", "fpn-noise.images=72", "--json")
     ran = raygkd("train", "--teacher", model_file(*NAMES), *options)
     assert ran.code == 0, ran.err
     assert "telegraph compares the maps of level 2" in ran.err
@@ -139,14 +227,33 @@ def test_a_model_learns_from_a_method_on_a_data_set_of_another_package(
     assert json.loads(journal.splitlines()[0])["loss_telegraph"] > 0
     assert "telegraph:\n    power: 1.5\n" in (Path(result["run"]) / "config.yaml").read_text()
     assert ("telegraph.power", "1.5") in params(tmp_path / "out")
+    assert ("fpn-noise.images", "72") in params(tmp_path / "out")
+    written = (Path(result["run"]) / "config.yaml").read_text()
+    assert "fpn-noise:\n    images: 72\n" in written
+    assert "augment: none" in load_model_file(Path(result["model"])).config
+    assert 0 < json.loads(journal.splitlines()[0])["val_fpn-doubt"] < 1
+    assert "val_fpn-doubt" in metrics(tmp_path / "out")
+    model, out = result["model"], tmp_path / "out"
+    dump = tmp_path / "model.dump"
+    ran = raygkd("export", model, "--format", "ssdump", "--out", dump, "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["check"]["largest"] == 0
+    data = ("--dataset", "fpn-noise", "--output", out, "--split", "test")
+    ran = raygkd("evaluate", model, dump, *data)
+    assert ran.code == 0, ran.err
+    assert "mean doubt (lower is better)" in ran.out
+    assert "test_fpn-doubt" in metrics(tmp_path / "out")
+    (tmp_path / "one.png").write_bytes(png(1))
+    ran = raygkd("predict", dump, tmp_path / "one.png")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 1), ran.err
 
 
 @pytest.mark.usefixtures("package")
 def test_a_search_draws_the_settings_of_a_method_of_another_package(
     raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options = ("--dataset", "noise", "--student", "net", "--method", "telegraph", "--epochs", "1")
-    options += ("--batch-size", "8", "--output", tmp_path / "out", "--trials", "2", "--json")
+    options = ("--dataset", "fpn-noise", "--method", "telegraph", "--output", tmp_path / "out")
+    options += ("--trials", "2", "--json")
     ran = raygkd("tune", "--teacher", model_file(*NAMES), *options)
     assert ran.code == 0, ran.err
     result = json.loads(ran.out)
@@ -159,12 +266,53 @@ def test_a_search_draws_the_settings_of_a_method_of_another_package(
     assert ran.code == 0, ran.err
     page = Path(json.loads(ran.out)["html"]).read_text()
     assert "telegraph.power" in page
+    assert "mean doubt (lower is better)" in page
+    trials = (Path(result["run"]) / "trials.jsonl").read_text()
+    assert trials.count('"val_fpn-doubt"') == 2
+
+
+@pytest.mark.usefixtures("package")
+def test_a_model_of_a_family_of_another_package_is_trained_from_its_weights(
+    raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = ("--dataset", "fpn-noise", "--method", "graph", "--dim", "2", "--lr", "1e-9")
+    options += ("--student", "ssdgraph:tiny_fpn", "--student-weights", "7.5")
+    options += ("--output", tmp_path / "out", "--json")
+    ran = raygkd("train", "--teacher", model_file(*NAMES), *options)
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    file = load_model_file(Path(result["model"]))
+    assert (file.name, file.mean) == ("ssdgraph:tiny_fpn", (0.25, 0.5, 0.75))
+    assert file.state_dict["head.2.bias"].tolist() == pytest.approx([7.5] * 3, abs=1e-3)
+    ran = raygkd("evaluate", result["model"], "--dataset", "fpn-noise", "--json")
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.usefixtures("package")
+def test_names_with_the_marks_of_others_are_taken_for_what_they_are(
+    refused: Callable[..., str],
+) -> None:
+    for name in ("my_graph_ssd_fpn", "ssdgraph:tiny_fpn"):
+        assert is_classifier(name)
+        assert not is_detector(name)
+        assert isinstance(build_model(name, 3, (12, 12)), torch.nn.Module)
+        config = from_mapping({"data": {"dataset": "parquet"}, "model": {"student": name}})
+        assert config.optim.optimizer == "sgd"
+    assert stage_modules(build_model("ssdgraph:tiny_fpn", 3, (12, 12))) == {1: "wide", 2: "deep"}
+    error = refused("train", "--student", "ssdgraph:tiny", "--method", "none")
+    assert "unknown ssdgraph classifier 'tiny'; did you mean 'tiny_fpn'" in error
 
 
 @pytest.mark.usefixtures("package")
 def test_help_has_the_settings_of_another_package(raygkd: Callable[..., Ran]) -> None:
     text = " ".join(raygkd("train", "--help").out.split())
     assert "telegraph.power=FLOAT power of the differences [default: 2.0]" in text
+    assert "fpn-noise.images=INTEGER number of images [default: 60]" in text
+    assert "imagefolder, fpn-noise; or parquet" in text
+    assert "or fpn-noise into --data-dir" in text
+    text = " ".join(raygkd("export", "--help").out.split())
+    assert "torch|ssdump]" in text
+    assert "ssdump: a dump of the weights" in text
 
 
 @pytest.mark.usefixtures("package")
@@ -178,6 +326,8 @@ def test_wrong_settings_of_a_method_are_refused(
     assert "--set telegraph.power 'much': must be a number" in error
     for wrong in ("telegraph.powr=1", "telegraph.power", "lr=1"):
         assert f"--set {wrong!r}: must be NAME=VALUE" in refused(*train, "--set", wrong)
+    error = refused("train", "--dataset", "fpn-noise", "--set", "fpn-noise.images=3")
+    assert "--set fpn-noise.images 3: must be at least 30" in error
     error = refused("train", "--alpha", "3", "--set", "graph.alpha=3")
     assert "--set graph.alpha and --alpha are one setting: leave one of them out" in error
     path = yaml_file("method: {alpha: 3, graph: {alpha: 4}}")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from raygkd.data import KINDS, build_transform, decode, default_augment
 from raygkd.data.seeds import row_random
+from raygkd.data.sources import dataset_class
 from raygkd.data.transforms import _pillow_decode
 from raygkd.errors import ConfigError
 
@@ -200,10 +201,10 @@ def test_unknown_kind_lists_the_known_ones():
 
 
 def test_default_kinds():
-    assert default_augment("digits", True) == "crop"
-    assert default_augment("cifar100", True) == "crop-flip"
-    assert default_augment("", True) == "crop-flip"
-    assert default_augment("imagefolder", False) == "resized-crop"
+    assert default_augment(True) == "crop-flip"
+    assert default_augment(False) == "resized-crop"
+    assert dataset_class("digits").augment == "crop"
+    assert dataset_class("cifar100").augment is dataset_class("").augment is None
 
 
 def test_row_random_is_the_same_on_every_machine():

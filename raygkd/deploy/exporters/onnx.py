@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raygkd.deploy.exporters.formats import ExportFormat
 from raygkd.deploy.exporters.tracing import (
     DETECTIONS,
     IMAGES,
@@ -20,11 +21,12 @@ from raygkd.deploy.exporters.tracing import (
     example_images,
     quiet,
 )
-from raygkd.deploy.facts import facts_of
+from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import DeployedClassifier, Run
 from raygkd.deploy.onnx_session import open_onnx
 from raygkd.models import ModelFile, is_detector
 from raygkd.models.fixed_shapes import suppress
+from raygkd.registry import FORMATS
 
 # the oldest that torch's exporter writes without conversion: onnxruntime 1.14 and later read it
 OPSET = 18
@@ -109,3 +111,25 @@ def quantise(source: Path, path: Path) -> Run:
         # onnxruntime convolves with unsigned weights on every processor
         quantize_dynamic(source, path, weight_type=QuantType.QUInt8)
     return open_onnx(path)[1]
+
+
+@FORMATS.register("onnx")
+class Onnx(ExportFormat):
+    """An ONNX file."""
+
+    suffix = ".onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    opset = OPSET
+    quantised = ("int8",)
+
+    def write(self, model_file: ModelFile, path: Path) -> Run:
+        """Do what ``write_onnx`` does."""
+        return write_onnx(model_file, path)
+
+    def quantise(self, source: Path, path: Path) -> Run:
+        """Do what ``quantise`` does."""
+        return quantise(source, path)
+
+    def read(self, path: Path) -> tuple[Facts, Run]:
+        """Return what is known of the model, and onnxruntime's session on the CPU."""
+        return open_onnx(path)

@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from raygkd.deploy.exporters.formats import ExportFormat
 from raygkd.deploy.facts import facts_of
 from raygkd.deploy.modules import Run, student
 from raygkd.models import ModelFile
+from raygkd.registry import FORMATS
 
 
 def write_safetensors(model_file: ModelFile, path: Path) -> Run:
@@ -29,3 +31,17 @@ def write_safetensors(model_file: ModelFile, path: Path) -> Run:
             return module(images_BCSS)
 
     return run
+
+
+@FORMATS.register("safetensors")
+class Safetensors(ExportFormat):
+    """The weights, with a model card."""
+
+    suffix = ".safetensors"
+    packages = ("safetensors",)
+    has_card = True
+    unread = "holds weights alone"
+
+    def write(self, model_file: ModelFile, path: Path) -> Run:
+        """Do what ``write_safetensors`` does."""
+        return write_safetensors(model_file, path)

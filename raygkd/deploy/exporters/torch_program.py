@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from raygkd.deploy.exporters.formats import ExportFormat
 from raygkd.deploy.exporters.tracing import ExportableDetector, example_images, quiet
 from raygkd.deploy.facts import facts_of
 from raygkd.deploy.modules import DeployedClassifier, Run, on_device
 from raygkd.models import ModelFile, is_detector
+from raygkd.registry import FORMATS
 
 
 def write_program(model_file: ModelFile, path: Path) -> Run:
@@ -35,3 +37,15 @@ def write_program(model_file: ModelFile, path: Path) -> Run:
     with path.open("rb") as file:
         written = torch.export.load(file)
     return on_device(written.module(), torch.device("cpu"))
+
+
+@FORMATS.register("torch")
+class TorchProgram(ExportFormat):
+    """A torch.export program."""
+
+    suffix = ".pt2"
+    unread = "is a torch.export program, which may run anything when it is loaded"
+
+    def write(self, model_file: ModelFile, path: Path) -> Run:
+        """Do what ``write_program`` does."""
+        return write_program(model_file, path)

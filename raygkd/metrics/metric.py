@@ -1,0 +1,109 @@
+"""Measures of models that are registered by name, beside those that models are ranked by.
+
+Shapes: B batch, K classes, M boxes of an image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from raygkd.errors import ConfigError
+from raygkd.registry import METRICS
+
+
+class Metric(ABC):
+    """A measure that follows from sums over images.
+
+    ``@METRICS.register(name)`` enters a subclass. It is worked out on the validation images after
+    every epoch ("val_NAME", also in searches and MLflow), and on the images that finished models
+    are scored on; tables and reports show it.
+
+    Args:
+        num_classes: K.
+
+    Attributes:
+        task: "classification" or "detection".
+        title: what tables and reports call it.
+        higher_is_better: whether a larger value is a better one.
+        form: how its value is written, as ``format`` takes it.
+        size: how many sums it needs.
+    """
+
+    task: ClassVar[str] = "classification"
+    title: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    form: ClassVar[str] = ".4f"
+    size: ClassVar[int] = 2
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def sums(self, output: Any, truth: Any) -> Tensor:
+        """Return what a batch adds to the sums (size,), which are added over batches and ranks.
+
+        Args:
+            output: logits (B, K); of a detector a list of ``Detections``, one for each image.
+            truth: labels (B,), int64; for a detector a list of ``ImageBoxes``.
+        """
+
+    def value(self, sums: Tensor) -> float:
+        """Return the measure of the sums (size,); unless overridden the first over the second."""
+        return float(sums[0] / sums[1])
+
+    @classmethod
+    def label(cls) -> str:
+        """Return the title, with a note where a lower value is better."""
+        return cls.title if cls.higher_is_better else f"{cls.title} (lower is better)"
+
+
+def registered_metrics() -> dict[str, type[Metric]]:
+    """Return name -> class of every registered metric."""
+    return {name: METRICS.get(name) for name in METRICS.names()}
+
+
+class RegisteredMeter:
+    """Adds up the sums of all registered metrics of a task.
+
+    Args:
+        task: "classification" or "detection".
+        num_classes: K.
+    """
+
+    def __init__(self, task: str, num_classes: int):
+        classes = {name: cls for name, cls in registered_metrics().items() if cls.task == task}
+        self._metrics = {name: cls(num_classes) for name, cls in classes.items()}
+        self._sums = {
+            name: torch.zeros(cls.size, dtype=torch.float64) for name, cls in classes.items()
+        }
+
+    def update(self, output: Any, truth: Any) -> None:
+        """Add a batch; see ``Metric.sums``."""
+        for name, metric in self._metrics.items():
+            added = metric.sums(output, truth).double()
+            self._sums[name] = self._sums[name].to(added.device) + added
+
+    def reduce(self, all_sum: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """Replace the sums by those of all ranks; once, after the last batch.
+
+        Args:
+            all_sum: returns the sum of a tensor over the ranks, on every rank.
+            device: where the ranks exchange tensors.
+        """
+        self._sums = {name: all_sum(sums.to(device)) for name, sums in self._sums.items()}
+
+    def added_to(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """Return scores with the values of the metrics.
+
+        Raises:
+            ConfigError: a metric has the name of another score.
+        """
+        for name in self._metrics.keys() & scores.keys():
+            raise ConfigError(f"metric {name!r}: is the name of a score already: rename the metric")
+        values = {name: one.value(self._sums[name].cpu()) for name, one in self._metrics.items()}
+        return {**scores, **values}
