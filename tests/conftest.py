@@ -19,6 +19,23 @@ from raygkd.storage.object_store import client
 settings.register_profile("beside scenes", deadline=None)
 settings.load_profile("beside scenes")
 
+# folder of tests -> what they cost, where a file does not say otherwise
+COSTS = {
+    "core": "unit",
+    "data": "unit",
+    "report": "unit",
+    "tracking": "e2e",
+    "cli": "e2e",
+    "rayrun": "ray",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by what it costs, so that ``pytest -m unit`` runs the quick ones."""
+    for item in items:
+        if not any(item.get_closest_marker(cost) for cost in COSTS.values()):
+            item.add_marker(COSTS[item.path.parent.name])
+
 
 @pytest.fixture(scope="session", autouse=True)
 def scenes(

@@ -22,6 +22,7 @@ from raygkd.workflows.report import write_report
 
 # what would be HTML, a formula, or two words elsewhere
 CLASSES = ("$\\frac$ & co", "<script>throw 1")
+pytestmark = [pytest.mark.e2e, pytest.mark.browser]
 SIDE, IMAGES = 16, 60
 TUNE = (
     *("tune", "--dataset", "imagefolder", "--image-size", SIDE, "--student", "resnet8"),
