@@ -19,7 +19,7 @@ from raygkd.assembly.training import build_training
 from raygkd.config import Config, with_settings
 from raygkd.data.boxes import Boxes, ImageBoxes
 from raygkd.data.spec import ImageSpec
-from raygkd.engine import Training
+from raygkd.engine import Training, measure_shares
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def make_training(
     training.objective.train()
     if training.teacher is not None:
         _settle(training, stream.batch)
+    measure_shares(training, stream.batch)
     return training
 
 

@@ -19,6 +19,8 @@ CLASSIFIERS = {"teacher": "resnet32x4", "student": "resnet8x4"}
 DETECTORS = {"teacher": "fasterrcnn_resnet101_fpn", "student": "fasterrcnn_resnet50_fpn"}
 # what detectors of photographs have where nothing else is given
 RECIPE = {**dataset_defaults("coco"), "inherit": False}
+# vertices, edges and spectrum, these of a graph for each image
+ALL_TERMS = {"method": "graph", "graphs": "image", "beta": 1.0, "gamma": 1.0}
 # P2 to P5; a few boxes of each image keep the heads at their usual work
 PYRAMID = (2, 3, 4, 5)
 BOXES = 4
@@ -31,7 +33,7 @@ def classifier_rows(device: torch.device, *, quick: bool) -> Rows:
     stream = SameBatch(random_batch(size, spec))
     shared = {**CLASSIFIERS, "batch_size": size}
     methods = {
-        "graph": {**shared, "method": "graph"},
+        "graph": {**shared, **ALL_TERMS},
         "kd": {**shared, "method": "kd"},
     }
     what = f"step of ResNet-32x4 -> 8x4, batch {size}, three levels"
@@ -46,7 +48,7 @@ def detector_rows(device: torch.device, *, quick: bool) -> Rows:
     side, size = (160, 1) if quick else (320, 2)
     spec, stream = random_scenes(size, side, BOXES)
     shared = {**RECIPE, **DETECTORS, "batch_size": size, "levels": PYRAMID}
-    methods = {"graph": {**shared, "method": "graph"}, "fgd": {**shared, "method": "fgd"}}
+    methods = {"graph": {**shared, **ALL_TERMS}, "fgd": {**shared, "method": "fgd"}}
     what = f"step of Faster R-CNN R101 -> R50, {size} x {side} pixels, four levels"
     trainings = _trainings(methods, spec, stream, device)
     yield _seconds_row(trainings, stream, what, "fgd", 1.0, repeats=5 if quick else 7)

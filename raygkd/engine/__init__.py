@@ -12,7 +12,7 @@ from raygkd.engine.objective import (
 )
 from raygkd.engine.recall import Recall, TeacherStore
 from raygkd.engine.state import read_checkpoint, restore, save_checkpoint
-from raygkd.engine.step import check_terms, gradient_norms, training_step
+from raygkd.engine.step import check_terms, gradient_norms, measure_shares, training_step
 from raygkd.engine.tasks import Classification, Detection, Task
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check_terms",
     "evaluate",
     "gradient_norms",
+    "measure_shares",
     "read_checkpoint",
     "restore",
     "run_epoch",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raygkd.engine.distributed import StopVote, all_sum, share_buffers
 from raygkd.engine.loop import EpochPart, Training
-from raygkd.engine.step import check_terms, gradient_norms, training_step
+from raygkd.engine.step import check_terms, measure_shares, training_step
 from raygkd.engine.tasks import pixels
 from raygkd.errors import Diverged, Stopped
 
@@ -97,12 +97,12 @@ def _train_steps(training: Training, part: EpochPart, must_stop: StopVote) -> di
 
 def _measure(training: Training, part: EpochPart, batch: Mapping[str, Tensor]) -> None:
     """Before the first step check the terms; before the first few, measure their gradients."""
-    is_first = training.epoch == part.steps == 0
-    if is_first:
-        part.gradient_norms = check_terms(training, batch)
-    units = training.objective.units
-    if units is not None and units.is_measuring:
-        units.add(part.gradient_norms if is_first else gradient_norms(training, batch)[1])
+    if training.epoch > 0 or part.steps > 0:
+        measure_shares(training, batch)
+        return
+    part.gradient_norms = check_terms(training, batch)
+    if training.objective.units is not None:
+        training.objective.units.add(part.gradient_norms)
 
 
 def _training_metrics(training: Training, part: EpochPart) -> dict[str, float]:

@@ -86,6 +86,17 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
     return norms
 
 
+def measure_shares(training: Training, batch: Mapping[str, Tensor]) -> None:
+    """Measure on a batch what shares of the labels' gradient are, as long as that is not fixed.
+
+    A run whose weights are shares needs it once before its first ``training_step``; ``run_epoch``
+    does it by itself. Every rank must call.
+    """
+    units = training.objective.units
+    if units is not None and units.is_measuring:
+        units.add(gradient_norms(training, batch)[1])
+
+
 def gradient_norms(
     training: Training, batch: Mapping[str, Tensor]
 ) -> tuple[dict[str, float], dict[str, float]]:

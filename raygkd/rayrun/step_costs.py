@@ -13,7 +13,7 @@ import torch
 from raygkd import config as configuration
 from raygkd.assembly.methods import uses_teacher
 from raygkd.assembly.training import build_training
-from raygkd.engine import training_step
+from raygkd.engine import measure_shares, training_step
 from raygkd.engine.measure import MIB, interleaved, peak_bytes, state_bytes
 from raygkd.models import ModelFile
 from raygkd.rayrun.image_stream import RayStream, SharedImages
@@ -76,6 +76,7 @@ def _measure(
                 device=device,
             )
             training.objective.train()
+            measure_shares(training, batch)
             steps[name] = functools.partial(training_step, training, batch)
             peak = peak_bytes(steps[name], device)
             costs[name] = {"peak_mb": (peak + state_bytes(training)) / MIB}
