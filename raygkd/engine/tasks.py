@@ -172,7 +172,9 @@ class Detection:
             meter.update(batch["row"], found)
             registered.update(found, [self.boxes[row] for row in batch["row"].tolist()])
         meter.reduce(lambda rows: torch.cat(gather(rows)))
-        registered.reduce(all_sum, next(model.parameters()).device)
+        # what has no parameters is on the CPU
+        device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        registered.reduce(all_sum, device)
         scores = meter.compute(self.boxes)
         return registered.added_to({"score": scores[self.measure], **scores})
 
