@@ -273,7 +273,7 @@ def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) 
         (("--dim", "16"), "must be from 1 to C - 1 = 15 for a map of C = 16 channels; got 16"),
         (("--levels", "1,7"), "--levels: teacher resnet20 has no level 7 (allowed: 1, 2, 3)"),
         (("--levels", "2,2"), "--levels '2,2': must be different whole numbers from 1"),
-        (("--levels", "one"), "'--levels': 'one' must be whole numbers with commas between them"),
+        (("--levels", "one"), "'--levels': 'one' must be whole numbers separated by commas"),
     ],
 )
 def test_levels_and_dimension_that_the_teacher_does_not_have(
@@ -497,11 +497,11 @@ def test_a_run_of_the_same_name_with_other_options(
         (("tune", "--trails", "4"), "no option --trails; did you mean '--trials' or"),
         (("tuen",), "'tuen' is not one of 'compare', 'evaluate', 'teacher', 'train'"),
         (("--now", "train"), "no option --now"),
-        (("train",), "--output raygkd-output: a job has a folder of its own, which goes with it"),
-        (("train", "--resume", "out"), "--resume out: a job has a folder of its own, which goes"),
+        (("train",), "--output raygkd-output: a job runs in a temporary folder"),
+        (("train", "--resume", "out"), "--resume out: a job runs in a temporary folder"),
         (
             ("train", "--output", "/shared", "--data-dir", "photos"),
-            "--data-dir photos: a job has a folder of its own, which goes with it: give the abs",
+            "--data-dir photos: a job runs in a temporary folder: give the abs",
         ),
     ],
 )

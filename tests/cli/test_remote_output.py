@@ -93,9 +93,7 @@ def test_a_teacher_that_is_not_there(
 
 
 def test_the_ui_of_a_store(refused: Refused) -> None:
-    assert "open the server that the runs were given" in refused(
-        "ui", "--output", "s3://photos/out"
-    )
+    assert "open the server that the runs used" in refused("ui", "--output", "s3://photos/out")
 
 
 def test_shards_whose_preparation_was_broken_off_are_prepared_again(

@@ -387,7 +387,7 @@ def test_settings_with_an_option_of_their_own_have_two_names():
     assert config == with_settings(Config(), {"alpha": 3, "levels": [1], "kd_temperature": 2})
     assert config == with_settings(Config(), {"graph.alpha": 3, "levels": [1], "kd.temperature": 2})
     assert baseline_settings(config, "kd") == {"temperature": 2.0}
-    with pytest.raises(ConfigError, match=r"^graph.alpha and alpha are one setting"):
+    with pytest.raises(ConfigError, match=r"^graph.alpha and alpha are the same setting"):
         from_mapping({"method": {"alpha": 3, "graph": {"alpha": 3}}})
 
 
