@@ -59,7 +59,7 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():
-        raise RuntimeError("a Ray session is open in this process already")
+        raise RuntimeError("a Ray session is already open in this process")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
@@ -146,7 +146,7 @@ def wait_for_room(
     nodes = _nodes()
     if _runs(nodes, bundles) or not minutes:
         return nodes
-    tell(f"there is no room yet: nodes are asked for, and waited for {minutes:g} minutes at most")
+    tell(f"no room yet: requested nodes, waiting at most {minutes:g} minutes")
     request_resources(
         bundles=[{kind: amount for kind, amount in bundle.items() if amount} for bundle in bundles]
     )

@@ -51,7 +51,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         version = client._server_ray_version
     except AuthenticationError as error:
         raise ResourceError(
-            f"the cluster at {address} does not take this machine's token: set RAY_AUTH_MODE=token "
+            f"the cluster at {address} rejects this machine's token: set RAY_AUTH_MODE=token "
             "and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
         ) from error
     except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
@@ -87,7 +87,7 @@ def package(arguments: Sequence[str], files: Sequence[str], folder: Path) -> lis
     if size > LIMIT:
         largest = max(names, key=lambda path: Path(path).stat().st_size)
         raise ResourceError(
-            f"{largest}: a job is sent with at most {LIMIT >> 20} MiB and this one has "
+            f"{largest}: a job can upload at most {LIMIT >> 20} MiB and this one has "
             f"{size / 2**20:.1f}: put the file on storage that all nodes share and give its path "
             "there"
         )
@@ -129,8 +129,8 @@ def submit(client: JobSubmissionClient, arguments: Sequence[str], folder: Path) 
         # a head that has just started has nobody yet who takes jobs
         reason = str(error).strip().splitlines()[-1][:200]
         raise ResourceError(
-            f"the cluster at {client.get_address()} does not take the job ({reason}): try again in "
-            "a minute, and look at 'ray status' there"
+            f"the cluster at {client.get_address()} does not accept the job ({reason}): try again "
+            "in a minute, and look at 'ray status' there"
         ) from error
 
 
@@ -161,7 +161,7 @@ def _status(client: JobSubmissionClient, job: str) -> JobStatus:
         return client.get_job_status(job)
     except (RuntimeError, requests.RequestException) as error:
         raise RunFailed(
-            f"the cluster of job {job} does not answer any more; the job may go on: "
+            f"the cluster of job {job} no longer answers; the job may still be running: "
             f"raygkd jobs logs {job}"
         ) from error
 

@@ -156,8 +156,8 @@ class NodeWatch:
         for node in before.keys() - now.keys():
             self._elsewhere.pop(node, None)
             self._tell(
-                f"node {before[node]} is lost: what ran there goes on after its last epoch, as "
-                "soon as there is room"
+                f"node {before[node]} is lost: its runs resume after their last epoch as soon as "
+                "there is room"
             )
         for node in now.keys() - before.keys():
             self._tell(f"node {now[node]} has joined")

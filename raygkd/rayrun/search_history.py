@@ -220,8 +220,8 @@ class History:
             trial = self._draw()
             if trial.params != event["params"]:
                 _log.warning(
-                    "trial %d is drawn as %s now and was %s: another version of a library draws "
-                    "other settings; it goes on with what it was",
+                    "trial %d: the settings drawn now are %s and were %s, since another version of "
+                    "a library draws other settings; the trial keeps its earlier settings",
                     trial.number,
                     trial.params,
                     event["params"],

@@ -187,7 +187,9 @@ class CachedTeacher:
 
     def _give_up(self, error: RayError) -> None:
         reason = " ".join(str(error).split())[:200]
-        _log.warning(f"the teacher cache is lost, and the teacher is asked again: {reason}")
+        _log.warning(
+            f"the teacher cache is lost; the teacher's outputs are computed again: {reason}"
+        )
         self._keeper, self._directory = None, _Directory([])
 
 

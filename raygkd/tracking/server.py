@@ -81,12 +81,12 @@ def _check_password(host: str) -> None:
     password = os.environ.get(PASSWORD, "")
     if not os.environ.get(USER) or not password:
         raise ConfigError(
-            f"--host {host}: is for other machines as well, and they need a password; set {USER} "
-            f"and {PASSWORD}, or leave out --host to serve this machine alone"
+            f"--host {host}: serves other machines as well, which requires a password; set {USER} "
+            f"and {PASSWORD}, or leave out --host to serve only this machine"
         )
     if len(password) < _SHORTEST or password == _REFUSED:
         raise ConfigError(
-            f"{PASSWORD}: must have {_SHORTEST} characters or more, and not be MLflow's old "
+            f"{PASSWORD}: must have at least {_SHORTEST} characters, and must not be MLflow's old "
             "default; set another"
         )
 
@@ -115,13 +115,12 @@ def _announce(store: Path, host: str, port: int, shared: bool) -> None:
         f"runs of {name}: {url}/#/experiments/{number}/runs?{_TRAINING}"
         for number, name in experiments(store).items()
     ]
-    pages = pages or ["runs will be under 'Model training' (at the top left), 'Experiments'"]
-    told = "\n".join([f"MLflow UI on {url} (Ctrl-C ends it)", *pages])
+    pages = pages or ["runs will appear under 'Model training' (top left), 'Experiments'"]
+    told = "\n".join([f"MLflow UI on {url} (Ctrl-C stops it)", *pages])
     print(told, file=sys.stderr, flush=True)
     if shared:
         print(
-            f"runs are recorded there with --tracking-uri {url} where {USER} and {PASSWORD} are "
-            "set as here",
+            f"to log runs there, give --tracking-uri {url} and set {USER} and {PASSWORD} as here",
             file=sys.stderr,
             flush=True,
         )
@@ -149,7 +148,7 @@ def _run(command: list[str], environment: dict[str, str], told: list[int]) -> No
     _signal_group(server, signal.SIGKILL)
     code = server.wait()
     if not told:
-        raise RunFailed(f"MLflow's server ended with exit code {code}; what it wrote is above")
+        raise RunFailed(f"MLflow's server ended with exit code {code}; its output is above")
 
 
 def _command(store: Path, host: str, port: int, shared: bool) -> list[str]:
@@ -258,6 +257,6 @@ def check_port(host: str, port: int) -> None:
 
 def _not_here(host: str, reason: str) -> str:
     return (
-        f"--host {host}: is no address of this machine ({reason}); give one, or 0.0.0.0 for all "
-        "of them"
+        f"--host {host}: is not an address of this machine ({reason}); give one, or 0.0.0.0 for "
+        "all interfaces"
     )

@@ -64,7 +64,7 @@ def connect(uri: str, experiment: str, output: Place) -> str:
     if not separator or scheme not in _SCHEMES:
         raise TrackingError(
             f"--tracking-uri {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
-            "has no file stores any more)"
+            "no longer has file stores)"
         )
     local = scheme == "sqlite"
     try:
@@ -81,7 +81,7 @@ def connect(uri: str, experiment: str, output: Place) -> str:
         reason = "no answer" if silent else short_reason(error, uri)
         raise TrackingError(
             f"MLflow at {shown(uri)} cannot be used: {reason}; start it, or leave out "
-            "--tracking-uri to record in --output"
+            "--tracking-uri to log to --output"
         ) from error
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
@@ -95,8 +95,8 @@ def connect(uri: str, experiment: str, output: Place) -> str:
 # what the MLflow UI shows above the runs, and that it shows them as those of models in training
 _ABOUT = {
     "mlflow.note.content": (
-        "Runs of raygkd. A search and a comparison are runs that hold what they trained; their "
-        "description ranks it."
+        "Runs of raygkd. A search or a comparison is a parent run of the models it trained; its "
+        "description ranks them."
     ),
     "mlflow.experimentKind": "custom_model_development",
 }
@@ -125,15 +125,15 @@ def _check_artifacts(experiment: Experiment, uri: str, local: bool) -> None:
     place, name = urlsplit(experiment.artifact_location), experiment.name
     if local and place.scheme == urlsplit(SERVED).scheme:
         raise TrackingError(
-            f"--experiment {name}: was made through a server, which takes its artifacts; give the "
-            "server as --tracking-uri, or another --experiment"
+            f"--experiment {name}: was created through a server, which stores its artifacts; give "
+            "the server as --tracking-uri, or another --experiment"
         )
     folder = Path(unquote(place.path))
     # MLflow would make the folder here, and nobody would find what is in it
     if not local and place.scheme in ("", "file") and not folder.parent.is_dir():
         raise TrackingError(
-            f"--experiment {name}: {shown(uri)} keeps its artifacts in {folder}, which is not on "
-            "this machine; use another --experiment, whose artifacts the server takes"
+            f"--experiment {name}: {shown(uri)} stores its artifacts in {folder}, which is not on "
+            "this machine; use another --experiment, whose artifacts the server stores"
         )
 
 

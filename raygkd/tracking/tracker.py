@@ -210,7 +210,7 @@ class Tracker:
         run_id = self.run_id(key)
         try:
             if run_id is None:
-                raise TrackingError("the run could not be made")
+                raise TrackingError("the run could not be created")
             logged = log_model(self._client, self.experiment_id, run_id, model, example_BCHW)
             version, alias = register(
                 self._client, register_as, logged, self._strings(tags), description
@@ -245,8 +245,8 @@ class Tracker:
         self._thread.join(timeout)
         if not self._all_sent:
             _log.warning(
-                "MLflow at %s has not taken everything; it is kept in %s and is sent when this "
-                "run is resumed",
+                "MLflow at %s has not received everything; the rest is kept in %s and is sent when "
+                "this run is resumed",
                 self.uri,
                 self.journal,
             )
@@ -341,7 +341,7 @@ class Tracker:
             if not self._unwritable:
                 self._unwritable = True
                 _log.warning(
-                    "what MLflow at %s takes is sent again when this run is resumed: %s",
+                    "everything logged to MLflow at %s is sent again when this run is resumed: %s",
                     self.uri,
                     error,
                 )
@@ -350,7 +350,8 @@ class Tracker:
         if not self._failing:
             self._failing = True
             _log.warning(
-                "MLflow at %s does not answer (%s); training goes on and everything is kept in %s",
+                "MLflow at %s does not answer (%s); training continues, and everything is kept in "
+                "%s",
                 self.uri,
                 short_reason(error, self._secret_uri),
                 self.journal,
@@ -363,7 +364,7 @@ class Tracker:
         if subject not in self._told:
             self._told.add(subject)
             _log.warning(
-                "MLflow at %s refuses '%s' of run '%s' (%s); it is kept in %s",
+                "MLflow at %s rejects '%s' of run '%s' (%s); it is kept in %s",
                 self.uri,
                 operation["op"],
                 operation["key"],

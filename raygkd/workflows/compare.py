@@ -51,7 +51,7 @@ from raygkd.workflows.teachers import get_teacher, teacher_facts
 from raygkd.workflows.trial_progress import require_a_score
 
 PARENT = "comparison"
-RULE = "highest mean validation score over the seeds; of its seeds the best on validation"
+RULE = "highest mean validation score over the seeds, and its seed with the highest score"
 # what a run of a comparison has as parameters, so that the UI can set all of them side by side
 _SHOWN = [
     *(name for name, (section, _, _) in option_settings().items() if section == "method"),
@@ -131,7 +131,7 @@ def checked_variants(config: Config, images: Images, console: Console) -> dict[s
     """
     if config.optim.seed + config.compare.seeds - 1 > LARGEST_SEED:
         raise ConfigError(
-            f"--seeds {config.compare.seeds}: begin with --seed {config.optim.seed}, and the "
+            f"--seeds {config.compare.seeds}: start at --seed {config.optim.seed}, and the "
             f"largest is {LARGEST_SEED}: lower one of them"
         )
     check_student(config, images)

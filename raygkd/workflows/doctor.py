@@ -22,7 +22,7 @@ from raygkd.storage.atomic_files import is_remote
 OK, NOTE, FIX = "ok", "note", "fix"
 PACKAGE = "raygkd"
 # of the UI, and of Ray's dashboard
-PORTS = {5000: "raygkd ui --port", 8265: "Ray's dashboard, which takes another by itself"}
+PORTS = {5000: "raygkd ui --port", 8265: "Ray's dashboard, which chooses another by itself"}
 SHARED_MEMORY = "/dev/shm"
 GIB = 1 << 30
 # a share of the memory that Ray's object store takes of shared memory, and GiB that do in any case
@@ -90,7 +90,7 @@ def examine(
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             findings.append(
-                Finding(name, FIX, reason, "a part of it is broken: install raygkd again")
+                Finding(name, FIX, reason, "the installation is broken: reinstall raygkd")
             )
     advance(len(checks), len(checks))
     return {
@@ -131,7 +131,7 @@ def _versions() -> Iterator[Finding]:
         found = f"{', '.join(names)}: not installed"
         yield Finding(f"extra {extra}", NOTE, found, f"if needed: pip install 'raygkd[{extra}]'")
     if not wrong:
-        yield Finding("packages", OK, f"{needed} packages in the versions that are asked for")
+        yield Finding("packages", OK, f"{needed} packages in the required versions")
 
 
 def _extra(requirement: Any) -> str:
@@ -167,7 +167,7 @@ def _torch() -> Iterator[Finding]:
             "torch",
             FIX,
             f"{versions}: {str(error).splitlines()[0]}",
-            "install both again, of one release: pip install --force-reinstall torch torchvision",
+            "reinstall both from one release: pip install --force-reinstall torch torchvision",
         )
         return
     right = kept.tolist() == [0]
@@ -218,7 +218,7 @@ def _driver_gpus() -> int:
 def _output(output: str) -> Iterator[Finding]:
     """Try to write where the runs will be."""
     if is_remote(output):
-        yield Finding("output folder", NOTE, f"{output} is not tried", "")
+        yield Finding("output folder", NOTE, f"{output} is not checked", "")
         return
     folder = _existing(output)
     try:
@@ -228,7 +228,7 @@ def _output(output: str) -> Iterator[Finding]:
         found = f"{folder} cannot be written: {error.strerror}"
         yield Finding("output folder", FIX, found, "give another --output")
         return
-    new = "" if folder == Path(output).expanduser().resolve() else ", made by the first run"
+    new = "" if folder == Path(output).expanduser().resolve() else ", created by the first run"
     yield Finding("output folder", OK, f"{Path(output).expanduser().resolve()}{new}")
 
 
@@ -248,7 +248,7 @@ def _disks(output: str) -> Iterator[Finding]:
         full = 1 - usage.free / max(1, usage.total)
         found = f"{folder}: {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB are free"
         where = "RAY_TMPDIR" if name == "disk of Ray" else "--output"
-        advice = f"make room, or give another {where}"
+        advice = f"free some space, or give another {where}"
         if usage.free < DISK_LEAST * GIB:
             yield Finding(name, FIX, found, advice)
         elif usage.free < DISK_ENOUGH * GIB or full > DISK_FULL:
@@ -286,7 +286,7 @@ def _ports() -> Iterator[Finding]:
         try:
             check_port("127.0.0.1", port)
         except ResourceError:
-            advice = f"another program has it; for {user}"
+            advice = f"used by another program; for {user}"
             yield Finding(f"port {port}", NOTE, "taken", advice)
         else:
             yield Finding(f"port {port}", OK, "free")
@@ -301,9 +301,11 @@ def _store(output: str, tracking_uri: str | None) -> Iterator[Finding]:
     try:
         found = probe(uri)
     except TrackingError as error:
-        yield Finding("MLflow", FIX, str(error), "start or mend it, or give another --tracking-uri")
+        yield Finding(
+            "MLflow", FIX, str(error), "start or repair it, or give another --tracking-uri"
+        )
         return
-    yield Finding("MLflow", OK, found or f"{shown(uri)}, made by the first run")
+    yield Finding("MLflow", OK, found or f"{shown(uri)}, created by the first run")
 
 
 def _ray(address: str | None) -> Iterator[Finding]:

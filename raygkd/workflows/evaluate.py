@@ -76,7 +76,7 @@ def evaluate(
     images = _images(config, subjects, console)
     count = len(images.rows[split])
     if not count:
-        raise DataError(f"--split {split}: the data has no image in it")
+        raise DataError(f"--split {split}: the data has no images in this split")
     with cluster(config.cluster.address):
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, config.data.cache_mb, advance)
@@ -128,7 +128,7 @@ def _folder(out: str | None) -> Path | None:
     if out is None:
         return None
     if is_remote(out):
-        raise ConfigError(f"--out {out}: must be a folder of this machine")
+        raise ConfigError(f"--out {out}: must be a local folder")
     folder = Path(out)
     if not folder.is_dir():
         check_folder("--out", folder.parent)
@@ -165,7 +165,7 @@ def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
                 changes["output"] = own.output.output
             asked = configuration.given(config)
             return with_settings(config, {n: v for n, v in changes.items() if n not in asked})
-    raise ConfigError("MODEL: no file names the data that it was trained on: give --dataset")
+    raise ConfigError("MODEL: no model file names its training data: give --dataset")
 
 
 def _images(config: Config, subjects: Mapping[str, _Subject], console: Console) -> Images:
@@ -179,7 +179,9 @@ def _images(config: Config, subjects: Mapping[str, _Subject], console: Console) 
         shown = ", ".join(
             f"{given} {one.facts.image_size}, {one.facts.resize}" for given, one in subjects.items()
         )
-        raise ConfigError(f"MODEL: of images of different sides ({shown}): evaluate them by turns")
+        raise ConfigError(
+            f"MODEL: the models take images of different sizes ({shown}): evaluate them one by one"
+        )
     [(side, resize)] = inputs
     # what a model says of an image goes with how it is brought to the model's size
     augment = "resized-crop" if resize == CENTRE else "none"
@@ -217,7 +219,7 @@ def _drawn(result: Mapping[str, Any], folder: Path | None) -> Iterator[list[Path
             per_class,
             names,
             {given: one["scores"][measure] for given, one in shown.items()},
-            measure="average precision at IoU 0.5" if detection else "share of the class found",
+            measure="average precision at IoU 0.5" if detection else "recall",
         )
         pictures = [per_class]
         reliability = folder / f"{_JOINT[1]}.png"
@@ -268,7 +270,7 @@ def _recorded(
             figures=pictures,
         )
     except TrackingError as error:
-        console.print(f"MODEL {given}: not recorded: {error}", soft_wrap=True)
+        console.print(f"MODEL {given}: not logged to MLflow: {error}", soft_wrap=True)
         return None
     uri = shown(subject.origin.uri)
     return {"tracking_uri": uri, "run_id": run_id, "of_run": subject.origin.run_id}

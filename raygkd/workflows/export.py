@@ -137,7 +137,7 @@ def _target(format: str, out: str, int8: bool) -> Place:
     if int8 and "int8" not in chosen.quantised:
         able = [name for name in FORMATS.names() if "int8" in FORMATS.get(name).quantised]
         raise ConfigError(
-            f"--quantize int8: is for --format {' or '.join(able)}, not {format}: leave it out"
+            f"--quantize int8: needs --format {' or '.join(able)}, not {format}: leave it out"
         )
     require(*chosen.packages, of=f"--format {format}")
     return new_file("--out", out, (chosen.suffix,))
@@ -176,7 +176,9 @@ def _checked(model_file: ModelFile, run: Run, images: Images | None) -> dict[str
         samples = comparison.images - sum(RANDOM_BATCHES)
     if not comparison.is_equal:
         detail = (
-            f" and {comparison.alone} of {comparison.detections} detections alone" if side else ""
+            f" and {comparison.alone} of {comparison.detections} detections unmatched"
+            if side
+            else ""
         )
         raise RunFailed(
             f"the exported {model_file.name} differs from the model by {comparison.largest:.2g}"

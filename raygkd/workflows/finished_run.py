@@ -220,21 +220,21 @@ def _finished_folder(given: str) -> Place:
         finished = [run for run in (folder / "runs").iterdir() if (run / resume.RESULT).exists()]
         if not finished:
             raise ConfigError(
-                f"OUTPUT {given}: holds no run that is over: make one with 'raygkd tune --output "
-                f"{given}', or go on with one by 'raygkd tune --resume {given}'"
+                f"OUTPUT {given}: has no finished run: start one with 'raygkd tune --output "
+                f"{given}', or resume one with 'raygkd tune --resume {given}'"
             )
         return max(finished, key=lambda run: modified(run / resume.RESULT))
     for name in (resume.CONFIG, resume.FACTS):
         if not (folder / name).exists():
             raise ConfigError(
-                f"OUTPUT {given}: holds no {name}; give an output folder, or the folder of a run, "
+                f"OUTPUT {given}: has no {name}; give an output folder, or the folder of a run, "
                 "which is in OUTPUT/runs"
             )
     if not (folder / resume.RESULT).exists():
         command = folder.name.partition("-")[0]
         raise ConfigError(
-            f"OUTPUT {given}: the run is not over; when it is not under way any more, go on with: "
-            f"raygkd {command} --resume {given}"
+            f"OUTPUT {given}: the run is not finished; once it is no longer running, resume it "
+            f"with: raygkd {command} --resume {given}"
         )
     return folder
 

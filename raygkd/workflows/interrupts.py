@@ -77,7 +77,9 @@ class Interrupts:
         self._deadline = time.monotonic() + ANSWER_SECONDS
         if not self._running():
             raise KeyboardInterrupt
-        self._tell("stopping: the step is finished and a checkpoint written; again to stop at once")
+        self._tell(
+            "stopping after this step, with a checkpoint; press Ctrl-C again to stop at once"
+        )
         self._must_ask.set()
         signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
 

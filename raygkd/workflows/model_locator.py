@@ -44,8 +44,8 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
         return path / MODEL
     if not path.exists():
         raise DataError(
-            f"MODEL {given}: there is no such file: give one that 'raygkd tune', 'raygkd train' or "
-            "'raygkd teacher' wrote, its run's folder, or models:/NAME@ALIAS"
+            f"MODEL {given}: no such file: give one written by 'raygkd tune', 'raygkd train' or "
+            "'raygkd teacher', the folder of its run, or models:/NAME@ALIAS"
         )
     return path
 
@@ -63,7 +63,7 @@ def registered_file(given: str, version: Registered) -> Place:
     folder = place(version.folder)
     file = folder / MODEL
     if not file.exists():
-        raise DataError(f"MODEL {given}: its run's folder {folder} has no {MODEL} any more")
+        raise DataError(f"MODEL {given}: its run's folder {folder} no longer has {MODEL}")
     return file
 
 
@@ -126,7 +126,7 @@ def check_folder(option: str, folder: Path) -> None:
         ResourceError: names the option and the reason.
     """
     if not folder.is_dir():
-        raise ResourceError(f"{option}: there is no folder '{folder}': make it first")
+        raise ResourceError(f"{option}: there is no folder '{folder}': create it first")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

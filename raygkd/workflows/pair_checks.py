@@ -53,7 +53,7 @@ def check_names(config: Config, role: str = "student") -> None:
             file = load_model_file(name)
         if config.model.teacher_weights is not None:
             raise ConfigError(
-                f"--teacher-weights: the teacher {name} is trained already: leave it out"
+                f"--teacher-weights: the teacher {name} is already trained: leave it out"
             )
         if task is not None:
             with naming_option(f"--teacher {name}"):

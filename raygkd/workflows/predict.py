@@ -131,12 +131,12 @@ def _pictures(draw: str | None, facts: Facts) -> Iterator[Pictures | None]:
         yield None
         return
     if is_remote(draw):
-        raise ConfigError(f"--draw {draw}: must be a folder of this machine")
+        raise ConfigError(f"--draw {draw}: must be a local folder")
     folder = Path(draw)
     try:
         make_folder(folder)
     except OSError as error:
-        raise ResourceError(f"--draw {draw}: cannot be made: {error.strerror}") from error
+        raise ResourceError(f"--draw {draw}: cannot be created: {error.strerror}") from error
     check_folder("--draw", folder)
     pictures = Pictures(folder, facts)
     yield pictures

@@ -78,8 +78,9 @@ def require_one_truth(output: Place, uri: str) -> None:
     """
     if uri.startswith("sqlite"):
         raise TrackingError(
-            f"--tracking-uri {uri}: the cluster has several nodes or will have, and a file is no "
-            "store for them: give the URL of an MLflow server ('raygkd ui --host' starts one)"
+            f"--tracking-uri {uri}: the cluster has several nodes, or will have, and they cannot "
+            "share a file as their store: give the URL of an MLflow server ('raygkd ui --host' "
+            "starts one)"
         )
     if isinstance(output, Path):
         witness = output / f".seen-{secrets.token_hex(4)}"

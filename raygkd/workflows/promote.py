@@ -115,14 +115,13 @@ def _versions(name: str, uri: str) -> dict[str, Registered]:
     """
     if not re.fullmatch(r"[^/@:]+", name):
         raise ConfigError(
-            f"NAME {name}: must be the name of a registered model alone, such as "
-            "raygkd-digits-resnet8"
+            f"NAME {name}: must be the name of a registered model, such as raygkd-digits-resnet8"
         )
     held = aliases(name, uri)
     if CHAMPION not in held:
         raise TrackingError(
-            f"NAME {name}: no version has the alias {CHAMPION}: give it to one in MLflow (the "
-            "first version that a search registers gets it by itself)"
+            f"NAME {name}: no version has the alias {CHAMPION}: set it in MLflow (the first "
+            "version registered by a search gets it automatically)"
         )
     if CHALLENGER not in held:
         raise TrackingError(

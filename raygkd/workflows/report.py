@@ -172,13 +172,13 @@ class _Opened:
         """Level -> maps of ``GRAPH_IMAGES`` validation images, or why there are none."""
         run, images = self.run, self.images
         if images is None or run.trained is None:
-            return "the run has trained no single model"
+            return "the run did not train a single model"
         matching = run.matching
         if matching is None:
-            return f"the method of the run is {run.settings.method.method}, which matches no graphs"
+            return f"the run's method, {run.settings.method.method}, does not match graphs"
         checkpoint = matching.checkpoint()
         if checkpoint is None:
-            return "the checkpoint that holds the student's adapters is not there any more"
+            return "the checkpoint with the student's adapters no longer exists"
         sample_BCHW = _float_images(self.sample("val", GRAPH_IMAGES))
         return matched_maps(
             matching.config, images.spec, self.models[TEACHER], checkpoint, sample_BCHW
@@ -199,8 +199,8 @@ def _open(run: FinishedRun, folder: Path, console: Console) -> _Opened:
         )
     if run.facts["data set, fingerprint of images and splits"] != images.identity:
         raise DataError(
-            f"{images.table.path}: is not what the run in {run.folder} was made with: its images "
-            "have changed; put them back"
+            f"{images.table.path}: the images have changed since the run in {run.folder}; restore "
+            "them"
         )
     return _Opened(run=run, images=images, models=run.models(images), folder=folder)
 
@@ -294,14 +294,14 @@ def _summary(opened: _Opened, tell: Callable[[str], None]) -> Made:
 def _comparison(opened: _Opened, tell: Callable[[str], None]) -> Made:
     comparison = opened.run.result.get(COMPARISON)
     if comparison is None:
-        return "the run has compared no methods"
+        return "the run did not compare methods"
     return comparison_section(opened.folder, comparison)
 
 
 def _search(opened: _Opened, tell: Callable[[str], None]) -> Made:
     run = opened.run
     if not run.trials or run.winner is None:
-        return f"'raygkd {run.command}' searches nothing"
+        return f"'raygkd {run.command}' does not search settings"
     # a model file that was not written by a run tells no score
     others = {
         role: opened.models[role].scores[METRIC]
@@ -321,7 +321,7 @@ def _seeds(opened: _Opened, tell: Callable[[str], None]) -> Made:
 
 def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:
     if opened.images is None:
-        return "the run has trained no single model"
+        return "the run did not train a single model"
     sample_BCHW = _float_images(opened.sample("val", TIMED_IMAGES))
     timed = latencies(
         {
@@ -390,7 +390,7 @@ def _losses(opened: _Opened, tell: Callable[[str], None]) -> Made:
     run = opened.run
     epochs = run.epochs()
     if opened.images is None or not epochs:
-        return "the run has kept no metrics of a training"
+        return "the run has no training metrics"
     teacher = build_from_file(opened.models[TEACHER]) if uses_teacher(run.settings) else None
     objective = build_objective(run.settings, opened.images.spec, teacher)
     factors = {
@@ -403,7 +403,7 @@ def _losses(opened: _Opened, tell: Callable[[str], None]) -> Made:
 def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:
     run, images = opened.run, opened.images
     if images is None or run.trained is None:
-        return "the run has trained no single model"
+        return "the run did not train a single model"
     if images.spec.task == "detection":
         return _detections(opened)
     sample = opened.sample("test", EXAMPLES)
@@ -442,7 +442,7 @@ def _detections(opened: _Opened) -> Made:
     for name in ("detections.png", "per_class.png"):
         path = opened.run.folder / name
         if not path.exists():
-            return f"the run has kept no {name}"
+            return f"the run has no {name}"
         with local_copy(path) as local:
             copies.append(Path(shutil.copyfile(local, opened.folder / name)))
     return detections_section(*copies)

@@ -72,20 +72,18 @@ def run_folder(given: str, command: str) -> Place:
         runs = [run for run in (folder / "runs").iterdir() if run.name.startswith(f"{command}-")]
         unfinished = [run for run in runs if (run / FACTS).exists() and not (run / RESULT).exists()]
         if not unfinished:
-            raise ConfigError(
-                f"--resume {given}: holds no run of 'raygkd {command}' that was broken off"
-            )
+            raise ConfigError(f"--resume {given}: has no interrupted run of 'raygkd {command}'")
         return max(unfinished, key=lambda run: modified(run / FACTS))
     for name in (CONFIG, FACTS):
         if not (folder / name).exists():
             raise ConfigError(
-                f"--resume {given}: holds no {name}; give an output folder, or the folder of a "
+                f"--resume {given}: has no {name}; give an output folder, or the folder of a "
                 "run, which is in OUTPUT/runs"
             )
     if not folder.name.startswith(f"{command}-"):
         raise ConfigError(
-            f"--resume {given}: is no run of 'raygkd {command}' (their names start with "
-            f"{command}-): use the command that made it"
+            f"--resume {given}: is not a run of 'raygkd {command}' (their names start with "
+            f"{command}-): use the command that started it"
         )
     return folder
 
@@ -115,8 +113,8 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
             name in _PATHS and lasting_path(value, place(own.output.output)) == before
         ):
             problems.append(
-                f"{configuration.flag(name)}: is {value} and was {before} when the run began: "
-                "leave it out, or begin another run"
+                f"{configuration.flag(name)}: is {value}, but was {before} when the run started: "
+                "leave it out, or start another run"
             )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -164,7 +162,7 @@ def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     names = [*before, *(name for name in now if name not in before)]
     changed = [
         f"--resume: {name}: is {now.get(name, 'missing')} and was {before.get(name, 'missing')} "
-        "when the run began: put it back, or begin another run"
+        "when the run started: restore it, or start another run"
         for name in names
         if now.get(name) != before.get(name)
     ]

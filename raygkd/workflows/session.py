@@ -226,7 +226,7 @@ def _closing(session: Session, role: str) -> Iterator[None]:
     except KeyboardInterrupt:
         status = "KILLED"
         command = _way_on(session.folder, role)
-        session.console.print(f"stopped; go on with: {command}", soft_wrap=True)
+        session.console.print(f"stopped; resume with: {command}", soft_wrap=True)
         raise
     finally:
         session.tracker.close(status, timeout=CLOSE_SECONDS)
@@ -243,7 +243,7 @@ def _telling_the_way_on(folder: Place, role: str) -> Iterator[None]:
         yield
     except StorageError as error:
         command = _way_on(folder, role)
-        remedy = f"when it can be written again, go on with: {command}"
+        remedy = f"once it can be written again, resume with: {command}"
         raise StorageError(f"{error}: {remedy}") from error
 
 

@@ -38,7 +38,7 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     wanted = teacher_training(config)
     folder = teacher_folder(config, session.images, session.output)
     if (folder / MODEL).exists():
-        session.console.print(f"teacher {config.model.teacher}: kept from an earlier run")
+        session.console.print(f"teacher {config.model.teacher}: reused from an earlier run")
     teacher = train_one(session, wanted, role="teacher", folder=folder, teacher=None, parent=parent)
     return teacher, folder / MODEL
 

@@ -45,7 +45,7 @@ def require_a_score(trials: Collection[TrialResult], role: str) -> None:
         return
     reasons = "; ".join(sorted({trial.error or trial.status for trial in trials}))
     mistake = all(trial.is_mistake for trial in trials)
-    raise (UserError if mistake else RunFailed)(f"no {role} came to a score: {reasons}")
+    raise (UserError if mistake else RunFailed)(f"no {role} has a score: {reasons}")
 
 
 def trial_key(number: int) -> str:
@@ -127,7 +127,7 @@ class SearchProgress(SearchObserver):
     def lost(self, trial: Trial, failures: int) -> None:
         """Warn that a trial goes on after a fault."""
         _log.warning(
-            "%s lost its process (%d of at most %d times); it goes on after epoch %d",
+            "%s lost its process (restart %d of at most %d); it resumes after epoch %d",
             self.name(trial),
             failures,
             self._session.config.cluster.max_failures,

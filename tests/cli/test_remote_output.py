@@ -81,7 +81,7 @@ def test_a_store_that_is_not_there(
 
 def test_a_folder_without_a_run(refused: Refused, object_store: ObjectStore) -> None:
     url = f"{object_store.url}/nothing"
-    assert f"--resume {url}: holds no config.yaml" in refused("train", "--resume", url)
+    assert f"--resume {url}: has no config.yaml" in refused("train", "--resume", url)
 
 
 def test_a_teacher_that_is_not_there(

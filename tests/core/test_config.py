@@ -303,7 +303,7 @@ def test_choice_that_is_not_offered_is_refused_with_the_offered_ones(name: str):
         ({"methods": []}, "--methods '': must be different methods"),
         (
             {"methods": ["kd"], "preset": "ablation"},
-            "--methods kd: --preset ablation has its own: leave one of them out",
+            "--methods kd: --preset ablation sets its own methods: give only one of them",
         ),
     ],
 )
@@ -560,7 +560,7 @@ def test_registry_gives_what_was_entered():
 def test_registry_refuses_a_name_that_is_taken():
     table: Registry[type] = Registry("thing", "raygkd.things", type)
     table.register("list")(list)
-    with pytest.raises(ValueError, match="thing 'list' is registered already"):
+    with pytest.raises(ValueError, match="thing 'list' is already registered"):
         table.register("list")(dict)
     assert table.get("list") is list
 
