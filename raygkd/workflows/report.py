@@ -1,4 +1,4 @@
-"""What a finished run tells, as one page: ``raygkd report``.
+"""Report of a finished run, as one page: ``raygkd report``.
 
 Shapes: B images, C channels, H height, W width, K classes.
 """
@@ -61,17 +61,17 @@ Made = Section | str
 def write_report(given: str, html: str | None, *, console: Console) -> dict[str, Any]:
     """Write a finished run's report (``raygkd report``); return what ``--json`` prints.
 
-    Page and pictures appear at the end, each whole or not at all.
+    Page and pictures are moved into place at the end, so none is ever incomplete.
 
     Args:
-        given: an output folder, whose newest finished run is meant, or the folder of a run.
-        html: of the page; None for ``report/index.html`` in the run's folder. The pictures lie
-            beside it; those beside a page that was named have its name before theirs.
+        given: the folder of a run, or an output folder for its newest finished run.
+        html: of the page; None for ``report/index.html`` in the run's folder. Pictures are stored
+            next to it; next to a named page, they are prefixed with its name.
         console: for progress.
 
     Raises:
-        ConfigError: there is no such run, it is not over, or the page cannot be there.
-        DataError: its files or its images are not what they were.
+        ConfigError: there is no such run, it is not finished, or the path of the page is invalid.
+        DataError: its files or its images have changed.
         ResourceError: the page cannot be written.
     """
     started = time.monotonic()
@@ -93,7 +93,7 @@ def write_report(given: str, html: str | None, *, console: Console) -> dict[str,
 
 
 def _target(run: FinishedRun, html: str | None) -> Place:
-    """Return where the page is written."""
+    """Return the path of the page."""
     if html is None:
         return run.folder / "report" / PAGE
     try:
@@ -110,7 +110,7 @@ def _stem(target: Place) -> str:
 
 
 def _put(target: Place, text: str, pictures: Sequence[Path], *, prefix: str) -> list[str]:
-    """Write the page and the pictures to their place; return the pictures' paths."""
+    """Write the page and the pictures; return the paths of the pictures."""
     written = [target.parent / f"{prefix}{path.name}" for path in pictures]
     try:
         make_folder(target.parent)
@@ -132,8 +132,8 @@ class _Opened:
     """A run with its images and models.
 
     Attributes:
-        run: what it has left.
-        images: of it; None where it has no model.
+        run: the finished run.
+        images: of it; None if it has no model.
         models: role -> model file.
         folder: for the pictures.
     """
@@ -189,7 +189,7 @@ def _open(run: FinishedRun, folder: Path, console: Console) -> _Opened:
     """Open a run's images and models.
 
     Raises:
-        DataError: they are not what they were.
+        DataError: they have changed.
     """
     if run.trained is None:
         return _Opened(run=run, images=None, models={}, folder=folder)
@@ -206,7 +206,7 @@ def _open(run: FinishedRun, folder: Path, console: Console) -> _Opened:
 
 
 def _sections(opened: _Opened, console: Console) -> tuple[list[Section], list[str]]:
-    """Return the sections, and a line for each that there is none of."""
+    """Return the sections, and a line for each omitted one."""
     parts: dict[str, Callable[[_Opened, Callable[[str], None]], Made]] = {
         "Summary": _summary,
         "Methods compared": _comparison,
@@ -437,7 +437,7 @@ def _predictions(file: ModelFile, images_BCHW: Tensor) -> list[Prediction]:
 
 
 def _detections(opened: _Opened) -> Made:
-    """Return the section of the pictures that a run of detectors has drawn."""
+    """Return the section with the detection pictures of the run."""
     copies = []
     for name in ("detections.png", "per_class.png"):
         path = opened.run.folder / name

@@ -1,4 +1,4 @@
-"""Training one model: ``raygkd teacher`` and ``raygkd train``."""
+"""Train one model: ``raygkd teacher`` and ``raygkd train``."""
 
 from __future__ import annotations
 
