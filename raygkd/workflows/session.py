@@ -138,7 +138,7 @@ def open_session(
         stack.enter_context(interrupts.handled())
         if not cluster.is_joined(config.cluster.address):
             nodes = stack.enter_context(cluster.cluster(None))
-        stack.enter_context(_mistakes_themselves())
+        stack.enter_context(_unwrapped_user_errors())
         if data_cpus and not is_remote(images.table.path):
             require_shared("--data-dir", Path(images.table.path), Path(images.table.files[0]))
         with progress(console, "decoding images") as advance:
@@ -197,7 +197,7 @@ def _watched_nodes(session: Session, role: str) -> NodeWatch:
 
 
 @contextlib.contextmanager
-def _mistakes_themselves() -> Iterator[None]:
+def _unwrapped_user_errors() -> Iterator[None]:
     """Raise a user error from a Ray task as itself, without Ray's traceback."""
     try:
         yield
@@ -220,29 +220,29 @@ def _image_facts(images: Images) -> dict[str, Any]:
 def _closing(session: Session, role: str) -> Iterator[None]:
     status = "FAILED"
     try:
-        with _telling_the_way_on(session.folder, role):
+        with _with_resume_hint(session.folder, role):
             yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        command = _way_on(session.folder, role)
+        command = _resume_command(session.folder, role)
         session.console.print(f"stopped; resume with: {command}", soft_wrap=True)
         raise
     finally:
         session.tracker.close(status, timeout=CLOSE_SECONDS)
 
 
-def _way_on(folder: Place, role: str) -> str:
+def _resume_command(folder: Place, role: str) -> str:
     return f"raygkd {COMMANDS[role]} --resume {folder}"
 
 
 @contextlib.contextmanager
-def _telling_the_way_on(folder: Place, role: str) -> Iterator[None]:
+def _with_resume_hint(folder: Place, role: str) -> Iterator[None]:
     """Add the command that resumes the run to errors of writing."""
     try:
         yield
     except StorageError as error:
-        command = _way_on(folder, role)
+        command = _resume_command(folder, role)
         remedy = f"once it can be written again, resume with: {command}"
         raise StorageError(f"{error}: {remedy}") from error
 
@@ -254,5 +254,5 @@ def write_result(result: Mapping[str, Any], role: str) -> None:
         StorageError: it cannot be written.
     """
     folder = place(result["run"])
-    with _telling_the_way_on(folder, role):
+    with _with_resume_hint(folder, role):
         write_text(folder / RESULT, json.dumps(result, indent=2))
