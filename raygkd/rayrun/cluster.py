@@ -146,7 +146,7 @@ def wait_for_room(
     nodes = _nodes()
     if _runs(nodes, bundles) or not minutes:
         return nodes
-    tell(f"no room yet: requested nodes, waiting at most {minutes:g} minutes")
+    tell(f"no room yet: requesting nodes, waiting at most {minutes:g} minutes")
     request_resources(
         bundles=[{kind: amount for kind, amount in bundle.items() if amount} for bundle in bundles]
     )
