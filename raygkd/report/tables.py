@@ -346,7 +346,7 @@ def promotion_note(result: Mapping[str, Any]) -> list[str]:
     champion, challenger = (result["versions"][role]["version"] for role in result["versions"])
     ahead, margin = f"{result['difference']:+z.4f}", f"{result['margin']:g}"
     if result["promoted"]:
-        done = f"version {challenger} is now the champion: {ahead}, margin {margin}"
+        done = f"version {challenger} is the champion now: {ahead}, margin {margin}"
     else:
         done = f"version {champion} stays the champion: {ahead} does not reach the margin {margin}"
         if not result["margin"]:

@@ -88,7 +88,7 @@ def test_wrong_places(
 
 def test_wrong_models(refused: Refused, tmp_path: Path, parquet: Callable[..., Path]) -> None:
     out = ("--format", "onnx", "--out", tmp_path / "model.onnx")
-    assert "there is no such file: give one that" in refused("export", tmp_path / "no.pt", *out)
+    assert "no such file: give one written by" in refused("export", tmp_path / "no.pt", *out)
     assert "the folder has no model.pt" in refused("export", tmp_path, *out)
     assert "is damaged or no model file" in refused("export", parquet(), *out)
     error = refused("export", "models:/nobody@champion", *out)

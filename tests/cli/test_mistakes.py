@@ -313,7 +313,7 @@ def test_values_that_are_not_allowed(
         (("--methods", "kd,kd"), "--methods 'kd,kd': must be different methods"),
         (
             ("--methods", "kd", "--preset", "ablation"),
-            "--methods kd: --preset ablation has its own",
+            "--methods kd: --preset ablation sets its own methods",
         ),
         (("--preset", "all"), "'--preset': 'all' is not 'ablation'"),
         (("--seeds", "0"), "--seeds 0: must be at least 1"),
@@ -547,7 +547,7 @@ def test_evaluating_a_model_that_does_not_go_with_the_images(
     refused: Refused, good: tuple[str, ...], model_file: Callable[..., Path]
 ) -> None:
     error = refused("evaluate", "gone.pt", *good)
-    assert "MODEL gone.pt: there is no such file: give one that" in error
+    assert "MODEL gone.pt: no such file: give one written by" in error
     path = model_file("cat", "dog")
     error = refused("evaluate", path, *good)
     assert f"MODEL {path}: it knows 2 classes (cat, dog) but the data has 3" in error
@@ -599,7 +599,7 @@ def test_resuming_on_other_images_and_settings_of_the_search(
 
 def test_resuming_the_run_of_another_command(refused: Refused, run_folder: Path) -> None:
     error = refused("tune", "--resume", run_folder)
-    assert f"--resume {run_folder}: is no run of 'raygkd tune'" in error
+    assert f"--resume {run_folder}: is not a run of 'raygkd tune'" in error
     assert "use the command that started it" in error
 
 
