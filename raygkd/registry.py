@@ -78,7 +78,7 @@ class Registry(Generic[T]):
 
         def enter(builder: T) -> T:
             if name in self._entries:
-                raise ValueError(f"{self.kind} {name!r} is registered already")
+                raise ValueError(f"{self.kind} {name!r} is already registered")
             self._entries[name] = builder
             return builder
 

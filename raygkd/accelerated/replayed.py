@@ -198,7 +198,7 @@ class _Replay(torch.autograd.Function):
             RuntimeError: the terms of another batch were worked out since.
         """
         if ctx.replayed.calls != ctx.call:
-            raise RuntimeError("the gradient of a batch must be asked for before the next batch")
+            raise RuntimeError("the gradient of a batch must be requested before the next batch")
         ratio = common_ratio(grad_T, ctx.weights)
         return None, None, None, None, *(gradient * ratio for gradient in ctx.gradients)
 

@@ -42,7 +42,7 @@ def check_settings(config: Config, task: str) -> None:
     if not suits(method, task):
         others = [name for name in METHODS.names() if suits(name, task)]
         raise ConfigError(
-            f"--method {method}: is not for {task}, which these images are for (allowed: "
+            f"--method {method}: does not support {task}, the task of these images (allowed: "
             f"{', '.join(others)})"
         )
     if task == "detection":
@@ -66,7 +66,9 @@ def check_settings(config: Config, task: str) -> None:
         }
         for flag, value in given.items():
             if value:
-                raise ConfigError(f"{flag}: is for detectors, and these images have no boxes")
+                raise ConfigError(
+                    f"{flag}: applies to detectors only, and these images have no boxes"
+                )
 
 
 def loads_weights(name: str) -> bool:

@@ -22,7 +22,7 @@ from raygkd.registry import DATASETS, either
 
 @click.group(cls=Commands)
 def data() -> None:
-    """Prepare images as Parquet shards, and look at them."""
+    """Prepare images as Parquet shards, and inspect them."""
 
 
 @data.command("prepare", cls=RunCommand)
@@ -30,26 +30,30 @@ def data() -> None:
     "--dataset",
     cls=Option,
     required=True,
-    look_up=lambda: ", ".join(DATASETS.names()),
+    look_up=lambda: f"data set: {', '.join(DATASETS.names())}",
 )
-@click.option("--data-dir", type=str, help="folder the data set is read from")
+@click.option("--data-dir", type=str, help="folder of the data set")
 @click.option(
     "--download",
     cls=Option,
     is_flag=True,
-    look_up=lambda: f"fetch {either(DATASETS.names_with('can_fetch'))} when it is not there",
+    look_up=lambda: f"download {either(DATASETS.names_with('can_fetch'))} if it is missing",
 )
 @click.option(
     "--years",
     type=ListType(str),
     default="2007,2012",
     show_default=True,
-    help="voc: whose trainval images are for training",
+    help="voc: years whose trainval images are used for training",
 )
-@click.option("--classes", type=ListType(str), help="boxes of these classes only [default: all]")
-@click.option("--strict", is_flag=True, help="refuse faulty annotations instead of dropping them")
+@click.option(
+    "--classes", type=ListType(str), help="keep only boxes of these classes [default: all]"
+)
+@click.option("--strict", is_flag=True, help="stop at faulty annotations instead of dropping them")
 @click.option("--output", required=True, help="new folder for the shards (s3:// and gs:// work)")
-@click.option("--skip-bad", is_flag=True, help="leave out unreadable images, counted")
+@click.option(
+    "--skip-bad", is_flag=True, help="skip and count unreadable images instead of stopping"
+)
 @SET_OPTION
 @JSON
 def data_prepare(
@@ -64,7 +68,7 @@ def data_prepare(
     set_values: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Turn a data set into Parquet shards."""
+    """Write a data set as Parquet shards."""
     with only_results_on_stdout() as out:
         from raygkd.config import dataset_defaults, owned_by
         from raygkd.data.prepare import prepare
@@ -73,7 +77,7 @@ def data_prepare(
 
         if dataset == "parquet":
             raise ConfigError(
-                "--dataset parquet: is prepared already, train on it with --data-dir "
+                "--dataset parquet: is already prepared; train on it with --data-dir "
                 f"{data_dir or 'PATH'}"
             )
         given = {name: value for _, name, value in read_set_options("prepare", set_values, {})}
@@ -98,7 +102,7 @@ def data_prepare(
         )
         if summary["bad"]:
             examples = "; ".join(summary["bad_examples"])
-            out.write(f"left out {summary['bad']} unreadable images: {examples}\n")
+            out.write(f"skipped {summary['bad']} unreadable images: {examples}\n")
         usual = dataset_defaults(dataset)
         models = [f" --{role} {usual[role]}" for role in ("teacher", "student") if role in usual]
         out.write(f"next: raygkd tune --dataset parquet --data-dir {output}{''.join(models)}\n")
@@ -106,10 +110,12 @@ def data_prepare(
 
 @data.command("info")
 @click.argument("path")
-@click.option("--sheet", default="sheet.png", show_default=True, help="PNG of sample images")
+@click.option(
+    "--sheet", default="sheet.png", show_default=True, help="PNG file to write, with sample images"
+)
 @JSON
 def data_info(path: str, sheet: str, as_json: bool) -> None:
-    """Show counts, classes and sizes of shards; write a sample sheet.
+    """Show counts, classes and image sizes of shards; write a sheet of sample images.
 
     PATH is a .parquet file or a folder of shards (s3:// and gs:// work).
     """

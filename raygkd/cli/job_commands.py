@@ -1,4 +1,4 @@
-"""Commands as jobs on a cluster: ``raygkd submit`` and ``raygkd jobs``."""
+"""Run commands as jobs on a cluster: ``raygkd submit`` and ``raygkd jobs``."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from raygkd.cli.options import (
 )
 from raygkd.errors import ConfigError
 
-# settings whose values may be files of this machine, which go along with a job
+# settings whose values may be local files, which are uploaded with a job
 _FILES = ("config_file", "space", "teacher", "teacher_weights", "student_weights")
 _ADDRESS = click.option(
     "--address",
     metavar="URL",
-    help="the cluster's dashboard [default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]",
+    help="URL of the cluster's dashboard [default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]",
 )
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @_ADDRESS
-@click.option("--no-wait", is_flag=True, help="print the job's id and do not follow it")
+@click.option("--no-wait", is_flag=True, help="print the job's id and return at once")
 @click.argument("command", type=click.Choice(sorted(SETTINGS_LEFT_OUT)))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def submit(address: str | None, no_wait: bool, command: str, arguments: tuple[str, ...]) -> int:
     """Run a command as a job on a Ray cluster: raygkd submit -- tune --dataset voc ...
 
-    Files that its options name (--config, --space, model files) go along. The data and --output
-    must be on storage that all nodes share. The job's exit code is this command's.
+    Local files named in its options (--config, --space, model files) are uploaded. The data and
+    --output must be on storage that all nodes share. The exit code is that of the job.
     """
     known = click.get_current_context().find_root().command
     assert isinstance(known, click.Group)
@@ -62,7 +62,7 @@ def submit(address: str | None, no_wait: bool, command: str, arguments: tuple[st
 
 
 def _check_job(command: str, options: Mapping[str, Any]) -> None:
-    """Raise what is wrong with the settings of a job, as far as it shows without its data."""
+    """Raise an error for invalid settings of a job that show without its data."""
     known = {*configuration.option_settings(), SET}
     asked = {name: value for name, value in options.items() if name in known}
     if options.get("resume") is None:
@@ -73,13 +73,13 @@ def _check_job(command: str, options: Mapping[str, Any]) -> None:
     for flag, place in places.items():
         if place and "://" not in place and not os.path.isabs(os.path.expanduser(place)):
             raise ConfigError(
-                f"{flag} {place}: a job has a folder of its own, which goes with it: give the "
-                "absolute path of a folder that all nodes share"
+                f"{flag} {place}: a job runs in a temporary folder: give the absolute path of a "
+                "folder that all nodes share"
             )
 
 
 def _follow(client: Any, job: str, out: Any) -> int:
-    """Pass on what a job writes; return its exit code."""
+    """Print the output of a job; return its exit code."""
     from raygkd.rayrun import jobs
 
     click.echo(f"job {job}", err=True)
@@ -92,7 +92,7 @@ def _follow(client: Any, job: str, out: Any) -> int:
         return jobs.follow(client, job, write)
     except KeyboardInterrupt:
         click.echo(
-            f"the job goes on; follow it with: raygkd jobs logs {job}, end it with: "
+            f"the job keeps running; follow it with: raygkd jobs logs {job}, stop it with: "
             f"raygkd jobs stop {job}",
             err=True,
         )
@@ -108,7 +108,7 @@ def jobs_group() -> None:
 @_ADDRESS
 @JSON
 def jobs_list(address: str | None, as_json: bool) -> None:
-    """Show the jobs that were submitted, the latest first."""
+    """List the submitted jobs, latest first."""
     with only_results_on_stdout() as out:
         from raygkd.rayrun import jobs
         from raygkd.report.console import console_of
@@ -134,7 +134,7 @@ def jobs_list(address: str | None, as_json: bool) -> None:
 @_ADDRESS
 @click.argument("job")
 def jobs_logs(address: str | None, job: str) -> int:
-    """Show what a job writes, until it is over."""
+    """Follow the output of a job until it ends."""
     with only_results_on_stdout() as out:
         from raygkd.rayrun import jobs
 
@@ -147,10 +147,10 @@ def jobs_logs(address: str | None, job: str) -> int:
 @_ADDRESS
 @click.argument("job")
 def jobs_stop(address: str | None, job: str) -> None:
-    """End a job; what it says of how to go on is in its log."""
+    """Stop a job; its log says how to resume it."""
     with only_results_on_stdout() as out:
         from raygkd.rayrun import jobs
 
         client = jobs.connect(address)
         jobs.known(client, job)
-        out.write("stopping\n" if client.stop_job(job) else "it is over already\n")
+        out.write("stopping\n" if client.stop_job(job) else "the job has already ended\n")

@@ -16,10 +16,10 @@ from raygkd.storage.atomic_files import is_remote
 @click.option("--quick", is_flag=True, help="smaller sizes and fewer rounds")
 @JSON
 def bench(quick: bool, as_json: bool) -> None:
-    """Measure speed and memory side by side with the plain way.
+    """Measure speed and memory against plain implementations.
 
-    The losses, a training step, Ray Train, Ray Data and a search, each with what it is to reach
-    and whether it does. Ray is started for it, nothing is left behind. Let nothing else run.
+    Covers the losses, a training step, Ray Train, Ray Data and a search, each with its target and
+    whether it is met. Ray is started and stopped again. Run nothing else at the same time.
     """
     with only_results_on_stdout() as out:
         from raygkd.bench.rows import report
@@ -35,14 +35,15 @@ def bench(quick: bool, as_json: bool) -> None:
     help="MLflow server or store [default: MLFLOW_TRACKING_URI, or the store in --output]",
 )
 @click.option(
-    "--address", help="of a running Ray cluster [default: RAY_ADDRESS, or start one here]"
+    "--address",
+    help="address of a running Ray cluster [default: RAY_ADDRESS, or start a local one]",
 )
 @JSON
 def doctor(output: str, tracking_uri: str | None, address: str | None, as_json: bool) -> int:
-    """Check the installation, and say what to fix.
+    """Check the installation, and report what to fix.
 
-    Versions, torch, GPUs, disks, shared memory, ports, the MLflow store and Ray, which is started
-    for it. The exit code is 1 where something must be fixed. Nothing is left behind.
+    Checks versions, torch, GPUs, disks, shared memory, ports, the MLflow store and Ray, which is
+    started and stopped again. The exit code is 1 if something must be fixed.
     """
     with only_results_on_stdout() as out:
         from raygkd.report.console import console_of, progress, stderr_console
@@ -66,24 +67,24 @@ def doctor(output: str, tracking_uri: str | None, address: str | None, as_json: 
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="address to serve on, 0.0.0.0 for all of this machine's",
+    help="address to listen on; 0.0.0.0 for all interfaces",
 )
 @click.option(
     "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="TCP port"
 )
 def ui(output: str, host: str, port: int) -> None:
-    """Open the MLflow UI over an output folder; Ctrl-C ends it.
+    """Serve the MLflow UI of an output folder; Ctrl-C stops it.
 
-    With another --host it is a server for a team, made where there is none yet. It asks for the
-    user and the password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and is refused
-    without them. Plain HTTP shows the password to the network: use a private one, or put TLS in
-    front.
+    With any other --host it becomes a tracking server for a team; a missing store is created.
+    Clients must then log in with the user name and password that MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD hold when the server starts; both are required. Plain HTTP exposes the
+    password to the network: use a private one, or put TLS in front.
     """
     from raygkd.tracking.server import serve
 
     if is_remote(output):
         raise ConfigError(
-            f"--output {output}: holds no MLflow store, since that is a file: open the server that "
-            "the runs were given as --tracking-uri"
+            f"--output {output}: an object store cannot hold the MLflow store: open the server "
+            "that the runs used as --tracking-uri"
         )
     serve(Path(output), host, port)

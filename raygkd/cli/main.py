@@ -1,4 +1,4 @@
-"""The command line. It imports nothing heavy until a command runs."""
+"""The command line. Heavy modules are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ for command in (
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     code = run()
-    # what is open has been closed; to take apart all that torch and Ray have loaded takes seconds
+    # everything open has been closed; an orderly teardown of torch and Ray takes seconds
     atexit._run_exitfuncs()
-    # whoever reads may have left, as head does
+    # the reader may be gone, as with head
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -54,10 +54,10 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line; return 0, 2 for a user's mistake, 1 for a failure, 130 on Ctrl-C."""
-    # a job that is stopped closes its runs just as one that is interrupted
+    # a stopped job closes its runs like an interrupted one
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        # a command that runs elsewhere returns the exit code that it had there
+        # a command that ran elsewhere returns its exit code from there
         return commands.main(prog_name="raygkd", standalone_mode=False) or 0
     except click.ClickException as error:
         click.echo(f"error: {_in_one_line(error)}", err=True)
@@ -77,7 +77,7 @@ def run() -> int:
 
 
 def _in_one_line(error: click.ClickException) -> str:
-    """Return what is wrong with the command line, and where its help is."""
+    """Return the error in the command line, and where to find help."""
     context = getattr(error, "ctx", None)
     text = " ".join(error.format_message().split()).removesuffix(".")
     if isinstance(error, click.NoSuchOption) and context is not None:

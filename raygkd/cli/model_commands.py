@@ -1,4 +1,4 @@
-"""What is done with a finished model: ``raygkd evaluate``, ``export``, ``predict``, ``promote``."""
+"""Commands for finished models: ``raygkd evaluate``, ``export``, ``predict``, ``promote``."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _OUTPUT = click.option(
     "--output",
     default="raygkd-output",
     show_default=True,
-    help="output folder of the runs, for models:/NAME",
+    help="output folder of the runs, to look up models:/NAME",
 )
 _TRACKING_URI = click.option(
     "--tracking-uri",
-    help="MLflow server or store, for models:/NAME [default: MLFLOW_TRACKING_URI, or the store in "
-    "--output]",
+    help="MLflow server or store, to look up models:/NAME [default: MLFLOW_TRACKING_URI, "
+    "or the store in --output]",
 )
 _ADDRESS = click.option(
-    "--address", help="of a running Ray cluster [default: RAY_ADDRESS, or start one here]"
+    "--address",
+    help="address of a running Ray cluster [default: RAY_ADDRESS, or start a local one]",
 )
 
 
@@ -42,13 +43,13 @@ _ADDRESS = click.option(
     type=click.Choice(("train", "val", "test")),
     default="test",
     show_default=True,
-    help="which of the images",
+    help="split to score",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
     metavar="FOLDER",
-    help="write pictures there: scores by class, reliability, confusion matrices",
+    help="write pictures to this folder: scores by class, reliability, confusion matrices",
 )
 @JSON
 @CONFIG
@@ -63,10 +64,10 @@ def evaluate(
 ) -> None:
     """Score and measure models on images, side by side.
 
-    MODEL is a model.pt that raygkd wrote, the folder of its run, models:/NAME@ALIAS, or an .onnx
-    file that 'raygkd export' wrote. The images are those that the first of them was trained on,
-    unless --dataset, --data-dir or --config says others; splits are those of a run with the same
-    data and --seed. What comes out is also recorded in MLflow, beside the run that a model is of.
+    MODEL is a model.pt written by raygkd, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    file written by 'raygkd export'. Images default to those that the first model was trained on;
+    --dataset, --data-dir or --config selects others. Splits are those of a run with the same data
+    and --seed. Results are also logged to MLflow, next to the run of each model.
     """
     config, _ = resolve("evaluate", config_file, options, None)
     own_data = not (config_file or options["dataset"] or options["data_dir"])
@@ -91,7 +92,7 @@ def evaluate(
 
 
 def _formats_help() -> str:
-    """Return what each format is."""
+    """Return a summary of each format."""
     known = FORMATS.summaries().items()
     return "; ".join(f"{name}: {text[:1].lower()}{text[1:]}" for name, text in known)
 
@@ -107,24 +108,24 @@ def _formats_help() -> str:
     look_up=_formats_help,
 )
 @click.option(
-    "--out", type=click.Path(), required=True, help="file to write, with the format's suffix"
+    "--out", type=click.Path(), required=True, help="file to write, with the suffix of the format"
 )
 @click.option(
     "--quantize",
     type=click.Choice(("int8",)),
-    help="weights of 8 bits, activations quantised as it runs; for --format onnx",
+    help="8-bit weights, with activations quantised at run time; needs --format onnx",
 )
 @click.option(
     "--data",
     type=click.Path(),
-    help="Parquet images to compare on [default: those that the model was trained on]",
+    help="Parquet images to compare on [default: those the model was trained on]",
 )
 @click.option(
     "--license",
     "licence",
     default="unknown",
     show_default=True,
-    help="of the weights, for the model card, such as apache-2.0",
+    help="licence of the weights for the model card, such as apache-2.0",
 )
 @_OUTPUT
 @_TRACKING_URI
@@ -140,11 +141,10 @@ def export(
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
-    """Write a model in another format, and compare it with the model.
+    """Export a model to another format, and compare the two.
 
-    MODEL is a model.pt that raygkd wrote, the folder of its run, or models:/NAME@ALIAS. The
-    normalisation is part of an onnx or torch file: its input is pixels in 0..1, any number of
-    images.
+    MODEL is a model.pt written by raygkd, the folder of its run, or models:/NAME@ALIAS. An onnx or
+    torch file includes the normalisation: its input is any number of images, with pixels in 0..1.
     """
     with only_results_on_stdout() as out_stream:
         from raygkd.report.console import console_of, stderr_console
@@ -180,26 +180,26 @@ def export(
     "--draw",
     type=click.Path(file_okay=False),
     metavar="FOLDER",
-    help="write pictures there: boxes on each image, or labelled sheets",
+    help="write pictures to this folder: boxes on each image, or labelled sheets",
 )
 @click.option(
     "--top",
     type=click.IntRange(min=1),
-    help="most predictions of an image [default: 5 classes; all detections]",
+    help="maximum number of predictions per image [default: 5 classes, or all detections]",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0.0, 1.0),
     default=0.3,
     show_default=True,
-    help="least score of a detection",
+    help="minimum score of a detection",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="images at a time, of each process",
+    help="images per batch in each process",
 )
 @_ADDRESS
 @_OUTPUT
@@ -218,9 +218,9 @@ def predict(
 ) -> None:
     """Apply a model to images: files, folders, or Parquet with a column "image".
 
-    MODEL is a model.pt that raygkd wrote, the folder of its run, models:/NAME@ALIAS, or an .onnx
-    file that 'raygkd export' wrote. Results come in the order of the images. An image that cannot
-    be read is told and skipped.
+    MODEL is a model.pt written by raygkd, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    file written by 'raygkd export'. Results are in the order of the images. Unreadable images are
+    reported and skipped.
     """
     with only_results_on_stdout() as out_stream:
         from raygkd.report.console import stderr_console
@@ -253,12 +253,12 @@ def predict(
     type=click.FloatRange(0.0, 1.0),
     default=0.0,
     show_default=True,
-    help="by which the challenger's test score must be higher",
+    help="minimum lead of the challenger in test score",
 )
 @click.option(
     "--data",
     type=click.Path(),
-    help="Parquet images whose test split is used [default: those of the challenger's run]",
+    help="Parquet images, whose test split is scored [default: those of the challenger's run]",
 )
 @_ADDRESS
 @_OUTPUT
@@ -275,9 +275,9 @@ def promote(
 ) -> None:
     """Make the challenger of a registered model its champion, if it is better.
 
-    NAME is a registered model, whose first version is the champion, and whose challenger is the
-    winner of the latest search. Both are scored now on the same test images; the alias "champion"
-    moves only where the challenger is ahead, and by --margin. The exit code is 0 either way.
+    NAME is a registered model: its first version starts as the champion, and the winner of the
+    latest search is the challenger. Both are scored on the same test images; the alias "champion"
+    moves only if the challenger scores higher, by at least --margin. The exit code is 0 either way.
     """
     with only_results_on_stdout() as out:
         from raygkd.report.console import console_of, stderr_console

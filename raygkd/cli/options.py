@@ -1,4 +1,4 @@
-"""Options of the command line, made of the settings; what their values come to."""
+"""Command line options, generated from the settings, and the configuration they give."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def _of(*sections: str) -> set[str]:
     return {name for name, (section, _, _) in known.items() if section in sections}
 
 
-# settings that a command has no options for; all others are options of every command
+# settings that are not options of a command; all others are options of every command
 SETTINGS_LEFT_OUT = {
-    # a student's distillation is no matter of its teacher's, but for the method, which is an option
-    # of every command that trains one model
+    # distillation settings do not apply to the teacher; --method is ignored, but accepted by every
+    # command that trains one model
     "teacher": _of("search", "compare")
     | (_of("method") - {"method"})
     | {"inherit", "student_weights", "teacher_epochs"},
     "train": _of("search", "compare"),
     "tune": _of("compare"),
-    # each method has a published weight of its own
+    # each method uses its own published weight
     "compare": (_of("search") - {"max_concurrent"}) | {"method", "baseline_weight"},
     "evaluate": (
         _of("model", "method", "search", "compare", "optim", "cluster", "output")
@@ -44,25 +44,25 @@ SETTINGS_LEFT_OUT = {
     | {"image_size", "augment"},
 }
 
-# the parameter of --set, and the commands whose settings that have no option are of fewer sections
+# the parameter of --set, and the commands that take it for the settings of some sections only
 SET = "set_values"
 SET_SECTIONS = {"teacher": ("data",), "evaluate": ("data",), "prepare": ("data",)}
 
 
 def set_sections(command: str) -> Collection[str]:
-    """Return the sections whose registered settings a command takes by ``--set``."""
+    """Return the sections whose registered settings a command takes with ``--set``."""
     return SET_SECTIONS.get(command, tuple(configuration.REGISTRIES))
 
 
 class Commands(click.Group):
-    """A group that answers a misspelled command with the near ones, and none at all with help."""
+    """A group that suggests similar commands for a misspelled one, and shows help for none."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the help in the place of no arguments."""
+        """Show help if there are no arguments."""
         return super().parse_args(ctx, args or ["--help"])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Return click's own answer, where there is such a command."""
+        """Return the command; suggest similar ones if there is none of this name."""
         if args and self.get_command(ctx, args[0]) is None:
             known = self.list_commands(ctx)
             raise click.UsageError(
@@ -72,7 +72,7 @@ class Commands(click.Group):
 
 
 class RunCommand(click.Command):
-    """A command whose help lists the settings by section, as a YAML file has them."""
+    """A command whose help lists the settings by section, as in a YAML file."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a list for each section."""
@@ -94,12 +94,12 @@ class RunCommand(click.Command):
 
 
 class Option(click.Option):
-    """An option whose help is looked up when it is shown.
+    """An option whose help text is built when it is shown.
 
     Args:
-        declarations: names, as click has them.
-        look_up: returns the help.
-        attributes: what else click takes.
+        declarations: names, as in ``click.Option``.
+        look_up: returns the help text.
+        attributes: other arguments of ``click.Option``.
     """
 
     def __init__(self, declarations: Sequence[str], look_up: Callable[[], str], **attributes: Any):
@@ -107,13 +107,13 @@ class Option(click.Option):
         super().__init__(declarations, **attributes)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return what help lists of the option."""
+        """Return the option's entry in the help."""
         self.help = self._look_up()
         return super().get_help_record(ctx)
 
 
 class ListType(click.ParamType):
-    """Values of one kind with commas between them.
+    """Values of one type, separated by commas.
 
     Args:
         kind: int, float or str.
@@ -130,11 +130,11 @@ class ListType(click.ParamType):
             return tuple(self._kind(part) for part in value.split(","))
         except ValueError:
             whole = "whole numbers" if self._kind is int else "numbers"
-            self.fail(f"{value!r} must be {whole} with commas between them", param, ctx)
+            self.fail(f"{value!r} must be {whole} separated by commas", param, ctx)
 
 
 class _Workers(click.ParamType):
-    """A number of workers, or two with a dash between them."""
+    """A number of workers, or a range A-B."""
 
     name = "N|A-B"
 
@@ -143,10 +143,10 @@ class _Workers(click.ParamType):
 
 
 class Choice(click.Choice):
-    """One of choices that are looked up when they are needed: other packages may add some.
+    """A choice whose values are looked up when needed, since other packages can add some.
 
     Args:
-        look_up: returns what is allowed.
+        look_up: returns the allowed values.
     """
 
     def __init__(self, look_up: Callable[[], Sequence[str]]):
@@ -155,12 +155,12 @@ class Choice(click.Choice):
 
     @property
     def choices(self) -> Any:
-        """What is allowed."""
+        """The allowed values."""
         return tuple(self._look_up())
 
     @choices.setter
     def choices(self, value: Any) -> None:
-        """Ignore what click sets at the beginning."""
+        """Ignore the value that click sets initially."""
 
 
 def _option_type(kind: Any, leaf: Any) -> Any:
@@ -203,7 +203,7 @@ def setting_options(command: str) -> Callable[[Any], Any]:
 
 
 def _setting_help(leaf: Any) -> str:
-    """Return what help says of a setting, with its default unless the text names one already."""
+    """Return the help text of a setting, with its default unless the text states one."""
     text = leaf.metadata["help"]
     text = text() if callable(text) else text
     if leaf.default is None or leaf.default is False or "[default" in text:
@@ -212,7 +212,7 @@ def _setting_help(leaf: Any) -> str:
 
 
 def _kind_name(kind: Any, leaf: Any) -> str:
-    """Return what stands for a setting's value in help."""
+    """Return the placeholder for a setting's value in the help."""
     if configuration.base_type(kind) is bool:
         return "true|false"
     choices = configuration.allowed_choices(leaf)
@@ -227,7 +227,7 @@ SET_OPTION = click.option(
     SET,
     metavar="NAME=VALUE",
     multiple=True,
-    help="a setting whose name has a dot, such as dkd.beta=8 (listed below); can be repeated",
+    help="set a dotted setting (listed below), such as dkd.beta=8; can be repeated",
 )
 CONFIG = click.option(
     "--config", "config_file", metavar="FILE", help="YAML file of settings; options override it"
@@ -235,8 +235,7 @@ CONFIG = click.option(
 RESUME = click.option(
     "--resume",
     metavar="FOLDER",
-    help="go on with the run in this folder, or with the newest one that was broken off in this "
-    "output folder",
+    help="resume the run in this folder, or the newest interrupted run in this output folder",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
 
@@ -246,12 +245,12 @@ def resolve(
 ) -> tuple[Config, Place | None]:
     """Return the configuration of a command, and the folder of the run it resumes.
 
-    Defaults are overridden by ``--config``, and that by the options. A run is resumed with its own
-    configuration; what is given beside ``--resume`` must be the same. So is one of this ``--name``
-    that has begun.
+    ``--config`` overrides the defaults, and options override ``--config``. A run is resumed with
+    its own configuration, with ``--resume`` or if a run of this ``--name`` exists; settings given
+    in addition must equal those of the run.
 
     Raises:
-        ConfigError: unreadable files, unknown keys, values that are not allowed.
+        ConfigError: unreadable files, unknown keys, invalid values.
     """
     known = configuration.option_settings()
     tree = _config_tree(config_file) if config_file is not None else {}
@@ -289,8 +288,8 @@ def read_set_options(
             )
         if name in options:
             raise ConfigError(
-                f"--set {given} and {configuration.flag(name)} are one setting: leave one of them "
-                "out"
+                f"--set {given} and {configuration.flag(name)} are the same setting: give only one "
+                "of them"
             )
         section, _, kind = known[name]
         found.append((section, name, configuration.coerce_text(name, kind, value)))
@@ -310,7 +309,7 @@ def _config_tree(config_file: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def only_results_on_stdout() -> Iterator[Any]:
-    """Send whatever is written to standard output to standard error; yield the real one."""
+    """Redirect standard output to standard error; yield the real standard output."""
     sys.stdout.flush()
     real = os.dup(1)
     os.dup2(2, 1)

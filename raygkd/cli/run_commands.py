@@ -50,7 +50,7 @@ def _execute(
 
 
 def _workflow(command: str) -> Callable[..., dict[str, Any]]:
-    """Return what a command does, imported only now."""
+    """Return the function that runs a command; it is imported only now."""
     from raygkd.workflows.compare import compare
     from raygkd.workflows.train import distil, teach
     from raygkd.workflows.tune import tune
@@ -60,41 +60,40 @@ def _workflow(command: str) -> Callable[..., dict[str, Any]]:
 
 @_run_command("tune")
 def tune(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
-    """Search the method's settings; end with a tuned, compared student.
+    """Search the method's settings, and compare the tuned student with its baselines.
 
-    ASHA draws the settings from the search space, or from --space, and stops the trials that fall
-    behind. The teacher is trained first unless --teacher is a model file, and kept for the next
-    run.
+    Settings are drawn from the search space, or from --space; ASHA stops trials that fall behind.
+    The teacher is trained first unless --teacher is a model file, and reused by later runs.
     """
     _execute("tune", config_file, resume, as_json, options, show_search)
 
 
 @_run_command("compare")
 def compare(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
-    """Train methods side by side, with the same images, recipe and seeds; rank them.
+    """Train and rank methods with the same images, recipe and seeds.
 
-    Each method trains as often as --seeds says, as many at a time as there is room for. The table
-    has mean and standard deviation on the test split, the p-value against the best of the others'
-    methods, and what a training step costs in time and memory.
+    Each method is trained with --seeds seeds, as many runs at a time as fit. The table has mean
+    and standard deviation on the test split, the p-value against the best published method, and
+    the time and memory of a training step.
     """
     _execute("compare", config_file, resume, as_json, options, show_comparison)
 
 
 @_run_command("train")
 def train(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
-    """Distil one student with the settings given.
+    """Distil one student with the given settings.
 
-    The teacher is trained first unless --teacher is a model file, and kept for the next run.
+    The teacher is trained first unless --teacher is a model file, and reused by later runs.
     """
     _execute("train", config_file, resume, as_json, options, show_single)
 
 
 @_run_command("teacher")
 def teacher(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
-    """Train a teacher alone; the model file it writes is for --teacher.
+    """Train a teacher alone, and write a model file for --teacher.
 
-    --teacher is the name of the model and --epochs how long it trains. --student and --method are
-    not used; they are here so that all commands take them.
+    --teacher is the name of the model, --epochs its number of epochs. --student and --method are
+    ignored; they are accepted so that all commands take the same options.
     """
     _execute("teacher", config_file, resume, as_json, options, show_single)
 
@@ -104,14 +103,14 @@ def teacher(config_file: str | None, resume: str | None, as_json: bool, **option
 @click.option(
     "--html",
     metavar="FILE",
-    help="where the page is written; its pictures lie beside it [default: RUN/report/index.html]",
+    help="file to write; its pictures are stored next to it [default: RUN/report/index.html]",
 )
 @JSON
 def report(output: str, html: str | None, as_json: bool) -> None:
-    """Write a page of pictures on a run that is over.
+    """Write a report page with pictures of a finished run.
 
-    OUTPUT is an output folder, whose newest finished run is meant, or the folder of a run (s3://
-    and gs:// work). The page is one HTML file that needs nothing beside itself.
+    OUTPUT is the folder of a run, or an output folder for its newest finished run (s3:// and gs://
+    work). The page is a single self-contained HTML file.
     """
     with only_results_on_stdout() as out:
         from raygkd.report.console import WarningsToConsole, console_of, stderr_console

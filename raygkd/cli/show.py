@@ -1,4 +1,4 @@
-"""Results on the console."""
+"""Print results on the console."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def show_single(out: Any, result: dict[str, Any]) -> None:
 
 
 def _show_registered(out: Any, result: dict[str, Any]) -> None:
-    """Tell which version the best student is, and how it takes the place of the one in use."""
+    """Print the version of the best student, and the command that promotes it."""
     registered = result["best"]["registered"]
     if registered is None:
         return

@@ -152,7 +152,7 @@ def read_space(path: str) -> tuple[Dimension, ...]:
         except ConfigError as error:
             problems.append(f"{path}: {error}")
     if not space and not problems:
-        problems.append(f"{path}: holds no setting (allowed: {', '.join(searchable())})")
+        problems.append(f"{path}: has no settings (allowed: {', '.join(searchable())})")
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(space)
@@ -244,7 +244,7 @@ def _level_problems(
     if unknown:
         allowed = ", ".join(map(str, sorted(channels)))
         where = "search space" if "levels" in space else "--levels"
-        return [f"{where}: level {unknown[0]} is not there (allowed: {allowed})"]
+        return [f"{where}: level {unknown[0]} does not exist (allowed: {allowed})"]
     dims = space["dim"] if "dim" in space else Dimension("dim", "choice", (config.method.dim,))
     largest = max(extremes(dims))
     narrow = min(levels, key=lambda level: channels[level])

@@ -145,7 +145,7 @@ def plain_names(tree: Mapping[str, Any]) -> dict[str, Any]:
         for name in flat.keys() & OTHER_NAMES.keys():
             if OTHER_NAMES[name] in flat:
                 raise ConfigError(
-                    f"{name} and {OTHER_NAMES[name]} are one setting: leave one of them out"
+                    f"{name} and {OTHER_NAMES[name]} are the same setting: give only one of them"
                 )
         named[section] = {OTHER_NAMES.get(name, name): value for name, value in flat.items()}
     return named

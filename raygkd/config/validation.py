@@ -136,7 +136,10 @@ def _comparison_problems(compare: CompareConfig) -> list[str]:
     if not methods or len(set(methods)) < len(methods):
         return [f"--methods {shown!r}: must be different methods"]
     if compare.preset is not None:
-        return [f"--methods {shown}: --preset {compare.preset} has its own: leave one of them out"]
+        return [
+            f"--methods {shown}: --preset {compare.preset} sets its own methods: give only one "
+            "of them"
+        ]
     return []
 
 

@@ -29,7 +29,7 @@ def load_model(path: Place) -> tuple[Facts, Run]:
     if exported is not None and exported.unread:
         readable = " or ".join(readable_suffixes())
         raise DataError(
-            f"{path} {exported.unread}: give the model file that it was made of, or an "
+            f"{path} {exported.unread}: give the model file that it was exported from, or an "
             f"{readable} file"
         )
     if exported is not None:

@@ -55,7 +55,7 @@ class Teacher:
     def __call__(self, images_BCHW: Tensor) -> TeacherOutput:
         """Return features, and a classifier's logits, of normalised images."""
         if isinstance(self.model, Detector):
-            # its heads have nothing to say to the student
+            # only the pyramid is distilled; the heads are skipped
             features = self.model.features(images_BCHW)
             return TeacherOutput({level: features[level] for level in self._tap.levels})
         logits_BK, features = self._tap(images_BCHW)

@@ -87,7 +87,7 @@ def read_checkpoint(path: Place) -> dict[str, Any]:
     except Exception as error:
         raise DataError(f"{path} cannot be read as a checkpoint: it is damaged") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise DataError(f"{path} is no checkpoint of this version of raygkd ({FORMAT})")
+        raise DataError(f"{path} is not a checkpoint of this version of raygkd ({FORMAT})")
     return state
 
 
@@ -128,8 +128,8 @@ def _restore_part(training: Training, parts: list[dict[str, Any] | None]) -> Non
     ranks = len(gather(training.rank))
     if ranks != len(parts):
         raise DataError(
-            f"the checkpoint was written in the middle of an epoch by {len(parts)} worker(s): go "
-            f"on with as many, not {ranks}"
+            f"the checkpoint was written in the middle of an epoch by {len(parts)} worker(s): "
+            f"resume with as many, not {ranks}"
         )
     state = parts[training.rank]
     assert state is not None

@@ -80,8 +80,8 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
         if not reaches and not (name == "task" and value == 0.0 and labelled == 0.0):
             raise ConfigError(
                 f"loss term '{name}' is {value:g} with a gradient of norm {norm:g} in the "
-                "student at the first step, so it cannot teach it: check --levels, --dim and that "
-                "the images differ, or set the term's weight to 0"
+                "student at the first step, so the student cannot learn from it: check --levels, "
+                "--dim and that the images differ, or set the term's weight to 0"
             )
     return norms
 

@@ -255,8 +255,8 @@ class VID(FeatureLoss):
     class Settings:
         """Settings of the loss."""
 
-        variance: float = option(5.0, "initial variance of every channel", above=0.0)
-        floor: float = option(1e-5, "least variance, below the initial one", above=0.0)
+        variance: float = option(5.0, "initial variance of each channel", above=0.0)
+        floor: float = option(1e-5, "minimum variance, below the initial one", above=0.0)
 
     def __init__(self, setup: Setup, *, variance: float, floor: float):
         super().__init__(setup)

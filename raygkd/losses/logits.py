@@ -252,8 +252,8 @@ class DKD(BaselineLoss):
     class Settings:
         """Settings of the loss."""
 
-        alpha: float = option(1.0, "weight of the target class", minimum=0.0)
-        beta: float = option(8.0, "weight of the other classes among themselves", minimum=0.0)
+        alpha: float = option(1.0, "weight of the target-class term", minimum=0.0)
+        beta: float = option(8.0, "weight of the term of the other classes", minimum=0.0)
         temperature: float = option(4.0, "temperature of the logits", above=0.0)
 
     needs = ("student_logits", "teacher_logits", "targets")
@@ -313,8 +313,12 @@ class DIST(BaselineLoss):
     class Settings:
         """Settings of the loss."""
 
-        beta: float = option(1.0, "weight between the classes of an image", minimum=0.0)
-        gamma: float = option(1.0, "weight within a class between images", minimum=0.0)
+        beta: float = option(
+            1.0, "weight of the relation between the classes of an image", minimum=0.0
+        )
+        gamma: float = option(
+            1.0, "weight of the relation between the images of a class", minimum=0.0
+        )
         tau: float = option(1.0, "temperature of the logits", above=0.0)
 
     needs = ("student_logits", "teacher_logits")

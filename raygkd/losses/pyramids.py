@@ -244,7 +244,7 @@ class CWD(PyramidLoss):
     class Settings:
         """Settings of the loss."""
 
-        tau: float = option(1.0, "temperature of the maps", above=0.0)
+        tau: float = option(1.0, "temperature of the channel maps", above=0.0)
 
     def __init__(self, setup: Setup, *, tau: float):
         super().__init__(setup)
@@ -305,16 +305,16 @@ class FGD(PyramidLoss):
 
         temperature: float = option(0.5, "temperature of the attention masks", above=0.0)
         foreground: float = option(
-            1e-3, "weight on objects [default: 0.001, two-stage 5e-05]", minimum=0.0
+            1e-3, "weight of foreground features [default: 0.001, two-stage 5e-05]", minimum=0.0
         )
         background: float = option(
-            5e-4, "weight on background [default: 0.0005, two-stage 2.5e-05]", minimum=0.0
+            5e-4, "weight of background features [default: 0.0005, two-stage 2.5e-05]", minimum=0.0
         )
         attention: float = option(
-            5e-4, "weight of attention masks [default: 0.0005, two-stage 5e-05]", minimum=0.0
+            5e-4, "weight of the attention loss [default: 0.0005, two-stage 5e-05]", minimum=0.0
         )
         relation: float = option(
-            5e-6, "weight of relations [default: 5e-06, two-stage 5e-07]", minimum=0.0
+            5e-6, "weight of the relation loss [default: 5e-06, two-stage 5e-07]", minimum=0.0
         )
 
     needs = ("student_features", "teacher_features", "boxes")

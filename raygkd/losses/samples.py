@@ -187,8 +187,8 @@ class RKD(FeatureLoss):
     class Settings:
         """Settings of the loss."""
 
-        distance: float = option(25.0, "weight of the distances", minimum=0.0)
-        angle: float = option(50.0, "weight of the angles", minimum=0.0)
+        distance: float = option(25.0, "weight of the distance term", minimum=0.0)
+        angle: float = option(50.0, "weight of the angle term", minimum=0.0)
 
     def __init__(self, setup: Setup, *, distance: float, angle: float):
         super().__init__(setup)

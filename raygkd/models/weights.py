@@ -56,13 +56,13 @@ def inherit(student: Detector, teacher: Detector) -> list[str]:
             ", ".join(map(str, detector.pyramid)) for detector in (student, teacher)
         )
         raise ConfigError(
-            f"the student cannot inherit from a teacher of other levels ({of_teacher}, its own are "
-            f"{of_student}): choose detectors of one family, or do not inherit"
+            f"the student cannot inherit from a teacher with other levels ({of_teacher}, its own "
+            f"are {of_student}): choose detectors of one family, or do not inherit"
         )
     sources = inheritable(student, teacher)
     if not sources:
         raise ConfigError(
-            "nothing of the teacher's neck and heads fits the student: choose detectors of the "
+            "no module of the teacher's neck and heads fits the student: choose detectors of the "
             "same _fpn width, or do not inherit"
         )
     for path, source in sources.items():
@@ -140,7 +140,7 @@ def torchvision_file(name: str, kind: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise DataError(
-                f"the {kind} weights of {name} cannot be fetched from {url} ({error}): put the "
+                f"the {kind} weights of {name} cannot be downloaded from {url} ({error}): put the "
                 f"file at {path}, or give a file of weights"
             ) from error
     return path

@@ -1,4 +1,4 @@
-"""The Ray cluster: starting or joining one, and how many trials it holds at once."""
+"""The Ray cluster: start or join one, and compute how many trials fit at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Resources = dict[str, float]
 
 
 def local_node() -> Resources:
-    """Return what a cluster of this machine alone has."""
+    """Return the resources of a cluster of only this machine."""
     import torch
 
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
@@ -45,7 +45,7 @@ def local_node() -> Resources:
 
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[list[Resources]]:
-    """Start Ray on this machine, or join a running cluster; yield what each node has.
+    """Start Ray on this machine, or join a running cluster; yield the resources of each node.
 
     Args:
         address: of a running cluster ("auto", "host:port", "ray://..."); None starts one here.
@@ -59,7 +59,7 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():
-        raise RuntimeError("a Ray session is open in this process already")
+        raise RuntimeError("a Ray session is already open in this process")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
@@ -95,11 +95,11 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
 
 
 def probe(address: str | None, seconds: float = 60.0) -> list[Resources]:
-    """Start or join a cluster, run a task on it and leave it; return what each node has.
+    """Start or join a cluster, run a task, and leave it; return the resources of each node.
 
     Args:
-        address: as of ``cluster``.
-        seconds: that the task may take.
+        address: as for ``cluster``.
+        seconds: timeout of the task.
 
     Raises:
         ResourceError: no cluster answers at the address, or it does not run the task.
@@ -120,7 +120,7 @@ def _nothing() -> None:
 
 
 def _nodes() -> list[Resources]:
-    """Return what each node of the cluster has."""
+    """Return the resources of each node of the cluster."""
     import ray
 
     return [
@@ -133,11 +133,11 @@ def _nodes() -> list[Resources]:
 def wait_for_room(
     bundles: Sequence[Resources], *, minutes: float, tell: Callable[[str], None]
 ) -> list[Resources]:
-    """Return the nodes when a run fits, or when it is too late; ask the cluster for what it lacks.
+    """Request missing resources; return the nodes once a run fits, or after the wait.
 
     Args:
         bundles: of one run.
-        minutes: to wait at most.
+        minutes: maximum wait.
         tell: shows a line.
     """
     from ray.autoscaler.sdk import request_resources
@@ -146,7 +146,7 @@ def wait_for_room(
     nodes = _nodes()
     if _runs(nodes, bundles) or not minutes:
         return nodes
-    tell(f"there is no room yet: nodes are asked for, and waited for {minutes:g} minutes at most")
+    tell(f"no room yet: requesting nodes, waiting at most {minutes:g} minutes")
     request_resources(
         bundles=[{kind: amount for kind, amount in bundle.items() if amount} for bundle in bundles]
     )
@@ -161,9 +161,9 @@ def wait_for_room(
 
 
 def _is_no_lost_process(record: logging.LogRecord) -> bool:
-    """Return whether a record is other than Tune's traceback of a lost process.
+    """Return whether a log record is not Tune's traceback of a lost process.
 
-    That is told in a line of our own.
+    A lost process is reported in a line of our own.
     """
     from ray.exceptions import RayActorError
 
@@ -171,27 +171,27 @@ def _is_no_lost_process(record: logging.LogRecord) -> bool:
 
 
 def _probe(address: str) -> None:
-    """Raise what connecting to "host:port" raises; Ray itself would try for many minutes."""
+    """Raise the error of connecting to "host:port"; Ray itself would retry for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
 
 
 def is_joined(address: str | None) -> bool:
-    """Return whether a running cluster is meant, and none to be started on this machine."""
+    """Return whether to join a running cluster instead of starting one on this machine."""
     return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
 def run_bundles(config: ClusterConfig, cpus: float, workers: int) -> list[Resources]:
-    """Return what a run of some workers takes: a bundle for each of them."""
+    """Return the resources of a run: one bundle per worker."""
     return [{"CPU": cpus, "GPU": config.gpus_per_worker}] * workers
 
 
 def worker_cpus(config: ClusterConfig, nodes: Sequence[Resources], *, data_cpus: float) -> float:
-    """Return the CPUs of each worker of a run that has the cluster for itself.
+    """Return the CPUs per worker of a run that has the cluster to itself.
 
-    ``--cpus-per-worker`` where it is given; otherwise 1 with GPUs, and without them an even share
-    of the smallest node's CPUs, if there are as many as there can be.
+    This is ``--cpus-per-worker`` if given; otherwise 1 with GPUs, and without GPUs an even share of
+    the smallest node's CPUs among the maximum number of workers.
     """
     if config.cpus_per_worker is not None:
         return config.cpus_per_worker
@@ -204,8 +204,8 @@ def worker_cpus(config: ClusterConfig, nodes: Sequence[Resources], *, data_cpus:
 def places(nodes: Sequence[Resources], bundles: Sequence[Resources], *, data_cpus: float) -> int:
     """Return how many runs fit at the same time, each with all its bundles.
 
-    Every bundle needs one node that has room for it; ``data_cpus`` of one node, the one where
-    that costs the fewest runs, stay free for the tasks that decode images.
+    Every bundle must fit on one node. ``data_cpus`` stay free for image decoding, on the node where
+    that costs the fewest runs.
     """
     if not data_cpus:
         return _runs(nodes, bundles)
@@ -245,10 +245,10 @@ def _place(free: list[Resources], bundle: Resources) -> bool:
 def require_room(
     nodes: Sequence[Resources], bundles: Sequence[Resources], *, data_cpus: float
 ) -> int:
-    """Return ``places``, which is at least 1.
+    """Return ``places``, or raise an error if it is 0.
 
     Raises:
-        ResourceError: not even one run fits; says what is missing.
+        ResourceError: not even one run fits; states what is missing.
     """
     fitting = places(nodes, bundles, data_cpus=data_cpus)
     if fitting:

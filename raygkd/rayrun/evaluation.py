@@ -1,4 +1,4 @@
-"""What finished models are worth, and what they cost, of several side by side.
+"""Scores and costs of finished models, measured side by side.
 
 Shapes: B batch, S side of the square input.
 """
@@ -47,9 +47,10 @@ def evaluate_models(
     gpus: float,
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Return name -> what ``OutputMeter.compute`` and ``_costs`` give of a model, "device" besides.
+    """Return name -> results of ``OutputMeter.compute`` and ``_costs``, and "device".
 
-    In this process; where that has no GPU and one is asked for, in a task on a node that has one.
+    Runs in this process or, if a GPU is requested and this process has none, in a task on a GPU
+    node.
 
     Args:
         models: name -> model file or exported file.
@@ -57,18 +58,18 @@ def evaluate_models(
         split: which of them.
         count: of the images in the split.
         batch_size: images at a time.
-        gpus: that a model is asked for, 0 to 1.
-        progress: is told images done and their number, where that is known.
+        gpus: per model, 0 to 1.
+        progress: is called with the images done and their number, if known.
     """
     contents = {name: (path.name, path.read_bytes()) for name, path in models.items()}
     if not gpus or torch.cuda.is_available():
         return _evaluate(contents, images, split, count, batch_size, progress)
     task = ray.remote(num_cpus=0, num_gpus=gpus)(_evaluate)
-    return ray.get(task.remote(contents, images, split, count, batch_size, _untold))
+    return ray.get(task.remote(contents, images, split, count, batch_size, _ignore_progress))
 
 
-def _untold(done: int, total: int) -> None:
-    """Tell nobody: a task cannot."""
+def _ignore_progress(done: int, total: int) -> None:
+    """Ignore progress, which a task cannot report."""
 
 
 def _evaluate(
@@ -120,7 +121,7 @@ def _scored(
 def _costs(
     paths: Mapping[str, Path], runs: Mapping[str, Run], sample_BCSS: Tensor, batch_size: int
 ) -> dict[str, dict[str, Any]]:
-    """Return name -> what a model costs.
+    """Return name -> costs of a model.
 
     "parameters"; "flops" of one image, two for a multiplication with its addition, as
     ``torch.utils.flop_counter`` counts them; "memory_mb", MiB of weights and of the tensors alive
@@ -129,7 +130,9 @@ def _costs(
     """
     batches = {1: {}, batch_size: {"batch": batch_size, "fewest": FEWEST_BATCHES}}
     subjects = {name: (run, sample_BCSS) for name, run in runs.items()}
-    timed = {size: latencies(subjects, _untold, **limits) for size, limits in batches.items()}
+    timed = {
+        size: latencies(subjects, _ignore_progress, **limits) for size, limits in batches.items()
+    }
     costs: dict[str, dict[str, Any]] = {}
     for name, path in paths.items():
         is_exported = format_of(path) is not None
@@ -150,7 +153,7 @@ def _costs(
 def _of_module(
     path: Path, run: Run, sample_BCSS: Tensor, sizes: Mapping[int, Any], device: torch.device
 ) -> dict[str, Any]:
-    """Return what only a model of torch's tells."""
+    """Return the costs that are only known of a torch model."""
     model_file = load_model_file(path)
     module = student(model_file)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

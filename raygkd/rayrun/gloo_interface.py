@@ -1,4 +1,4 @@
-"""Which network the workers of a run talk over: the one that Ray knows their nodes by."""
+"""Choose the network interface of a run's workers: that of their nodes' Ray addresses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 class NodeNetwork(TorchConfig):
     """Ray's process group, over the network of the nodes' own addresses.
 
-    Gloo would take the address that a node's own name has, which many systems say is 127.0.1.1;
-    workers of other nodes look for themselves there. NCCL chooses by itself.
+    Gloo uses the address of the node's hostname, which on many systems is 127.0.1.1, so that
+    workers on other nodes cannot connect. NCCL finds the interface itself.
     """
 
     @property
     def backend_cls(self) -> Any:
-        """What sets the process group up."""
+        """The class that sets up the process group."""
         return _OverNodeNetwork
 
 

@@ -1,10 +1,10 @@
-"""Images from Parquet shards into a training process, through Ray.
+"""Stream images from Parquet shards into training processes, through Ray.
 
-Two ways with equal batches. Where the decoded images fit in memory the driver decodes them once
-into the object store, and every run and rank augments its own batches from there. Otherwise one Ray
-Data execution per rank and run reads, decodes and augments the windows of all its epochs, training
-and validation in turn, ahead of the training and within a bounded memory: an execution costs
-seconds to start, so there is one for the run and not one for each epoch.
+There are two modes, with identical batches. If the decoded images fit in memory, the driver decodes
+them once into the object store, and each rank of a run augments its own batches. Otherwise one Ray
+Data execution per rank reads, decodes and augments the windows of all epochs, training and
+validation in turn, ahead of training and within bounded memory. An execution takes seconds to
+start, so there is one per run, not one per epoch.
 
 Shapes: B batch, N rows of a window, H height, W width, S side of the square model input.
 """
@@ -66,12 +66,12 @@ class DecodedRows:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedImages:
-    """Images in the object store, small enough to be sent to every process.
+    """References to images in the object store, small enough to send to every process.
 
     Attributes:
         images: reference to the Images (table, splits, transforms).
-        spec: what models must know of them.
-        decoded: references to DecodedRows in the order of the rows; None when they are streamed.
+        spec: of the images, for the models.
+        decoded: references to DecodedRows in the order of the rows; None if streamed.
     """
 
     images: ObjectRef
@@ -87,12 +87,12 @@ def fits_in_memory(images: Images, cache_mb: int) -> bool:
 def share(
     images: Images, cache_mb: int, progress: Callable[[int, int], None] | None = None
 ) -> SharedImages:
-    """Put images into the object store, decoded where they fit.
+    """Put images into the object store, decoded if they fit.
 
     Args:
         images: what to share.
-        cache_mb: most MiB of decoded images.
-        progress: is told row groups done and their number.
+        cache_mb: maximum MiB of decoded images.
+        progress: is called with the row groups done and their number.
 
     Raises:
         DataError: a broken image, unless they are skipped.
@@ -106,8 +106,8 @@ def share(
 def _decoded_rows(images: Images, progress: Callable[[int, int], None]) -> Iterator[ObjectRef]:
     """Decode all row groups in use; yield references to DecodedRows, in order.
 
-    In threads of this process: what a Ray task would need first, a process that has imported torch
-    and torchvision, takes longer than to decode 60,000 small images.
+    Uses threads of this process: starting a Ray worker that imports torch and torchvision takes
+    longer than decoding 60,000 small images.
     """
     used = np.sort(np.concatenate(list(images.rows.values())))
     units = np.searchsorted(images.table.units.first, used, side="right") - 1
@@ -141,7 +141,7 @@ class RayStream:
         shared: the images.
         batch_size: images of a batch on this rank.
         seed: of order and augmentation.
-        epochs: the epochs that will be trained, in order; empty for evaluation alone.
+        epochs: the epochs to train, in order; empty for evaluation only.
         rank: from 0 to ``world_size - 1``.
         world_size: number of ranks.
 
@@ -173,12 +173,12 @@ class RayStream:
 
     @property
     def bad_images(self) -> int:
-        """How many different broken images this rank has met so far."""
+        """Number of distinct unreadable images this rank has met."""
         return len(self._bad_rows)
 
     @property
     def boxes(self) -> Boxes | None:
-        """The boxes of every image of the table, where it is for detection."""
+        """The boxes of every image of the table, for detection."""
         return self._images.table.boxes
 
     @property
@@ -231,7 +231,7 @@ class RayStream:
         return self._ahead.take()
 
     def _coming(self, wanted: Pass) -> list[Pass]:
-        """Return the passes that will be asked for, from ``wanted`` on."""
+        """Return the passes to read, from ``wanted`` on."""
         if wanted.split != "train":
             return [wanted]
         rest = [epoch for epoch in self._epochs if epoch >= wanted.epoch]
@@ -239,7 +239,7 @@ class RayStream:
 
 
 class Pass(NamedTuple):
-    """One way through a split; the epoch is 0 for all but training."""
+    """One pass over a split; the epoch is 0 for all but training."""
 
     split: str
     epoch: int
@@ -247,7 +247,7 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """Which windows a rank reads."""
+    """The windows that a rank reads."""
 
     batch_size: int
     seed: int
@@ -272,7 +272,7 @@ class _Plan:
         )
 
     def count(self, images: Images, wanted: Pass) -> int:
-        """Return how many windows a pass has; every training epoch has as many."""
+        """Return the number of windows of a pass, the same in every training epoch."""
         return len(self.windows(images, wanted))
 
 
@@ -284,7 +284,7 @@ class _Decoded:
         self._first = np.array([group.rows[0] for group in self._groups])
 
     def take(self, rows: NDArray[np.int64]) -> Iterator[Tensor | None]:
-        """Yield uint8 (3, H, W) for each row, None for a broken one."""
+        """Yield uint8 (3, H, W) for each row, None for an unreadable one."""
         groups = np.searchsorted(self._first, rows, side="right") - 1
         for row, number in zip(rows, groups, strict=True):
             group = self._groups[number]
@@ -293,7 +293,7 @@ class _Decoded:
 
 
 class _Ahead:
-    """A Ray Data execution that works through several passes, a window a task, in order."""
+    """A Ray Data execution over several passes, in order, with one task per window."""
 
     def __init__(self, reference: ObjectRef, images: Images, rank_plan: _Plan, passes: list[Pass]):
         counts = {part: rank_plan.count(images, part) for part in dict.fromkeys(passes[:2])}
@@ -346,7 +346,7 @@ class _Ahead:
         yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
     def next_pass(self) -> Pass | None:
-        """Return the pass that ``take`` gives next."""
+        """Return the next pass of ``take``."""
         return self._passes[self._turn] if self._turn < len(self._passes) else None
 
     def take(self) -> Iterator[Window]:
@@ -360,20 +360,20 @@ class _Ahead:
             self._held = next(self._blocks, None)
 
     def close(self) -> None:
-        """End the execution."""
+        """Stop the execution."""
         self._blocks.close()
 
 
 def _nothing(transform: Sampler) -> Window:
-    """Return a window of one broken row."""
+    """Return a window of one unreadable row."""
     arrays = {name: value[None][:0] for name, value in transform.blank().items()}
     return Window(arrays | {"row": np.zeros(0, np.int64)}, bad_rows=np.full(1, -1, np.int64))
 
 
 def _pack(window: Window, transform: Sampler, turn: int, problem: str = "") -> Arrays:
-    """Return columns of equal length; a broken row becomes a blank sample that is marked.
+    """Return columns of equal length; an unreadable row becomes a blank sample that is marked.
 
-    A problem travels as a column, because an exception comes out of Ray Data as text.
+    Errors are passed in a column, because Ray Data turns exceptions into text.
     """
     good, bad = len(window.arrays["row"]), len(window.bad_rows)
     blanks = {name: np.repeat(value[None], bad, 0) for name, value in transform.blank().items()}

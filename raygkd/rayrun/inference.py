@@ -1,7 +1,7 @@
-"""A model on images of any number, by Ray Data: its tasks read, decode and apply the model.
+"""Inference with Ray Data, whose tasks read and decode images and apply the model.
 
-Shapes: B batch, S side of the square input, K classes, T most predictions of an image, 4 the sides
-of a box (x0, y0, x1, y1) in pixels of the image.
+Shapes: B batch, S side of the square input, K classes, T maximum predictions of an image, 4 the
+sides of a box (x0, y0, x1, y1) in pixels of the image.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def predict(
     threshold: float,
     keep_content: bool,
 ) -> Generator[Prediction, None, None]:
-    """Yield what a model says of each image, in order.
+    """Yield the predictions for each image, in order.
 
     Args:
         model: its file.
         facts: of the model.
         pieces: the images.
-        nodes: what each node of the cluster has; a model takes a GPU where there are any.
-        batch_size: images at a time.
-        top: T at most.
-        threshold: least score of a detection.
-        keep_content: give the encoded images back.
+        nodes: resources of each node; a model takes a GPU if there is one.
+        batch_size: images per batch.
+        top: maximum T.
+        threshold: minimum score of a detection.
+        keep_content: also return the encoded images.
     """
     reference, content = ray.put(list(pieces)), ray.put(model.read_bytes())
     # what asks for the same as the reading is done in its tasks; a task with a GPU is one of its
@@ -100,14 +100,14 @@ def predict(
 
 
 def _reason(error: Exception) -> str:
-    """Return the error that Ray Data tells with a traceback around it."""
+    """Return the cause of an error of Ray Data, without its traceback."""
     lines = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .*", str(error), re.MULTILINE)
     own = [line for line in lines if not line.startswith("ray.")]
     return own[-1] if own else str(error).partition("\n")[0]
 
 
 def _blocks(piece: Piece, facts: Facts, keep_content: bool) -> Iterator[Arrays]:
-    """Yield the images of a piece, some at a time, as columns."""
+    """Yield the images of a piece in blocks of columns."""
     waiting: list[tuple[Encoded, NDArray[np.uint8], float, tuple[int, int]]] = []
     for encoded in read_piece(piece):
         waiting.append(_prepared(encoded, facts))
@@ -123,7 +123,7 @@ def _prepared(
 ) -> tuple[Encoded, NDArray[np.uint8], float, tuple[int, int]]:
     """Return an image with its pixels (3, S, S), their ratio, and its own height and width.
 
-    One that is broken gets a problem and black pixels.
+    An unreadable one gets a problem and black pixels.
     """
     blank = np.zeros((3, facts.image_size, facts.image_size), np.uint8)
     if encoded.problem:
@@ -161,7 +161,7 @@ def _model(content: ObjectRef, name: str) -> Run:
 
 
 def _applied(run: Run, batch: Arrays, facts: Facts, top: int, threshold: float) -> Arrays:
-    """Return the columns of a batch with predictions in the place of pixels."""
+    """Return the columns of a batch with predictions instead of pixels."""
     images_BCSS = torch.from_numpy(np.array(batch.pop("image"))).float().div_(255)
     output = run(images_BCSS)
     ratio_B, size_B2 = batch.pop("ratio"), batch.pop("size")
@@ -174,7 +174,7 @@ def _applied(run: Run, batch: Arrays, facts: Facts, top: int, threshold: float) 
 def _detections(
     found_BT6: NDArray[np.float32], ratio_B: NDArray, size_B2: NDArray, threshold: float
 ) -> Arrays:
-    """Return labels, scores and boxes on the images; a score of -1 for what is not told."""
+    """Return labels, scores and boxes on the images; a score of -1 marks padding."""
     # height and width to the limits of x0, y0, x1, y1
     limit_B14 = size_B2[:, None, [1, 0, 1, 0]]
     box_BT4 = np.clip(found_BT6[..., :4] / ratio_B[:, None, None], 0, limit_B14)

@@ -1,4 +1,4 @@
-"""Commands as Ray jobs: sent to a cluster, followed, listed and stopped."""
+"""Submit commands to a cluster as Ray jobs; follow, list and stop them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def connect(address: str | None) -> JobSubmissionClient:
             ``~/.ray/auth_token``, with ``RAY_AUTH_MODE=token``.
 
     Raises:
-        ResourceError: nobody answers there, or the token is missing or wrong.
+        ResourceError: the cluster does not answer, or the token is missing or wrong.
     """
     # that it uploads, and that a connection closes
     for name in ("", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk"):
@@ -51,7 +51,7 @@ def connect(address: str | None) -> JobSubmissionClient:
         version = client._server_ray_version
     except AuthenticationError as error:
         raise ResourceError(
-            f"the cluster at {address} does not take this machine's token: set RAY_AUTH_MODE=token "
+            f"the cluster at {address} rejects this machine's token: set RAY_AUTH_MODE=token "
             "and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
         ) from error
     except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
@@ -69,15 +69,15 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 
 def package(arguments: Sequence[str], files: Sequence[str], folder: Path) -> list[str]:
-    """Copy the files that a command names to the folder that is sent; return its arguments there.
+    """Copy the files that a command names to the upload folder; return the changed arguments.
 
     Args:
         arguments: of ``raygkd``.
-        files: those of them, or of their values, that are files of this machine.
-        folder: empty.
+        files: local files among them or their values.
+        folder: empty folder to upload.
 
     Raises:
-        ResourceError: what would be sent is too large.
+        ResourceError: the upload is too large.
     """
     names = {}
     for number, path in enumerate(dict.fromkeys(files)):
@@ -87,7 +87,7 @@ def package(arguments: Sequence[str], files: Sequence[str], folder: Path) -> lis
     if size > LIMIT:
         largest = max(names, key=lambda path: Path(path).stat().st_size)
         raise ResourceError(
-            f"{largest}: a job is sent with at most {LIMIT >> 20} MiB and this one has "
+            f"{largest}: a job can upload at most {LIMIT >> 20} MiB and this one has "
             f"{size / 2**20:.1f}: put the file on storage that all nodes share and give its path "
             "there"
         )
@@ -106,12 +106,12 @@ def _size(folder: Path) -> int:
 
 
 def submit(client: JobSubmissionClient, arguments: Sequence[str], folder: Path) -> str:
-    """Send a command with a folder as its working directory; return the job's id.
+    """Submit a command with a folder as its working directory; return the job's id.
 
-    The package goes along, so that the cluster runs this version of it.
+    The package is uploaded too, so that the cluster runs this version of it.
 
     Raises:
-        ResourceError: the cluster does not take it.
+        ResourceError: the cluster does not accept it.
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
@@ -129,18 +129,18 @@ def submit(client: JobSubmissionClient, arguments: Sequence[str], folder: Path) 
         # a head that has just started has nobody yet who takes jobs
         reason = str(error).strip().splitlines()[-1][:200]
         raise ResourceError(
-            f"the cluster at {client.get_address()} does not take the job ({reason}): try again in "
-            "a minute, and look at 'ray status' there"
+            f"the cluster at {client.get_address()} does not accept the job ({reason}): try again "
+            "in a minute, and look at 'ray status' there"
         ) from error
 
 
 def follow(client: JobSubmissionClient, job: str, write: Callable[[str], Any]) -> int:
-    """Pass on what a job writes until it is over; return its exit code, 130 if it was stopped.
+    """Print the output of a job until it ends; return its exit code, 130 if it was stopped.
 
-    A connection that is lost is made again.
+    Lost connections are re-established.
 
     Raises:
-        RunFailed: the job could not be run, or its cluster does not answer any more.
+        RunFailed: the job could not be run, or its cluster no longer answers.
     """
     written = 0
     while not (status := _status(client, job)).is_terminal():
@@ -161,7 +161,7 @@ def _status(client: JobSubmissionClient, job: str) -> JobStatus:
         return client.get_job_status(job)
     except (RuntimeError, requests.RequestException) as error:
         raise RunFailed(
-            f"the cluster of job {job} does not answer any more; the job may go on: "
+            f"the cluster of job {job} no longer answers; the job may still be running: "
             f"raygkd jobs logs {job}"
         ) from error
 
@@ -169,7 +169,7 @@ def _status(client: JobSubmissionClient, job: str) -> JobStatus:
 async def _tail(
     client: JobSubmissionClient, job: str, written: int, write: Callable[[str], Any]
 ) -> int:
-    """Pass on a log from some character on, as long as the connection lasts; return how many."""
+    """Print a log from a given character on while the connection lasts; return the count."""
     seen = 0
     try:
         async for text in client.tail_job_logs(job):
@@ -184,7 +184,7 @@ async def _tail(
 
 
 def known(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Return what is known of a job.
+    """Return the details of a job.
 
     Raises:
         ResourceError: there is no such job.
@@ -199,6 +199,6 @@ def known(client: JobSubmissionClient, job: str) -> JobDetails:
 
 
 def jobs(client: JobSubmissionClient) -> list[JobDetails]:
-    """Return the jobs that were submitted, the latest first."""
+    """Return the submitted jobs, latest first."""
     found = [details for details in client.list_jobs() if details.submission_id]
     return sorted(found, key=lambda details: details.start_time or 0, reverse=True)

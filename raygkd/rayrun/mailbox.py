@@ -1,4 +1,4 @@
-"""What a trial's actor and the workers of its trainer tell each other: an actor between them."""
+"""A mailbox actor between a trial's actor and the workers of its trainer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ray.actor import ActorHandle
 
 
 class Order(NamedTuple):
-    """One more epoch of a trial."""
+    """An order to train one more epoch of a trial."""
 
     trial: int
     params: dict[str, Any]
 
 
 class Mailbox:
-    """Holds one order until it is answered, so workers that are started again find it too."""
+    """Holds one order until it is answered, so that restarted workers find it too."""
 
     def __init__(self) -> None:
         self._order: Order | None = None
@@ -31,7 +31,7 @@ class Mailbox:
         return await self._answer
 
     async def order(self) -> Order | None:
-        """Return the order that is not answered yet, once there is one; None at the end."""
+        """Wait for an unanswered order and return it; None at the end."""
         await self._is_asked.wait()
         return self._order
 
@@ -41,11 +41,11 @@ class Mailbox:
         self._answer.set_result(result)
 
     async def close(self) -> None:
-        """Tell that no order will come any more."""
+        """End the mailbox: no more orders will come."""
         self._order = None
         self._is_asked.set()
 
 
 def start_mailbox() -> ActorHandle:
-    """Return a mailbox; it ends with the process that has started it."""
+    """Return a mailbox; it ends with the process that started it."""
     return ray.remote(num_cpus=0)(Mailbox).remote()

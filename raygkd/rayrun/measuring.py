@@ -1,4 +1,4 @@
-"""Functions in the workers of a TorchTrainer, and in a trial that starts one: to be measured."""
+"""Run functions in the workers of a TorchTrainer, or in a trial that starts one, to time them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _WAITING_CPUS = 0.1
 
 
 def on_workers(function: OnRank, folder: Path, *, workers: int, cpus: float = 1.0) -> Any:
-    """Run a function on every rank of a TorchTrainer; return what it gives on rank 0.
+    """Run a function on every rank of a TorchTrainer; return the result of rank 0.
 
     Args:
-        function: what the ranks run.
-        folder: of this run alone.
-        workers: how many ranks.
-        cpus: of each.
+        function: for all ranks.
+        folder: for this run only.
+        workers: number of ranks.
+        cpus: per rank.
     """
     path = folder / _RESULT
 
@@ -49,11 +49,11 @@ def on_workers(function: OnRank, folder: Path, *, workers: int, cpus: float = 1.
 
 
 def seconds_to_nested_step(step: Callable[[], None], folder: Path) -> float:
-    """Return the seconds from the start of a Tune trial to a step in the trainer that it starts.
+    """Return the seconds from the start of a Tune trial to a step in its trainer.
 
     Args:
-        step: what the one worker runs.
-        folder: of this run alone.
+        step: function for the one worker.
+        folder: for this run only.
     """
 
     def on_rank(*_: Any) -> float:

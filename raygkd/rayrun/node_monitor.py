@@ -1,4 +1,4 @@
-"""The nodes of the cluster during a run: what each is loaded with, and which come and go."""
+"""Monitor the nodes of the cluster during a run: load, and nodes that join or are lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIB = float(1 << 20)
 
 
 class NodeLoad:
-    """What a node is loaded with; the names are those of MLflow's own system metrics."""
+    """The load of a node; the names are those of MLflow's system metrics."""
 
     def __init__(self) -> None:
         # from here on they are measured
@@ -34,7 +34,7 @@ class NodeLoad:
         self._network = psutil.net_io_counters()
 
     def sample(self) -> dict[str, float]:
-        """Return the load since the sample before; memory and network in MiB."""
+        """Return the load since the previous sample; memory and network in MiB."""
         memory, network, before = psutil.virtual_memory(), psutil.net_io_counters(), self._network
         self._network = network
         return {
@@ -48,7 +48,7 @@ class NodeLoad:
 
 
 def _gpu_load() -> dict[str, float]:
-    """Return the load of each NVIDIA GPU, of which there may be none."""
+    """Return the load of each NVIDIA GPU; empty without GPUs."""
     import pynvml
 
     load: dict[str, float] = {}
@@ -68,12 +68,12 @@ def _gpu_load() -> dict[str, float]:
 
 
 def alive() -> dict[str, str]:
-    """Return the id -> address of every node there is now."""
+    """Return id -> address of all current nodes."""
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 def _on_node(node: str) -> dict[str, Any]:
-    """Return options of a task or actor that takes nothing of a node."""
+    """Return options of a task or actor on a node that takes no resources."""
     return {
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
@@ -81,15 +81,15 @@ def _on_node(node: str) -> dict[str, Any]:
 
 
 def require_shared(option: str, place: Path, witness: Path) -> None:
-    """Refuse a local place that another node does not see.
+    """Refuse a local path that another node does not see.
 
     Args:
         option: that names it.
-        place: the path of it.
+        place: the path.
         witness: a file in it.
 
     Raises:
-        ResourceError: names a node that does not see the witness as this one does.
+        ResourceError: with a node that does not see the witness as this one does.
     """
     here = ray.get_runtime_context().get_node_id()
     look = ray.remote(_size)
@@ -111,10 +111,10 @@ def _size(file: Path) -> int | None:
 
 
 class NodeWatch:
-    """Samples the nodes in a thread while a run is under way, and tells which come and go.
+    """Samples the nodes in a thread during a run, and reports those that join or are lost.
 
     Args:
-        record: is given "system/ADDRESS/NAME" -> number, and the seconds since the start.
+        record: is called with "system/ADDRESS/NAME" -> number, and the seconds since the start.
         tell: shows a line.
     """
 
@@ -151,19 +151,19 @@ class NodeWatch:
             self._record(self._samples(), int(time.monotonic() - started))
 
     def _compare(self, now: dict[str, str]) -> None:
-        """Tell which nodes there are not any more, and which are new."""
+        """Report lost and new nodes."""
         before, self._nodes = self._nodes, now
         for node in before.keys() - now.keys():
             self._elsewhere.pop(node, None)
             self._tell(
-                f"node {before[node]} is lost: what ran there goes on after its last epoch, as "
-                "soon as there is room"
+                f"node {before[node]} is lost: its runs resume after their last epoch as soon as "
+                "there is room"
             )
         for node in now.keys() - before.keys():
             self._tell(f"node {now[node]} has joined")
 
     def _samples(self) -> dict[str, float]:
-        """Return the load of every node that answers."""
+        """Return the load of every node that responds."""
         for node in self._nodes.keys() - self._elsewhere.keys() - {self._here}:
             self._elsewhere[node] = ray.remote(NodeLoad).options(**_on_node(node)).remote()
         samples = {self._here: self._load.sample(), **self._samples_elsewhere()}

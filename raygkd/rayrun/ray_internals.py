@@ -38,13 +38,13 @@ __all__ = [
 
 
 class PolicyTrainer(TorchTrainer):
-    """A trainer with policies of its own, that leaves Ctrl-C alone.
+    """A trainer with its own policies that does not handle Ctrl-C.
 
-    Ray's handler of Ctrl-C takes long and ends the process itself.
+    Ray's Ctrl-C handler takes long and exits the process itself.
     """
 
     def policies(self) -> dict[str, Any]:
-        """Return the policies in the place of Ray's: "failure_policy", "scaling_policy"."""
+        """Return the policies that replace Ray's: "failure_policy", "scaling_policy"."""
         return {}
 
     def _register_sigint_handler(self, controller: Any) -> None:
@@ -55,13 +55,13 @@ class PolicyTrainer(TorchTrainer):
 
 
 class CountedRoom(ElasticScalingPolicy):
-    """An elastic policy whose count of possible workers can be overridden."""
+    """An elastic policy whose number of possible workers can be overridden."""
 
     def count_workers(self, reserved_resources: Mapping[str, Any]) -> int:
-        """Return how many workers there is room for.
+        """Return how many workers fit.
 
         Args:
-            reserved_resources: node id -> what is reserved there.
+            reserved_resources: node id -> resources reserved there.
         """
         return super()._count_possible_workers(reserved_resources)
 
@@ -70,9 +70,9 @@ class CountedRoom(ElasticScalingPolicy):
 
 
 def keep_credentials_here() -> None:
-    """Keep Tune from handing the AWS variables of this process on to its trials.
+    """Keep Tune from passing the AWS variables of this process to its trials.
 
-    Ray writes what it hands on to the log of every node, and nodes have credentials of their own.
+    Ray writes the variables to the log of every node, and nodes have their own credentials.
     """
     from ray.tune.execution import class_cache
 
@@ -82,9 +82,9 @@ def keep_credentials_here() -> None:
 
 
 def look_often(seconds: float) -> None:
-    """Make Ray Data look for finished tasks after so many seconds.
+    """Make Ray Data check for finished tasks every so many seconds.
 
-    The name is that of Ray 2.60. With a Ray that has another, the stream is only slower.
+    The name is that of Ray 2.60. If another Ray has renamed it, the stream is only slower.
     """
     from ray.data._internal.execution import streaming_executor_state
 

@@ -1,7 +1,7 @@
-"""What a search has done so far, in a journal; a search that was broken off goes on from it.
+"""The history of a search in a journal, from which an interrupted search is resumed.
 
-Searcher and scheduler are told the same events in the same order when the journal is read again,
-so they are as they were: what they draw and stop next does not depend on a break.
+When the journal is read again, searcher and scheduler receive the same events in the same order, so
+their state is restored: an interruption does not change what they draw and stop next.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Trial:
         params: the searched settings.
         epochs: the metrics of each.
         status: "running", "finished", "stopped" (by the scheduler), "diverged" or "failed".
-        error: one line, where it failed.
-        is_mistake: it failed by a mistake of the user's.
+        error: one line, if it failed.
+        is_mistake: it failed because of a user error.
     """
 
     number: int
@@ -53,56 +53,56 @@ class Trial:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done."""
+        """Number of epochs done."""
         return int(self.epochs[-1]["epoch"]) if self.epochs else 0
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the trial is over."""
         return self.status != "running"
 
     @property
     def name(self) -> str:
-        """What schedulers and searchers know it by."""
+        """The trial's id for schedulers and searchers."""
         return str(self.number)
 
 
 class SearchObserver:
-    """What a search tells of its trials while it runs, in the driver. Override what is wanted.
+    """Receives the events of a search's trials, in the driver. Override the methods needed.
 
-    What is told may have been told before, by the process that was broken off.
+    The interrupted process may already have reported the same events.
     """
 
     def known(self, trial: Trial) -> None:
-        """Tell of a trial that an earlier process has begun."""
+        """Report a trial that an earlier process started."""
 
     def started(self, trial: Trial) -> None:
-        """Tell that a trial starts, or starts again."""
+        """Report that a trial starts or restarts."""
 
     def reported(self, trial: Trial, metrics: Mapping[str, float]) -> None:
-        """Tell the metrics of an epoch."""
+        """Report the metrics of an epoch."""
 
     def ended(self, trial: Trial) -> None:
-        """Tell that a trial is over."""
+        """Report that a trial is over."""
 
     def lost(self, trial: Trial, failures: int) -> None:
-        """Tell that a trial has lost a process and will go on from its checkpoint."""
+        """Report that a trial lost a process and will resume from its checkpoint."""
 
 
 class History:
-    """The trials of a search, and who decides about them.
+    """The trials of a search, with its searcher and scheduler.
 
     Args:
-        path: of the journal; one that exists is gone on with.
+        path: of the journal; an existing one is resumed.
         searcher: draws the settings.
         scheduler: stops trials early.
         trials: how many there will be.
         epochs: of a trial that is not stopped.
         seed: of what the scheduler draws.
-        observer: is told what happens, before it is written down.
+        observer: receives the events, before they are written to the journal.
 
     Attributes:
-        trials: those that have begun, by number.
+        trials: those that have started, by number.
 
     Raises:
         DataError: the journal is damaged.
@@ -132,11 +132,11 @@ class History:
 
     @property
     def left(self) -> int:
-        """How many trials ``begin`` will give."""
+        """Number of trials that ``begin`` will return."""
         return len(self._waiting) + self._number_of_trials - len(self.trials)
 
     def begin(self) -> Trial:
-        """Return the next trial: one that was broken off, or a new one."""
+        """Return the next trial: an interrupted one, or a new one."""
         if self._waiting:
             trial = self._waiting.pop(0)
             self._observer.started(trial)
@@ -147,7 +147,7 @@ class History:
         return trial
 
     def report(self, trial: Trial, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of an epoch, unless they are known; the trial may be over then."""
+        """Record the metrics of an epoch, unless they are known; the trial may be over then."""
         if trial.is_over or metrics["epoch"] <= trial.epoch:
             return
         values = dict(metrics)
@@ -158,14 +158,14 @@ class History:
         self._write(trial, metrics=values)
 
     def fail(self, trial: Trial, error: str, *, is_mistake: bool) -> None:
-        """Take that a trial cannot go on."""
+        """Record that a trial has failed."""
         trial.status, trial.error, trial.is_mistake = "failed", error, is_mistake
         self._tell_end(trial)
         self._observer.ended(trial)
         self._write(trial, error=error, is_mistake=is_mistake)
 
     def lose(self, trial: Trial, failures: int) -> None:
-        """Take that a trial has lost its process for the n-th time and starts again."""
+        """Record that a trial lost its process for the n-th time and restarts."""
         self._observer.lost(trial, failures)
 
     def _draw(self) -> Trial:
@@ -206,7 +206,7 @@ class History:
         self._journal.append(json.dumps({"trial": trial.number, **event}))
 
     def _replay(self) -> None:
-        """Take up what the journal tells."""
+        """Restore the state from the journal."""
         # a trial that failed is tried again, from its checkpoint
         for number, line in enumerate(self._journal.lines(), start=1):
             try:
@@ -220,8 +220,8 @@ class History:
             trial = self._draw()
             if trial.params != event["params"]:
                 _log.warning(
-                    "trial %d is drawn as %s now and was %s: another version of a library draws "
-                    "other settings; it goes on with what it was",
+                    "trial %d: the settings drawn now are %s and were %s, since another version of "
+                    "a library draws other settings; the trial keeps its earlier settings",
                     trial.number,
                     trial.params,
                     event["params"],
@@ -249,15 +249,15 @@ def read_epochs(path: Place) -> dict[int, list[dict[str, float]]]:
 
 
 def _handle(trial: Trial) -> Any:
-    """Return what a scheduler takes for Tune's trial."""
+    """Return a stand-in for Tune's trial, for a scheduler."""
     return SimpleNamespace(trial_id=trial.name)
 
 
 def _standing(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return metrics by which a scheduler orders trials: of equal scores the lower loss is ahead.
 
-    After few steps many models score alike, as chance does, and ASHA lets all of a rung that are
-    not behind go on. A loss changes a score by less than one example of a million does.
+    After few steps many models have the same score, that of chance, and ASHA lets all tied trials
+    of a rung continue. The loss changes a score by less than one example in a million does.
     """
     loss = metrics.get("val_loss", metrics.get("loss_task", 0.0))
     share = loss / (1.0 + loss) if 0.0 <= loss < math.inf else 1.0
@@ -265,7 +265,7 @@ def _standing(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of numpy's as one of Python's."""
+    """Return a numpy number as a Python number."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r} is no setting")
@@ -273,7 +273,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _numpy_seed(seed: int, number: int) -> Iterator[None]:
-    """Let numpy's global generator, which draws a trial's bracket, depend on the trial alone."""
+    """Seed numpy's global generator, which draws a trial's bracket, by the trial alone."""
     before = np.random.get_state()
     np.random.seed([seed, number])
     try:

@@ -1,4 +1,4 @@
-"""What a training step costs, of several runs side by side on the same images."""
+"""Measure the cost of a training step of several runs on the same images."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ def costs_of_steps(
     *,
     gpus: float,
 ) -> Costs:
-    """Return name -> what a step of a run costs, on one batch of the images.
+    """Return name -> cost of a step of a run, on one batch of the images.
 
     "seconds_per_step" is a median over steps that take turns, and "peak_mb" the MiB that a run
     holds and a step needs besides, see ``raygkd.engine.measure``; "step_ratio" and "peak_ratio" are
-    how many times those of the reference. In this process; where that has no GPU and one is asked
-    for, in a task on a node that has one.
+    the ratios to the reference.
+
+    Runs in this process or, if a GPU is requested and this process has none, in a task on a GPU
+    node.
 
     Args:
         configs: name -> settings; all have the same batch size.
-        reference: name of the run that the others are held to.
+        reference: name of the run that the others are compared with.
         images: the shared images.
-        teacher: where one of the runs needs it.
-        gpus: that a run is asked for.
+        teacher: if any of the runs needs it.
+        gpus: per run.
     """
     plain = {name: configuration.to_mapping(config) for name, config in configs.items()}
     if not gpus or torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""How the driver asks training processes to stop, and how they answer: through a shared folder."""
+"""Stop requests of the driver to training processes, and their answers, in a shared folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLL_SECONDS, REMOTE_POLL_SECONDS = 0.2, 2.0
 
 @dataclass(frozen=True)
 class StopFolder:
-    """A file in the folder is the question, one beside it the answer of one run.
+    """A folder with a file for the stop request, and one for the answer of each run.
 
     Attributes:
         path: absolute, on storage that all nodes share.
@@ -24,15 +24,15 @@ class StopFolder:
 
     @property
     def poll_seconds(self) -> float:
-        """How long to wait between looks."""
+        """Seconds between polls."""
         return REMOTE_POLL_SECONDS if is_remote(self.path) else POLL_SECONDS
 
     def ask(self) -> None:
-        """Ask every run of the command to finish its step, write a checkpoint and answer."""
+        """Request every run of the command to finish its step, write a checkpoint and answer."""
         write_text(self._question, "")
 
     def withdraw(self) -> None:
-        """Make it as if nobody had asked."""
+        """Withdraw the request, with its answers."""
         remove_folder(self.path)
 
     def is_asked(self) -> bool:
@@ -40,7 +40,7 @@ class StopFolder:
         return self._question.exists()
 
     def answer(self, name: str) -> None:
-        """Tell that the run of a name has stopped."""
+        """Report that the run of a name has stopped."""
         write_text(self._answers / name, "")
 
     def answered(self) -> set[str]:
@@ -58,10 +58,10 @@ class StopFolder:
 
 
 class StopPoll:
-    """Whether a run is to stop, looked up often enough and not at every step.
+    """Checks for a stop request, at intervals instead of at every step.
 
     Args:
-        folder: that is looked at.
+        folder: of the request.
     """
 
     def __init__(self, folder: StopFolder):
@@ -70,7 +70,7 @@ class StopPoll:
         self._asked = False
 
     def __call__(self) -> bool:
-        """Return it."""
+        """Return whether the run is to stop."""
         now = time.monotonic()
         if not self._asked and now >= self._next:
             self._asked = self._folder.is_asked()

@@ -1,8 +1,8 @@
-"""What the teacher says of the training images, kept in the object store for trials and epochs.
+"""Cache of the teacher's outputs for the training images, in the object store.
 
-An actor owns what is kept, so that it outlives the trial that worked it out. Trials fetch once an
-epoch what there is, find rows in it by themselves, and send what they had to work out. Whatever
-goes wrong with it costs arithmetic alone: a trial that loses the cache goes on without.
+An actor owns the entries, so that they outlive the trial that computed them. Trials fetch the
+entries once per epoch, look up rows themselves, and send the outputs that they had to compute.
+Failures only cost compute: a trial that loses the cache continues without it.
 
 Shapes: B batch, N rows of an entry.
 """
@@ -27,7 +27,7 @@ Rows = NDArray[np.int64]
 # rounded in another way, and a trial's results would depend on which other trials came before
 Key = tuple[int, int, int]
 
-# a directory is small, and an actor that does not tell it by then is as good as lost
+# a directory is small; an actor that does not return it by then counts as lost
 REPLY_SECONDS = 60.0
 # messages to the actor that wait at a time: each holds a batch
 MOST_WAITING = 8
@@ -37,11 +37,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What one batch gave.
+    """The cached outputs of one batch.
 
     Attributes:
         rows: name of a part -> its rows (N,).
-        dtypes: name of a part -> what its arrays are of, in torch.
+        dtypes: name of a part -> torch dtype of its arrays.
         parts: reference to name -> array (N, ...).
     """
 
@@ -51,10 +51,10 @@ class Entry:
 
 
 class Keeper:
-    """The actor: takes entries in the order they come until one does not fit, and then no more.
+    """The actor: accepts entries in order until one does not fit, and none after that.
 
     Args:
-        limit: most bytes.
+        limit: maximum bytes.
     """
 
     def __init__(self, limit: int):
@@ -69,7 +69,7 @@ class Keeper:
         dtypes: dict[str, torch.dtype],
         parts: dict[str, NDArray],
     ) -> None:
-        """Keep an entry, without the parts whose rows are all there already."""
+        """Store an entry, without the parts whose rows are all cached."""
         fresh = {
             name: part
             for name, part in parts.items()
@@ -90,7 +90,7 @@ class Keeper:
             self._rows.setdefault((key, name), set()).update(rows[name].tolist())
 
     def directory(self, key: Key) -> tuple[list[Entry], bool]:
-        """Return the entries under a key, and whether no more are taken."""
+        """Return the entries under a key, and whether the cache is full."""
         return self._entries.get(key, []), self._full
 
     def held(self) -> int:
@@ -100,28 +100,28 @@ class Keeper:
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """What trials are sent of the cache.
+    """The part of the cache that is sent to trials.
 
     Attributes:
         keeper: handle of the actor.
-        levels: levels whose maps are kept whichever of them a trial matches; None for all.
+        levels: levels whose maps are cached, whichever a trial matches; None for all.
     """
 
     keeper: Any
     levels: tuple[int, ...] | None
 
     def open(self, *, seed: int, repeats: bool) -> CachedTeacher:
-        """Return one rank's access.
+        """Return the access of one rank.
 
         Args:
-            seed: of the random changes to the images.
-            repeats: there are none, so that all epochs have the same images.
+            seed: of the augmentation.
+            repeats: there is no augmentation, so all epochs have the same images.
         """
         return CachedTeacher(self.keeper, self.levels, seed=seed, repeats=repeats)
 
 
 def start_cache(limit: int, levels: tuple[int, ...] | None) -> TeacherCache:
-    """Return a cache of ``limit`` bytes, which is there until its last handle is gone."""
+    """Return a cache of ``limit`` bytes, which exists until its last handle is gone."""
     return TeacherCache(ray.remote(num_cpus=0)(Keeper).remote(limit), levels)
 
 
@@ -131,8 +131,8 @@ class CachedTeacher:
     Args:
         keeper: handle of the actor.
         levels: see ``TeacherCache``.
-        seed: of the random changes to the images.
-        repeats: there are none, so that what is known of one epoch is known of all.
+        seed: of the augmentation.
+        repeats: there is no augmentation, so the outputs of one epoch hold for all.
     """
 
     def __init__(self, keeper: Any, levels: tuple[int, ...] | None, *, seed: int, repeats: bool):
@@ -161,7 +161,7 @@ class CachedTeacher:
             return {}
 
     def add(self, epoch: int, rows_B: Tensor, parts: Mapping[str, Tensor]) -> None:
-        """Send what is not known of rows, without waiting for more than the ones before."""
+        """Send outputs that are not cached, waiting at most for the previous ones."""
         if self._keeper is None or self._full:
             return
         rows_by_name, arrays = {}, {}
@@ -187,7 +187,9 @@ class CachedTeacher:
 
     def _give_up(self, error: RayError) -> None:
         reason = " ".join(str(error).split())[:200]
-        _log.warning(f"the teacher cache is lost, and the teacher is asked again: {reason}")
+        _log.warning(
+            f"the teacher cache is lost; the teacher's outputs are computed again: {reason}"
+        )
         self._keeper, self._directory = None, _Directory([])
 
 
@@ -202,14 +204,14 @@ class _Directory:
         self._sent: dict[str, set[int]] = {}
 
     def take(self, rows: Rows, names: Collection[str]) -> dict[str, Tensor]:
-        """Return those parts that all rows have, each (B, ...)."""
+        """Return the parts that are cached for all rows, each (B, ...)."""
         found = {name: self._find(rows, name) for name in names}
         whole = {name: place for name, place in found.items() if (place[0] >= 0).all()}
         self._read({number for entries, _ in whole.values() for number in entries.tolist()})
         return {name: self._gather(name, *place) for name, place in whole.items()}
 
     def note(self, rows: Rows, name: str) -> NDArray[np.bool_]:
-        """Return which rows of a part were neither known nor noted before (B,), and note them."""
+        """Return which rows of a part were neither cached nor marked before (B,), and mark them."""
         sent = self._sent.setdefault(name, set())
         known = self._find(rows, name)[0] >= 0
         new = ~known & np.array([row not in sent for row in rows.tolist()])
@@ -217,7 +219,7 @@ class _Directory:
         return new
 
     def _find(self, rows: Rows, name: str) -> tuple[Rows, Rows]:
-        """Return the entry and the place of each row; the entry is -1 where it is not known."""
+        """Return entry and position of each row; the entry is -1 if it is not cached."""
         if name not in self._places:
             self._places[name] = self._index(name)
         ordered, entries, places = self._places[name]

@@ -1,4 +1,4 @@
-"""One distillation run over the cluster: a Ray Train TorchTrainer, its metrics as they come."""
+"""Train one model on the cluster with a Ray Train TorchTrainer, and report its metrics live."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ RESIZE_SECONDS = 10.0
 
 
 class _Trainer(PolicyTrainer):
-    """A trainer with our policies."""
+    """A trainer with the policies of raygkd."""
 
     def __init__(self, *args: Any, batch_size: int, **options: Any):
         super().__init__(*args, **options)
         self._batch_size = batch_size
 
     def policies(self) -> dict[str, Any]:
-        """Return our policies; that of the number of workers where it may change."""
+        """Return the policies of raygkd, with scaling if the number of workers may change."""
         policies: dict[str, Any] = {"failure_policy": FaultsAlone(self.run_config.failure_config)}
         if self.scaling_config.elasticity_enabled:
             policies["scaling_policy"] = RoomPolicy(self.scaling_config, self._batch_size)
@@ -57,12 +57,12 @@ def torch_trainer(
 
     Args:
         loop: what each worker runs.
-        config: what it is given.
-        folder: on storage that all nodes share, of this trainer alone.
-        cluster: number of workers and their GPUs, and how many faults they are started again after.
-        cpus: of each worker.
-        batch_size: images of a step of all workers together.
-        callbacks: get every report.
+        config: argument of ``loop``.
+        folder: on storage that all nodes share, for this trainer only.
+        cluster: number of workers, their GPUs, and the restarts allowed after failures.
+        cpus: per worker.
+        batch_size: images per step, summed over all workers.
+        callbacks: receive every report.
     """
     workers = cluster.workers
     return _Trainer(
@@ -96,18 +96,18 @@ def train(
 ) -> Place:
     """Train a run to its end; return the path of its last checkpoint.
 
-    A run that was broken off in the job's folder goes on.
+    An interrupted run in the job's folder is resumed.
 
     Args:
         job: what to train.
         cluster: number of workers and their GPUs.
         cpus: of each worker.
-        on_epoch: is told each epoch's metrics, in another thread; of a run that goes on, those of
-            the epochs before too, which may not all have been told when it was broken off.
+        on_epoch: is called with each epoch's metrics, in another thread. A resumed run also reports
+            its earlier epochs, which may not all have been reported before the interruption.
 
     Raises:
-        UserError: a user's mistake that shows in a worker.
-        Diverged: the loss went non-finite.
+        UserError: a user error in a worker.
+        Diverged: the loss is not finite.
         StorageError: the checkpoint cannot be written.
     """
     make_folder(job.folder)
@@ -136,9 +136,10 @@ def last_metrics(folder: Place) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _followed(path: Place, on_epoch: Callable[[dict[str, float]], None]) -> Iterator[None]:
-    """Tell the metrics in a journal while it grows, in a thread; what goes wrong there is raised.
+    """Report the metrics in a growing journal, in a thread; errors of the thread are raised.
 
-    The main thread is Ray's: a thread that waits for Ray when Ray is shut down ends the process.
+    Ray runs in the main thread: a thread that waits for Ray while Ray shuts down would end the
+    process.
     """
     over = threading.Event()
     journal = open_journal(path)
@@ -163,5 +164,5 @@ def _followed(path: Place, on_epoch: Callable[[dict[str, float]], None]) -> Iter
 
 
 def raise_cause(error: BaseException) -> NoReturn:
-    """Raise what lies behind an error of Ray's: a mistake or failure that is known, or itself."""
+    """Raise the cause of a Ray error if it is a known error, else the Ray error."""
     raise known_cause(error) or error

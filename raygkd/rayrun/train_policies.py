@@ -1,4 +1,4 @@
-"""What runs in the controller of a TorchTrainer, a process that nothing heavy is imported for."""
+"""Policies and callbacks in the controller of a TorchTrainer, which imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ ANSWER_SECONDS = 1.0
 class MetricsJournal(UserCallback):
     """Appends rank 0's metrics of each epoch to a journal, once.
 
-    Ray runs it in the controller process, which is on the driver's machine; the driver reads the
-    journal as it grows, and it is the record that training leaves.
+    It runs in the controller process, on the driver's machine; the driver reads the journal as it
+    grows. The journal remains as the record of the training.
     """
 
     def __init__(self, path: Place):
@@ -46,10 +46,10 @@ class MetricsJournal(UserCallback):
 
 
 class FaultsAlone(DefaultFailurePolicy):
-    """Starts the workers again after a fault, and not after what would only come again."""
+    """Restarts the workers after a failure, except for failures that would repeat."""
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        """Return whether to start them again."""
+        """Return whether to restart them."""
         if known_cause(training_failed_error) is not None:
             return FailureDecision.RAISE
         cause = getattr(training_failed_error, "controller_failure", None)
@@ -60,13 +60,13 @@ class FaultsAlone(DefaultFailurePolicy):
 
 
 class RoomPolicy(CountedRoom):
-    """Starts as many workers as there is room for, of numbers that a batch can be split over.
+    """Starts as many workers as fit, if the batch can be split over their number.
 
-    While they run, their number changes only after an epoch, when its checkpoint is there.
+    The number of running workers only changes after an epoch, once its checkpoint is written.
 
     Args:
-        scaling_config: says the least and the most workers.
-        batch_size: images of a step of all workers together.
+        scaling_config: minimum and maximum number of workers.
+        batch_size: images per step, summed over all workers.
     """
 
     def __init__(self, scaling_config: Any, batch_size: int):
@@ -74,7 +74,7 @@ class RoomPolicy(CountedRoom):
         self._batch_size = batch_size
 
     def count_workers(self, reserved_resources: Mapping[str, Any]) -> int:
-        """Return how many workers to start on the nodes that answer."""
+        """Return how many workers to start on the nodes that respond."""
         # Ray needs 12 to 15 s to see that a node is lost, and workers placed there never start
         answering = {
             node["NodeID"]
@@ -90,7 +90,7 @@ class RoomPolicy(CountedRoom):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        """Return whether to start over with another number of workers."""
+        """Return whether to restart with another number of workers."""
         workers = worker_group_status.worker_statuses.values()
         if not all(worker.training_report for worker in workers):
             return NoopDecision()
@@ -108,7 +108,7 @@ def _answers(host: str, port: int) -> bool:
 
 
 def known_cause(error: BaseException) -> UserError | RunFailed | None:
-    """Return the user's mistake or known failure behind an error that came through Ray."""
+    """Return the user error or known failure that caused an error from Ray."""
     queue: list[BaseException | None] = [error]
     seen: set[int] = set()
     while queue:

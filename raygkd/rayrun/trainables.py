@@ -1,4 +1,4 @@
-"""What runs a trial: a warm actor that trains it, or a TorchTrainer of several workers."""
+"""Trainables of Ray Tune: a warm actor per trial, or a TorchTrainer of several workers."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ CLOSE_SECONDS = 10.0
 
 
 class WarmTrial(tune.Trainable):
-    """A trial of one training process, in an actor that later trials use again.
+    """A trial with one training process, in an actor that later trials reuse.
 
-    The actor keeps its imports and the decoded images; everything a trial learns is made anew.
+    The actor keeps its imports and the decoded images; the state of the training is created anew.
     """
 
     def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
@@ -57,24 +57,24 @@ class WarmTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch; the first of a trial that goes on gives that of its checkpoint."""
+        """Train one epoch; the first call of a resumed trial returns that of its checkpoint."""
         epochs = self._epochs
         assert epochs is not None
         return tune_result(result_of(lambda: next_result(epochs)), self._last)
 
     def cleanup(self) -> None:
-        """Stop the stream of the trial that is over."""
+        """Stop the image stream of the finished trial."""
         if self._epochs is not None:
             self._epochs.close()
             self._epochs = None
 
 
 class DistributedTrial(tune.Trainable):
-    """A trial of several training processes, in the workers of a TorchTrainer.
+    """A trial with several training processes, in the workers of a TorchTrainer.
 
-    The trainer starts with the first trial of this actor and trains the later ones too: what a
-    start costs, tens of seconds of imports in nine processes, is paid once for each trial that runs
-    at the same time.
+    The trainer starts with the first trial of this actor and trains the later ones too, so that the
+    cost of a start (tens of seconds of imports in nine processes) is paid once per concurrent
+    trial.
     """
 
     def setup(
@@ -84,7 +84,7 @@ class DistributedTrial(tune.Trainable):
         cluster: ClusterConfig | None = None,
         cpus: float = 1.0,
     ) -> None:
-        """Take the first trial of this actor."""
+        """Accept the first trial of this actor."""
         assert job is not None
         assert cluster is not None
         self._job, self._cluster, self._cpus = job, cluster, cpus
@@ -94,12 +94,12 @@ class DistributedTrial(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take another trial."""
+        """Accept another trial."""
         self._order = Order(new_config["trial"], new_config["params"])
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch; the first of a trial that goes on gives that of its checkpoint."""
+        """Train one epoch; the first call of a resumed trial returns that of its checkpoint."""
         training = self._training or self._start()
         answer = self._mailbox.ask.remote(self._order).future()
         wait([answer, training], return_when=FIRST_COMPLETED)
@@ -112,7 +112,7 @@ class DistributedTrial(tune.Trainable):
         return tune_result(result, self._last)
 
     def _start(self) -> Future[Any]:
-        """Start the trainer, in a thread; it gives nothing until it ends."""
+        """Start the trainer, in a thread; it returns nothing until it ends."""
         self._mailbox = start_mailbox()
         trainer = torch_trainer(
             serve_trials,
@@ -126,25 +126,25 @@ class DistributedTrial(tune.Trainable):
         return self._training
 
     def cleanup(self) -> None:
-        """End the trainer."""
+        """Stop the trainer."""
         if self._training is not None:
             ray.get(self._mailbox.close.remote())
             wait([self._training], CLOSE_SECONDS)
 
 
 def tune_result(result: Mapping[str, Any], last: int) -> dict[str, Any]:
-    """Return what Tune is given for an epoch of a trial that has so many."""
+    """Return the result for Tune of an epoch, with the trial's number of epochs."""
     metrics = {f"{METRICS_OF_EPOCH}{name}": value for name, value in result.items()}
     return {**result, **metrics, "done": is_over(result, last)}
 
 
 def is_over(result: Mapping[str, Any], last: int) -> bool:
-    """Return whether a trial has nothing left to train, of so many epochs."""
+    """Return whether a trial has trained all its epochs."""
     return ERROR in result or bool(result["diverged"]) or result["epoch"] >= last
 
 
 def result_of(train: Callable[[], Mapping[str, float]]) -> dict[str, Any]:
-    """Return what ``train`` does, or the entries of a result that tell a problem that is known."""
+    """Return the result of ``train``, or entries that describe a known problem."""
     try:
         return dict(train())
     except Exception as error:

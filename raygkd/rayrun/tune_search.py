@@ -1,6 +1,6 @@
 """The search over the method's settings: ASHA on Ray Tune, trials in warm actors.
 
-Tune runs the trials; which settings they have and when they stop is the history's to say.
+Tune runs the trials; the history decides on their settings and when they stop.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _TRIAL_BUNDLE = {"memory": 1.0e6}
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """How one trial went.
+    """The outcome of one trial.
 
     Attributes:
         number: from 0, in the order of the draws.
         params: the searched settings.
-        epochs: trained.
+        epochs: number of epochs trained.
         scores: epoch -> validation score.
         val_score: after the last epoch; None if it failed before the first.
         status: "finished", "stopped" (early, by the scheduler), "diverged" or "failed".
         checkpoint: of the last epoch, or None.
-        error: one line, where it failed.
-        is_mistake: it failed by a mistake of the user's.
+        error: one line, if it failed.
+        is_mistake: it failed because of a user error.
     """
 
     number: int
@@ -68,13 +68,13 @@ class TrialResult:
 
 
 class _Driver:
-    """What Tune asks and tells, passed on to the history of the search in this process.
+    """Passes Tune's requests and events to the history of the search in this process.
 
-    Tune pickles what it is given into a state that nobody reads, and a history holds an observer's
-    threads and connections: so the class knows it, and the pickled object does not.
+    Tune pickles its arguments, and a history holds threads and connections of an observer. So the
+    history is an attribute of the class and not of the pickled object.
 
-    What is raised here ends the search: it is kept in ``problem``, nothing is asked or told any
-    more, and Tune stops. Tune would print it with a traceback, and some of it would not stop it.
+    An error here ends the search: it is kept in ``problem``, all further events are ignored, and
+    Tune stops. Tune itself would print a traceback, and would not stop at every error.
     """
 
     history: History
@@ -83,12 +83,12 @@ class _Driver:
 
     @classmethod
     def serve(cls, history: History) -> None:
-        """Make a history the one that this process's search asks and tells."""
+        """Set the history of this process's search."""
         cls.history, cls.trials, cls.problem = history, {}, None
 
     @classmethod
     def begin(cls, trial_id: str) -> Trial | None:
-        """Return the next trial, None if there is no other."""
+        """Return the next trial; None if there is no other."""
         with cls._noting_problems():
             if cls.problem is None and cls.history.left:
                 trial = cls.trials[trial_id] = cls.history.begin()
@@ -97,7 +97,7 @@ class _Driver:
 
     @classmethod
     def report(cls, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Take a result; return whether the trial is over."""
+        """Record a result; return whether the trial is over."""
         trial = cls.trials[trial_id]
         if cls.problem is not None:
             return True
@@ -112,7 +112,7 @@ class _Driver:
 
     @classmethod
     def fail(cls, trial_id: str, error: str) -> None:
-        """Take that a trial is given up."""
+        """Record that a trial has failed for good."""
         if cls.problem is not None:
             return
         with cls._noting_problems():
@@ -158,7 +158,7 @@ class _Decisions(FIFOScheduler):
 
 
 class _Problems(tune.Stopper):
-    """Tune's stopper: a problem of the driver's ends all trials."""
+    """Tune's stopper: an error in the driver stops all trials."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -168,7 +168,7 @@ class _Problems(tune.Stopper):
 
 
 class _Faults(tune.Callback):
-    """Tune's faults, told to the history."""
+    """Reports failures in Tune to the history."""
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         _Driver.history.lose(_Driver.trials[trial.trial_id], trial.num_failures)
@@ -181,7 +181,7 @@ class _Faults(tune.Callback):
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return all metrics of an epoch that a Tune result has, without what Tune adds."""
+    """Return the metrics of an epoch in a Tune result, without those that Tune adds."""
     return {
         name.removeprefix(METRICS_OF_EPOCH): float(value)
         for name, value in result.items()
@@ -190,10 +190,10 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 class RandomSettings(Searcher):
-    """Draws each trial's settings by themselves.
+    """Draws the settings of each trial independently.
 
     Args:
-        domains: setting -> Tune's form of how it is drawn.
+        domains: setting -> Tune's sampling domain.
         seed: of the draws.
     """
 
@@ -209,11 +209,11 @@ class RandomSettings(Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Ignore how a trial went."""
+        """Ignore the outcome of a trial."""
 
 
 class ListedSettings(Searcher):
-    """Gives settings one after the other.
+    """Returns given settings one after the other.
 
     Args:
         settings: of each trial.
@@ -224,15 +224,15 @@ class ListedSettings(Searcher):
         self._settings = settings
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return the settings of the trial of this number."""
+        """Return the settings of the trial with this number."""
         return dict(self._settings[int(trial_id)])
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Ignore how a trial went."""
+        """Ignore the outcome of a trial."""
 
 
 def tune_domain(dimension: Dimension) -> Any:
-    """Return Tune's form of a searched setting."""
+    """Return Tune's sampling domain of a searched setting."""
     if dimension.kind == "choice":
         return tune.choice(list(dimension.values))
     return getattr(tune, dimension.kind)(*dimension.values)
@@ -247,17 +247,17 @@ def run_search(
     concurrent: int,
     observer: SearchObserver,
 ) -> list[TrialResult]:
-    """Try settings until all trials are over; return them, best first.
+    """Run all trials; return them, best first.
 
-    A search that was broken off in the job's folder goes on.
+    An interrupted search in the job's folder is resumed.
 
     Args:
-        job: what every trial trains, before its settings are put in.
+        job: of every trial, before its settings are applied.
         config: the base configuration.
         space: the searched settings.
         cpus: of each training process.
         concurrent: trials at the same time.
-        observer: is told what happens.
+        observer: receives the events.
 
     Raises:
         StorageError: a checkpoint or the journal cannot be written.
@@ -282,17 +282,17 @@ def run_settings(
     concurrent: int,
     observer: SearchObserver,
 ) -> list[TrialResult]:
-    """Train with each of some settings to the end; return how it went, in their order.
+    """Train all settings to the end; return the results in the same order.
 
-    What was broken off in the job's folder goes on.
+    Interrupted runs in the job's folder are resumed.
 
     Args:
-        job: what is trained, before the settings are put in.
+        job: of every run, before its settings are applied.
         config: the base configuration.
         settings: setting -> value, of each run.
         cpus: of each training process.
         concurrent: runs at the same time.
-        observer: is told what happens.
+        observer: receives the events.
 
     Raises:
         StorageError: a checkpoint or the journal cannot be written.
@@ -311,7 +311,7 @@ def _history(
     trials: int,
     observer: SearchObserver,
 ) -> History:
-    """Return what was done in the job's folder, to go on with."""
+    """Return the history in the job's folder, to resume it."""
     return History(
         job.folder / JOURNAL,
         searcher,
@@ -326,7 +326,7 @@ def _history(
 def _run(
     job: Job, config: Config, history: History, *, cpus: float, concurrent: int
 ) -> list[TrialResult]:
-    """Run the trials of a history that are left; return all of them by number."""
+    """Run the remaining trials of a history; return all trials by number."""
     if history.left:
         _Driver.serve(history)
         with tempfile.TemporaryDirectory(prefix="raygkd-tune-") as folder:
@@ -380,7 +380,7 @@ def _trainable(job: Job, cluster: ClusterConfig, cpus: float) -> Any:
 
 
 def searcher(config: Config, space: Sequence[Dimension]) -> Searcher:
-    """Return what draws the settings of the trials."""
+    """Return the searcher, which draws the settings of the trials."""
     domains = {dimension.name: tune_domain(dimension) for dimension in space}
     if config.search.searcher == "random":
         return RandomSettings(domains, config.optim.seed)
@@ -396,7 +396,7 @@ def searcher(config: Config, space: Sequence[Dimension]) -> Searcher:
 
 
 def scheduler(config: Config) -> TrialScheduler:
-    """Return what stops trials early."""
+    """Return the scheduler, which stops trials early."""
     search, epochs = config.search, config.optim.epochs
     if search.scheduler == "none":
         return FIFOScheduler()

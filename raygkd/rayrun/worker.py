@@ -1,4 +1,4 @@
-"""What runs inside a training process: build the run, train, hand metrics and checkpoints out."""
+"""Code of a training process: build the run, train, and report metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ DIVERGED = {METRIC: 0.0, "diverged": 1.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a training process is sent.
+    """The job of a training process.
 
     Attributes:
         config: the run's settings as plain values.
         images: the shared images.
         teacher: reference to the teacher's ModelFile; None where the method needs none.
-        folder: of the run, absolute and on storage that all nodes share; its checkpoint is there,
-            and its name is the run's.
-        stop: where the run is asked to stop.
-        teacher_cache: what is known of the teacher already; None to ask it every time.
+        folder: of the run, absolute and on storage that all nodes share; it has the checkpoint,
+            and its name is that of the run.
+        stop: folder of stop requests.
+        teacher_cache: cached outputs of the teacher; None to always compute them.
     """
 
     config: dict[str, Any]
@@ -60,12 +60,12 @@ class Job:
     teacher_cache: TeacherCache | None = None
 
     def settings(self, changes: Mapping[str, Any] | None = None) -> Config:
-        """Return the configuration, with the settings of a trial put in."""
+        """Return the configuration with the settings of a trial applied."""
         config = configuration.from_mapping(self.config)
         return configuration.with_settings(config, changes) if changes else config
 
     def of_trial(self, number: int, changes: Mapping[str, Any]) -> Job:
-        """Return the job of one trial of this run, with its settings and a folder of its own."""
+        """Return the job of one trial of this run, with its settings and its own folder."""
         return dataclasses.replace(
             self,
             config=configuration.to_mapping(self.settings(changes)),
@@ -75,11 +75,11 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedTrials:
-    """What the workers of a trainer are sent that trains trial after trial.
+    """The job of the workers of a trainer that trains one trial after the other.
 
     Attributes:
-        job: what every trial trains, before its settings are put in.
-        mailbox: where the orders come from, a ``Mailbox``.
+        job: of every trial, before its settings are applied.
+        mailbox: the source of orders, a ``Mailbox``.
     """
 
     job: Job
@@ -99,7 +99,7 @@ def make_job(
     folder: Place,
     stop: StopFolder,
 ) -> Job:
-    """Return a job whose teacher lies in the object store, and what it says, where it is kept."""
+    """Return a job whose teacher is in the object store, with its cache if there is one."""
     limit = config.cluster.teacher_cache_mb << 20
     cached = limit > 0 and distils(config)
     return Job(
@@ -158,17 +158,17 @@ def run_epochs(
     world_size: int = 1,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> Epochs:
-    """Train a run from its checkpoint on, if it has one; yield the metrics of every epoch.
+    """Train a run, from its checkpoint if it has one; yield the metrics of every epoch.
 
-    Beside what the training loop measures they have "workers", how many there are now.
-    The checkpoint is written before its epoch is told. So the first metrics of a run that goes on
-    are those of its checkpoint, which nobody may have heard of. Asked to stop, it writes a
-    checkpoint after the step, answers, and waits for its end.
+    They are those of the training loop and "workers", the current number of workers. A checkpoint
+    is written before its epoch is reported, so the first metrics of a resumed run are those of its
+    checkpoint, which may not have been reported before. On a stop request the run writes a
+    checkpoint after the step, answers, and waits to be stopped.
 
     Raises:
         Diverged: the loss is not finite.
         StorageError: the checkpoint cannot be written.
-        UserError: a mistake that shows in training only.
+        UserError: a user error that only shows in training.
     """
     config = job.settings()
     path = job.folder / CHECKPOINT
@@ -206,7 +206,7 @@ def run_epochs(
 
 
 def next_result(epochs: Epochs) -> dict[str, float]:
-    """Return what a trial tells of its next epoch, and whether it has diverged there."""
+    """Return the result of a trial's next epoch, and whether it diverged."""
     try:
         return {**next(epochs), "diverged": 0.0}
     except Diverged as error:
@@ -214,7 +214,7 @@ def next_result(epochs: Epochs) -> dict[str, float]:
 
 
 def train_worker(job: Job) -> None:
-    """Run one rank of a TorchTrainer: every epoch is reported."""
+    """Run one rank of a TorchTrainer, and report every epoch."""
     import ray.train
 
     for metrics in _epochs_of_rank(job):
@@ -222,9 +222,9 @@ def train_worker(job: Job) -> None:
 
 
 def serve_trials(served: ServedTrials) -> None:
-    """Run one rank of a TorchTrainer that trains trial after trial, one epoch for each order.
+    """Run one rank of a TorchTrainer that trains trial after trial, one epoch per order.
 
-    What goes wrong on all ranks at once is answered; whatever may go wrong on one of them ends it.
+    Errors that occur on all ranks are returned as answers; errors on a single rank end the trainer.
     """
     import ray.train
 
@@ -244,7 +244,7 @@ def serve_trials(served: ServedTrials) -> None:
 
 
 def _order_of_rank_0(mailbox: ActorHandle) -> Order | None:
-    """Return the next order, on all ranks that which rank 0 has got."""
+    """Return the next order, as received by rank 0, on all ranks."""
     is_first = torch.distributed.get_rank() == 0
     orders = [ray.get(mailbox.order.remote()) if is_first else None]
     torch.distributed.broadcast_object_list(orders, src=0)
@@ -257,7 +257,7 @@ def _epochs_of_rank(job: Job) -> Epochs:
 
 
 class Rank(NamedTuple):
-    """What a rank is told: its number, that of all, its device, and what wraps a module there."""
+    """A rank: its number, the number of ranks, its device, and the wrapper of modules."""
 
     rank: int
     world_size: int
@@ -266,7 +266,7 @@ class Rank(NamedTuple):
 
 
 def this_rank() -> Rank:
-    """Return what the worker of a TorchTrainer is that calls."""
+    """Return the rank of the calling worker of a TorchTrainer."""
     import ray.train
     import ray.train.torch
 
@@ -293,16 +293,16 @@ def score_models(
 ) -> dict[str, dict[str, Any]]:
     """Return name -> scores of saved models (see ``Task.score``).
 
-    In this process, which need not be started; where that has no GPU and one is asked for, each in
-    a task on a node that has one.
+    Runs in this process, which saves a start; if a GPU is requested and this process has none, each
+    model is scored in a task on a GPU node.
 
     Args:
         models: name -> model file.
         images: the shared images.
         split: which of them.
         batch_size: images at a time.
-        gpus: that a model is asked for, 0 to 1.
-        progress: is told models done and their number.
+        gpus: per model, 0 to 1.
+        progress: is called with the models done and their number.
     """
     found: dict[str, dict[str, Any]] = {}
     progress(0, len(models))
@@ -325,7 +325,7 @@ def score_models(
 def score(
     model_file: ModelFile, images: SharedImages, split: str, batch_size: int
 ) -> dict[str, Any]:
-    """Return what ``Task.score`` does, of a saved model on a split, in this process alone."""
+    """Return ``Task.score`` of a saved model on a split, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stream = RayStream(images, batch_size=batch_size, seed=0, epochs=range(0), rank=0, world_size=1)
     normalise = normaliser(model_file.mean, model_file.std, device)

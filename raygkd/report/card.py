@@ -122,7 +122,7 @@ def model_card(
 def _lesson(student: str, teacher: str | None, method: str) -> str:
     if teacher is None:
         return f"{student} was trained without a teacher."
-    return f"{student} learnt from {teacher} by the method {method}."
+    return f"{student} was distilled from {teacher} with the method {method}."
 
 
 def _scores_table(scores: Mapping[str, float], test_scores: Mapping[str, float]) -> list[str]:

@@ -37,7 +37,7 @@ def draw_confusion(
     figure = new_figure(side, side + 0.8)
     axes = figure.add_subplot(title=title, xlabel="class said", ylabel="class of the image")
     shown = axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(shown, ax=axes, label="share of the class's images", shrink=0.8)
+    figure.colorbar(shown, ax=axes, label="fraction of the images of the class", shrink=0.8)
     if classes <= MOST_NAMES:
         axes.set_xticks(range(classes), class_names, rotation=90)
         axes.set_yticks(range(classes), class_names)
@@ -58,7 +58,7 @@ def draw_reliability(path: Path, models: Mapping[str, Mapping[str, Any]]) -> Non
     """
     figure = new_figure(5.0, 6.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    above.set(ylabel="fraction correct", xlim=(0, 1), ylim=(0, 1))
     below.set(xlabel="confidence", ylabel="answers")
     above.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     for number, (name, of) in enumerate(models.items()):

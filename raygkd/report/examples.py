@@ -68,7 +68,7 @@ def examples_section(
         for title, group in groups.items()
     ]
     blocks: list[Block] = [
-        Words(f"Of {len(examples)} test images, drawn at random, the models got:"),
+        Words(f"Predictions on {len(examples)} random test images:"),
         Table(("", "images", "share"), rows),
     ]
     for number, (title, group) in enumerate(groups.items(), start=1):
@@ -88,8 +88,8 @@ def examples_section(
 
 
 _READ = (
-    "Above each image is its label, below it what the models say and how sure they are; those the "
-    "student is surest of come first."
+    "Above each image is its label, below it the models' predictions with their probabilities; "
+    "images are sorted by the student's confidence."
 )
 
 
@@ -124,14 +124,14 @@ def detections_section(sheet: Path, per_class: Path) -> Section:
                 sheet,
                 "Detections on test images",
                 "Blue boxes are the objects, orange ones what the student found, with its score. "
-                "An orange box that lies on a blue one of its class is right.",
+                "An orange box on a blue one of the same class is correct.",
                 is_wide=True,
             ),
             Picture(
                 per_class,
                 "Average precision of each class",
-                "How well the boxes of each class are found on the test images (AP50): 1 is all "
-                "objects found and nothing else.",
+                "AP50 of each class on the test images: 1 means that all objects were found, with "
+                "no false detections.",
             ),
         ],
     )

@@ -63,11 +63,11 @@ def graphs_section(
             Words(
                 f"In a channel graph a vertex is a channel of a feature map, and an edge is the "
                 f"{cosine} of two channels. The student learns to have the teacher's graph at each "
-                f"matched level. Shown are means over the same {images} validation images, without "
-                f"random changes. The {whose} is seen through its adapter, the 1x1 convolution "
-                "that maps its channels to the teacher's; before training it is the student "
-                "with the weights it begins with, behind the adapter as that begins, and its batch "
-                "normalisation takes the statistics of these images."
+                f"matched level. Shown are averages over the same {images} validation images, "
+                f"without random changes. The {whose} is seen through its adapter, the 1x1 "
+                "convolution that maps its channels to the teacher's; before training it is the "
+                "student with the weights it begins with, behind the adapter as that begins, and "
+                "its batch normalisation takes the statistics of these images."
             ),
             Picture(
                 adjacency,

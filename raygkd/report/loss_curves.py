@@ -55,8 +55,8 @@ def losses_section(
         Picture(
             alone,
             f"Loss terms of {whose}",
-            f"Means over each epoch's training images, before their weights. Terms by what they "
-            f"compare: {compared}. Then, on the validation images: {', '.join(scores)}.",
+            "Means over each epoch's training images, before their weights. The terms compare: "
+            f"{compared}. Then, on the validation images: {', '.join(scores)}.",
         )
     ]
     if len(terms) > 1:
@@ -65,9 +65,9 @@ def losses_section(
         blocks.append(
             Picture(
                 together,
-                "What the terms weigh in the sum",
+                "Weighted loss terms",
                 f"The training minimises {sums}. The axis is logarithmic: the highest line is the "
-                "term that has the largest part of the sum.",
+                "term with the largest contribution.",
             )
         )
     return Section(

@@ -72,10 +72,10 @@ def search_section(
             Picture(
                 path,
                 "Settings and scores",
-                "A line is a trial: it crosses each axis at the value the trial had there, and is "
-                "coloured by the score after its last epoch. Dark lines that meet on an axis "
-                "show where that setting did well. Thin lines were stopped early, so their scores "
-                "are those of shorter trainings.",
+                "Each line is a trial: it crosses each axis at the value of that setting, and its "
+                "colour is the score after the last epoch. Dark lines that meet on an axis show "
+                "good values of that setting. Thin lines are trials that were stopped early, so "
+                "their scores are from shorter training.",
                 is_wide=True,
             )
         )
@@ -106,13 +106,11 @@ def _curves(
         for trial in trials
     ]
     draw_search(path, curves, others, rungs)
-    text = (
-        "Score on the validation images after every epoch; a line is a trial with its own settings."
-    )
+    text = "Score on the validation images after each epoch; each line is a trial."
     if rungs:
-        text += " At a rung the scheduler ends the trials that are behind (squares)."
+        text += " At a rung the scheduler stops the trials that are behind (squares)."
     if others:
-        text += " The level lines are the final validation scores of what the trials are held to."
+        text += " The horizontal lines are the final validation scores of the baselines."
     return Picture(path, "Score of every trial", text)
 
 
@@ -120,21 +118,21 @@ def _importance(folder: Path, found: Importance | None, trials: int) -> list[Blo
     if found is None:
         return [
             Words(
-                f"Which settings mattered most cannot be told from {trials} trial(s): at least "
-                f"{FEWEST_TRIALS} with different scores are needed."
+                f"The importance of the settings cannot be estimated from {trials} trial(s): at "
+                f"least {FEWEST_TRIALS} with different scores are needed."
             )
         ]
     path = folder / "importance.png"
     draw_importance(path, found)
     text = (
-        f"Share of the differences between {found.trials} trials that each setting explains by "
-        f"itself (functional ANOVA), all compared by their score after epoch {found.epoch}, which "
-        f"each of them reached. The thin lines span {len(next(iter(found.shares.values())))} "
-        "random forests."
+        f"Share of the differences between {found.trials} trials that each setting explains on its "
+        f"own (functional ANOVA), by the score after epoch {found.epoch}, which all of them "
+        f"reached. The thin lines span {len(next(iter(found.shares.values())))} random forests."
     )
     if found.is_hint:
         text += (
-            f" {found.trials} trials are few for {len(found.shares)} settings: take this as a hint."
+            f" {found.trials} trials are few for {len(found.shares)} settings: treat this as a "
+            "hint."
         )
     return [Picture(path, "Importance of the settings", text)]
 
@@ -144,19 +142,19 @@ def _stops(config: Config, trials: Sequence[Trial], rows: Sequence[Rung]) -> lis
     trained, full = sum(trial.epoch for trial in trials), len(trials) * epochs
     broken = sum(trial.status in ("diverged", "failed") for trial in trials)
     if not rows:
-        return [Words(f"No trial was stopped early: each was to train all {epochs} epochs.")]
+        return [Words(f"No trial was stopped early: all were scheduled for {epochs} epochs.")]
     name = {"asha": "ASHA", "hyperband": "Hyperband"}[config.search.scheduler]
     text = (
-        f"{name} lets about one trial in {config.search.reduction_factor} go on beyond each rung. "
-        f"The search trained {trained} epochs in place of {full}, {_share(full - trained, full)} "
+        f"{name} lets about one trial in {config.search.reduction_factor} continue past each rung. "
+        f"The search trained {trained} epochs instead of {full}, {_share(full - trained, full)} "
         "less than training every trial to the end."
     )
     if config.search.scheduler == "hyperband":
-        text += " A trial is judged at the rungs of its own bracket only."
+        text += " A trial is only compared at the rungs of its own bracket."
     if broken:
-        text += f" {broken} trial(s) ended by themselves, diverged or failed."
+        text += f" {broken} trial(s) diverged or failed."
     cells = [(str(r.epoch), str(r.reached), str(r.stopped), str(r.saved)) for r in rows]
-    header = ("rung (epoch)", "trials that got there", "stopped there", "epochs saved")
+    header = ("rung (epoch)", "trials that reached it", "stopped there", "epochs saved")
     return [Words(text), Table(header, cells, texts=0)]
 
 
@@ -254,7 +252,7 @@ def draw_importance(path: Path, found: Importance) -> None:
     means = np.array([np.mean(found.shares[name]) for name in names])
     spans = np.array([(min(found.shares[name]), max(found.shares[name])) for name in names]).T
     figure = new_figure(1.0 + 0.34 * len(names))
-    axes = figure.add_subplot(xlabel="share of the differences explained", xlim=(0, None))
+    axes = figure.add_subplot(xlabel="fraction of the variance explained", xlim=(0, None))
     plain(axes, grid="x")
     error = np.abs(spans - means)
     axes.barh(names, means, 0.6, color=BLUE, xerr=error, ecolor=INK, capsize=3)

@@ -36,11 +36,15 @@ def repeat_section(folder: Path, repeat: Mapping[str, Any]) -> Section:
         title="Other seeds",
         blocks=[
             Words(
-                f"The best settings were trained again with {len(seeds)} other seed(s) "
-                f"({', '.join(map(str, seeds))}), and so was what they are compared with. A lead "
-                "that is not larger than its own spread may be chance."
+                f"The best settings and their baselines were retrained with {len(seeds)} other "
+                f"seed(s) ({', '.join(map(str, seeds))}), and so was what they are compared with. "
+                "A lead no larger than its standard deviation may be chance."
             ),
-            Table(header, rows, note="Scores on the test images; std is that of a sample."),
+            Table(
+                header,
+                rows,
+                note="Scores on the test images; std is the sample standard deviation.",
+            ),
             Picture(path, "Scores of each seed", _READ),
         ],
         numbers={"models": models, "best_minus": repeat["best_minus"]},
@@ -71,10 +75,10 @@ def comparison_section(folder: Path, comparison: Mapping[str, Any]) -> Section:
                 ("#", *COMPARED),
                 rows,
                 texts=2,
-                note="std is that of a sample. p is the chance of as large a difference from "
-                f"{comparison['reference']} if there were none, by a paired t-test over the "
-                "seeds. Step and memory are those of a training process, and how many times "
-                "those of the student alone.",
+                note="std is the sample standard deviation. p is the chance of as large a "
+                f"difference from {comparison['reference']} if there were none, by a paired t-test "
+                "over the seeds. Step and memory are those of a training process, and how many "
+                "times those of the student alone.",
             ),
             Picture(path, "Methods by score", _READ),
         ],

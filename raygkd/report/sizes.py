@@ -50,8 +50,8 @@ def sizes_section(
         path = folder / "sizes.png"
         draw_sizes(path, models)
         text = (
-            "Further left is smaller or faster, further up is better. The whisker at the right "
-            "reaches from the median to the 95th percentile of the runs."
+            "Models further left are smaller or faster, models further up are better. The whiskers "
+            "on the right reach from the median to the 95th percentile of the runs."
         )
         pictures.append(Picture(path, "Test score against parameters and latency", text))
     runs = next(iter(models.values())).latency.runs
@@ -72,8 +72,8 @@ def sizes_section(
         blocks=[
             Words(
                 f"Latency is the time of one {image}, measured while this report was written: "
-                f"{runs} runs of each model by turns, so that what else the machine did met all "
-                f"alike. Hardware: {hardware}."
+                f"{runs} runs of each model, alternating, so that other load on the machine "
+                f"affects all models alike. Hardware: {hardware}."
             ),
             Table(header, rows),
             *pictures,

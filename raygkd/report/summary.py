@@ -15,7 +15,7 @@ _OF_TEACHER_ALONE = {"student", "student_weights", "inherit", "method", "levels"
 
 # score -> its name
 SCORES = {
-    "accuracy": "the accuracy, the share of the images that are given their label",
+    "accuracy": "the accuracy, the fraction of images classified correctly",
     "map": "the mean average precision over IoU 0.5 to 0.95 (mAP)",
     "map50": "the mean average precision at IoU 0.5 (mAP50)",
 }
@@ -81,14 +81,14 @@ def outcome(models: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
         share = 100 * own["parameters"] / models["teacher"]["parameters"]
         text += f", with {share:.0f}% of the teacher's parameters"
     if seeds:
-        return f"{text}. These are scores of one seed; those of {seeds} more are below."
-    return f"{text}. These are scores of one seed; another one gives others."
+        return f"{text}. These scores are from one seed; those of {seeds} more are below."
+    return f"{text}. These scores are from one seed; another seed gives different ones."
 
 
 def _lead(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
     lead = own["test_score"] - other["test_score"]
     if lead == 0:
-        return f"as much as {name}"
+        return f"equal to {name}"
     return f"{abs(lead):.4f} {'above' if lead > 0 else 'below'} {name}"
 
 

@@ -96,7 +96,8 @@ def teacher_note(teacher: float, alone: float | None) -> str | None:
         return None
     return (
         f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
-        "is little to learn from it: give a better one, or train it longer (--teacher-epochs)."
+        "is little to learn from it: choose a better teacher, or train it longer "
+        "(--teacher-epochs)."
     )
 
 
@@ -170,8 +171,8 @@ def comparison_note(comparison: Mapping[str, Any]) -> str:
     first, last = comparison["seeds"][0], comparison["seeds"][-1]
     return (
         f"{comparison['metric']}, mean and standard deviation over the seeds {first} to {last}; "
-        f"p: paired t-test over the seeds against {comparison['reference']}; step and memory of a "
-        "training process, and how many times those of the student alone"
+        f"p: paired t-test over the seeds against {comparison['reference']}; step time and memory "
+        "per training process, and their ratio to the student alone"
     )
 
 
@@ -349,10 +350,10 @@ def promotion_note(result: Mapping[str, Any]) -> list[str]:
     else:
         done = f"version {champion} stays the champion: {ahead} does not reach the margin {margin}"
         if not result["margin"]:
-            done = f"version {champion} stays the champion: {ahead} is no gain"
+            done = f"version {champion} stays the champion: {ahead} is not an improvement"
     note = (
-        "the two runs had other images or splits, so one may have trained on images of this test: "
-        "compare on --data that neither has seen"
+        "the two runs used different images or splits, so one may have been trained on these test "
+        "images: compare on --data that neither has seen"
     )
     return [done] if result["same_splits"] else [done, note]
 
@@ -360,7 +361,7 @@ def promotion_note(result: Mapping[str, Any]) -> list[str]:
 def _check(check: Mapping[str, Any]) -> str:
     found = ""
     if check["detections"]:
-        found = f", {check['detections']:,} detections, {check['alone']} of them alone"
+        found = f", {check['detections']:,} detections, {check['alone']} of them unmatched"
     return (
         f"largest difference {check['largest']:.1e} (allowed {check['tolerance']:g}) on "
         f"{check['images']} inputs, {check['sample_images']} of them images{found}"

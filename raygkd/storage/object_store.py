@@ -169,8 +169,8 @@ def check_no_secret(url: str) -> None:
     """
     if _USER_INFO.search(url):
         raise ConfigError(
-            f"{_shown(url)}: leave out user name and password, and give them where the store's own "
-            "tools look for them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{_shown(url)}: leave out user name and password, and set them where the store's own "
+            "tools read them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
 
 

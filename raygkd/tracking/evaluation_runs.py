@@ -1,4 +1,4 @@
-"""Evaluations as MLflow runs beside the run of the model."""
+"""Log evaluations as MLflow runs next to the run of the model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from raygkd.tracking.tags import EVALUATED_TAG
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where MLflow has a model.
+    """The MLflow run that a model came from.
 
     Attributes:
         uri: of the store or server.
-        run_id: of the run that it came from.
+        run_id: of that run.
     """
 
     uri: str
@@ -39,19 +39,19 @@ def record_evaluation(
     tags: Mapping[str, str],
     figures: Sequence[Path],
 ) -> str:
-    """Record an evaluation as a run beside the one that the model came from; return its id.
+    """Log an evaluation as a run next to the one the model came from; return its id.
 
-    Its metrics are the logged model's as well, where there is one.
+    The metrics are also logged to the logged model, if there is one.
 
     Args:
         origin: of the model.
         name: of the run, as the UI shows it.
-        metrics: numbers; what is not finite is left out.
+        metrics: numbers; values that are not finite are skipped.
         tags: facts about it.
         figures: pictures.
 
     Raises:
-        TrackingError: the store is gone, does not answer, or refuses it.
+        TrackingError: the store is missing, does not answer, or rejects the request.
     """
     client = existing_store("MLflow", origin.uri)
     now = int(time.time() * 1000)
@@ -75,7 +75,7 @@ def record_evaluation(
             for figure in figures:
                 client.log_artifact(run_id, str(figure))
         except BaseException:
-            # the first error is the one to tell
+            # report the first error
             with contextlib.suppress(MlflowException, OSError):
                 client.set_terminated(run_id, "FAILED")
             raise

@@ -22,7 +22,7 @@ from raygkd.storage.object_store import RemotePath
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedModel:
-    """Where a model went: its MLflow URI, registered name, version, and the version's alias."""
+    """A registered model: its MLflow URI, registered name, version, and the version's alias."""
 
     uri: str
     name: str
@@ -37,9 +37,9 @@ def log_model(
     model: Any,
     example_BCHW: np.ndarray,
 ) -> Any:
-    """Log a model, through the client alone; return MLflow's record of it.
+    """Log a model through the client; return MLflow's record of it.
 
-    ``mlflow.pytorch.log_model`` goes by global state, prints, and loads the model to try it.
+    ``mlflow.pytorch.log_model`` uses global state, prints, and loads the model as a check.
     """
     logged = client.create_logged_model(experiment_id, "student", source_run_id=run_id)
     try:
@@ -48,7 +48,7 @@ def log_model(
             _save_model(path, model, example_BCHW, logged)
             client.log_model_artifacts(logged.model_id, str(path))
     except BaseException:
-        # the first error is the one to tell
+        # report the first error
         with contextlib.suppress(MlflowException):
             client.finalize_logged_model(logged.model_id, "FAILED")
         raise
@@ -58,7 +58,7 @@ def log_model(
 
 
 def _save_model(path: Path, model: Any, example_BCHW: np.ndarray, logged: Any) -> None:
-    """Write a folder in MLflow's format for the model that ``logged`` announces."""
+    """Write the folder of the logged model in MLflow's format."""
     from mlflow.models import Model
 
     facts = Model(

@@ -1,4 +1,4 @@
-"""Registered models: their versions and the aliases that say which one is in use."""
+"""Registered models: their versions, and the aliases of those in use."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """A version of a registered model that a run of raygkd has made.
+    """A version of a registered model that was registered by a run of raygkd.
 
     Attributes:
         name: of the registered model.
         version: its number.
         tags: of the version.
-        run_id: of the MLflow run that it came from.
+        run_id: of the MLflow run it came from.
         folder: of that run.
     """
 
@@ -93,16 +93,16 @@ def aliases(name: str, uri: str) -> dict[str, str]:
 
 
 def decide(candidate: Registered, uri: str, *, promoted: bool, tags: Mapping[str, str]) -> None:
-    """Note on a version what came of its comparison with the champion, and make it that if it won.
+    """Tag a version with its comparison to the champion, and make it the champion if it won.
 
     Args:
         candidate: the version.
         uri: of the store or server.
-        promoted: whether it is the champion now, and no challenger any more.
-        tags: what the version is told.
+        promoted: whether it becomes the champion, and no longer is the challenger.
+        tags: for the version.
 
     Raises:
-        TrackingError: the server does not answer, or refuses it.
+        TrackingError: the server does not answer, or rejects the request.
     """
     client = client_of(uri)
     try:
@@ -120,7 +120,7 @@ def decide(candidate: Registered, uri: str, *, promoted: bool, tags: Mapping[str
 def register(
     client: MlflowClient, name: str, logged: Any, tags: Mapping[str, str], description: str
 ) -> tuple[str, str]:
-    """Make a version of a registered model; return its number and alias."""
+    """Register a version of a model; return its number and alias."""
     try:
         client.create_registered_model(name)
     except MlflowException as error:

@@ -1,4 +1,4 @@
-"""MLflow URIs and errors without the user names and passwords in them."""
+"""Remove user names and passwords from MLflow URIs and errors."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from mlflow.exceptions import MlflowException
 
 
 def _user_info(uri: str) -> str:
-    """Return the "user:password@" of a URI, or nothing."""
+    """Return the "user:password@" of a URI, or ""."""
     scheme, _, rest = uri.partition("://")
     user, at, _ = rest.rpartition("@")
     return "" if scheme.startswith("sqlite") else user + at
 
 
 def shown(uri: str) -> str:
-    """Return a URI without the user name and password it may hold."""
+    """Return a URI without its user name and password."""
     user_info = _user_info(uri)
     return uri.replace(user_info, "", 1).partition("?")[0] if user_info else uri
 
 
 def without_secrets(text: str, uri: str) -> str:
-    """Return a text without the user names and passwords of the URIs in it."""
+    """Return a text with the user names and passwords of its URIs removed."""
     user_info = _user_info(uri)
     text = text.replace(user_info, "") if user_info else text
     return re.sub(r"(?<=://)[^/\s@]*@", "", text)

@@ -1,4 +1,4 @@
-"""The MLflow server over an output folder: on this machine alone, or for others with a password."""
+"""The MLflow server of an output folder: local, or for other machines with a password."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _GRACE = 5.0
 def serve(output: Path, host: str, port: int) -> None:
     """Run the MLflow server of an output folder until Ctrl-C or SIGTERM.
 
-    Beyond loopback it asks for the user and the password in the environment, makes the folder and
-    the store where there are none, and takes the artifacts of its clients.
+    Beyond loopback it requires the user and password from the environment, creates a missing folder
+    and store, and stores the artifacts of its clients.
 
     Args:
         output: folder that holds mlflow.db.
@@ -41,12 +41,12 @@ def serve(output: Path, host: str, port: int) -> None:
         port: TCP port.
 
     Raises:
-        ConfigError: loopback and the folder holds no store, or others are served and there is no
-            user, no password or one that MLflow refuses.
-        ResourceError: the host is not this machine's, the port is taken, or the folder cannot be
-            made.
-        TrackingError: the store cannot be made.
-        RunFailed: the server ended by itself.
+        ConfigError: the folder has no store (loopback), or there is no user, no password or one
+            that MLflow rejects (other hosts).
+        ResourceError: the host is not this machine, the port is in use, or the folder cannot be
+            created.
+        TrackingError: the store cannot be created.
+        RunFailed: the server exited unexpectedly.
     """
     store = output.expanduser().resolve() / "mlflow.db"
     shared = not is_loopback(host)
@@ -70,7 +70,7 @@ def serve(output: Path, host: str, port: int) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine's own, which no other can reach."""
+    """Return whether a host is a loopback address, which no other machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -81,12 +81,12 @@ def _check_password(host: str) -> None:
     password = os.environ.get(PASSWORD, "")
     if not os.environ.get(USER) or not password:
         raise ConfigError(
-            f"--host {host}: is for other machines as well, and they need a password; set {USER} "
-            f"and {PASSWORD}, or leave out --host to serve this machine alone"
+            f"--host {host}: serves other machines as well, which requires a password; set {USER} "
+            f"and {PASSWORD}, or leave out --host to serve only this machine"
         )
     if len(password) < _SHORTEST or password == _REFUSED:
         raise ConfigError(
-            f"{PASSWORD}: must have {_SHORTEST} characters or more, and not be MLflow's old "
+            f"{PASSWORD}: must have at least {_SHORTEST} characters, and must not be MLflow's old "
             "default; set another"
         )
 
@@ -115,20 +115,19 @@ def _announce(store: Path, host: str, port: int, shared: bool) -> None:
         f"runs of {name}: {url}/#/experiments/{number}/runs?{_TRAINING}"
         for number, name in experiments(store).items()
     ]
-    pages = pages or ["runs will be under 'Model training' (at the top left), 'Experiments'"]
-    told = "\n".join([f"MLflow UI on {url} (Ctrl-C ends it)", *pages])
+    pages = pages or ["runs will appear under 'Model training' (top left), 'Experiments'"]
+    told = "\n".join([f"MLflow UI on {url} (Ctrl-C stops it)", *pages])
     print(told, file=sys.stderr, flush=True)
     if shared:
         print(
-            f"runs are recorded there with --tracking-uri {url} where {USER} and {PASSWORD} are "
-            "set as here",
+            f"to log runs there, give --tracking-uri {url} and set {USER} and {PASSWORD} as here",
             file=sys.stderr,
             flush=True,
         )
 
 
 def _signals() -> list[int]:
-    """Return a list that takes the signals by which the server is told to end."""
+    """Install handlers of the signals that stop the server; return the list they append to."""
     # an exception out of a handler could come between the server's start and its name here
     told: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -149,7 +148,7 @@ def _run(command: list[str], environment: dict[str, str], told: list[int]) -> No
     _signal_group(server, signal.SIGKILL)
     code = server.wait()
     if not told:
-        raise RunFailed(f"MLflow's server ended with exit code {code}; what it wrote is above")
+        raise RunFailed(f"MLflow's server ended with exit code {code}; its output is above")
 
 
 def _command(store: Path, host: str, port: int, shared: bool) -> list[str]:
@@ -190,8 +189,8 @@ def _authentication(private: Path) -> dict[str, str]:
     """Return the environment of MLflow's basic authentication for the one user, an admin.
 
     Args:
-        private: folder that nobody else can read. Its database of users is as old as the server,
-            so that a password that was changed holds from the next start.
+        private: folder that nobody else can read. The user database is created anew at each start,
+            so that a changed password takes effect.
     """
     settings = private / "basic_auth.ini"
     settings.write_text(
@@ -210,7 +209,7 @@ def _authentication(private: Path) -> dict[str, str]:
 
 
 def _names(host: str) -> list[str]:
-    """Return the names and addresses under which the server may be asked."""
+    """Return the names and addresses under which clients can reach the server."""
     names = {host, "localhost", "127.0.0.1", "::1"}
     if not is_loopback(host):
         names |= {socket.gethostname(), socket.getfqdn()}
@@ -234,10 +233,10 @@ def _signal_group(leader: subprocess.Popen[bytes], number: signal.Signals) -> No
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse a host that is not this machine's, and a port that something listens on already.
+    """Refuse a host that is not this machine, and a port that is in use.
 
     Raises:
-        ResourceError: names the option and the way out.
+        ResourceError: with the option and what to do.
     """
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -258,6 +257,6 @@ def check_port(host: str, port: int) -> None:
 
 def _not_here(host: str, reason: str) -> str:
     return (
-        f"--host {host}: is no address of this machine ({reason}); give one, or 0.0.0.0 for all "
-        "of them"
+        f"--host {host}: is not an address of this machine ({reason}); give one, or 0.0.0.0 for "
+        "all interfaces"
     )

@@ -1,4 +1,4 @@
-"""The MLflow store: which one, whether it can be used, and how a new one is made."""
+"""The MLflow store: find it, check it, and create it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chosen_uri(given: str | None, output: str) -> str:
         output: ``--output``.
 
     Raises:
-        TrackingError: an output folder in an object store, which cannot hold a store of MLflow's.
+        TrackingError: the output folder is in an object store, which cannot hold an MLflow store.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if is_remote(output) and (uri is None or uri.startswith("sqlite")):
@@ -48,23 +48,23 @@ def default_uri(output: Place) -> str:
 
 
 def connect(uri: str, experiment: str, output: Place) -> str:
-    """Return the id of the experiment, made when it is new (and with it the store).
+    """Return the id of the experiment; create the experiment and the store if they are missing.
 
     Args:
         uri: of the store or server.
         experiment: its name.
-        output: folder that holds the artifacts of a local store, and is local then too.
+        output: folder for the artifacts of a local store, local in that case.
 
     Raises:
         TrackingError: the server does not answer, the store cannot be used, or the experiment's
-            artifacts are kept where they cannot be written to from here.
+            artifacts cannot be written from this machine.
     """
     scheme, separator, rest = uri.partition("://")
     scheme = scheme.partition("+")[0]
     if not separator or scheme not in _SCHEMES:
         raise TrackingError(
             f"--tracking-uri {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
-            "has no file stores any more)"
+            "no longer has file stores)"
         )
     local = scheme == "sqlite"
     try:
@@ -81,7 +81,7 @@ def connect(uri: str, experiment: str, output: Place) -> str:
         reason = "no answer" if silent else short_reason(error, uri)
         raise TrackingError(
             f"MLflow at {shown(uri)} cannot be used: {reason}; start it, or leave out "
-            "--tracking-uri to record in --output"
+            "--tracking-uri to log to --output"
         ) from error
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
@@ -95,8 +95,8 @@ def connect(uri: str, experiment: str, output: Place) -> str:
 # what the MLflow UI shows above the runs, and that it shows them as those of models in training
 _ABOUT = {
     "mlflow.note.content": (
-        "Runs of raygkd. A search and a comparison are runs that hold what they trained; their "
-        "description ranks it."
+        "Runs of raygkd. A search or a comparison is a parent run of the models it trained; its "
+        "description ranks them."
     ),
     "mlflow.experimentKind": "custom_model_development",
 }
@@ -120,25 +120,25 @@ def _experiment(uri: str, name: str, artifacts: str | None) -> Experiment:
 def _check_artifacts(experiment: Experiment, uri: str, local: bool) -> None:
     """Refuse an experiment whose artifacts would go to the wrong machine, or nowhere.
 
-    An experiment keeps the place that it was made with: a folder, or a server's own.
+    An experiment keeps the artifact location it was created with: a folder, or the server.
     """
     place, name = urlsplit(experiment.artifact_location), experiment.name
     if local and place.scheme == urlsplit(SERVED).scheme:
         raise TrackingError(
-            f"--experiment {name}: was made through a server, which takes its artifacts; give the "
-            "server as --tracking-uri, or another --experiment"
+            f"--experiment {name}: was created through a server, which stores its artifacts; give "
+            "the server as --tracking-uri, or another --experiment"
         )
     folder = Path(unquote(place.path))
     # MLflow would make the folder here, and nobody would find what is in it
     if not local and place.scheme in ("", "file") and not folder.parent.is_dir():
         raise TrackingError(
-            f"--experiment {name}: {shown(uri)} keeps its artifacts in {folder}, which is not on "
-            "this machine; use another --experiment, whose artifacts the server takes"
+            f"--experiment {name}: {shown(uri)} stores its artifacts in {folder}, which is not on "
+            "this machine; use another --experiment, whose artifacts the server stores"
         )
 
 
 def existing_store(what: str, uri: str) -> MlflowClient:
-    """Return the client of a store, which asking for something must not make."""
+    """Return the client of an existing store; a missing store is not created."""
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise TrackingError(
             f"{what}: there is no MLflow store at {uri}: give --output or --tracking-uri"
@@ -147,7 +147,7 @@ def existing_store(what: str, uri: str) -> MlflowClient:
 
 
 def probe(uri: str) -> str | None:
-    """Return what a store that can be used holds, None where it is a file that is not made yet.
+    """Return the contents of a usable store; None for a file that does not exist yet.
 
     Nothing is written.
 
@@ -155,7 +155,7 @@ def probe(uri: str) -> str | None:
         uri: of the store or server.
 
     Raises:
-        TrackingError: it does not answer, or cannot be read or, as far as it is a file, written.
+        TrackingError: it does not answer, cannot be read or, if a file, cannot be written.
     """
     try:
         if uri.startswith("sqlite"):
@@ -176,7 +176,7 @@ def probe(uri: str) -> str | None:
 
 
 def experiments(store: Path) -> dict[str, str]:
-    """Return id -> name of the experiments in a SQLite store that somebody has made.
+    """Return id -> name of the experiments in an existing SQLite store.
 
     Raises:
         TrackingError: the store cannot be read.
@@ -192,17 +192,17 @@ def experiments(store: Path) -> dict[str, str]:
 
 
 def make_store(path: Path, artifacts: str) -> None:
-    """Make a SQLite store where there is none yet.
+    """Create a SQLite store if there is none yet.
 
-    MLflow's migrations break a file on which two processes run them at once, or one that is
-    killed: so one process makes the store, under another name, and the others wait for it.
+    MLflow's migrations corrupt the file if two processes run them at once or one is killed. So one
+    process creates the store under a temporary name, and the others wait for it.
 
     Args:
-        path: of the file; its folder is there.
-        artifacts: URI where experiments keep their artifacts that name no place of their own.
+        path: of the file; its folder exists.
+        artifacts: default artifact URI of experiments.
 
     Raises:
-        TrackingError: the file is no SQLite store, or cannot be written.
+        TrackingError: the file is not an SQLite store, or cannot be written.
     """
     try:
         with contextlib.closing(sqlite3.connect(path)) as store:

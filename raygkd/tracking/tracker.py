@@ -1,8 +1,8 @@
-"""MLflow runs and their curves, recorded while training goes on.
+"""Log MLflow runs and their curves during training.
 
-Whatever is logged goes to a journal on disk first and is sent from there by a thread, so that a
-server that answers slowly, or not for a while, never holds up training and loses nothing. Sending
-the same operation again changes nothing in MLflow, so that nothing is recorded twice either.
+Everything is first written to a journal on disk, from which a thread sends it: a slow or
+unavailable server neither delays training nor loses data. Operations are idempotent, so nothing is
+logged twice.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def _may_pass(error: Exception) -> bool:
-    """Return whether the same request may succeed later: no answer, or the server's own fault."""
+    """Return whether the request may succeed later: no answer, or an error of the server."""
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
     elif (response := getattr(error, "response", None)) is not None:
@@ -53,7 +53,7 @@ def _may_pass(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _store_of_artifacts() -> Iterator[None]:
-    """Raise what a broken artifact store answers as a refusal: it must not hold up the numbers."""
+    """Raise errors of the artifact store as rejections, so that they do not delay metrics."""
     try:
         yield
     except OSError as error:
@@ -63,19 +63,19 @@ def _store_of_artifacts() -> Iterator[None]:
 
 
 class Tracker:
-    """Records runs in one MLflow experiment, from the driver.
+    """Logs runs to one MLflow experiment, from the driver.
 
-    Runs are named by keys of the caller's; the MLflow run id is made when the server answers.
-    A journal that exists already is taken up again: known keys go on in their old runs, and what
-    had not been sent is sent. What the server refuses is a warning, and stays in the journal.
+    The caller identifies runs by keys; the MLflow run id is known once the server answers. An
+    existing journal is resumed: known keys continue their runs, and unsent operations are sent.
+    What the server rejects is reported as a warning and stays in the journal.
 
     Args:
-        uri: of the MLflow store or server; ``connect`` has found it usable.
+        uri: of the MLflow store or server, checked by ``connect``.
         experiment_id: from ``connect``.
-        journal: place of the journal of all that was logged, a JSON object a line.
+        journal: path of the journal, with one JSON object per line.
 
     Attributes:
-        uri: without the user name and password it may hold.
+        uri: without user name and password.
         experiment_id, journal: as given.
     """
 
@@ -115,11 +115,11 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        """Open a run, or go on in the one that was open under this key.
+        """Open a run, or resume the one that was open under this key.
 
         Args:
-            key: what the caller calls it.
-            name: what the UI shows.
+            key: the caller's key of the run.
+            name: of the run in the UI.
             parent: key of the parent run.
             params: the settings that vary between runs.
             tags: facts about it.
@@ -144,7 +144,7 @@ class Tracker:
     def metrics(self, key: str, values: Mapping[str, float], *, step: int) -> None:
         """Log numbers of one step (an epoch).
 
-        What is not finite is left out, and so is what a resumed run reports a second time.
+        Values that are not finite are skipped, as are those that a resumed run reports again.
         """
         new = {
             name: float(value)
@@ -193,14 +193,14 @@ class Tracker:
 
         The first version is the "champion"; a later one becomes the "challenger".
 
-        Returns None, with a warning, if that fails. It is done once for a run: a process that goes
-        on with the journal of one that has done it returns what that one did.
+        Returns None, with a warning, if that fails. A run logs its model once: a resumed process
+        returns the version that an earlier one registered.
 
         Args:
             key: the run.
             model: a module of images (B, C, H, W) to logits (B, K), on the CPU; or the place of
-                a detector's model file, which is loaded by ``raygkd.deployed``.
-            example_BCHW: float32 images that the signature and a served model's schema come from.
+                a detector's model file, which ``raygkd.deployed`` loads.
+            example_BCHW: float32 images, for the signature and the schema of a served model.
             register_as: name of the registered model.
             description: of the version, as Markdown.
             tags: of the version, such as the scores that chose it.
@@ -210,7 +210,7 @@ class Tracker:
         run_id = self.run_id(key)
         try:
             if run_id is None:
-                raise TrackingError("the run could not be made")
+                raise TrackingError("the run could not be created")
             logged = log_model(self._client, self.experiment_id, run_id, model, example_BCHW)
             version, alias = register(
                 self._client, register_as, logged, self._strings(tags), description
@@ -230,9 +230,9 @@ class Tracker:
     def close(self, status: str = "FINISHED", timeout: float = 10.0) -> None:
         """End all open runs, then wait until everything is sent.
 
-        Warns when the server does not take it in ``timeout`` seconds: the journal keeps it, and a
-        Tracker on the same journal sends it. Where the journal cannot be written, which is what
-        ended the runs then, MLflow alone is told.
+        Warns if the server does not accept everything within ``timeout`` seconds: the rest stays in
+        the journal, and a Tracker on the same journal sends it. If the journal cannot be written,
+        the ends of the runs are only sent to MLflow.
         """
         for key in sorted(self._open):
             try:
@@ -245,8 +245,8 @@ class Tracker:
         self._thread.join(timeout)
         if not self._all_sent:
             _log.warning(
-                "MLflow at %s has not taken everything; it is kept in %s and is sent when this "
-                "run is resumed",
+                "MLflow at %s has not received everything; the rest is kept in %s and is sent when "
+                "this run is resumed",
                 self.uri,
                 self.journal,
             )
@@ -254,7 +254,7 @@ class Tracker:
     # the journal
 
     def _take_up(self) -> None:
-        """Go on from the journal of an earlier process, if there is one."""
+        """Resume from the journal of an earlier process, if there is one."""
         entries = read_journal(self.journal)
         sent = {entry["sent"] for entry in entries if "sent" in entry}
         for entry in entries:
@@ -279,7 +279,7 @@ class Tracker:
         return {"op": op, "key": key, **fields, "time": int(time.time() * 1000)}
 
     def _note(self, operation: dict[str, Any]) -> None:
-        """Keep in mind what an operation in the journal means for later ones."""
+        """Update the state with an operation in the journal."""
         key = operation["key"]
         self._sequence = operation["sequence"] + 1
         if operation["op"] == "start":
@@ -307,7 +307,7 @@ class Tracker:
         self._all_sent = True
 
     def _send(self, operation: dict[str, Any]) -> bool:
-        """Send one operation until the server takes or refuses it; False if closed before."""
+        """Send one operation until the server accepts or rejects it; False if closed before."""
         op, key = operation["op"], operation["key"]
         wait = 0.1
         while op == "start" or key in self._run_ids:
@@ -333,7 +333,7 @@ class Tracker:
         return True
 
     def _write_down(self, entry: dict[str, Any]) -> None:
-        """Write what MLflow has done; where it is not written, it is only asked for it again."""
+        """Write to the journal that an operation was sent; if that fails, it is sent again."""
         try:
             with self._lock:
                 self._write(entry)
@@ -341,7 +341,7 @@ class Tracker:
             if not self._unwritable:
                 self._unwritable = True
                 _log.warning(
-                    "what MLflow at %s takes is sent again when this run is resumed: %s",
+                    "everything logged to MLflow at %s is sent again when this run is resumed: %s",
                     self.uri,
                     error,
                 )
@@ -350,7 +350,8 @@ class Tracker:
         if not self._failing:
             self._failing = True
             _log.warning(
-                "MLflow at %s does not answer (%s); training goes on and everything is kept in %s",
+                "MLflow at %s does not answer (%s); training continues, and everything is kept in "
+                "%s",
                 self.uri,
                 short_reason(error, self._secret_uri),
                 self.journal,
@@ -363,7 +364,7 @@ class Tracker:
         if subject not in self._told:
             self._told.add(subject)
             _log.warning(
-                "MLflow at %s refuses '%s' of run '%s' (%s); it is kept in %s",
+                "MLflow at %s rejects '%s' of run '%s' (%s); it is kept in %s",
                 self.uri,
                 operation["op"],
                 operation["key"],
@@ -431,10 +432,10 @@ def _tags(operation: dict[str, Any]) -> list[RunTag]:
 
 
 def read_journal(path: Place) -> list[dict[str, Any]]:
-    """Return the entries of a journal; none if there is nothing.
+    """Return the entries of a journal; empty if there is none.
 
     Raises:
-        TrackingError: another line is damaged.
+        TrackingError: a line other than the last is damaged.
     """
     entries = []
     for number, line in enumerate(open_journal(path).lines(), start=1):

@@ -1,1 +1,1 @@
-"""What the commands do, from configuration to result; a module for each command."""
+"""The commands, from configuration to result; one module per command."""

@@ -1,4 +1,4 @@
-"""What a comparison trains: methods, or the parts and settings of ours one by one."""
+"""The variants that a comparison trains: methods, or parts of the graph method one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Settings = dict[str, Any]
 
 
 def variants(config: Config, task: str, channels: Mapping[int, int]) -> dict[str, Settings]:
-    """Return name -> settings of what is compared, in the order given.
+    """Return name -> settings of each variant to compare, in the given order.
 
     Args:
         config: of the comparison.
@@ -28,12 +28,12 @@ def variants(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
 
 
 def is_baseline(settings: Mapping[str, Any]) -> bool:
-    """Return whether a variant is somebody else's method, or none."""
+    """Return whether a variant is a baseline: another method, or none."""
     return not matches_graphs(settings["method"])
 
 
 def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str, Settings]:
-    """Return our method as it is set, and with one thing changed at a time.
+    """Return variants of the graph method, each with one setting changed.
 
     First the student alone and our method; then the terms vertex (V), edge (E) and spectral (S)
     alone and together, those that the method leaves out at a weight of 1; then graphs of each
@@ -41,7 +41,7 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
     their channels' means.
 
     Args:
-        config: of the comparison; what is not changed is as it says.
+        config: of the comparison; gives all settings that are not changed.
         task: of the images.
         channels: level -> the teacher's channels, of the levels that both models have.
     """

@@ -86,7 +86,7 @@ def _compared(loss: GraphDistillationLoss, features: Mapping[int, Any]) -> dict[
 
 
 def _take_statistics_of_the_batch(model: nn.Module) -> None:
-    """Let batch normalisation do as in the first step of a training, where it has learnt none."""
+    """Let batch normalisation that has no statistics yet use those of the batch, as in training."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()

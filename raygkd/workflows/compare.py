@@ -1,4 +1,4 @@
-"""Methods side by side, on the same images and seeds: ``raygkd compare``."""
+"""Compare methods on the same images and seeds: ``raygkd compare``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from raygkd.workflows.teachers import get_teacher, teacher_facts
 from raygkd.workflows.trial_progress import require_a_score
 
 PARENT = "comparison"
-RULE = "highest mean validation score over the seeds; of its seeds the best on validation"
+RULE = "highest mean validation score over the seeds, and its seed with the highest score"
 # what a run of a comparison has as parameters, so that the UI can set all of them side by side
 _SHOWN = [
     *(name for name, (section, _, _) in option_settings().items() if section == "method"),
@@ -60,12 +60,12 @@ _SHOWN = [
 
 
 class ComparisonProgress(SeedProgress):
-    """Records the trainings of a comparison, each below the run of its method."""
+    """Logs the runs of a comparison, each as a child of the run of its method."""
 
     role = "training"
 
     def name(self, trial: Trial) -> str:
-        """Return what is trained, and its seed."""
+        """Return the method and the seed of a run."""
         seed, name = self._seeded[trial.number]
         return f"{name} seed {seed}"
 
@@ -95,8 +95,8 @@ def shown_params(config: Config) -> dict[str, Any]:
 def compare(config: Config, *, console: Console, resume: Any = None) -> dict[str, Any]:
     """Train methods side by side (``raygkd compare``); return what ``--json`` prints.
 
-    All of them have the same teacher, images, splits, epochs, optimiser and seeds. The test split
-    is scored once for each model, when all are trained.
+    All methods share teacher, images, splits, epochs, optimiser and seeds. Each model is scored
+    once on the test split, after all are trained.
     """
     started = time.monotonic()
     check_names(config)
@@ -124,14 +124,14 @@ def compare(config: Config, *, console: Console, resume: Any = None) -> dict[str
 
 
 def checked_variants(config: Config, images: Images, console: Console) -> dict[str, Settings]:
-    """Return what is compared, name -> settings; print the levels that the graphs are of.
+    """Return the variants to compare, name -> settings; print the matched levels.
 
     Raises:
-        ConfigError: what one of them cannot be trained with; all problems at once.
+        ConfigError: variants that cannot be trained; all problems at once.
     """
     if config.optim.seed + config.compare.seeds - 1 > LARGEST_SEED:
         raise ConfigError(
-            f"--seeds {config.compare.seeds}: begin with --seed {config.optim.seed}, and the "
+            f"--seeds {config.compare.seeds}: start at --seed {config.optim.seed}, and the "
             f"largest is {LARGEST_SEED}: lower one of them"
         )
     check_student(config, images)
@@ -155,7 +155,7 @@ def checked_variants(config: Config, images: Images, console: Console) -> dict[s
 
 
 def _begin(session: Session, compared: Mapping[str, Settings]) -> ModelFile | None:
-    """Open the runs of the comparison and of its methods; return the teacher if one is needed."""
+    """Open the runs of the comparison and its methods; return the teacher if one is needed."""
     config, tracker = session.config, session.tracker
     tracker.start(
         PARENT,
@@ -180,7 +180,7 @@ def _begin(session: Session, compared: Mapping[str, Settings]) -> ModelFile | No
 def step_costs(
     session: Session, compared: Mapping[str, Settings], teacher: ModelFile | None
 ) -> Costs:
-    """Return name -> what a step costs, also as a share of what it costs the student alone."""
+    """Return name -> cost of a step, absolute and relative to the student alone."""
     config = session.config
     configs = {name: with_settings(config, changes) for name, changes in compared.items()}
     alone = [name for name, one in configs.items() if not uses_teacher(one)]
@@ -250,7 +250,7 @@ def p_value(scores: Sequence[float | None], others: Sequence[float | None]) -> f
     """Return the two-sided p-value of a paired t-test over the seeds.
 
     None where a score is missing, where there are fewer than two pairs, and where all differences
-    are equal, so that there is no deviation to hold them to.
+    are equal, so that their deviation is 0.
     """
     pairs = [(a, b) for a, b in zip(scores, others, strict=True) if a is not None and b is not None]
     differences = {a - b for a, b in pairs}
@@ -265,7 +265,7 @@ def _conclude(
     trials: Mapping[Seeded, TrialResult],
     teacher: ModelFile | None,
 ) -> dict[str, Any]:
-    """Record the comparison, write the best student for use, return the result."""
+    """Log the comparison, save the best student, return the result."""
     tracker = session.tracker
     models = {"teacher": teacher} if teacher is not None else {}
     chosen = best_of(comparison, trials)
@@ -304,7 +304,7 @@ def _choice(chosen: Seeded | None, trials: Mapping[Seeded, TrialResult]) -> dict
 
 
 def best_of(comparison: Mapping[str, Any], trials: Mapping[Seeded, TrialResult]) -> Seeded | None:
-    """Return seed and name of the student that validation chooses; None without a whole method."""
+    """Return seed and method of the best student on validation; None if no method is complete."""
     whole = [one for one in comparison["methods"] if one["mean"] is not None]
     if not whole:
         return None
@@ -316,7 +316,7 @@ def best_of(comparison: Mapping[str, Any], trials: Mapping[Seeded, TrialResult])
 
 
 def method_metrics(one: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a method's run in MLflow, as far as they are known."""
+    """Return the known metrics of a method's run in MLflow."""
     named = {
         "test_score": one["mean"],
         "test_score_std": one["std"],

@@ -1,6 +1,6 @@
-"""What this installation lacks, and what to do about it: ``raygkd doctor``.
+"""Check the installation and report what to fix: ``raygkd doctor``.
 
-Every check is a real one: operators are run, a cluster is started, a store is opened.
+Checks do the real thing: run operators, start a cluster, open the store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raygkd.storage.atomic_files import is_remote
 OK, NOTE, FIX = "ok", "note", "fix"
 PACKAGE = "raygkd"
 # of the UI, and of Ray's dashboard
-PORTS = {5000: "raygkd ui --port", 8265: "Ray's dashboard, which takes another by itself"}
+PORTS = {5000: "raygkd ui --port", 8265: "Ray's dashboard, which chooses another by itself"}
 SHARED_MEMORY = "/dev/shm"
 GIB = 1 << 30
 # a share of the memory that Ray's object store takes of shared memory, and GiB that do in any case
@@ -40,10 +40,10 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        check: what was looked at.
-        status: "ok"; "note", which stops nothing; or "fix".
-        found: what there is.
-        advice: what to do; empty where it is well.
+        check: what was checked.
+        status: "ok", "note" (not a problem) or "fix".
+        found: the finding.
+        advice: what to do; empty if nothing.
     """
 
     check: str
@@ -65,7 +65,7 @@ def examine(
         output: folder of the runs.
         tracking_uri: of the MLflow store; None for the environment's, or the output folder's.
         address: of a running cluster; None to start one here.
-        advance: is told checks done, their number and the next one.
+        advance: is called with the checks done, their number and the next one.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
@@ -90,7 +90,7 @@ def examine(
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             findings.append(
-                Finding(name, FIX, reason, "a part of it is broken: install raygkd again")
+                Finding(name, FIX, reason, "the installation is broken: reinstall raygkd")
             )
     advance(len(checks), len(checks))
     return {
@@ -100,7 +100,7 @@ def examine(
 
 
 def _versions() -> Iterator[Finding]:
-    """Compare the packages that are there with those that raygkd was installed for."""
+    """Compare the installed packages with the requirements of raygkd."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -131,7 +131,7 @@ def _versions() -> Iterator[Finding]:
         found = f"{', '.join(names)}: not installed"
         yield Finding(f"extra {extra}", NOTE, found, f"if needed: pip install 'raygkd[{extra}]'")
     if not wrong:
-        yield Finding("packages", OK, f"{needed} packages in the versions that are asked for")
+        yield Finding("packages", OK, f"{needed} packages in the required versions")
 
 
 def _extra(requirement: Any) -> str:
@@ -141,7 +141,7 @@ def _extra(requirement: Any) -> str:
 
 
 def _applies(requirement: Any, extra: str) -> bool:
-    """Return whether a requirement is one of this platform."""
+    """Return whether a requirement applies to this platform."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
@@ -152,7 +152,7 @@ def _installed(name: str) -> str | None:
 
 
 def _torch() -> Iterator[Finding]:
-    """Run an operator of torch and one of torchvision, which fails where they do not fit."""
+    """Run an operator of torch and one of torchvision, which fails if they do not match."""
     import torch
     import torchvision
 
@@ -167,7 +167,7 @@ def _torch() -> Iterator[Finding]:
             "torch",
             FIX,
             f"{versions}: {str(error).splitlines()[0]}",
-            "install both again, of one release: pip install --force-reinstall torch torchvision",
+            "reinstall both from one release: pip install --force-reinstall torch torchvision",
         )
         return
     right = kept.tolist() == [0]
@@ -176,7 +176,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    """Compare the GPUs that torch computes on with those that the driver knows."""
+    """Compare the GPUs that torch sees with those that the driver sees."""
     import torch
 
     known = _driver_gpus()
@@ -202,7 +202,7 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _driver_gpus() -> int:
-    """Return how many GPUs NVIDIA's driver knows."""
+    """Return how many GPUs NVIDIA's driver sees."""
     import pynvml
 
     try:
@@ -216,9 +216,9 @@ def _driver_gpus() -> int:
 
 
 def _output(output: str) -> Iterator[Finding]:
-    """Try to write where the runs will be."""
+    """Try to write to the output folder."""
     if is_remote(output):
-        yield Finding("output folder", NOTE, f"{output} is not tried", "")
+        yield Finding("output folder", NOTE, f"{output} is not checked", "")
         return
     folder = _existing(output)
     try:
@@ -228,18 +228,18 @@ def _output(output: str) -> Iterator[Finding]:
         found = f"{folder} cannot be written: {error.strerror}"
         yield Finding("output folder", FIX, found, "give another --output")
         return
-    new = "" if folder == Path(output).expanduser().resolve() else ", made by the first run"
+    new = "" if folder == Path(output).expanduser().resolve() else ", created by the first run"
     yield Finding("output folder", OK, f"{Path(output).expanduser().resolve()}{new}")
 
 
 def _existing(path: str) -> Path:
-    """Return a folder, or the nearest one above it that is there."""
+    """Return a folder, or its nearest existing parent."""
     folder = Path(path).expanduser().resolve()
     return next(part for part in (folder, *folder.parents) if part.is_dir())
 
 
 def _disks(output: str) -> Iterator[Finding]:
-    """Look at the space for the runs, and for what Ray writes."""
+    """Check the free disk space for the runs and for Ray."""
     folders = {"disk of Ray": Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))}
     if not is_remote(output):
         folders = {"disk of the runs": _existing(output), **folders}
@@ -248,7 +248,7 @@ def _disks(output: str) -> Iterator[Finding]:
         full = 1 - usage.free / max(1, usage.total)
         found = f"{folder}: {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB are free"
         where = "RAY_TMPDIR" if name == "disk of Ray" else "--output"
-        advice = f"make room, or give another {where}"
+        advice = f"free some space, or give another {where}"
         if usage.free < DISK_LEAST * GIB:
             yield Finding(name, FIX, found, advice)
         elif usage.free < DISK_ENOUGH * GIB or full > DISK_FULL:
@@ -258,7 +258,7 @@ def _disks(output: str) -> Iterator[Finding]:
 
 
 def _shared_memory() -> Iterator[Finding]:
-    """Compare shared memory with what Ray's object store takes of it."""
+    """Compare shared memory with the size of Ray's object store."""
     import psutil
 
     if not os.path.isdir(SHARED_MEMORY):
@@ -279,14 +279,14 @@ def _shared_memory() -> Iterator[Finding]:
 
 
 def _ports() -> Iterator[Finding]:
-    """Look whether something listens where the servers will."""
+    """Check whether the ports of the servers are free."""
     from raygkd.tracking.server import check_port
 
     for port, user in PORTS.items():
         try:
             check_port("127.0.0.1", port)
         except ResourceError:
-            advice = f"another program has it; for {user}"
+            advice = f"used by another program; for {user}"
             yield Finding(f"port {port}", NOTE, "taken", advice)
         else:
             yield Finding(f"port {port}", OK, "free")
@@ -301,13 +301,15 @@ def _store(output: str, tracking_uri: str | None) -> Iterator[Finding]:
     try:
         found = probe(uri)
     except TrackingError as error:
-        yield Finding("MLflow", FIX, str(error), "start or mend it, or give another --tracking-uri")
+        yield Finding(
+            "MLflow", FIX, str(error), "start or repair it, or give another --tracking-uri"
+        )
         return
-    yield Finding("MLflow", OK, found or f"{shown(uri)}, made by the first run")
+    yield Finding("MLflow", OK, found or f"{shown(uri)}, created by the first run")
 
 
 def _ray(address: str | None) -> Iterator[Finding]:
-    """Start a cluster, or join the one that is named, and run a task."""
+    """Start a cluster, or join the given one, and run a task."""
     from raygkd.rayrun.cluster import is_joined, probe
 
     joined = is_joined(address)

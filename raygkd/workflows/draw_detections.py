@@ -1,4 +1,4 @@
-"""Pictures of what detectors find, for a run's folder and MLflow."""
+"""Pictures of detections, for the run's folder and MLflow."""
 
 from __future__ import annotations
 

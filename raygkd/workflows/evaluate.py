@@ -37,7 +37,7 @@ from raygkd.workflows.preflight import output_folder
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """A model that is evaluated: its file, what is known of it, and where MLflow has it."""
+    """A model to evaluate: its file, its facts, and its run in MLflow."""
 
     path: Place
     facts: Facts
@@ -59,15 +59,14 @@ def evaluate(
 
     Args:
         config: the data, and how it is read.
-        models: what ``find_model`` takes, or exported files, of models for the same size of
-            image.
+        models: as for ``find_model``, or exported files; all of the same input size.
         split: "train", "val" or "test".
         own_data: take the data, and the seed of its splits, from the first model that names them.
         out: folder for pictures; None for none.
-        console: for progress, and for what MLflow does not take.
+        console: for progress and for errors of MLflow.
 
     Raises:
-        UserError: files and images that do not go together.
+        UserError: models and images that are not compatible.
     """
     started = time.monotonic()
     folder = _folder(out)
@@ -76,7 +75,7 @@ def evaluate(
     images = _images(config, subjects, console)
     count = len(images.rows[split])
     if not count:
-        raise DataError(f"--split {split}: the data has no image in it")
+        raise DataError(f"--split {split}: the data has no images in this split")
     with cluster(config.cluster.address):
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, config.data.cache_mb, advance)
@@ -119,16 +118,16 @@ def evaluate(
 
 
 def _folder(out: str | None) -> Path | None:
-    """Return the folder for pictures, made where it is not there.
+    """Return the folder for pictures; create it if it is missing.
 
     Raises:
-        ConfigError: an object store's.
+        ConfigError: the folder is in an object store.
         ResourceError: it cannot be written.
     """
     if out is None:
         return None
     if is_remote(out):
-        raise ConfigError(f"--out {out}: must be a folder of this machine")
+        raise ConfigError(f"--out {out}: must be a local folder")
     folder = Path(out)
     if not folder.is_dir():
         check_folder("--out", folder.parent)
@@ -145,12 +144,12 @@ def _subject(given: str, config: Config) -> _Subject:
 
 
 def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
-    """Return the settings with the data that the first model was trained on which names it.
+    """Return the settings with the training data of the first model that names it.
 
-    What was given beside stays as it is.
+    Settings that were given take precedence.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: no model names its data.
     """
     for subject in subjects.values():
         if format_of(subject.path.name) is not None:
@@ -165,23 +164,25 @@ def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
                 changes["output"] = own.output.output
             asked = configuration.given(config)
             return with_settings(config, {n: v for n, v in changes.items() if n not in asked})
-    raise ConfigError("MODEL: no file names the data that it was trained on: give --dataset")
+    raise ConfigError("MODEL: no model file names its training data: give --dataset")
 
 
 def _images(config: Config, subjects: Mapping[str, _Subject], console: Console) -> Images:
-    """Return the images as the models take them.
+    """Return the images as the models' input.
 
     Raises:
-        ConfigError: models for different images, or for others than these.
+        ConfigError: models with different inputs, or models that do not suit these images.
     """
     inputs = {(one.facts.image_size, one.facts.resize) for one in subjects.values()}
     if len(inputs) > 1:
         shown = ", ".join(
             f"{given} {one.facts.image_size}, {one.facts.resize}" for given, one in subjects.items()
         )
-        raise ConfigError(f"MODEL: of images of different sides ({shown}): evaluate them by turns")
+        raise ConfigError(
+            f"MODEL: the models take images of different sizes ({shown}): evaluate them one by one"
+        )
     [(side, resize)] = inputs
-    # what a model says of an image goes with how it is brought to the model's size
+    # predictions depend on how images are resized to the model's input
     augment = "resized-crop" if resize == CENTRE else "none"
     config = with_settings(config, {"image_size": side, "augment": augment})
     output = output_folder(config.output.output)
@@ -204,7 +205,7 @@ _JOINT = ("per-class", "reliability")
 
 @contextlib.contextmanager
 def _drawn(result: Mapping[str, Any], folder: Path | None) -> Iterator[list[Path]]:
-    """Draw the pictures; yield their paths, which are gone after the block without a folder."""
+    """Draw the pictures; yield their paths. Without a folder they are deleted after the block."""
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-")))
@@ -217,7 +218,7 @@ def _drawn(result: Mapping[str, Any], folder: Path | None) -> Iterator[list[Path
             per_class,
             names,
             {given: one["scores"][measure] for given, one in shown.items()},
-            measure="average precision at IoU 0.5" if detection else "share of the class found",
+            measure="average precision at IoU 0.5" if detection else "recall",
         )
         pictures = [per_class]
         reliability = folder / f"{_JOINT[1]}.png"
@@ -239,7 +240,7 @@ def _recorded(
     pictures: Sequence[Path],
     console: Console,
 ) -> dict[str, str] | None:
-    """Record a model's evaluation beside the run that it came from; None where there is none."""
+    """Log a model's evaluation next to the run it came from; None if there is no such run."""
     if subject.origin is None:
         return None
     one, split = result["models"][given], result["split"]
@@ -268,7 +269,7 @@ def _recorded(
             figures=pictures,
         )
     except TrackingError as error:
-        console.print(f"MODEL {given}: not recorded: {error}", soft_wrap=True)
+        console.print(f"MODEL {given}: not logged to MLflow: {error}", soft_wrap=True)
         return None
     uri = shown(subject.origin.uri)
     return {"tracking_uri": uri, "run_id": run_id, "of_run": subject.origin.run_id}

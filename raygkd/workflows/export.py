@@ -1,4 +1,4 @@
-"""A finished model in another format, held to the model it was made of: ``raygkd export``.
+"""Export a model to another format and compare the two: ``raygkd export``.
 
 Shapes: B batch, S side of the square input.
 """
@@ -58,13 +58,13 @@ def export(
 ) -> dict[str, Any]:
     """Write a model in another format (``raygkd export``); return what ``--json`` prints.
 
-    The file is run and held to the model before it gets its name.
+    The exported file is run and compared with the model before it is moved to its final name.
 
     Args:
-        model: what ``find_model`` takes.
+        model: as for ``find_model``.
         format: name of a registered format.
         out: the file to write.
-        int8: store the weights in 8 bits, where the format can.
+        int8: store the weights in 8 bits, if the format supports it.
         licence: of the weights, for the model card.
         data: Parquet images to compare on; None for those that the model was trained on.
         output: folder of the runs, for registered models.
@@ -72,8 +72,8 @@ def export(
         console: for progress.
 
     Raises:
-        UserError: files, settings or packages that do not do.
-        RunFailed: what was written does not do what the model does.
+        UserError: files, settings or packages that cannot be used.
+        RunFailed: the exported file does not reproduce the model.
     """
     chosen: ExportFormat = FORMATS.get(format)()
     target = _target(format, out, int8)
@@ -128,7 +128,7 @@ def export(
 
 
 def _target(format: str, out: str, int8: bool) -> Place:
-    """Return the place of the new file.
+    """Return the path of the new file.
 
     Raises:
         ConfigError: packages that are missing, or a file that cannot be written there.
@@ -137,7 +137,7 @@ def _target(format: str, out: str, int8: bool) -> Place:
     if int8 and "int8" not in chosen.quantised:
         able = [name for name in FORMATS.names() if "int8" in FORMATS.get(name).quantised]
         raise ConfigError(
-            f"--quantize int8: is for --format {' or '.join(able)}, not {format}: leave it out"
+            f"--quantize int8: needs --format {' or '.join(able)}, not {format}: leave it out"
         )
     require(*chosen.packages, of=f"--format {format}")
     return new_file("--out", out, (chosen.suffix,))
@@ -146,10 +146,10 @@ def _target(format: str, out: str, int8: bool) -> Place:
 def _images(
     model_file: ModelFile, data: str | None, console: Console
 ) -> tuple[Images | None, str | None]:
-    """Return images of the model's kind, or why there are none.
+    """Return images for the comparison, or why there are none.
 
     Raises:
-        UserError: those that were asked for do not do.
+        UserError: the given images cannot be used.
     """
     if data is not None:
         return given_images(model_file, data, console), None
@@ -160,10 +160,10 @@ def _images(
 
 
 def _checked(model_file: ModelFile, run: Run, images: Images | None) -> dict[str, Any]:
-    """Return how far what was written is from the model.
+    """Return the differences between the exported file and the model.
 
     Raises:
-        RunFailed: farther than rounding explains.
+        RunFailed: they are larger than rounding explains.
     """
     facts, original, comparison = facts_of(model_file), student(model_file), Comparison()
     side = facts.image_size if facts.task == "detection" else None
@@ -176,7 +176,9 @@ def _checked(model_file: ModelFile, run: Run, images: Images | None) -> dict[str
         samples = comparison.images - sum(RANDOM_BATCHES)
     if not comparison.is_equal:
         detail = (
-            f" and {comparison.alone} of {comparison.detections} detections alone" if side else ""
+            f" and {comparison.alone} of {comparison.detections} detections unmatched"
+            if side
+            else ""
         )
         raise RunFailed(
             f"the exported {model_file.name} differs from the model by {comparison.largest:.2g}"
@@ -196,7 +198,7 @@ def _inputs(facts: Facts, images: Images | None) -> Iterator[Tensor]:
 
 
 def _batches(images: Images, most: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yield the arrays of validation images, of which broken ones are left out."""
+    """Yield the arrays of validation images, without the unreadable ones."""
     rows = images.rows["val"][:most]
     for window in cut_windows(rows, BATCH):
         loaded = load_window(
@@ -222,7 +224,7 @@ def _measured(
     images: Images | None,
     advance: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Return how often a quantised model says what the model says, and both their scores."""
+    """Return how often the quantised model agrees with the model, and the scores of both."""
     facts, original, agreement = facts_of(model_file), student(model_file), Agreement()
     if images is None:
         for images_BCSS in _inputs(facts, None):

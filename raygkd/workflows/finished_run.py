@@ -1,4 +1,4 @@
-"""A run that is over, read back from its folder."""
+"""A finished run, read from its folder."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Training:
     """The training of one student of a run.
 
     Attributes:
-        student: as a report calls it.
+        student: its name in a report.
         config: its settings.
-        folder: where its last checkpoint is, if it is still there.
+        folder: of its last checkpoint, if that still exists.
     """
 
     student: str
@@ -46,7 +46,7 @@ class Training:
     folder: Place
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """Return its last checkpoint, None if it is gone.
+        """Return its last checkpoint; None if it no longer exists.
 
         Raises:
             DataError: it is damaged.
@@ -57,16 +57,16 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinishedRun:
-    """What a run has left.
+    """A finished run: its settings, result and trials.
 
     Attributes:
         folder: of the run.
         output: the output folder that it is in.
         config: the settings of the command.
         result: what its ``--json`` printed.
-        facts: what it rests on, see ``raygkd.workflows.resume``.
+        facts: the data and models it depends on, see ``raygkd.workflows.resume``.
         trials: of a search, best first.
-        winner: the trial of the best student, where it is a search; of a comparison, the training.
+        winner: the trial of the best student of a search or comparison.
     """
 
     folder: Place
@@ -79,17 +79,17 @@ class FinishedRun:
 
     @property
     def command(self) -> str:
-        """The command that made it."""
+        """The command that started the run."""
         return self.folder.name.partition("-")[0]
 
     @property
     def finished(self) -> float:
-        """When it was over, in seconds since 1970."""
+        """When the run finished, in seconds since 1970."""
         return modified(self.folder / resume.RESULT)
 
     @property
     def trained(self) -> str | None:
-        """The model that the report is about; None where the run has trained no single one."""
+        """The model that the report is about; None if the run did not train a single model."""
         if self.winner is not None:
             return BEST
         models = self.result.get("models", {})
@@ -131,7 +131,7 @@ class FinishedRun:
         }
 
     def _teacher(self, images: Images) -> Place:
-        """Return where the teacher lies that the run was given, or trained."""
+        """Return the path of the teacher that the run was given or trained."""
         recorded = self.result.get("teacher", {}).get("path")
         if recorded is not None and place(recorded).exists():
             return place(recorded)
@@ -141,10 +141,10 @@ class FinishedRun:
 
     @functools.cached_property
     def matching(self) -> Training | None:
-        """The training whose channel graphs a report shows; None if none has matched graphs.
+        """The training whose channel graphs the report shows; None if none matched graphs.
 
-        It is that of the model that the report is about or, in a comparison whose best is of
-        another method, the best of those that did, by the validation split.
+        It is the training of the model that the report is about. If that model uses another method,
+        it is the best graph method of the comparison on the validation split.
         """
         if matches_graphs(self.settings.method.method):
             number = self.winner.number if self.winner else None
@@ -175,7 +175,7 @@ class FinishedRun:
         return self.folder / torch_trainer.JOURNAL
 
     def versions(self) -> dict[str, str]:
-        """Return package -> version that the run was made with; nothing if it has not told."""
+        """Return package -> version that the run used; empty if unknown."""
         entries = read_journal(self.folder / resume.TRACKING)
         tags: dict[str, str] = next((e["tags"] for e in entries if e["op"] == "start"), {})
         prefix = "version."
@@ -184,15 +184,15 @@ class FinishedRun:
 
 
 def open_finished(given: str) -> FinishedRun:
-    """Read a run that is over.
+    """Read a finished run.
 
     Args:
-        given: an output folder, whose newest finished run is meant, or the folder of a run.
+        given: the folder of a run, or an output folder for its newest finished run.
 
     Raises:
-        ConfigError: there is no such run, or it is not over.
+        ConfigError: there is no such run, or it is not finished.
         DataError: its files are damaged.
-        StorageError: the store does not give them.
+        StorageError: the files cannot be read.
     """
     folder = _finished_folder(given)
     result, facts = (
@@ -220,27 +220,27 @@ def _finished_folder(given: str) -> Place:
         finished = [run for run in (folder / "runs").iterdir() if (run / resume.RESULT).exists()]
         if not finished:
             raise ConfigError(
-                f"OUTPUT {given}: holds no run that is over: make one with 'raygkd tune --output "
-                f"{given}', or go on with one by 'raygkd tune --resume {given}'"
+                f"OUTPUT {given}: has no finished run: start one with 'raygkd tune --output "
+                f"{given}', or resume one with 'raygkd tune --resume {given}'"
             )
         return max(finished, key=lambda run: modified(run / resume.RESULT))
     for name in (resume.CONFIG, resume.FACTS):
         if not (folder / name).exists():
             raise ConfigError(
-                f"OUTPUT {given}: holds no {name}; give an output folder, or the folder of a run, "
+                f"OUTPUT {given}: has no {name}; give an output folder, or the folder of a run, "
                 "which is in OUTPUT/runs"
             )
     if not (folder / resume.RESULT).exists():
         command = folder.name.partition("-")[0]
         raise ConfigError(
-            f"OUTPUT {given}: the run is not over; when it is not under way any more, go on with: "
-            f"raygkd {command} --resume {given}"
+            f"OUTPUT {given}: the run is not finished; once it is no longer running, resume it "
+            f"with: raygkd {command} --resume {given}"
         )
     return folder
 
 
 def _trials(folder: Place, rows: Sequence[Mapping[str, Any]]) -> tuple[Trial, ...]:
-    """Return trials in the order of a result, with all that was reported of each epoch."""
+    """Return the trials in the order of the result, with the metrics of each epoch."""
     trials = {
         row["number"]: Trial(
             number=row["number"], params=row["params"], status=row["status"], error=row["error"]

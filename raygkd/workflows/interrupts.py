@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what runs finishes its step and writes a checkpoint; the second ends all."""
+"""Ctrl-C and SIGTERM: the first stops runs after a checkpoint; the second stops everything."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Turns the first signal into a request and then a KeyboardInterrupt, the second into the end.
+    """Turns the first signal into a stop request and a KeyboardInterrupt; the second exits at once.
 
-    A thread asks and looks for answers: what an object store is asked takes its time, and handlers
-    of signals must not.
+    A thread sends the request and polls for answers: an object store may be slow, and signal
+    handlers must not block.
 
     Args:
-        folder: where training processes are asked to stop.
+        folder: for the stop request to the training processes.
         tell: shows a line.
     """
 
@@ -62,7 +62,7 @@ class Interrupts:
         """Let a stop inside the block wait for the checkpoints of these runs.
 
         Args:
-            running: returns the names of the runs that are under way.
+            running: returns the names of the active runs.
         """
         self._running = running
         try:
@@ -77,7 +77,9 @@ class Interrupts:
         self._deadline = time.monotonic() + ANSWER_SECONDS
         if not self._running():
             raise KeyboardInterrupt
-        self._tell("stopping: the step is finished and a checkpoint written; again to stop at once")
+        self._tell(
+            "stopping after this step, with a checkpoint; press Ctrl-C again to stop at once"
+        )
         self._must_ask.set()
         signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
 
@@ -89,7 +91,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _ask(self) -> None:
-        """Ask once it must be, and look for the answers until all is over."""
+        """Wait for the signal, send the stop request, and poll for answers until the block ends."""
         self._must_ask.wait()
         if self._is_over.is_set():
             return

@@ -1,4 +1,4 @@
-"""Images that a finished model can be held to."""
+"""Images to compare a finished model on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raygkd.storage.atomic_files import Place, place
 
 
 def given_images(model_file: ModelFile, data: str, console: Console) -> Images:
-    """Return the images that ``--data`` names, broken ones left out.
+    """Return the images that ``--data`` names, without the unreadable ones.
 
     Args:
         model_file: of the model.
@@ -24,7 +24,7 @@ def given_images(model_file: ModelFile, data: str, console: Console) -> Images:
         console: for progress.
 
     Raises:
-        UserError: there are none, or they are not of the model's classes.
+        UserError: there are none, or they have other classes than the model.
     """
     settings = {"dataset": "parquet", "data_dir": data, "skip_bad": True}
     return _opened(with_settings(Config(), settings), model_file, Path(), console)
@@ -38,7 +38,7 @@ def own_images(model_file: ModelFile, console: Console) -> Images:
         console: for progress.
 
     Raises:
-        UserError: they are not there any more; ``--data`` is what the message ends with.
+        UserError: they no longer exist; the message suggests ``--data``.
     """
     tree = yaml_mapping(model_file.config, where="the model file's settings")
     if not tree:

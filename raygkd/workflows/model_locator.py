@@ -1,4 +1,4 @@
-"""Where a model is, by what is given as MODEL; where a result may be written."""
+"""Find the file of a MODEL argument, and check where results can be written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
 
     Args:
         given: a file; the folder of a run; or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``,
-            whose run's folder must still be there.
+            whose run's folder must still exist.
         tracking_uri: of the MLflow store, for the last; None for the output folder's.
         output: folder of the runs.
 
@@ -44,8 +44,8 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
         return path / MODEL
     if not path.exists():
         raise DataError(
-            f"MODEL {given}: there is no such file: give one that 'raygkd tune', 'raygkd train' or "
-            "'raygkd teacher' wrote, its run's folder, or models:/NAME@ALIAS"
+            f"MODEL {given}: no such file: give one written by 'raygkd tune', 'raygkd train' or "
+            "'raygkd teacher', the folder of its run, or models:/NAME@ALIAS"
         )
     return path
 
@@ -54,25 +54,25 @@ def registered_file(given: str, version: Registered) -> Place:
     """Return the file of a registered model's version.
 
     Args:
-        given: how it was asked for, for errors.
+        given: the MODEL argument, for error messages.
         version: of the model.
 
     Raises:
-        DataError: its run's folder has none any more.
+        DataError: the file is no longer in its run's folder.
     """
     folder = place(version.folder)
     file = folder / MODEL
     if not file.exists():
-        raise DataError(f"MODEL {given}: its run's folder {folder} has no {MODEL} any more")
+        raise DataError(f"MODEL {given}: its run's folder {folder} no longer has {MODEL}")
     return file
 
 
 def origin_of(given: str, path: Place, *, tracking_uri: str | None, output: str) -> Origin | None:
-    """Return where MLflow has a model; None of a file that does not lie in its run's folder.
+    """Return the MLflow run of a model; None for a file outside its run's folder.
 
     Args:
-        given, tracking_uri, output: as of ``find_model``.
-        path: what that returned.
+        given, tracking_uri, output: as for ``find_model``.
+        path: what ``find_model`` returned.
 
     Raises:
         TrackingError: MLflow has no such model, or does not answer.
@@ -95,10 +95,10 @@ def origin_of(given: str, path: Place, *, tracking_uri: str | None, output: str)
 
 
 def new_file(option: str, given: str, suffixes: tuple[str, ...]) -> Place:
-    """Return the place of a file that is to be written.
+    """Return the path of a file to write.
 
     Args:
-        option: that it is given as.
+        option: name of the option that gives the path.
         given: its path.
         suffixes: that it may end with.
 
@@ -120,13 +120,13 @@ def new_file(option: str, given: str, suffixes: tuple[str, ...]) -> Place:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Refuse a folder that is not there, or that nothing can be written to.
+    """Refuse a folder that does not exist or is not writable.
 
     Raises:
-        ResourceError: names the option and the reason.
+        ResourceError: with the option and the reason.
     """
     if not folder.is_dir():
-        raise ResourceError(f"{option}: there is no folder '{folder}': make it first")
+        raise ResourceError(f"{option}: there is no folder '{folder}': create it first")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

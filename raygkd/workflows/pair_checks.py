@@ -1,4 +1,4 @@
-"""Whether teacher, student and images go together, before anything starts."""
+"""Check that teacher, student and images are compatible, before anything starts."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ from raygkd.models import (
 )
 from raygkd.report.tables import levels_table
 
-# pixels; any size will do to see whether there is a model of a name
+# pixels; any size serves to check a model's name
 NAME_CHECK_SIZE = (64, 64)
 
 
 def check_names(config: Config, role: str = "student") -> None:
-    """Refuse what can be told to be wrong without the images, before anything starts.
+    """Check models and settings as far as possible without the images.
 
     Args:
         config: what to train.
-        role: "student", or "teacher" where one is trained alone.
+        role: "student", or "teacher" if only a teacher is trained.
 
     Raises:
-        ConfigError: an unknown model, or models and settings that are not for the data set's task.
-        DataError: a teacher's file or weights that are missing or damaged, or weights of another
-            model.
+        ConfigError: an unknown model, or models and settings that do not suit the data set's task.
+        DataError: missing or damaged files of the teacher or weights, or weights of another model.
     """
     task = task_of(config.data.dataset)
     if task is not None:
@@ -53,7 +52,7 @@ def check_names(config: Config, role: str = "student") -> None:
             file = load_model_file(name)
         if config.model.teacher_weights is not None:
             raise ConfigError(
-                f"--teacher-weights: the teacher {name} is trained already: leave it out"
+                f"--teacher-weights: the teacher {name} is already trained: leave it out"
             )
         if task is not None:
             with naming_option(f"--teacher {name}"):
@@ -64,7 +63,7 @@ def check_names(config: Config, role: str = "student") -> None:
 
 
 def _check_model(config: Config, task: str | None, role: str) -> None:
-    """Refuse the model that is trained, or its weights; the options are named after the role."""
+    """Check the model to train and its weights; errors name the options of the role."""
     name = config.model.student
     with naming_option(f"--{role}"):
         model = build_model(name, 2, NAME_CHECK_SIZE)
@@ -76,7 +75,7 @@ def _check_model(config: Config, task: str | None, role: str) -> None:
 
 @contextlib.contextmanager
 def naming_option(option: str) -> Iterator[None]:
-    """Put an option before what is wrong with its value."""
+    """Prefix errors with the option whose value caused them."""
     try:
         yield
     except UserError as error:
@@ -84,15 +83,15 @@ def naming_option(option: str) -> Iterator[None]:
 
 
 def check_student(config: Config, images: Images, role: str = "student") -> None:
-    """Refuse images that the student cannot train on.
+    """Check that the student can train on the images.
 
     Args:
         config: what to train.
-        images: what to train on.
-        role: "student", or "teacher" where one is trained alone.
+        images: the training data.
+        role: "student", or "teacher" if only a teacher is trained.
 
     Raises:
-        ConfigError: they are fewer than a batch, too small for the student, or of another task.
+        ConfigError: fewer images than a batch, images too small for the student, or another task.
     """
     check_settings(config, images.spec.task)
     workers = config.cluster.workers.most
@@ -103,12 +102,12 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
 
 
 def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
-    """Return the teacher of a run as far as it is known: the given one, or an untrained one.
+    """Return the teacher of a run: the given one, or an untrained model of its name.
 
     Raises:
-        ConfigError: it tells other classes apart, the images are too small for it, or it cannot be
-            trained with these settings.
-        DataError: its weights are not those of the model it names.
+        ConfigError: it has other classes, the images are too small for it, or it cannot be trained
+            with these settings.
+        DataError: its weights do not fit the model it names.
     """
     name = config.model.teacher
     if not is_model_file(name):
@@ -126,7 +125,7 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
 
 
 def show_pair(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:
-    """Print what the student starts with of the teacher, and the levels that are matched.
+    """Print the modules that the student inherits from the teacher, and the matched levels.
 
     Raises:
         ConfigError: unknown levels, a spectral dimension too large for one, or nothing to inherit.

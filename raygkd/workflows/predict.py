@@ -1,4 +1,4 @@
-"""What a model says of images, as lines, Parquet and pictures: ``raygkd predict``."""
+"""Predictions for images, as JSON Lines, Parquet and pictures: ``raygkd predict``."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ def predict_images(
     console: Console,
     stdout: IO[str],
 ) -> dict[str, int]:
-    """Apply a model to images (``raygkd predict``); return how many, and how many were skipped.
+    """Apply a model to images (``raygkd predict``); return the counts of all and skipped images.
 
     Args:
-        model: what ``find_model`` takes, or an exported file.
+        model: as for ``find_model``, or an exported file.
         paths: image files, folders, Parquet files and folders of them.
         out: file of JSON Lines or Parquet; None for lines on ``stdout``.
         draw: folder for pictures; None for none.
-        top: predictions of an image at most; None for five classes, or all detections.
-        threshold: least score of a detection.
+        top: maximum predictions per image; None for five classes, or all detections.
+        threshold: minimum score of a detection.
         batch_size: images at a time.
         address: of a running cluster; None starts one here.
         output: folder of the runs, for registered models.
         tracking_uri: of the MLflow store, for registered models.
-        console: for progress, and for images that are skipped.
-        stdout: gets the lines where ``out`` is None.
+        console: for progress and skipped images.
+        stdout: gets the lines if ``out`` is None.
 
     Raises:
-        UserError: files and settings that do not do, or no image that can be read.
+        UserError: invalid files or settings, or no readable image.
     """
     target = None if out is None else new_file("--out", out, (".jsonl", ".parquet"))
     path = find_model(model, tracking_uri=tracking_uri, output=output)
@@ -113,7 +113,7 @@ def _where(prediction: Prediction) -> str:
 
 
 def _record(prediction: Prediction, facts: Facts) -> dict[str, Any]:
-    """Return what is told of an image."""
+    """Return the record of an image."""
     said = []
     for index, label in enumerate(prediction.label.tolist()):
         one = {"class": facts.class_names[label], "score": round(float(prediction.score[index]), 6)}
@@ -126,17 +126,17 @@ def _record(prediction: Prediction, facts: Facts) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _pictures(draw: str | None, facts: Facts) -> Iterator[Pictures | None]:
-    """Yield what draws, if it is to be drawn."""
+    """Yield a function that draws predictions, or None."""
     if draw is None:
         yield None
         return
     if is_remote(draw):
-        raise ConfigError(f"--draw {draw}: must be a folder of this machine")
+        raise ConfigError(f"--draw {draw}: must be a local folder")
     folder = Path(draw)
     try:
         make_folder(folder)
     except OSError as error:
-        raise ResourceError(f"--draw {draw}: cannot be made: {error.strerror}") from error
+        raise ResourceError(f"--draw {draw}: cannot be created: {error.strerror}") from error
     check_folder("--draw", folder)
     pictures = Pictures(folder, facts)
     yield pictures
@@ -145,7 +145,7 @@ def _pictures(draw: str | None, facts: Facts) -> Iterator[Pictures | None]:
 
 @contextlib.contextmanager
 def _writer(target: Place | None, stdout: IO[str], facts: Facts) -> Iterator[Write]:
-    """Yield what writes a record; a file appears when all of them are written."""
+    """Yield a function that writes a record; the file appears when all are written."""
     if target is None:
         yield lambda record: _write_line(stdout, record)
         return

@@ -1,4 +1,4 @@
-"""What a run needs before it starts: an output folder, lasting paths, and room on the cluster."""
+"""Checks before a run starts: output folder, lasting paths, and room on the cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raygkd.workflows.resume import INPUTS, lasting_path
 
 
 def output_folder(given: str) -> Place:
-    """Return the absolute output folder, made if it is not there.
+    """Return the absolute output folder; create it if it is missing.
 
     Raises:
         ConfigError: a URL that cannot be used.
@@ -42,7 +42,7 @@ def output_folder(given: str) -> Place:
 
 
 def with_lasting_paths(config: Config, output: Place) -> Config:
-    """Return the configuration as it can be given back from another folder, or another job."""
+    """Return the configuration with paths that stay valid in another folder or job."""
     paths = {
         "data_dir": config.data.data_dir,
         "output": config.output.output,
@@ -70,16 +70,17 @@ def with_lasting_paths(config: Config, output: Place) -> Config:
 
 
 def require_one_truth(output: Place, uri: str) -> None:
-    """Refuse results in places that only one of several nodes has.
+    """Refuse outputs that not all nodes of the cluster can reach.
 
     Raises:
-        ResourceError: an output folder that one of them does not see.
+        ResourceError: an output folder that is not visible on all nodes.
         TrackingError: an MLflow store that is a file.
     """
     if uri.startswith("sqlite"):
         raise TrackingError(
-            f"--tracking-uri {uri}: the cluster has several nodes or will have, and a file is no "
-            "store for them: give the URL of an MLflow server ('raygkd ui --host' starts one)"
+            f"--tracking-uri {uri}: the cluster has several nodes, or will have, and they cannot "
+            "share a file as their store: give the URL of an MLflow server ('raygkd ui --host' "
+            "starts one)"
         )
     if isinstance(output, Path):
         witness = output / f".seen-{secrets.token_hex(4)}"
@@ -91,17 +92,17 @@ def require_one_truth(output: Place, uri: str) -> None:
 
 
 def require_room(config: Config, nodes: Sequence[cluster.Resources], data_cpus: float) -> int:
-    """Return how many runs fit at once, each with as many workers as it can have.
+    """Return how many runs fit at once, each with its maximum number of workers.
 
     Raises:
-        ResourceError: there is no room for one with the fewest.
+        ResourceError: not even one run with the minimum number of workers fits.
     """
     cluster.require_room(nodes, bundles_of(config, fewest=True), data_cpus=data_cpus)
     return max(1, cluster.places(nodes, bundles_of(config), data_cpus=data_cpus))
 
 
 def bundles_of(config: Config, *, fewest: bool = False) -> list[cluster.Resources]:
-    """Return what a run takes with as many workers as it can have, or with the fewest."""
+    """Return the resources of a run with its maximum number of workers, or the minimum."""
     workers = config.cluster.workers
     return cluster.run_bundles(
         config.cluster,

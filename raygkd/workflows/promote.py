@@ -1,4 +1,4 @@
-"""Which version of a registered model is in use: ``raygkd promote``."""
+"""Compare the versions of a registered model, and promote the better: ``raygkd promote``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from raygkd.tracking.tags import IMAGES_TAG
 from raygkd.workflows.model_images import given_images, own_images
 from raygkd.workflows.model_locator import registered_file
 
-# what a difference of scores may lack of a margin by rounding
+# tolerance for rounding when a lead is compared with the margin
 ROUNDING = 1e-9
 
 
@@ -45,19 +45,19 @@ def promote(
 ) -> dict[str, Any]:
     """Make the challenger of a registered model its champion, if it is better on the test split.
 
-    Both are scored now, on the same images. Returns what ``--json`` prints.
+    Both are scored on the same images. Returns what ``--json`` prints.
 
     Args:
         name: of the registered model.
-        margin: by which the challenger's score must be higher; with 0 any gain does.
-        data: Parquet images whose test split is used; None for those of the challenger's run.
+        margin: minimum lead of the challenger; with 0 any gain is enough.
+        data: Parquet images, whose test split is scored; None for those of the challenger's run.
         address: of a running cluster; None starts one here.
         output: folder of the runs.
         tracking_uri: of the MLflow store; None for the output folder's.
         console: for progress.
 
     Raises:
-        UserError: there are not two versions to compare, or no images to compare them on.
+        UserError: there are no two versions, or no images to compare them on.
     """
     started = time.monotonic()
     uri = chosen_uri(tracking_uri, output)
@@ -97,11 +97,11 @@ def promote(
 
 
 def is_better(ahead: float, margin: float) -> bool:
-    """Return whether a score is higher than another one, and by a margin.
+    """Return whether a lead in score reaches the margin.
 
     Args:
-        ahead: by how much it is.
-        margin: by how much it must be; an equal score is not better with 0 either.
+        ahead: the lead.
+        margin: the minimum lead; an equal score is not better, even with 0.
     """
     return ahead > 0 and ahead >= margin - ROUNDING
 
@@ -110,19 +110,18 @@ def _versions(name: str, uri: str) -> dict[str, Registered]:
     """Return champion and challenger.
 
     Raises:
-        ConfigError: no name of a registered model.
+        ConfigError: an invalid name.
         TrackingError: there is no such model, or one of the two is missing.
     """
     if not re.fullmatch(r"[^/@:]+", name):
         raise ConfigError(
-            f"NAME {name}: must be the name of a registered model alone, such as "
-            "raygkd-digits-resnet8"
+            f"NAME {name}: must be the name of a registered model, such as raygkd-digits-resnet8"
         )
     held = aliases(name, uri)
     if CHAMPION not in held:
         raise TrackingError(
-            f"NAME {name}: no version has the alias {CHAMPION}: give it to one in MLflow (the "
-            "first version that a search registers gets it by itself)"
+            f"NAME {name}: no version has the alias {CHAMPION}: set it in MLflow (the first "
+            "version registered by a search gets it automatically)"
         )
     if CHALLENGER not in held:
         raise TrackingError(
@@ -138,7 +137,7 @@ def _images(files: dict[str, ModelFile], data: str | None, console: Console) -> 
     """Return the images, checked against both models.
 
     Raises:
-        UserError: there are none, or a model tells other classes apart.
+        UserError: there are none, or a model has other classes.
     """
     file = files[CHALLENGER]
     images = own_images(file, console) if data is None else given_images(file, data, console)
@@ -175,7 +174,7 @@ def _scores(
 
 
 def _told(result: dict[str, Any]) -> dict[str, str]:
-    """Return what the challenger's version is told of the comparison."""
+    """Return the tags of the comparison for the challenger's version."""
     versions = result["versions"]
     champion, challenger = versions[CHAMPION], versions[CHALLENGER]
     outcome = "promoted" if result["promoted"] else "not promoted"

@@ -1,4 +1,4 @@
-"""The best settings with other seeds, beside the student alone and logit distillation."""
+"""Retrain the best settings and their baselines with other seeds."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ BEST, ALONE, KD = "best", "student_alone", "kd"
 
 
 class RepeatProgress(SeedProgress):
-    """Records repeats."""
+    """Logs repeats."""
 
     role = "repeat"
 
 
 def repeat(session: Session, teacher: ModelFile, winner: TrialResult) -> dict[str, Any] | None:
-    """Train the best settings and what they are compared with again, with ``--repeat`` seeds.
+    """Retrain the best settings and their baselines with ``--repeat`` other seeds.
 
-    The seeds follow the search's own, which chose the settings and is not among them. All roles of
-    a seed share it; the split is the search's. Every model trains all epochs, and is scored on the
-    test split when it has.
+    The seeds follow the search's own, which is excluded since it chose the settings. All roles use
+    the same seeds and the split of the search. Every model trains all epochs and is then scored on
+    the test split.
 
     Args:
         session: the open run of the search.
@@ -42,9 +42,9 @@ def repeat(session: Session, teacher: ModelFile, winner: TrialResult) -> dict[st
         winner: its best trial.
 
     Returns:
-        What ``--json`` prints of it: "seeds"; "models", role -> scores, mean and standard
+        The part of ``--json``: "seeds"; "models", role -> scores, mean and standard
         deviation; "best_minus", role -> the same of the best settings' lead; "trials", how each
-        training went. None if nothing is to be repeated.
+        training went. None without ``--repeat``.
     """
     config = session.config
     first = config.optim.seed + 1
@@ -71,7 +71,7 @@ def repeat(session: Session, teacher: ModelFile, winner: TrialResult) -> dict[st
 
 
 def compared(config: Config, params: Mapping[str, Any], task: str) -> dict[str, dict[str, Any]]:
-    """Return role -> settings of what is trained with each seed.
+    """Return role -> settings to train with each seed.
 
     Args:
         config: of the search.
@@ -87,7 +87,7 @@ def compared(config: Config, params: Mapping[str, Any], task: str) -> dict[str, 
 
 
 def numbers(told: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of the parent run: every mean and deviation that is known."""
+    """Return the metrics of the parent run: all known means and deviations."""
     entries = {f"repeat_{role}": entry for role, entry in told["models"].items()}
     entries |= {f"repeat_best_minus_{role}": entry for role, entry in told["best_minus"].items()}
     return {

@@ -1,4 +1,4 @@
-"""What a finished run tells, as one page: ``raygkd report``.
+"""Report of a finished run, as one page: ``raygkd report``.
 
 Shapes: B images, C channels, H height, W width, K classes.
 """
@@ -61,17 +61,17 @@ Made = Section | str
 def write_report(given: str, html: str | None, *, console: Console) -> dict[str, Any]:
     """Write a finished run's report (``raygkd report``); return what ``--json`` prints.
 
-    Page and pictures appear at the end, each whole or not at all.
+    Page and pictures are moved into place at the end, so none is ever incomplete.
 
     Args:
-        given: an output folder, whose newest finished run is meant, or the folder of a run.
-        html: of the page; None for ``report/index.html`` in the run's folder. The pictures lie
-            beside it; those beside a page that was named have its name before theirs.
+        given: the folder of a run, or an output folder for its newest finished run.
+        html: of the page; None for ``report/index.html`` in the run's folder. Pictures are stored
+            next to it; next to a named page, they are prefixed with its name.
         console: for progress.
 
     Raises:
-        ConfigError: there is no such run, it is not over, or the page cannot be there.
-        DataError: its files or its images are not what they were.
+        ConfigError: there is no such run, it is not finished, or the path of the page is invalid.
+        DataError: its files or its images have changed.
         ResourceError: the page cannot be written.
     """
     started = time.monotonic()
@@ -93,7 +93,7 @@ def write_report(given: str, html: str | None, *, console: Console) -> dict[str,
 
 
 def _target(run: FinishedRun, html: str | None) -> Place:
-    """Return where the page is written."""
+    """Return the path of the page."""
     if html is None:
         return run.folder / "report" / PAGE
     try:
@@ -110,7 +110,7 @@ def _stem(target: Place) -> str:
 
 
 def _put(target: Place, text: str, pictures: Sequence[Path], *, prefix: str) -> list[str]:
-    """Write the page and the pictures to their place; return the pictures' paths."""
+    """Write the page and the pictures; return the paths of the pictures."""
     written = [target.parent / f"{prefix}{path.name}" for path in pictures]
     try:
         make_folder(target.parent)
@@ -132,8 +132,8 @@ class _Opened:
     """A run with its images and models.
 
     Attributes:
-        run: what it has left.
-        images: of it; None where it has no model.
+        run: the finished run.
+        images: of it; None if it has no model.
         models: role -> model file.
         folder: for the pictures.
     """
@@ -172,13 +172,13 @@ class _Opened:
         """Level -> maps of ``GRAPH_IMAGES`` validation images, or why there are none."""
         run, images = self.run, self.images
         if images is None or run.trained is None:
-            return "the run has trained no single model"
+            return "the run did not train a single model"
         matching = run.matching
         if matching is None:
-            return f"the method of the run is {run.settings.method.method}, which matches no graphs"
+            return f"the run's method, {run.settings.method.method}, does not match graphs"
         checkpoint = matching.checkpoint()
         if checkpoint is None:
-            return "the checkpoint that holds the student's adapters is not there any more"
+            return "the checkpoint with the student's adapters no longer exists"
         sample_BCHW = _float_images(self.sample("val", GRAPH_IMAGES))
         return matched_maps(
             matching.config, images.spec, self.models[TEACHER], checkpoint, sample_BCHW
@@ -189,7 +189,7 @@ def _open(run: FinishedRun, folder: Path, console: Console) -> _Opened:
     """Open a run's images and models.
 
     Raises:
-        DataError: they are not what they were.
+        DataError: they have changed.
     """
     if run.trained is None:
         return _Opened(run=run, images=None, models={}, folder=folder)
@@ -199,14 +199,14 @@ def _open(run: FinishedRun, folder: Path, console: Console) -> _Opened:
         )
     if run.facts["data set, fingerprint of images and splits"] != images.identity:
         raise DataError(
-            f"{images.table.path}: is not what the run in {run.folder} was made with: its images "
-            "have changed; put them back"
+            f"{images.table.path}: the images have changed since the run in {run.folder}; restore "
+            "them"
         )
     return _Opened(run=run, images=images, models=run.models(images), folder=folder)
 
 
 def _sections(opened: _Opened, console: Console) -> tuple[list[Section], list[str]]:
-    """Return the sections, and a line for each that there is none of."""
+    """Return the sections, and a line for each omitted one."""
     parts: dict[str, Callable[[_Opened, Callable[[str], None]], Made]] = {
         "Summary": _summary,
         "Methods compared": _comparison,
@@ -294,14 +294,14 @@ def _summary(opened: _Opened, tell: Callable[[str], None]) -> Made:
 def _comparison(opened: _Opened, tell: Callable[[str], None]) -> Made:
     comparison = opened.run.result.get(COMPARISON)
     if comparison is None:
-        return "the run has compared no methods"
+        return "the run did not compare methods"
     return comparison_section(opened.folder, comparison)
 
 
 def _search(opened: _Opened, tell: Callable[[str], None]) -> Made:
     run = opened.run
     if not run.trials or run.winner is None:
-        return f"'raygkd {run.command}' searches nothing"
+        return f"'raygkd {run.command}' does not search settings"
     # a model file that was not written by a run tells no score
     others = {
         role: opened.models[role].scores[METRIC]
@@ -321,7 +321,7 @@ def _seeds(opened: _Opened, tell: Callable[[str], None]) -> Made:
 
 def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:
     if opened.images is None:
-        return "the run has trained no single model"
+        return "the run did not train a single model"
     sample_BCHW = _float_images(opened.sample("val", TIMED_IMAGES))
     timed = latencies(
         {
@@ -390,7 +390,7 @@ def _losses(opened: _Opened, tell: Callable[[str], None]) -> Made:
     run = opened.run
     epochs = run.epochs()
     if opened.images is None or not epochs:
-        return "the run has kept no metrics of a training"
+        return "the run has no training metrics"
     teacher = build_from_file(opened.models[TEACHER]) if uses_teacher(run.settings) else None
     objective = build_objective(run.settings, opened.images.spec, teacher)
     factors = {
@@ -403,7 +403,7 @@ def _losses(opened: _Opened, tell: Callable[[str], None]) -> Made:
 def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:
     run, images = opened.run, opened.images
     if images is None or run.trained is None:
-        return "the run has trained no single model"
+        return "the run did not train a single model"
     if images.spec.task == "detection":
         return _detections(opened)
     sample = opened.sample("test", EXAMPLES)
@@ -437,12 +437,12 @@ def _predictions(file: ModelFile, images_BCHW: Tensor) -> list[Prediction]:
 
 
 def _detections(opened: _Opened) -> Made:
-    """Return the section of the pictures that a run of detectors has drawn."""
+    """Return the section with the detection pictures of the run."""
     copies = []
     for name in ("detections.png", "per_class.png"):
         path = opened.run.folder / name
         if not path.exists():
-            return f"the run has kept no {name}"
+            return f"the run has no {name}"
         with local_copy(path) as local:
             copies.append(Path(shutil.copyfile(local, opened.folder / name)))
     return detections_section(*copies)

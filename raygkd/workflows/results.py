@@ -1,4 +1,4 @@
-"""What a command returns of the models it trained: names, scores and places."""
+"""The results of a command: names, scores and paths of the models it trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL = "model.pt"
 
 
 def pair_name(config: Config) -> str:
-    """Return "TEACHER -> STUDENT", by which runs are called; of a teacher's file, its model."""
+    """Return "TEACHER -> STUDENT", for run names; for a teacher's file, the name of its model."""
     teacher = config.model.teacher
     if is_model_file(teacher):
         teacher = load_model_file(teacher).name
@@ -38,7 +38,7 @@ def model_rows(
 
 
 def places(session: Session, key: str, run_name: str) -> dict[str, Any]:
-    """Return where a result lies: on disk and in MLflow."""
+    """Return where a result is stored, on disk and in MLflow."""
     return {
         "mlflow": {
             "tracking_uri": session.tracker.uri,

@@ -1,4 +1,4 @@
-"""Going on with a run that was broken off: which one, by which settings, and on the same things."""
+"""Resume an interrupted run: find it, and check its settings, data and models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULT = "result.json"
 FACTS = "facts.json"
 TRACKING = "tracking.jsonl"
 INPUTS = "inputs"
-# where and how fast a run goes on, and not what it does
+# settings that may change when a run is resumed: where and how fast it runs
 _FREE = {
     *("address", "wait_minutes", "max_concurrent", "max_failures", "cpus_per_worker", "cache_mb"),
 }
@@ -31,12 +31,12 @@ _PATHS = {"data_dir", "output", "space", "teacher", "teacher_weights", "student_
 
 
 def new_run_folder(output: Place, command: str, name: str | None) -> Place:
-    """Return the folder of a run, which is not made yet.
+    """Return the folder of a new run, without creating it.
 
     Args:
         output: folder of all runs.
-        command: that makes it.
-        name: of the run; None for one that no other has.
+        command: of the run.
+        name: of the run; None for a new unique one.
     """
     if name is None:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -45,7 +45,7 @@ def new_run_folder(output: Place, command: str, name: str | None) -> Place:
 
 
 def named_run_folder(config: Config, command: str) -> Place | None:
-    """Return the absolute folder of the run of this name, None if there is none to go on with."""
+    """Return the absolute folder of the run with this name; None if there is none to resume."""
     if config.output.name is None:
         return None
     folder = new_run_folder(place(config.output.output), command, config.output.name)
@@ -53,16 +53,15 @@ def named_run_folder(config: Config, command: str) -> Place | None:
 
 
 def run_folder(given: str, command: str) -> Place:
-    """Return the absolute folder of the run to go on with.
+    """Return the absolute folder of the run to resume.
 
     Args:
-        given: the folder of a run, or an output folder, whose newest run that has no result is
-            taken.
-        command: that made the run; runs are named after theirs.
+        given: the folder of a run, or an output folder for its newest unfinished run.
+        command: that started the run; run folders are named after it.
 
     Raises:
         ConfigError: there is no such run.
-        StorageError: the store cannot be asked.
+        StorageError: the store cannot be read.
     """
     try:
         folder = place(given)
@@ -72,33 +71,31 @@ def run_folder(given: str, command: str) -> Place:
         runs = [run for run in (folder / "runs").iterdir() if run.name.startswith(f"{command}-")]
         unfinished = [run for run in runs if (run / FACTS).exists() and not (run / RESULT).exists()]
         if not unfinished:
-            raise ConfigError(
-                f"--resume {given}: holds no run of 'raygkd {command}' that was broken off"
-            )
+            raise ConfigError(f"--resume {given}: has no interrupted run of 'raygkd {command}'")
         return max(unfinished, key=lambda run: modified(run / FACTS))
     for name in (CONFIG, FACTS):
         if not (folder / name).exists():
             raise ConfigError(
-                f"--resume {given}: holds no {name}; give an output folder, or the folder of a "
+                f"--resume {given}: has no {name}; give an output folder, or the folder of a "
                 "run, which is in OUTPUT/runs"
             )
     if not folder.name.startswith(f"{command}-"):
         raise ConfigError(
-            f"--resume {given}: is no run of 'raygkd {command}' (their names start with "
-            f"{command}-): use the command that made it"
+            f"--resume {given}: is not a run of 'raygkd {command}' (their names start with "
+            f"{command}-): use the command that started it"
         )
     return folder
 
 
 def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
-    """Return the configuration of a run, as far as it may be with what is asked for now.
+    """Return the configuration of a run, updated with those given settings that may change.
 
     Args:
         folder: of the run.
         asked: setting -> value.
 
     Raises:
-        ConfigError: what is asked for is not what the run has, a line for each difference.
+        ConfigError: given settings that differ from those of the run, one line each.
     """
     path = folder / CONFIG
     own = configuration.from_yaml(path.read_text(), where=str(path))
@@ -115,8 +112,8 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
             name in _PATHS and lasting_path(value, place(own.output.output)) == before
         ):
             problems.append(
-                f"{configuration.flag(name)}: is {value} and was {before} when the run began: "
-                "leave it out, or begin another run"
+                f"{configuration.flag(name)}: is {value}, but was {before} when the run started: "
+                "leave it out, or start another run"
             )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -124,10 +121,10 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
 
 
 def lasting_path(path: str, output: Place) -> str:
-    """Return where a run finds what a setting names, wherever it goes on.
+    """Return a path that stays valid wherever the run is resumed.
 
-    It is the absolute path, or URL; but a file that came along with a Ray job lies in a folder that
-    goes with the job, and its place is a copy among the inputs of the output folder.
+    It is the absolute path, or the URL. A file that was uploaded with a Ray job is in a temporary
+    folder, so its path is that of a copy in the output folder's inputs.
 
     Args:
         path: of a file or folder, or a URL.
@@ -143,20 +140,20 @@ def lasting_path(path: str, output: Place) -> str:
 
 
 def note_facts(folder: Place, facts: Mapping[str, Any]) -> None:
-    """Write down what a run rests on.
+    """Write the facts that a run depends on.
 
     Args:
         folder: of the run.
-        facts: what it is -> plain value, as JSON has it.
+        facts: name -> plain JSON value.
     """
     write_text(folder / FACTS, json.dumps(facts, indent=2))
 
 
 def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run on something else than it rests on.
+    """Refuse to resume a run whose data or models have changed.
 
     Raises:
-        ConfigError: something has changed, a line for each difference.
+        ConfigError: something has changed, one line for each difference.
     """
     before = json.loads((folder / FACTS).read_text())
     # as they are read from the file
@@ -164,7 +161,7 @@ def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     names = [*before, *(name for name in now if name not in before)]
     changed = [
         f"--resume: {name}: is {now.get(name, 'missing')} and was {before.get(name, 'missing')} "
-        "when the run began: put it back, or begin another run"
+        "when the run started: restore it, or start another run"
         for name in names
         if now.get(name) != before.get(name)
     ]

@@ -1,4 +1,4 @@
-"""Training each of several settings with the same seeds, and summing up what they score."""
+"""Train several settings with the same seeds, and summarise their scores."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Seeded = tuple[int, str]
 
 
 class SeedProgress(SearchProgress):
-    """Records what is trained with several seeds; a run is named after its settings and seed.
+    """Logs training with several seeds; a run is named after its settings and seed.
 
     Args:
         session: the open run.
-        advance: shows it.
-        seeded: what is trained, in its order.
+        advance: shows progress.
+        seeded: seed and settings of each run, in order.
     """
 
     def __init__(self, session: Session, advance: Advance, seeded: Sequence[Seeded]):
@@ -41,11 +41,11 @@ class SeedProgress(SearchProgress):
 
     @classmethod
     def key_of(cls, number: int) -> str:
-        """Return the tracker's key of the training of a number."""
+        """Return the tracker's key of the training with this number."""
         return f"{cls.role}-{number:04d}"
 
     def name(self, trial: Trial) -> str:
-        """Return the role, what is trained, and its seed."""
+        """Return the role, the name of the settings, and the seed."""
         seed, name = self._seeded[trial.number]
         return f"{self.role} {name.replace('_', ' ')} seed {seed}"
 
@@ -58,20 +58,20 @@ def train_with_seeds(
     folder: Place,
     progress_of: type[SeedProgress],
 ) -> dict[Seeded, TrialResult]:
-    """Train each of some settings with each seed to the end; return how it went.
+    """Train all settings with all seeds to the end; return the results.
 
-    All have the images and splits of the session. What was broken off in the folder goes on.
+    All use the images and splits of the session. Interrupted training in the folder is resumed.
 
     Args:
         session: the open run.
-        teacher: where one of the settings needs it.
+        teacher: if any of the settings needs it.
         settings: name -> settings.
-        seeds: of initial weights, order of the images and random changes to them.
-        folder: gets the trainings' folders.
-        progress_of: records and shows them.
+        seeds: of initial weights, image order and augmentation.
+        folder: for the folders of the runs.
+        progress_of: logs and shows them.
     """
     config = session.config
-    # a seed after the other, so that what is broken off leaves whole rows of a comparison
+    # seed by seed, so that an interrupted comparison has complete rows
     seeded: list[Seeded] = [(seed, name) for seed in seeds for name in settings]
     concurrent = at_once(session, len(seeded))
     job = session.job(config, teacher, folder)
@@ -90,7 +90,7 @@ def train_with_seeds(
 
 
 def students(session: Session, trials: Mapping[Seeded, TrialResult]) -> dict[Seeded, ModelFile]:
-    """Return the student of every training that came to its end."""
+    """Return the student of every training that finished."""
     found = {}
     for seeded, trial in trials.items():
         if trial.status == "finished":
@@ -105,7 +105,7 @@ def students(session: Session, trials: Mapping[Seeded, TrialResult]) -> dict[See
 def scores_of_seeds(
     session: Session, trials: Mapping[Seeded, TrialResult], progress_of: type[SeedProgress]
 ) -> dict[Seeded, float]:
-    """Return the score on the test split of every training that came to its end, and log it."""
+    """Return the test score of every training that finished, and log it."""
     found: dict[Seeded, float] = {}
     # models of one seed at a time: they are in memory together
     for seed in sorted({seed for seed, _ in trials}):
@@ -123,7 +123,7 @@ def scores_of_seeds(
 def row(
     session: Session, seeded: Seeded, trial: TrialResult, progress_of: type[SeedProgress]
 ) -> dict[str, Any]:
-    """Return how one training went, as a result tells it."""
+    """Return the outcome of one training for the result."""
     seed, name = seeded
     keys = ("number", "params", "epochs", "val_score", "status", "error")
     told = {key: getattr(trial, key) for key in keys}
@@ -134,7 +134,7 @@ def row(
 def spread(scores: Sequence[float | None]) -> dict[str, float | None]:
     """Return "mean" and "std" (of a sample, n - 1) of scores.
 
-    Both are None where a score is missing, and the deviation of a single score is.
+    Both are None if a score is missing; the deviation of a single score is None.
     """
     known = [score for score in scores if score is not None]
     whole = len(known) == len(scores)

@@ -1,4 +1,4 @@
-"""An open run: its folder, images, cluster and MLflow, closed whatever happens."""
+"""An open run: its folder, images, cluster and MLflow, which are always closed."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ COMMANDS = {"teacher": "teacher", "student": "train", "search": "tune", "compari
 
 @dataclass(kw_only=True)
 class Session:
-    """A run with everything it needs open.
+    """An open run and its resources.
 
     Attributes:
         config: the settings.
         folder: of this run, absolute.
         output: the output folder, absolute.
-        nodes: what the nodes of the cluster have.
-        images: the images; ``shared`` are they in the object store.
+        nodes: resources of the cluster's nodes.
+        images: the images; ``shared`` are the same in the object store.
         tracker: MLflow.
         interrupts: Ctrl-C.
         console: for progress.
@@ -74,17 +74,17 @@ class Session:
 
     @property
     def data_cpus(self) -> float:
-        """CPUs that the data stream needs besides the training."""
+        """CPUs that the data stream needs in addition to training."""
         return _data_cpus(self.shared.decoded is None)
 
     def job(self, config: Config, teacher: ModelFile | None, folder: Place) -> worker.Job:
-        """Return what training processes are sent to train in a folder, on this run's images."""
+        """Return a job for the training processes, on this run's images."""
         return worker.make_job(
             config, self.shared, teacher, folder=folder, stop=self.interrupts.folder
         )
 
     def cpus(self) -> float:
-        """Return the CPUs of each worker of a run that has the cluster for itself."""
+        """Return the CPUs per worker of a run that has the cluster to itself."""
         return cluster.worker_cpus(self.config.cluster, self.nodes, data_cpus=self.data_cpus)
 
 
@@ -100,20 +100,20 @@ def open_session(
     resume: Place | None,
     check: Callable[[Images], Mapping[str, Any]],
 ) -> Iterator[Session]:
-    """Open tracking, images and cluster, the cheapest check first; close them whatever happens.
+    """Open tracking, images and cluster, with the cheapest checks first; always close them.
 
-    Runs that are open in MLflow when an error comes through end as FAILED, or KILLED on Ctrl-C.
+    On an error, open MLflow runs end as FAILED, or as KILLED on Ctrl-C.
 
     Args:
         config: the settings.
         role: "teacher", "student", "search" or "comparison".
         console: for progress.
-        resume: folder of the run to go on with.
-        check: refuses images that do not go with the models, before anything is started; returns
-            what a run must rest on when it is resumed, besides the images.
+        resume: folder of the run to resume.
+        check: refuses images that do not suit the models, before anything is started; returns
+            the facts besides the images that must not change until a resume.
 
     Raises:
-        UserError: whatever cannot be had, before anything is started.
+        UserError: anything that is missing or invalid, before anything is started.
     """
     started = time.monotonic()
     uri = chosen_uri(config.output.tracking_uri, config.output.output)
@@ -138,7 +138,7 @@ def open_session(
         stack.enter_context(interrupts.handled())
         if not cluster.is_joined(config.cluster.address):
             nodes = stack.enter_context(cluster.cluster(None))
-        stack.enter_context(_mistakes_themselves())
+        stack.enter_context(_unwrapped_user_errors())
         if data_cpus and not is_remote(images.table.path):
             require_shared("--data-dir", Path(images.table.path), Path(images.table.files[0]))
         with progress(console, "decoding images") as advance:
@@ -167,10 +167,10 @@ def open_session(
 def _joined(
     config: Config, output: Place, uri: str, console: Console
 ) -> Iterator[list[cluster.Resources] | None]:
-    """Join the running cluster that is meant; yield its nodes, None where one is to be started.
+    """Join the running cluster, if one is given; yield its nodes, or None to start one.
 
     Raises:
-        UserError: nobody answers there, or its nodes cannot share what the run writes.
+        UserError: the cluster does not answer, or its nodes do not share the run's output.
     """
     if not cluster.is_joined(config.cluster.address):
         yield None
@@ -187,7 +187,7 @@ def _joined(
 
 
 def _watched_nodes(session: Session, role: str) -> NodeWatch:
-    """Return what records the load of every node in the command's MLflow run."""
+    """Return a watch that logs the load of every node to the command's MLflow run."""
 
     def record(load: dict[str, float], seconds: int) -> None:
         if session.tracker.is_open(role):
@@ -197,8 +197,8 @@ def _watched_nodes(session: Session, role: str) -> NodeWatch:
 
 
 @contextlib.contextmanager
-def _mistakes_themselves() -> Iterator[None]:
-    """Raise a user's mistake that shows in a Ray task as itself, without Ray's traceback."""
+def _unwrapped_user_errors() -> Iterator[None]:
+    """Raise a user error from a Ray task as itself, without Ray's traceback."""
     try:
         yield
     except UserError as error:
@@ -206,7 +206,7 @@ def _mistakes_themselves() -> Iterator[None]:
 
 
 def _image_facts(images: Images) -> dict[str, Any]:
-    """Return what tells a data set from another one, or from itself when it has changed."""
+    """Return facts that identify the data set and its version."""
     counts = {f"data set, {split} images": len(rows) for split, rows in images.rows.items()}
     return {
         **counts,
@@ -220,39 +220,39 @@ def _image_facts(images: Images) -> dict[str, Any]:
 def _closing(session: Session, role: str) -> Iterator[None]:
     status = "FAILED"
     try:
-        with _telling_the_way_on(session.folder, role):
+        with _with_resume_hint(session.folder, role):
             yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        command = _way_on(session.folder, role)
-        session.console.print(f"stopped; go on with: {command}", soft_wrap=True)
+        command = _resume_command(session.folder, role)
+        session.console.print(f"stopped; resume with: {command}", soft_wrap=True)
         raise
     finally:
         session.tracker.close(status, timeout=CLOSE_SECONDS)
 
 
-def _way_on(folder: Place, role: str) -> str:
+def _resume_command(folder: Place, role: str) -> str:
     return f"raygkd {COMMANDS[role]} --resume {folder}"
 
 
 @contextlib.contextmanager
-def _telling_the_way_on(folder: Place, role: str) -> Iterator[None]:
-    """Add to what cannot be written how a run goes on when it can."""
+def _with_resume_hint(folder: Place, role: str) -> Iterator[None]:
+    """Add the command that resumes the run to errors of writing."""
     try:
         yield
     except StorageError as error:
-        command = _way_on(folder, role)
-        remedy = f"when it can be written again, go on with: {command}"
+        command = _resume_command(folder, role)
+        remedy = f"once it can be written again, resume with: {command}"
         raise StorageError(f"{error}: {remedy}") from error
 
 
 def write_result(result: Mapping[str, Any], role: str) -> None:
-    """Write what ``--json`` prints of a run to its folder: the run is over.
+    """Write the result that ``--json`` prints to the run's folder, which marks the run finished.
 
     Raises:
         StorageError: it cannot be written.
     """
     folder = place(result["run"])
-    with _telling_the_way_on(folder, role):
+    with _with_resume_hint(folder, role):
         write_text(folder / RESULT, json.dumps(result, indent=2))

@@ -1,4 +1,4 @@
-"""The teacher of a run: the given one, or one that is trained and kept."""
+"""The teacher of a run: the given one, or one that is trained and cached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raygkd.workflows.train_one import train_one
 
 
 def teacher_facts(config: Config) -> dict[str, Any]:
-    """Return what tells a teacher that is given from another one in the same file."""
+    """Return the fact that identifies a given teacher, even if its file is replaced."""
     name = config.model.teacher
     if not is_model_file(name):
         return {}
@@ -26,10 +26,10 @@ def teacher_facts(config: Config) -> dict[str, Any]:
 
 
 def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile, Place]:
-    """Return the teacher and its file: the one that is given, or one trained for these images.
+    """Return the teacher and its file: the given one, or one trained for these images.
 
-    A trained teacher is kept by the hash of its configuration and images, so that the next run
-    that asks for the same one has it.
+    A trained teacher is cached under the hash of its configuration and images, so that later runs
+    reuse it.
     """
     config = session.config
     if is_model_file(config.model.teacher):
@@ -38,13 +38,13 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     wanted = teacher_training(config)
     folder = teacher_folder(config, session.images, session.output)
     if (folder / MODEL).exists():
-        session.console.print(f"teacher {config.model.teacher}: kept from an earlier run")
+        session.console.print(f"teacher {config.model.teacher}: reused from an earlier run")
     teacher = train_one(session, wanted, role="teacher", folder=folder, teacher=None, parent=parent)
     return teacher, folder / MODEL
 
 
 def teacher_folder(config: Config, images: Images, output: Place) -> Place:
-    """Return the folder of the teacher that is trained for a run's images.
+    """Return the folder of the teacher trained for a run's images.
 
     Args:
         config: of the run.

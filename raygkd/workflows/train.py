@@ -1,4 +1,4 @@
-"""Training one model: ``raygkd teacher`` and ``raygkd train``."""
+"""Train one model: ``raygkd teacher`` and ``raygkd train``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def teach(config: Config, *, console: Console, resume: Place | None = None) -> d
     """Train a teacher (``raygkd teacher``); return what ``--json`` prints."""
     if is_model_file(config.model.teacher):
         raise ConfigError(
-            f"--teacher {config.model.teacher}: is a file, and 'raygkd teacher' trains a new "
-            "model: give the name of one, such as resnet20"
+            f"--teacher {config.model.teacher}: is a file, but 'raygkd teacher' trains a new "
+            "model: give a model name, such as resnet20"
         )
     return _train(teacher_alone(config), "teacher", console, resume)
 

@@ -1,4 +1,4 @@
-"""Training one model over the cluster."""
+"""Train one model on the cluster."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def train_one(
     teacher: ModelFile | None,
     parent: str | None = None,
 ) -> ModelFile:
-    """Train one model over the cluster, record it, and write it for use.
+    """Train one model on the cluster, log it, and save it.
 
-    A folder that holds a finished model gives that; one that was broken off goes on.
+    If the folder has a finished model, that is returned; an interrupted run is resumed.
 
     Args:
         session: the open run.
         config: what to train.
         role: "teacher", "student-alone" or "student": its MLflow run's name and tag.
-        folder: gets checkpoints, the metrics' journal and the model file.
-        teacher: where the method needs one.
+        folder: for checkpoints, the metrics' journal and the model file.
+        teacher: if the method needs one.
         parent: key of the MLflow parent run.
     """
     if (folder / MODEL).exists():

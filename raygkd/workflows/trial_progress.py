@@ -1,4 +1,4 @@
-"""What a search and its repeats share: how many trials at a time, and how they are recorded."""
+"""Code shared by a search and its repeats: concurrent trials, and how they are logged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def at_once(session: Session, trials: int) -> int:
-    """Return how many of some trials run at the same time."""
+    """Return how many trials run at the same time."""
     fitting = require_room(session.config, session.nodes, session.data_cpus)
     wanted = session.config.search.max_concurrent or fitting
     if session.config.cluster.wait_minutes:
@@ -31,21 +31,21 @@ def at_once(session: Session, trials: int) -> int:
 
 
 def require_a_score(trials: Collection[TrialResult], role: str) -> None:
-    """Refuse to go on where no trial came to a score, and tell why none did.
+    """Raise an error with the reasons if no trial has a score.
 
     Args:
         trials: all of them.
-        role: what one of them is called.
+        role: name of a trial, for the message.
 
     Raises:
-        UserError: none did, because of a mistake of the user's.
-        RunFailed: the same, for another reason.
+        UserError: none has, because of a user error.
+        RunFailed: none has, for another reason.
     """
     if any(trial.status in ("finished", "stopped") for trial in trials):
         return
     reasons = "; ".join(sorted({trial.error or trial.status for trial in trials}))
     mistake = all(trial.is_mistake for trial in trials)
-    raise (UserError if mistake else RunFailed)(f"no {role} came to a score: {reasons}")
+    raise (UserError if mistake else RunFailed)(f"no {role} has a score: {reasons}")
 
 
 def trial_key(number: int) -> str:
@@ -54,11 +54,11 @@ def trial_key(number: int) -> str:
 
 
 class SearchProgress(SearchObserver):
-    """Records trials in MLflow, as children of the search, and shows how far they are.
+    """Logs trials to MLflow, as children of the search, and shows their progress.
 
     Args:
         session: the open run.
-        advance: shows it.
+        advance: shows progress.
         number_of_trials: how many there will be.
     """
 
@@ -77,24 +77,24 @@ class SearchProgress(SearchObserver):
         return trial_key(trial.number)
 
     def name(self, trial: Trial) -> str:
-        """Return what MLflow's UI calls a trial."""
+        """Return the name of a trial in MLflow's UI."""
         return f"trial {trial.number}"
 
     def parent(self, trial: Trial) -> str:
-        """Return the tracker's key of the run that a trial's is a child of."""
+        """Return the tracker's key of the parent of a trial's run."""
         return "search"
 
     def params(self, trial: Trial) -> Mapping[str, Any]:
-        """Return the settings that MLflow shows of a trial."""
+        """Return the settings of a trial for MLflow."""
         return trial.params
 
     def running(self) -> list[str]:
-        """Return the names of the folders of the trials that are under way."""
+        """Return the folder names of the active trials."""
         running = [trial for trial in self._trials.values() if not trial.is_over]
         return [trial_folder(self._session.folder, trial.number).name for trial in running]
 
     def known(self, trial: Trial) -> None:
-        """Count a trial of an earlier process; it is not under way until it starts again."""
+        """Count a trial of an earlier process; it is not active until it is restarted."""
         if trial.is_over:
             self._trials[trial.number] = trial
         self._show()
@@ -125,9 +125,9 @@ class SearchProgress(SearchObserver):
         self._show()
 
     def lost(self, trial: Trial, failures: int) -> None:
-        """Warn that a trial goes on after a fault."""
+        """Warn that a trial is restarted after a failure."""
         _log.warning(
-            "%s lost its process (%d of at most %d times); it goes on after epoch %d",
+            "%s lost its process (restart %d of at most %d); it resumes after epoch %d",
             self.name(trial),
             failures,
             self._session.config.cluster.max_failures,

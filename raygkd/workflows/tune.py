@@ -1,4 +1,4 @@
-"""Searching the method's settings: ``raygkd tune``."""
+"""Search the method's settings: ``raygkd tune``."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _COMPARED = ("test_score", "parameters")
 def tune(config: Config, *, console: Console, resume: Place | None = None) -> dict[str, Any]:
     """Search the method's settings (``raygkd tune``); return what ``--json`` prints.
 
-    The teacher is trained first where none is given, then the trials, then the student alone as
-    their control: with the best trial's settings, so that the teacher is all it lacks. Validation
-    chooses; the test split is scored once, for the models at the end: these three, and with
-    ``--repeat`` those of other seeds.
+    The teacher is trained first if none is given, then the trials, then the student alone as a
+    control: it has the best trial's settings and lacks only the teacher. Validation chooses the
+    winner; the test split is scored once at the end, for these three models and those of
+    ``--repeat``.
     """
     started = time.monotonic()
     with open_search(config, console=console, resume=resume) as (session, space):
@@ -89,7 +89,7 @@ def tune(config: Config, *, console: Console, resume: Place | None = None) -> di
 def open_search(
     config: Config, *, console: Console, resume: Place | None = None
 ) -> Iterator[tuple[Session, tuple[Dimension, ...]]]:
-    """Open the run of a search; yield it with the search space, both checked."""
+    """Open the run of a search; yield it and the search space, both checked."""
     check_names(config)
     space: tuple[Dimension, ...] = ()
 
@@ -110,10 +110,10 @@ def open_search(
 
 
 def search_space(config: Config, images: Images, console: Console) -> tuple[Dimension, ...]:
-    """Return the search space, checked against the models; print the levels it draws from.
+    """Return the search space, checked against the models; print the matched levels.
 
     Raises:
-        ConfigError: a space file that is wrong, or settings that no trial could run with.
+        ConfigError: an invalid space file, or settings that no trial could run with.
     """
     space = read_space(config.search.space) if config.search.space else None
     check_student(config, images)
@@ -129,7 +129,7 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
         lr=config.optim.lr,
         detection=images.spec.task == "detection",
         weights_unit=config.method.weights_unit,
-        # what a user decides is not searched; but the best learning rate is near a good one
+        # given settings are not searched, except for the learning rate: the best is near a good one
         fixed=given(config) - {"lr"},
     )
     check_space(space, config, channels)
@@ -137,7 +137,7 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
         if dimension.name == "batch_size":
             largest = max(extremes(dimension))
             check_student(with_settings(config, {"batch_size": largest}), images)
-    # all levels with as many pairs as there can be; a trial takes some of both
+    # show all levels with the maximum dimension; trials use subsets of these
     most = {"dim": min(channels.values()) - 1} if channels else {}
     show_pair(with_settings(config, most), images.spec, teacher, console)
     return space
@@ -146,7 +146,7 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
 def run_trials(
     session: Session, teacher: ModelFile, space: tuple[Dimension, ...]
 ) -> tuple[list[TrialResult], list[float]]:
-    """Run the trials of a search; return them, and how long each took to its first step."""
+    """Run the trials of a search; return them, and the seconds to the first step of each."""
     config = session.config
     concurrent = at_once(session, config.search.trials)
     job = session.job(config, teacher, session.folder)
@@ -172,13 +172,13 @@ def run_trials(
 def selection(
     config: Config, trials: Sequence[TrialResult], first_steps: Sequence[float], *, seconds: float
 ) -> dict[str, Any]:
-    """Return how the winner is chosen, and what was spent on it.
+    """Return how the winner was chosen, and the cost of the search.
 
     Args:
         config: of the search.
         trials: all of them.
-        first_steps: seconds to the first step of each that has begun to train.
-        seconds: that the trials took; of a search that was resumed, since then.
+        first_steps: seconds to the first step of each trial that started training.
+        seconds: duration of the trials, since the last resume.
     """
     return {
         "rule": RULE,
@@ -199,7 +199,7 @@ def _conclude(
     winner: TrialResult,
     models: dict[str, ModelFile],
 ) -> dict[str, Any]:
-    """Score the best student beside teacher and student alone, record it, return the result."""
+    """Score the best student, the teacher and the student alone; log and return the result."""
     best = models["best"]
     scores = test_scores(session, models)
     save_model_file(session.folder / MODEL, best)
@@ -249,7 +249,7 @@ def _conclude(
 
 
 def _draw(session: Session, trials: Sequence[TrialResult], others: Mapping[str, ModelFile]) -> None:
-    """Draw all trials' scores, for the run's folder and MLflow."""
+    """Draw the scores of all trials, for the run's folder and MLflow."""
     curves = [Curve(status=trial.status, scores=trial.scores) for trial in trials]
     path = session.folder / "search.png"
     # a model file that was not written by a run tells no score

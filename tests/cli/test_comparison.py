@@ -118,7 +118,7 @@ def test_without_a_score_the_reasons_are_told_once_each(
         dataclasses.replace(trial(number, None), error=error, is_mistake=is_mistake)
         for number, (error, is_mistake) in enumerate(zip(errors, mistakes, strict=True))
     ]
-    told = r"^no training came to a score: --dim 99 is too large; no space left$"
+    told = r"^no training has a score: --dim 99 is too large; no space left$"
     with pytest.raises(kind, match=told):
         require_a_score([*failed, failed[0]], "training")
     require_a_score([*failed, trial(2, 0.1)], "training")

@@ -216,8 +216,11 @@ def test_faulty_annotations_of_coco(
             ("tune", "--teacher", "retinanet-resnet18-fpn64"),
             "--teacher: unknown detector 'retinanet-resnet18-fpn64'; did you mean 'retinanet_resne",
         ),
-        (("train", "--method", "kd"), "--method kd: is not for detection, which these images are"),
-        (("tune", "--method", "graph+kd"), "--method graph+kd: is not for detection, which these"),
+        (("train", "--method", "kd"), "--method kd: does not support detection, the task of"),
+        (
+            ("tune", "--method", "graph+kd"),
+            "--method graph+kd: does not support detection, the task",
+        ),
         (("train", "--foreground", "1.5"), "--foreground 1.5: must be above 0 and below 1"),
         (("train", "--image-size", "100"), "--image-size 100: must be a multiple of 32 for a det"),
         (("teacher", "--image-size", "100"), "--image-size 100: must be a multiple of 32 for a d"),
@@ -246,10 +249,10 @@ def test_what_is_wrong_for_detection_is_told_before_images_are_prepared(
             ("train", "--dim", "64", "--teacher", "fcos_mobilenet_v3_small_fpn64"),
             "--dim: levels 3, 4, 5, 6, 7: spectral dimension dim must be from 1 to C - 1 = 63 for ",
         ),
-        (("tune", "--inherit"), "--inherit: the student cannot inherit from a teacher of other le"),
+        (("tune", "--inherit"), "--inherit: the student cannot inherit from a teacher with other"),
         (
             ("train", "--inherit", "--teacher", "fcos_mobilenet_v3_small_fpn64"),
-            "--inherit: nothing of the teacher's neck and heads fits the student: choose detectors",
+            "--inherit: no module of the teacher's neck and heads fits the student: choose",
         ),
     ],
 )
@@ -265,10 +268,10 @@ def test_settings_that_detectors_do_not_take(
     [
         (("train", "--student", FCOS), f"--student: {FCOS} is a detector, and the images have la"),
         (("tune", "--teacher", FCOS), "have labels but no boxes: choose a classifier such as res"),
-        (("train", "--foreground", "0.5"), "--foreground: is for detectors, and these images have"),
-        (("train", "--inherit"), "--inherit: is for detectors, and these images have no boxes"),
-        (("tune", "--student-weights", "imagenet"), "--student-weights: is for detectors, and the"),
-        (("train", "--score", "map"), "--score: is for detectors, and these images have no boxes"),
+        (("train", "--foreground", "0.5"), "--foreground: applies to detectors only, and these"),
+        (("train", "--inherit"), "--inherit: applies to detectors only, and these images"),
+        (("tune", "--student-weights", "imagenet"), "--student-weights: applies to detectors only"),
+        (("train", "--score", "map"), "--score: applies to detectors only, and these images"),
         (("train", "--augment", "jitter"), "--augment 'jitter': must be one of none, crop, crop-f"),
     ],
 )
@@ -299,7 +302,7 @@ def test_teacher_file_that_is_for_the_other_task_or_has_weights(
         error = refused("tune", *data, "--teacher", path)
         assert error.startswith(f"error: --teacher {path}: {FCOS} is a detector, and the images ha")
     error = refused("train", *detection, "--teacher", path, "--teacher-weights", path)
-    assert f"error: --teacher-weights: the teacher {path} is trained already: leave it" in error
+    assert f"error: --teacher-weights: the teacher {path} is already trained: leave it" in error
 
 
 @pytest.mark.parametrize("option", ["--student-weights", "--teacher-weights"])

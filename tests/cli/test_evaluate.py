@@ -119,13 +119,16 @@ def test_what_cannot_be_evaluated(
 ) -> None:
     path = model_file("class-0", "class-1", "class-2")
     error = refused("evaluate", path)
-    assert "MODEL: no file names the data that it was trained on: give --dataset" in error
+    assert "MODEL: no model file names its training data: give --dataset" in error
     assert "--out: there is no folder" in refused("evaluate", path, "--out", tmp_path / "a" / "b")
-    assert "must be a folder of this machine" in refused("evaluate", path, "--out", "s3://a/b")
+    assert "must be a local folder" in refused("evaluate", path, "--out", "s3://a/b")
     larger = tmp_path / "larger.pt"
     save_model_file(larger, classifier_file(side=16))
     error = refused("evaluate", path, larger, *good)
-    assert f"of images of different sides ({path} 12, stretch, {larger} 16, stretch)" in error
+    assert (
+        f"the models take images of different sizes ({path} 12, stretch, {larger} 16, stretch)"
+        in error
+    )
     (tmp_path / "weights.safetensors").write_bytes(b"")
     error = refused("evaluate", tmp_path / "weights.safetensors", *good)
     assert "holds weights alone: give the model file" in error

@@ -69,7 +69,7 @@ def test_weights_and_card_of_a_run(
     [
         ("onnx", "model.pt2", "--out {}/model.pt2: must end with .onnx"),
         ("torch", "model.pt", "model.pt: must end with .pt2"),
-        ("onnx", "no/model.onnx", "there is no folder '{}/no': make it first"),
+        ("onnx", "no/model.onnx", "there is no folder '{}/no': create it first"),
         ("onnx", "/proc/model.onnx", "--out: '/proc' cannot be written (No such file"),
     ],
 )
@@ -88,7 +88,7 @@ def test_wrong_places(
 
 def test_wrong_models(refused: Refused, tmp_path: Path, parquet: Callable[..., Path]) -> None:
     out = ("--format", "onnx", "--out", tmp_path / "model.onnx")
-    assert "there is no such file: give one that" in refused("export", tmp_path / "no.pt", *out)
+    assert "no such file: give one written by" in refused("export", tmp_path / "no.pt", *out)
     assert "the folder has no model.pt" in refused("export", tmp_path, *out)
     assert "is damaged or no model file" in refused("export", parquet(), *out)
     error = refused("export", "models:/nobody@champion", *out)
@@ -113,7 +113,7 @@ def test_wrong_images(
     error = refused("export", source, *out, "--data", tmp_path / "no.parquet")
     assert "no file or folder" in error
     error = refused("export", source, *out, "--quantize", "int8")
-    assert "--quantize int8: is for --format onnx, not torch" in error
+    assert "--quantize int8: needs --format onnx, not torch" in error
 
 
 def test_weights_of_another_model_leave_nothing(
@@ -160,7 +160,7 @@ def test_registered_model_is_the_file_of_its_run(
     command += ("--out", tmp_path / "a.safetensors")
     ran = raygkd("export", "models:/pets@champion", *command)
     assert (ran.code, ran.out) == (2, "")
-    assert f"its run's folder {tmp_path}/run has no model.pt any more" in ran.err
+    assert f"its run's folder {tmp_path}/run no longer has model.pt" in ran.err
     source = model_file(*NAMES)
     (tmp_path / "run").mkdir()
     source.rename(tmp_path / "run" / "model.pt")

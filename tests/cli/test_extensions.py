@@ -329,9 +329,9 @@ def test_wrong_settings_of_a_method_are_refused(
     error = refused("train", "--dataset", "fpn-noise", "--set", "fpn-noise.images=3")
     assert "--set fpn-noise.images 3: must be at least 30" in error
     error = refused("train", "--alpha", "3", "--set", "graph.alpha=3")
-    assert "--set graph.alpha and --alpha are one setting: leave one of them out" in error
+    assert "--set graph.alpha and --alpha are the same setting: give only one of them" in error
     path = yaml_file("method: {alpha: 3, graph: {alpha: 4}}")
-    assert "graph.alpha and alpha are one setting" in refused("train", "--config", path)
+    assert "graph.alpha and alpha are the same setting" in refused("train", "--config", path)
     path = yaml_file("dkd.beta: {choice: [1, 2]}")
     error = refused("tune", *good, "--method", "telegraph", "--space", path)
     assert "dkd.beta is a setting of the method dkd, and --method is telegraph" in error

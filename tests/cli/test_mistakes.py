@@ -264,7 +264,7 @@ def test_warm_up_longer_than_the_training_of_the_teacher(
 def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "teacher.pt"
     error = refused("teacher", "--teacher", path)
-    assert f"--teacher {path}: is a file, and 'raygkd teacher' trains a new model" in error
+    assert f"--teacher {path}: is a file, but 'raygkd teacher' trains a new model" in error
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) 
         (("--dim", "16"), "must be from 1 to C - 1 = 15 for a map of C = 16 channels; got 16"),
         (("--levels", "1,7"), "--levels: teacher resnet20 has no level 7 (allowed: 1, 2, 3)"),
         (("--levels", "2,2"), "--levels '2,2': must be different whole numbers from 1"),
-        (("--levels", "one"), "'--levels': 'one' must be whole numbers with commas between them"),
+        (("--levels", "one"), "'--levels': 'one' must be whole numbers separated by commas"),
     ],
 )
 def test_levels_and_dimension_that_the_teacher_does_not_have(
@@ -292,7 +292,7 @@ def test_levels_and_dimension_that_the_teacher_does_not_have(
         (("--trials", "many"), "'--trials': 'many' is not a valid integer"),
         (("--temperature", "-1"), "--temperature -1.0: must be above 0"),
         (("--temperature", "nan"), "--temperature nan: must be a finite number"),
-        (("--method", "cwd"), "--method cwd: is not for classification, which these images are"),
+        (("--method", "cwd"), "--method cwd: does not support classification, the task"),
         (("--method", "grph"), "'--method': 'grph' is not one of 'none', 'graph', 'graph+kd', "),
         (
             ("--batch-size", "64", "--workers", "3"),
@@ -313,7 +313,7 @@ def test_values_that_are_not_allowed(
         (("--methods", "kd,kd"), "--methods 'kd,kd': must be different methods"),
         (
             ("--methods", "kd", "--preset", "ablation"),
-            "--methods kd: --preset ablation has its own",
+            "--methods kd: --preset ablation sets its own methods",
         ),
         (("--preset", "all"), "'--preset': 'all' is not 'ablation'"),
         (("--seeds", "0"), "--seeds 0: must be at least 1"),
@@ -397,7 +397,7 @@ def test_configuration_files_that_cannot_be_read(refused: Refused, tmp_path: Pat
         ("lr: {unifrm: [0.1, 0.2]}", "lr: must be one of {choice: a list of values; uniform: [low"),
         ("lr: {uniform: [0.2, 0.1]}", "lr: uniform takes [low, high] with low below high, not [0."),
         ("lr: {choice: [fast]}", "--lr 'fast': must be a number"),
-        ("", "holds no setting (allowed: levels, temperature, dim"),
+        ("", "has no settings (allowed: levels, temperature, dim"),
     ],
 )
 def test_search_spaces_that_are_wrong(
@@ -418,7 +418,7 @@ def test_search_spaces_that_are_wrong(
             "dim: {choice: [4, 64]}",
             "--dim 64: level 1 of the teacher has 16 channels (allowed: 1 t",
         ),
-        ("levels: {choice: [[1], [9]]}", "search space: level 9 is not there (allowed: 1, 2, 3)"),
+        ("levels: {choice: [[1], [9]]}", "search space: level 9 does not exist (allowed: 1, 2, 3)"),
         ("temperature: {uniform: [-1, 1]}", "search space: --temperature -1.0: must be above 0"),
         (
             "batch_size: {choice: [8, 4096]}",
@@ -451,7 +451,7 @@ def run_folder(tmp_path: Path) -> Path:
 def test_resuming_what_is_no_run(refused: Refused, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
         error = refused("tune", "--resume", folder)
-        assert f"--resume {folder}: holds no config.yaml; give an output folder, or the" in error
+        assert f"--resume {folder}: has no config.yaml; give an output folder, or the" in error
 
 
 def test_resuming_with_other_options(
@@ -460,7 +460,7 @@ def test_resuming_with_other_options(
     config = yaml_file("{data: {dataset: cifar10}, optim: {epochs: 10}}")
     error = refused("train", "--resume", run_folder, "--lr", "0.3", "--config", config, lines=2)
     assert error.splitlines() == [
-        f"error: {flag}: is {now} and was {before} when the run began: leave it out, or begin "
+        f"error: {flag}: is {now}, but was {before} when the run started: leave it out, or start "
         "another run"
         for flag, now, before in (("--dataset", "cifar10", "digits"), ("--lr", "0.3", "0.05"))
     ]
@@ -475,7 +475,7 @@ def test_resuming_an_output_folder_without_an_unfinished_run(
     run_folder.rename(output / "runs" / run_folder.name)
     for command in ("train", "tune"):
         error = refused(command, "--resume", output)
-        assert f"--resume {output}: holds no run of 'raygkd {command}' that was broken" in error
+        assert f"--resume {output}: has no interrupted run of 'raygkd {command}'" in error
 
 
 def test_a_run_of_the_same_name_with_other_options(
@@ -487,7 +487,7 @@ def test_a_run_of_the_same_name_with_other_options(
     named = with_settings(Config(), {"output": str(tmp_path), "name": "first"})
     (tmp_path / "runs" / "train-first" / "config.yaml").write_text(to_yaml(named))
     error = refused(*command, "--lr", "0.3")
-    assert "--lr: is 0.3 and was 0.05 when the run began: leave it out" in error
+    assert "--lr: is 0.3, but was 0.05 when the run started: leave it out" in error
 
 
 @pytest.mark.parametrize(
@@ -497,11 +497,11 @@ def test_a_run_of_the_same_name_with_other_options(
         (("tune", "--trails", "4"), "no option --trails; did you mean '--trials' or"),
         (("tuen",), "'tuen' is not one of 'compare', 'evaluate', 'teacher', 'train'"),
         (("--now", "train"), "no option --now"),
-        (("train",), "--output raygkd-output: a job has a folder of its own, which goes with it"),
-        (("train", "--resume", "out"), "--resume out: a job has a folder of its own, which goes"),
+        (("train",), "--output raygkd-output: a job runs in a temporary folder"),
+        (("train", "--resume", "out"), "--resume out: a job runs in a temporary folder"),
         (
             ("train", "--output", "/shared", "--data-dir", "photos"),
-            "--data-dir photos: a job has a folder of its own, which goes with it: give the abs",
+            "--data-dir photos: a job runs in a temporary folder: give the abs",
         ),
     ],
 )
@@ -547,7 +547,7 @@ def test_evaluating_a_model_that_does_not_go_with_the_images(
     refused: Refused, good: tuple[str, ...], model_file: Callable[..., Path]
 ) -> None:
     error = refused("evaluate", "gone.pt", *good)
-    assert "MODEL gone.pt: there is no such file: give one that" in error
+    assert "MODEL gone.pt: no such file: give one written by" in error
     path = model_file("cat", "dog")
     error = refused("evaluate", path, *good)
     assert f"MODEL {path}: it knows 2 classes (cat, dog) but the data has 3" in error
@@ -561,7 +561,7 @@ def test_a_name_that_is_a_path(refused: Refused) -> None:
 def test_resuming_a_run_without_its_facts(refused: Refused, run_folder: Path) -> None:
     (run_folder / "facts.json").unlink()
     error = refused("train", "--resume", run_folder)
-    assert f"--resume {run_folder}: holds no facts.json" in error
+    assert f"--resume {run_folder}: has no facts.json" in error
 
 
 def test_resuming_on_other_images_and_settings_of_the_search(
@@ -599,8 +599,8 @@ def test_resuming_on_other_images_and_settings_of_the_search(
 
 def test_resuming_the_run_of_another_command(refused: Refused, run_folder: Path) -> None:
     error = refused("tune", "--resume", run_folder)
-    assert f"--resume {run_folder}: is no run of 'raygkd tune'" in error
-    assert "use the command that made it" in error
+    assert f"--resume {run_folder}: is not a run of 'raygkd tune'" in error
+    assert "use the command that started it" in error
 
 
 # the output folder, MLflow and the cluster

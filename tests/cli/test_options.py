@@ -105,7 +105,7 @@ def test_options_of_several_numbers() -> None:
     assert config.optim.milestones == (0.5, 0.75)
     assert resolved("train", "--levels", "2").method.levels == (2,)
     for option, value in (("--levels", "2.5"), ("--levels", "2;3"), ("--milestones", "half")):
-        with pytest.raises(click.BadParameter, match="numbers with commas between them"):
+        with pytest.raises(click.BadParameter, match="numbers separated by commas"):
             resolved("train", option, value)
 
 

@@ -31,11 +31,11 @@ NAMES = ("class-0", "class-1", "class-2")
         (["{}/labels.parquet"], "labels.parquet: has the columns label; expected image (binary"),
         (["{}/broken.parquet"], "broken.parquet: cannot be read as Parquet: "),
         (["{}/1.png", "--out", "{}/a.csv"], "a.csv: must end with .jsonl or .parquet"),
-        (["{}/1.png", "--out", "{}/no/a.jsonl"], "there is no folder '{}/no': make it first"),
+        (["{}/1.png", "--out", "{}/no/a.jsonl"], "there is no folder '{}/no': create it first"),
         (["{}/1.png", "--out", "/proc/a.jsonl"], "--out: '/proc' cannot be written (No such file"),
         (["{}/1.png", "--out", "{}/empty.jsonl"], "empty.jsonl: is a folder"),
-        (["{}/1.png", "--draw", "/proc/a"], "--draw /proc/a: cannot be made: No such file"),
-        (["{}/1.png", "--draw", "s3://a/b"], "--draw s3://a/b: must be a folder of this machine"),
+        (["{}/1.png", "--draw", "/proc/a"], "--draw /proc/a: cannot be created: No such file"),
+        (["{}/1.png", "--draw", "s3://a/b"], "--draw s3://a/b: must be a local folder"),
         (["{}/1.png", "--threshold", "2"], "'--threshold': 2.0 is not in the range 0.0<=x<=1.0"),
         (["{}/1.png", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
     ],
@@ -60,7 +60,7 @@ def test_wrong_inputs(
 def test_wrong_models(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(png(1))
     for name, message in (
-        ("none.pt", "there is no such file: give one that"),
+        ("none.pt", "no such file: give one written by"),
         ("weights.safetensors", "holds weights alone"),
         ("model.onnx", "is damaged or no ONNX model"),
         ("model.pt2", "is a torch.export program, which may run anything"),

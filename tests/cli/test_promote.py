@@ -103,7 +103,7 @@ def test_what_cannot_be_compared(
     here = ("--output", tmp_path)
     assert "NAME nobody: Registered Model with name=nobody" in refused("promote", "nobody", *here)
     error = refused("promote", "models:/pets@champion", *here)
-    assert "must be the name of a registered model alone, such as" in error
+    assert "must be the name of a registered model, such as" in error
     assert "no version has the alias champion" in refused("promote", "pets", *here)
     version("champion", classifier_file())
     assert "has no challenger, version 1 is the champion" in refused("promote", "pets", *here)

@@ -81,7 +81,7 @@ def test_a_store_that_is_not_there(
 
 def test_a_folder_without_a_run(refused: Refused, object_store: ObjectStore) -> None:
     url = f"{object_store.url}/nothing"
-    assert f"--resume {url}: holds no config.yaml" in refused("train", "--resume", url)
+    assert f"--resume {url}: has no config.yaml" in refused("train", "--resume", url)
 
 
 def test_a_teacher_that_is_not_there(
@@ -93,9 +93,7 @@ def test_a_teacher_that_is_not_there(
 
 
 def test_the_ui_of_a_store(refused: Refused) -> None:
-    assert "open the server that the runs were given" in refused(
-        "ui", "--output", "s3://photos/out"
-    )
+    assert "open the server that the runs used" in refused("ui", "--output", "s3://photos/out")
 
 
 def test_shards_whose_preparation_was_broken_off_are_prepared_again(

@@ -27,18 +27,18 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     error = refused("report", tmp_path / "none")
-    assert "none: holds no config.yaml; give an output folder, or the folder of a run" in error
+    assert "none: has no config.yaml; give an output folder, or the folder of a run" in error
 
 
 def test_an_output_folder_without_a_finished_run(refused: Refused, run: Path) -> None:
     error = refused("report", run.parents[1])
-    assert "output: holds no run that is over: make one with 'raygkd tune --output " in error
+    assert "output: has no finished run: start one with 'raygkd tune --output " in error
 
 
 def test_a_run_that_is_not_over(refused: Refused, run: Path) -> None:
     error = refused("report", run)
-    assert "the run is not over" in error
-    assert f"go on with: raygkd tune --resume {run}" in error
+    assert "the run is not finished" in error
+    assert f"resume it with: raygkd tune --resume {run}" in error
 
 
 def test_a_place_that_is_none_of_a_stores(refused: Refused) -> None:
@@ -69,6 +69,6 @@ def test_images_that_are_not_those_of_the_run(
     (run / "result.json").write_text(json.dumps(models))
     ran = raygkd("report", run)
     assert (ran.code, ran.out) == (2, "")
-    assert "is not what the run" in ran.err
-    assert "its images have changed; put them back" in ran.err
+    assert "the images have changed since the run" in ran.err
+    assert "; restore them" in ran.err
     assert not (run / "report").exists()

@@ -303,7 +303,7 @@ def test_choice_that_is_not_offered_is_refused_with_the_offered_ones(name: str):
         ({"methods": []}, "--methods '': must be different methods"),
         (
             {"methods": ["kd"], "preset": "ablation"},
-            "--methods kd: --preset ablation has its own: leave one of them out",
+            "--methods kd: --preset ablation sets its own methods: give only one of them",
         ),
     ],
 )
@@ -387,7 +387,7 @@ def test_settings_with_an_option_of_their_own_have_two_names():
     assert config == with_settings(Config(), {"alpha": 3, "levels": [1], "kd_temperature": 2})
     assert config == with_settings(Config(), {"graph.alpha": 3, "levels": [1], "kd.temperature": 2})
     assert baseline_settings(config, "kd") == {"temperature": 2.0}
-    with pytest.raises(ConfigError, match=r"^graph.alpha and alpha are one setting"):
+    with pytest.raises(ConfigError, match=r"^graph.alpha and alpha are the same setting"):
         from_mapping({"method": {"alpha": 3, "graph": {"alpha": 3}}})
 
 
@@ -560,7 +560,7 @@ def test_registry_gives_what_was_entered():
 def test_registry_refuses_a_name_that_is_taken():
     table: Registry[type] = Registry("thing", "raygkd.things", type)
     table.register("list")(list)
-    with pytest.raises(ValueError, match="thing 'list' is registered already"):
+    with pytest.raises(ValueError, match="thing 'list' is already registered"):
         table.register("list")(dict)
     assert table.get("list") is list
 

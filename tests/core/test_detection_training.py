@@ -281,5 +281,5 @@ def test_weights_that_are_not_there_are_refused(
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     # nothing listens there
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(DataError, match=r"cannot be fetched from https://.*put the file at"):
+    with pytest.raises(DataError, match=r"cannot be downloaded from https://.*put the file at"):
         detection_training(scenes, student_weights="imagenet")

@@ -425,7 +425,7 @@ def test_layers_of_the_classes_are_not_inherited_from_other_numbers_of_classes()
     ("teacher", "width", "message"),
     [
         ("fasterrcnn", 16, r"other levels \(2, 3, 4, 5, its own are 3, 4, 5, 6, 7\)"),
-        ("retinanet", 32, "nothing of the teacher's neck and heads fits"),
+        ("retinanet", 32, "no module of the teacher's neck and heads fits"),
     ],
 )
 def test_nothing_to_inherit_is_refused(teacher: str, width: int, message: str) -> None:

@@ -753,9 +753,9 @@ def test_damaged_checkpoint_is_refused(tmp_path: Path, damage: Callable[[bytes],
 def test_file_of_another_kind_is_no_checkpoint(tmp_path: Path):
     path = tmp_path / "model.pt"
     save_model_file(path, random_teacher())
-    check_refusal(path, "no checkpoint of this version of raygkd")
+    check_refusal(path, "not a checkpoint of this version of raygkd")
     torch.save([1, 2], path)
-    check_refusal(path, "no checkpoint of this version of raygkd")
+    check_refusal(path, "not a checkpoint of this version of raygkd")
 
 
 def test_missing_checkpoint_is_named(tmp_path: Path):

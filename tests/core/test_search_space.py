@@ -109,7 +109,7 @@ def test_file_gives_its_dimensions_in_order(tmp_path: Path):
         ("alpha: {randint: [0, 3]}", "alpha: must be one of {choice"),
         ("schedule: {uniform: [0, 1]}", "schedule: must be one of {choice: a list of values}, not"),
         ("levels: {choice: [1, 2]}", "--levels 1: must be a list of whole numbers"),
-        ("", "holds no setting (allowed: "),
+        ("", "has no settings (allowed: "),
         ("lr: {uniform: [0", "not valid YAML: "),
         ("- lr", "must hold keys and values, not list"),
     ],
@@ -255,9 +255,9 @@ def test_dimension_that_is_not_searched_is_held_against_the_levels():
 
 def test_unknown_level_is_refused_with_the_known_ones():
     levels = Dimension("levels", "choice", ([1], [2, 4]))
-    assert check(levels) == ["search space: level 4 is not there (allowed: 1, 2, 3)"]
+    assert check(levels) == ["search space: level 4 does not exist (allowed: 1, 2, 3)"]
     assert check(Dimension("lr", "uniform", (0.1, 0.2)), levels=[5]) == [
-        "--levels: level 5 is not there (allowed: 1, 2, 3)"
+        "--levels: level 5 does not exist (allowed: 1, 2, 3)"
     ]
 
 

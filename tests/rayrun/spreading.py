@@ -154,7 +154,7 @@ class _Cluster:
         submit = ("job", "submit", "--submission-id", "ranks", "--no-wait")
         script = ("python", "print_ranks.py", self.outcome.output)
         self.ray(*submit, "--working-dir", Path(__file__).parent, "--", *script)
-        wait_for(lambda: "there is no room yet" in self.ray("job", "logs", "ranks"))
+        wait_for(lambda: "no room yet: requesting nodes" in self.ray("job", "logs", "ranks"))
         self.nodes.add()
         out = self.ray("job", "logs", "--follow", "ranks")
         lines = [line for line in out.splitlines() if line.startswith('{"node"')]

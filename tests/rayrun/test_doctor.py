@@ -52,7 +52,7 @@ def test_what_is_well_and_what_is_not(tmp_path: Path, taken_port: int) -> None:
     for name in ("Python", "torch", "output folder"):
         assert found[name]["status"] == "ok", found[name]
     assert "operators run" in found["torch"]["found"]
-    assert found["output folder"]["found"] == f"{tmp_path}/new, made by the first run"
+    assert found["output folder"]["found"] == f"{tmp_path}/new, created by the first run"
     assert found[f"port {taken_port}"]["status"] == "note"
     assert found["MLflow"]["status"] == "fix"
     assert found["MLflow"]["found"] == "http://127.0.0.1:1 cannot be used: no answer"
@@ -113,7 +113,7 @@ def test_disks_and_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [of_runs, of_ray] = doctor._disks(str(tmp_path / "new"))
     assert (of_runs.status, of_ray.status) == ("fix", "fix")
     assert of_runs.found.startswith(f"{tmp_path}: ")
-    assert of_ray.advice == "make room, or give another RAY_TMPDIR"
+    assert of_ray.advice == "free some space, or give another RAY_TMPDIR"
     monkeypatch.setattr(doctor, "STORE_ENOUGH", 1 << 40)
     monkeypatch.setattr(doctor, "STORE_SHARE", 1e6)
     [memory] = doctor._shared_memory()

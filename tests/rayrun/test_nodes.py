@@ -53,7 +53,7 @@ def test_an_elastic_run_shrinks_with_a_lost_node_and_grows_with_a_new_one(outcom
         changes += [workers] if workers != changes[-1] else []
     # the first epochs may have been trained by one, before the second process had started
     assert changes[-3:] == [2.0, 1.0, 2.0]
-    assert "is lost: what ran there goes on after its last epoch" in outcome.log
+    assert "is lost: its runs resume after their last epoch" in outcome.log
     assert "has joined" in outcome.log
 
 
@@ -76,7 +76,7 @@ def test_no_epoch_of_an_elastic_run_is_told_twice_or_not_at_all(
 def test_a_stopped_job_says_so_and_leaves_nothing(outcome: Spread, server: MlflowClient) -> None:
     """Its first client had been killed, which did not end it."""
     assert outcome.code == 130
-    assert "stopped; go on with: raygkd train --resume" in outcome.log
+    assert "stopped; resume with: raygkd train --resume" in outcome.log
     assert outcome.left == []
     run = run_ids(outcome.output / "runs" / "train-elastic")["student"]
     assert server.get_run(run).info.status == "KILLED"
@@ -113,7 +113,7 @@ def lost_trial(outcome: Spread) -> tuple[int, int]:
     """Return the trial whose node was lost, and the epoch after which it went on."""
     [line] = [line for line in outcome.search_log.splitlines() if "lost its process" in line]
     [number] = [number for number in outcome.lost if f"trial {number} lost" in line]
-    assert "it goes on after epoch" in line
+    assert "it resumes after epoch" in line
     return number, int(line.rpartition(" ")[2])
 
 
@@ -155,11 +155,11 @@ def test_an_output_folder_that_a_node_does_not_see_is_refused(outcome: Spread) -
     [
         (
             "no token",
-            "does not take this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOK",
+            "rejects this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOK",
         ),
-        ("wrong token", "does not take this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH"),
+        ("wrong token", "rejects this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH"),
         ("no job", "no job gone; the latest are: raysubmit_"),
-        ("large", "large.yaml: a job is sent with at most 10 MiB and this one has 12."),
+        ("large", "large.yaml: a job can upload at most 10 MiB and this one has 12."),
     ],
 )
 def test_what_cannot_be_sent_is_refused_in_a_line(outcome: Spread, name: str, words: str) -> None:

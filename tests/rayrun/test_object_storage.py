@@ -28,7 +28,7 @@ def test_ctrl_c_ends_a_search_and_tells_the_url_to_go_on_with(stored: Stored) ->
     assert stored.seconds < 15
     # in the middle of the epoch
     assert stored.stopped["parts"][0] is not None
-    assert f"go on with: raygkd tune --resume {stored.run}\n" in stored.interrupted.err
+    assert f"resume with: raygkd tune --resume {stored.run}\n" in stored.interrupted.err
     assert "Traceback" not in stored.said
 
 

@@ -71,7 +71,7 @@ def test_a_search_ends_although_its_server_hangs(silent: Silent, server: Server)
     assert outage.startswith(f"warning: MLflow at {server.uri} does not answer (")
     assert model.startswith(f"warning: MLflow at {server.uri} has no model of run 'search': ")
     assert end == (
-        f"warning: MLflow at {server.uri} has not taken everything; it is kept in "
+        f"warning: MLflow at {server.uri} has not received everything; the rest is kept in "
         f"{silent.folder}/tracking.jsonl and is sent when this run is resumed"
     )
     assert silent.first["best"]["registered"] is None

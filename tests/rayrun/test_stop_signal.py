@@ -67,7 +67,7 @@ def test_ctrl_c_waits_for_the_answers_and_leaves_nothing(folder: Place) -> None:
     seconds = interrupted(interrupts, "0001", "0002")
     assert seconds < 7
     assert told == [
-        "stopping: the step is finished and a checkpoint written; again to stop at once"
+        "stopping after this step, with a checkpoint; press Ctrl-C again to stop at once"
     ]
     assert not (folder / "stop").exists()
 

@@ -72,5 +72,5 @@ def test_a_killed_driver_leaves_no_trial_and_ctrl_c_twice_ends_at_once(killed: K
 
 def test_a_killed_trial_is_told_and_goes_on_by_itself(killed: Killed) -> None:
     [line] = [line for line in killed.warnings.splitlines() if "lost its process" in line]
-    assert "(1 of at most 3 times); it goes on after epoch" in line
+    assert "(restart 1 of at most 3); it resumes after epoch" in line
     assert "Traceback" not in killed.warnings

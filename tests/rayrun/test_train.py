@@ -149,13 +149,13 @@ def test_ctrl_c_ends_a_run_with_its_processes_and_its_record(interrupted: Interr
     assert interrupted.all_gone, interrupted.command.survivors()
     assert interrupted.running == []
     assert len(interrupted.epochs) in range(1, TEACHER_EPOCHS)
-    assert interrupted.command.err.count("stopping: the step is finished and a checkpoint") == 1
+    assert interrupted.command.err.count("stopping after this step, with a checkpoint") == 1
     # in the middle of an epoch
     [part] = interrupted.checkpoint["parts"]
     assert part["steps"] in range(1, 256 // 64 + 1)
     assert interrupted.checkpoint["epoch"] >= len(interrupted.epochs)
     assert interrupted.command.out == ""
-    assert f"go on with: raygkd teacher --resume {interrupted.folder}\n" in interrupted.command.err
+    assert f"resume with: raygkd teacher --resume {interrupted.folder}\n" in interrupted.command.err
     assert "Traceback" not in interrupted.command.err
 
 

@@ -340,7 +340,7 @@ def resumed(raygkd: Start, stopped: Stopped) -> Resumed:
 
 
 def test_the_teacher_of_an_earlier_search_is_used_again(stopped: Stopped, output: Path) -> None:
-    assert "teacher resnet14: kept from an earlier run" in stopped.command.err
+    assert "teacher resnet14: reused from an earlier run" in stopped.command.err
     assert "training teacher" not in stopped.command.err
     assert "teacher" not in stopped.run_ids
     assert len(list((output / "teachers").iterdir())) == 1
@@ -356,7 +356,7 @@ def test_sigterm_ends_a_search_with_its_processes_and_its_record(stopped: Stoppe
     assert stopped.seconds < 15
     assert stopped.all_gone, stopped.command.survivors()
     assert stopped.running == []
-    assert f"go on with: raygkd tune --resume {stopped.folder}\n" in stopped.command.err
+    assert f"resume with: raygkd tune --resume {stopped.folder}\n" in stopped.command.err
     assert "Traceback" not in stopped.command.err
     assert not (stopped.folder / "result.json").exists()
 

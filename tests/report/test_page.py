@@ -166,7 +166,7 @@ def test_what_a_run_lacks_is_left_out(output: Path, report: dict[str, Any], tmp_
     page = tmp_path / "pages" / "mine.html"
     told = write_report(str(run), str(page), console=stderr_console())
     assert list(told["numbers"]) == ["summary", "search", "sizes", "losses", "examples"]
-    gone = "the checkpoint that holds the student's adapters is not there any more"
+    gone = "the checkpoint with the student's adapters no longer exists"
     assert f"Channel graphs: {gone}." in told["left_out"]
     assert f"Where the teacher looks: {gone}." in told["left_out"]
     names = {path.name for path in page.parent.iterdir()}

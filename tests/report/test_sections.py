@@ -40,11 +40,11 @@ def test_the_outcome_is_told_with_its_leads() -> None:
     assert outcome(models, 0) == (
         "The best student (resnet8) scores 0.8000 on the test images: 0.1000 above the same "
         "student without a teacher and 0.1000 below the teacher, with 25% of the teacher's "
-        "parameters. These are scores of one seed; another one gives others."
+        "parameters. These scores are from one seed; another seed gives different ones."
     )
     models["best student"] = model("resnet8", 50, 0.7)
-    assert "as much as the same student without a teacher and 0.2000 below" in outcome(models, 0)
-    assert outcome(models, 3).endswith("of one seed; those of 3 more are below.")
+    assert "equal to the same student without a teacher and 0.2000 below" in outcome(models, 0)
+    assert outcome(models, 3).endswith("from one seed; those of 3 more are below.")
     assert outcome({"teacher": models["teacher"]}, 0) == (
         "The teacher (resnet20) scores 0.9000 on the test images."
     )

@@ -106,7 +106,7 @@ def test_ui_shows_the_runs_here_alone_until_ctrl_c(
     wait_for(lambda: not session(process.pid), patience=10.0)
     err = process.communicate()[1]
     first, *pages = err.splitlines()
-    assert first == f"MLflow UI on {url} (Ctrl-C ends it)"
+    assert first == f"MLflow UI on {url} (Ctrl-C stops it)"
     page = rf"runs of first: {url}/#/experiments/\d+/runs\?workflowType=machine_learning"
     assert [line for line in pages if re.fullmatch(page, line)], err
     assert "Traceback" not in err
@@ -280,12 +280,12 @@ def test_an_experiment_with_artifacts_that_are_out_of_reach_is_refused(
     with pytest.raises(TrackingError) as raised:
         connect(team.url, "of another", tmp_path)
     assert str(raised.value) == (
-        f"--experiment of another: {team.url} keeps its artifacts in /srv/of another machine/"
+        f"--experiment of another: {team.url} stores its artifacts in /srv/of another machine/"
         "mlartifacts, which is not on this machine; use another --experiment, whose artifacts the "
-        "server takes"
+        "server stores"
     )
     connect(team.url, "of the server", tmp_path)
-    with pytest.raises(TrackingError, match="of the server: was made through a server, which"):
+    with pytest.raises(TrackingError, match="of the server: was created through a server, which"):
         connect(default_uri(team.output), "of the server", team.output)
 
 
@@ -348,9 +348,9 @@ def test_the_server_tells_how_to_record_and_leaves_no_users_behind(team: Team) -
     wait_for(lambda: not session(team.process.pid), patience=10.0)
     told = team.log.read_text()
     first, where, how, *_ = told.splitlines()
-    assert first == f"MLflow UI on {url} (Ctrl-C ends it)"
+    assert first == f"MLflow UI on {url} (Ctrl-C stops it)"
     assert "'Model training'" in where
-    assert f"with --tracking-uri {url} where MLFLOW_TRACKING_USERNAME and " in how
+    assert f"give --tracking-uri {url} and set MLFLOW_TRACKING_USERNAME and " in how
     assert "Traceback" not in told
     # so that the next start knows the next password alone
     assert list(team.temporary.iterdir()) == []
@@ -360,11 +360,15 @@ def test_the_server_tells_how_to_record_and_leaves_no_users_behind(team: Team) -
 @pytest.mark.parametrize(
     ("user", "password", "said"),
     [
-        ("", "", "--host 0.0.0.0: is for other machines as well, and they need a password; set"),
-        ("me", "", "they need a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS"),
-        ("", "long enough to do", "they need a password; set MLFLOW_TRACKING_USERNAME and"),
-        ("me", "eleven char", "MLFLOW_TRACKING_PASSWORD: must have 12 characters or more"),
-        ("me", "password1234", "MLFLOW_TRACKING_PASSWORD: must have 12 characters or more, and"),
+        ("", "", "--host 0.0.0.0: serves other machines as well, which requires a password"),
+        (
+            "me",
+            "",
+            "which requires a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS",
+        ),
+        ("", "long enough to do", "which requires a password; set MLFLOW_TRACKING_USERNAME and"),
+        ("me", "eleven char", "MLFLOW_TRACKING_PASSWORD: must have at least 12 characters"),
+        ("me", "password1234", "MLFLOW_TRACKING_PASSWORD: must have at least 12 characters, and"),
     ],
 )
 def test_others_are_not_served_without_a_password(
@@ -383,7 +387,7 @@ def test_others_are_not_served_without_a_password(
 def test_a_host_that_is_not_this_machine_is_refused(
     host: str, member: None, tmp_path: Path
 ) -> None:
-    with pytest.raises(ResourceError, match=f"--host {host}: is no address of this machine"):
+    with pytest.raises(ResourceError, match=f"--host {host}: is not an address of this machine"):
         serve(tmp_path / "new", host, free_port())
     assert list(tmp_path.iterdir()) == []
 

@@ -99,7 +99,7 @@ def test_a_process_ends_although_its_server_is_dead(raced: dict[str, tuple]) -> 
     assert code == 0
     outage, end = err.splitlines()
     assert outage.startswith("MLflow at http://127.0.0.1:9 does not answer (")
-    assert f"has not taken everything; it is kept in {journal}" in end
+    assert f"has not received everything; the rest is kept in {journal}" in end
 
 
 # passwords
@@ -162,7 +162,7 @@ def test_closing_does_not_wait_longer_than_asked(
     assert time.monotonic() - started < 5
     outage, end = messages(caplog)
     assert f"everything is kept in {tmp_path}/journal.jsonl" in outage
-    assert f"has not taken everything; it is kept in {tmp_path}/journal.jsonl" in end
+    assert f"has not received everything; the rest is kept in {tmp_path}/journal.jsonl" in end
     operations = [entry for entry in read_journal(tmp_path / "journal.jsonl") if "op" in entry]
     assert len(operations) == 100
     wait_for(lambda: "mlflow-sender" not in {thread.name for thread in threading.enumerate()})

@@ -192,7 +192,7 @@ def test_a_refused_operation_does_not_hold_up_the_others(
     tracker.close()
     assert client.get_run(tracker.run_id("run")).data.metrics == {"loss": 1.0}
     (message,) = messages(caplog)
-    assert "refuses 'metrics' of run 'run' (Invalid value" in message
+    assert "rejects 'metrics' of run 'run' (Invalid value" in message
     assert str(tracker.journal) in message
 
 
@@ -212,7 +212,7 @@ def test_a_run_that_is_refused_costs_neither_the_others_nor_its_children(
     assert found["trial"].data.metrics == {"loss": 2.0}
     assert found["trial"].info.status == "FINISHED"
     (message,) = messages(caplog)
-    assert "refuses 'start' of run 'search'" in message
+    assert "rejects 'start' of run 'search'" in message
 
 
 def test_what_was_refused_is_sent_when_the_run_is_resumed(
@@ -250,7 +250,7 @@ def test_an_unexpected_error_is_told_and_the_thread_goes_on(
     second.close()
     assert client.get_run(second.run_id("run")).data.tags["after"] == "it"
     (message,) = messages(caplog)
-    assert "refuses 'dance' of run 'run' (AttributeError: " in message
+    assert "rejects 'dance' of run 'run' (AttributeError: " in message
 
 
 # the experiment

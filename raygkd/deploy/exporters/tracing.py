@@ -18,7 +18,7 @@ from raygkd.models import Detector, ModelFile
 from raygkd.models.fixed_shapes import FixedShapeDetector, Suppression, suppress
 
 IMAGES, LOGITS, DETECTIONS = "images", "logits", "detections"
-# images of the example that a graph is made from; of one alone it would be for one
+# images of the example that is traced; with a batch of 1 the exporter would fix the batch size
 EXAMPLE = 2
 
 
