@@ -1,4 +1,4 @@
-"""A report's section on the channel graphs of teacher and student.
+"""Report section on the channel graphs of teacher and student.
 
 Shape letters: C channels.
 """
@@ -30,10 +30,10 @@ def graphs_section(
     Args:
         folder: for the pictures.
         levels: level -> "teacher", "before" and "after" -> view.
-        images: how many the graphs are of.
+        images: number of images of the graphs.
         centred: the channels were compared without their means.
         dim: spectral dimension of the run.
-        whose: the student, as the text names it.
+        whose: name of the student in the text.
     """
     adjacency, embedding = folder / "adjacency.png", folder / "embedding.png"
     draw_adjacency(adjacency, levels)
@@ -172,5 +172,5 @@ def draw_embeddings(path: Path, levels: Levels) -> None:
 
 
 def _reach(embeddings: Sequence[np.ndarray]) -> float:
-    """Return how far axes must reach from 0 to hold all dots."""
+    """Return the axis limit that includes all dots."""
     return 1.1 * max(float(np.abs(places_C2).max()) for places_C2 in embeddings) or 1.0
