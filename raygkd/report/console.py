@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # characters of a line where nothing wraps it
 LOG_WIDTH = 160
-# longest silence of work that goes on
+# longest silence while work continues
 QUIET_SECONDS = 30.0
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raygkd.rayrun.search_history import Trial
 
 METRIC = "val_score"
-# fewer trials tell nothing of their settings, and fewer for each setting little
+# with fewer trials importance is meaningless, and with fewer per setting unreliable
 FEWEST_TRIALS, TRIALS_FOR_EACH = 4, 5
 # forests that are grown, each with its own seed, to see how far they agree
 FORESTS = 5
