@@ -49,7 +49,7 @@ def attention_section(
                 f"counts differences by these weights. They average to 1 over an image; bright "
                 f"cells count most. The attention temperature is {temperature:.3g}: a higher one "
                 "makes the masks flatter. Each level has its own scale, since deep levels see the "
-                "image in few, large cells, and colours tell small weights apart more finely. The "
+                "image in few, large cells, and the colours resolve small weights more finely. The "
                 "images are from the validation split.",
                 is_wide=True,
             )

@@ -87,8 +87,8 @@ def comparison_section(folder: Path, comparison: Mapping[str, Any]) -> Section:
 
 
 _READ = (
-    "A dot is a seed, the bar their mean. Rows whose dots lie among each other do not differ by "
-    "more than chance."
+    "Each dot is a seed, and the bar is the mean. Rows whose dots overlap may differ only by "
+    "chance."
 )
 
 
