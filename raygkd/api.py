@@ -172,7 +172,7 @@ def distill(
             adapters'; None for SGD with momentum 0.9 and weight decay 5e-4.
         device: where to train; None for the GPU, where there is one.
         seed: of the order of a dataset's images; torch's own generators stay as they were.
-        reporter: is told the numbers of each epoch.
+        reporter: is called with the metrics of each epoch.
 
     Returns:
         The numbers of each epoch: "epoch" from 1, "train_loss", "loss_task", "loss_vertex",

@@ -19,7 +19,7 @@ class DataError(UserError):
 
 
 class ResourceError(UserError):
-    """The cluster, a port or a folder cannot give what was asked for."""
+    """The cluster, a port or a folder cannot provide what a run needs."""
 
 
 class TrackingError(UserError):

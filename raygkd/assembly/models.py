@@ -75,7 +75,7 @@ def is_model_file(teacher: str) -> bool:
 
 
 def start_from_teacher(config: Config, student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Copy the teacher's neck and heads into a detector as far as the settings tell.
+    """Copy the teacher's neck and heads into a detector, if the settings say to inherit.
 
     Returns:
         The paths of the modules copied, none for a classifier.

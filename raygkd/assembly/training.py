@@ -85,7 +85,7 @@ def build_training(
         device: where to train.
         rank: of this process.
         parallel: wraps the objective for several ranks (DDP).
-        begun: when its preparation began, as ``time.perf_counter`` tells it; None for now.
+        begun: when its preparation began, by ``time.perf_counter``; None for now.
         teacher_store: what is known of the teacher already; None to ask it every time.
     """
     begun = time.perf_counter() if begun is None else begun

@@ -50,7 +50,7 @@ class SameBatch:
 
 
 def classes_spec(classes: int, side: int) -> ImageSpec:
-    """Return what models are told of images for classification."""
+    """Return the spec of the images for classification."""
     return ImageSpec(
         class_names=tuple(map(str, range(classes))),
         image_size=(side, side),

@@ -68,7 +68,7 @@ def help_row() -> Row:
 
 
 def measured(suite: Callable[..., Iterator[Row]], *, quick: bool) -> list[Row]:
-    """Return the rows of a suite; each is told on standard error as it comes, with the time."""
+    """Return the rows of a suite; each is reported on standard error when done, with its time."""
     rows = []
     started = time.monotonic()
     for row in suite(quick=quick):

@@ -159,7 +159,7 @@ def read_space(path: str) -> tuple[Dimension, ...]:
 
 
 def _dimension(name: Any, entry: Any) -> Dimension:
-    """Return one entry of a space file; ConfigError tells what is wrong with it."""
+    """Return one entry of a space file; raise ConfigError if it is invalid."""
     known = searchable()
     name = OTHER_NAMES.get(name, name)
     if name not in known:

@@ -213,7 +213,7 @@ def read_coco(
         contents: as ``load_coco`` returns them.
         path: the file they are from.
         folder: where the images lie.
-        faults: is told of ids that two images have, and of boxes of images or categories that
+        faults: is called with ids that two images have, and of boxes of images or categories that
             the file does not have.
     """
     categories = {category["id"]: category["name"] for category in contents["categories"]}
@@ -263,7 +263,7 @@ def check_boxes(annotation: Annotation, labels: Mapping[str, int], faults: Fault
     Args:
         annotation: what is written.
         labels: class name -> label.
-        faults: is told of each fault.
+        faults: is called with each fault.
 
     Raises:
         DataError: a fault in strict mode.

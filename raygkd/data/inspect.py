@@ -89,7 +89,7 @@ def sample_sheet(
         table: where the images lie.
         path_png: file to write; replaced at once when the sheet is complete.
         columns: images in a row.
-        max_classes: rows of the sheet; a line below tells how many classes it leaves out. Without
+        max_classes: rows of the sheet; a line below states how many classes it omits. Without
             effect where there are boxes.
 
     Raises:

@@ -399,7 +399,7 @@ def _image_hash(metadata: pq.FileMetaData) -> str:
 
 
 def _check_complete(parts: list[_Part], path: str) -> None:
-    """Refuse a folder in which the shards do not hold the images that the last one tells of."""
+    """Refuse a folder whose shards do not have the number of images stated in the last one."""
     rows = sum(len(part.labels) for part in parts)
     totals = [part.total for part in parts if part.total is not None]
     if any(part.is_shard for part in parts) and totals != [rows]:

@@ -58,7 +58,7 @@ def prepare(
     """Write a data set as shards, its rows shuffled within each split by a fixed seed.
 
     Every image is decoded once to check it. A local destination appears when it is complete and
-    not before. An object store cannot rename a folder: a write that is broken off there leaves
+    not before. An object store cannot rename a folder: an interrupted write there leaves
     shards without a last one, which ``open_table`` refuses. What the source leaves out for faulty
     annotations is logged as warnings.
 
@@ -234,7 +234,7 @@ class _ShardWriter:
         self._bytes_in_group += len(image)
 
     def finish(self) -> None:
-        """Write what is left and close the last shard, which tells the number of images."""
+        """Write the remaining images and close the last shard, which states their number."""
         self._write_group()
         self._close_shard({TOTAL_KEY: str(self._images)})
 

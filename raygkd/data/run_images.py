@@ -83,7 +83,7 @@ def open_images(
         data: which images.
         seed: of the validation cut.
         output: folder that prepared shards are kept in.
-        progress: is told images prepared and their number.
+        progress: is called with the images prepared and their number.
 
     Raises:
         DataError: what is wrong with the files.
@@ -135,7 +135,7 @@ def open_images(
 
 
 def task_of(dataset: str) -> str | None:
-    """Return a data set's task, None where its name does not tell, as of parquet."""
+    """Return a data set's task; None if its name does not determine it, as for parquet."""
     return dataset_class(dataset).task
 
 

@@ -113,7 +113,7 @@ class Scene:
 
 
 def make_scenes(split: str, images: int, *, seed: int = 0) -> Iterator[Scene]:
-    """Yield the scenes of a split; the first ones do not depend on how many are asked for."""
+    """Yield the scenes of a split; the first ones do not depend on how many are requested."""
     digits = load_digits()
     chosen = digits_of_split(digits, split)
     for index in range(images):

@@ -98,7 +98,7 @@ class DataSet(ABC):
     ``Settings`` in it, each declared by ``option``, and named ``DATASET.OPTION`` in settings.
 
     Attributes:
-        task: "classification" or "detection"; None where only the images tell.
+        task: "classification" or "detection"; None if only the images determine it.
         can_fetch: whether ``open`` fetches its files with ``options.download``.
         augment: random changes that suit it; None for those that suit its task and sizes.
         score: what detectors are ranked by, "map" or "map50".

@@ -71,7 +71,7 @@ def load_window(
         transform: brings each image to the model's size.
         seed: of the run.
         epoch: number of the epoch.
-        skip_bad: go on where an image is broken, instead of stopping.
+        skip_bad: skip unreadable images instead of stopping.
         exact: what becomes of a broken image; see ``transform_window``.
 
     Raises:

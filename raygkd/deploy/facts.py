@@ -94,7 +94,7 @@ class Prediction:
         label: positions in the class names, best first, int64 (T,).
         score: in 0..1, float32 (T,).
         box: sides of the boxes in pixels of the image, float32 (T, 4); None for a classifier.
-        content: the encoded image, where it was asked for.
+        content: the encoded image, if requested.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other; every function is a no-op in a run of one process."""
+"""Communication between the ranks of a run; every function is a no-op in a single process."""
 
 from __future__ import annotations
 

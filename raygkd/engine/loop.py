@@ -81,7 +81,7 @@ class Training:
         epoch: how many are done.
         metrics: of the last epoch that is done.
         part: what is done of the epoch after it; None between epochs.
-        begun: when this process began to prepare the run, as ``time.perf_counter`` tells it; None
+        begun: when this process began to prepare the run, by ``time.perf_counter``; None
             from its first step on.
         amp: dtype of autocast, or None.
     """

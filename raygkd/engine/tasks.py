@@ -49,7 +49,7 @@ class Task(Protocol):
     """What depends on the kind of targets; the loop is the same for all kinds."""
 
     def targets(self, batch: Batch, device: torch.device) -> Any:
-        """Return what an objective is told of a batch."""
+        """Return the targets of a batch for the objective."""
 
     def is_blank(self, batch: Batch) -> bool:
         """Return whether a batch has nothing that its images could be asked for."""

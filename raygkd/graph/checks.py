@@ -22,7 +22,7 @@ def require(*problems: str | None) -> None:
 
 
 def temperature_problem(temperature: float, name: str = "temperature") -> str | None:
-    """Say so when a softmax temperature is not a finite positive number."""
+    """Return a problem if a softmax temperature is not a finite positive number."""
     if 0 < temperature < math.inf:
         return None
     return f"{name} must be a finite number above 0; got {temperature}"
@@ -41,21 +41,21 @@ def weight_problems(**weights: float) -> list[str]:
 
 
 def share_problem(share: float) -> str | None:
-    """Say so when the foreground's share of the weights is not in 0..1."""
+    """Return a problem if the foreground's share of the weights is not in 0..1."""
     if 0 <= share <= 1:
         return None
     return f"foreground share must be from 0 to 1; got {share}"
 
 
 def choice_problem(name: str, value: str, allowed: Sequence[str]) -> str | None:
-    """Say so when ``value`` of the option ``name`` is not one of ``allowed``."""
+    """Return a problem if ``value`` of the option ``name`` is not one of ``allowed``."""
     if value in allowed:
         return None
     return f"unknown {name} {value!r}{near(value, allowed)} (allowed: {', '.join(allowed)})"
 
 
 def dimension_problem(dim: int, channels: int) -> str | None:
-    """Say so when a graph of ``channels`` vertices has no ``dim`` non-trivial eigenpairs."""
+    """Return a problem if a graph of ``channels`` vertices lacks ``dim`` non-trivial eigenpairs."""
     if 1 <= dim <= channels - 1:
         return None
     return (
@@ -65,7 +65,7 @@ def dimension_problem(dim: int, channels: int) -> str | None:
 
 
 def shape_problem(name: str, student: Tensor, teacher: Tensor) -> str | None:
-    """Say so when student and teacher do not have one shape."""
+    """Return a problem if student and teacher do not have one shape."""
     if student.shape == teacher.shape:
         return None
     return (

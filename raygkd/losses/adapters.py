@@ -119,7 +119,7 @@ def mixed_covariance(covariance_CC: Tensor, weight_OC: Tensor) -> Tensor:
 
 
 def statistics_problem(count: int) -> str | None:
-    """Say so when a channel has a single value in a batch: it has no variance to normalise by."""
+    """Return a problem if a channel has a single value in a batch, and so no variance."""
     if count != 1:
         return None
     return "batch normalisation of a 1x1 map needs at least 2 images in a batch; got 1"

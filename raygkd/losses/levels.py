@@ -36,7 +36,7 @@ def on_one_grid(student_BCHW: Tensor, teacher_BCHW: Tensor) -> tuple[Tensor, Ten
 def levels_problem(
     student_shapes: Mapping[int, Shape], teacher_shapes: Mapping[int, Shape]
 ) -> str | None:
-    """Say so when student and teacher do not have the same levels, or none."""
+    """Return a problem if student and teacher do not have the same levels, or none."""
     student_levels, teacher_levels = sorted(student_shapes), sorted(teacher_shapes)
     if student_levels != teacher_levels:
         return (
@@ -47,7 +47,7 @@ def levels_problem(
 
 
 def absent_problem(wanted: Iterable[int], known: Iterable[int]) -> str | None:
-    """Say so when some of the levels that are wanted are not among those known."""
+    """Return a problem if some of the levels that are wanted are not among those known."""
     known = sorted(known)
     absent = [str(level) for level in wanted if level not in known]
     if not absent:
@@ -59,7 +59,7 @@ def absent_problem(wanted: Iterable[int], known: Iterable[int]) -> str | None:
 
 
 def maps_problem(level: int, student: Tensor, teacher: Tensor) -> str | None:
-    """Say so when a level's maps are not (B, C, H, W) of as many images, at least one."""
+    """Return a problem if a level's maps are not (B, C, H, W) of as many images, at least one."""
     shapes = tuple(student.shape), tuple(teacher.shape)
     whole = all(len(shape) == 4 and all(shape) for shape in shapes)
     if whole and len(student) == len(teacher):

@@ -196,7 +196,7 @@ def _centred_rows(values_RN: Tensor) -> Tensor:
 
 
 def _logits_problem(student_BK: Tensor, teacher_BK: Tensor, classes: int = 1) -> str | None:
-    """Say so when logits are not (B, K) of one shape, or there are too few classes."""
+    """Return a problem if logits are not (B, K) of one shape, or there are too few classes."""
     shape = tuple(student_BK.shape)
     if len(shape) != 2 or shape[0] < 1 or shape[1] < classes:
         return (

@@ -139,7 +139,7 @@ def _neighbours(embedded_BC: Tensor) -> Tensor:
 
 
 def _pairs_problem(student_BC: Tensor, teacher_BC: Tensor) -> str | None:
-    """Say so when embeddings are not (B, C) of as many samples, at least two."""
+    """Return a problem if embeddings are not (B, C) of as many samples, at least two."""
     shapes = tuple(student_BC.shape), tuple(teacher_BC.shape)
     if len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][0] == shapes[1][0] >= 2:
         return None

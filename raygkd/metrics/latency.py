@@ -53,7 +53,7 @@ def latencies(
     Args:
         models: name -> model in eval mode, whose output is there when it returns, and the images
             (B, C, H, W) that it takes.
-        progress: is told turns done and their number.
+        progress: is called with the turns done and their number.
         batch: R.
         fewest: turns, whatever they take.
     """
@@ -93,7 +93,7 @@ def hardware(device: torch.device | str = "cpu") -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's name, as far as the system tells it."""
+    """Return the processor's name, if the system reports it."""
     facts = Path("/proc/cpuinfo")
     if facts.exists():
         for line in facts.read_text().splitlines():

@@ -155,7 +155,7 @@ def wait_for_room(
             time.sleep(ROOM_SECONDS)
             nodes = _nodes()
     finally:
-        # what is asked for stays for ever, and keeps nodes that nobody needs
+        # a request stays in force, and would keep nodes that nobody needs
         request_resources(bundles=[])
     return nodes
 

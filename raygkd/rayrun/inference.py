@@ -87,7 +87,7 @@ def predict(
     )
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
-    # what goes wrong is told here in one line
+    # errors are reported here in one line
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         batches: Any = iter(dataset.iter_batches(batch_size=None, batch_format="numpy"))

@@ -183,6 +183,6 @@ class NodeWatch:
             try:
                 samples[asked[reference]] = ray.get(reference)
             except ray.exceptions.RayError:
-                # the node is being lost, which is told when Ray is sure of it
+                # the node is being lost, which is reported once Ray is sure of it
                 del self._elsewhere[asked[reference]]
         return samples

@@ -194,7 +194,7 @@ def run_epochs(
             save_checkpoint(path, training)
             yield training.metrics | told
     except Stopped:
-        # a part of an epoch can only be taken up by as many workers
+        # a part of an epoch can only be resumed by as many workers
         if not config.cluster.workers.is_elastic:
             save_checkpoint(path, training)
         if rank == 0:

@@ -1,1 +1,1 @@
-"""What people read: progress on the terminal, tables and figures."""
+"""Output for people: progress on the terminal, tables, figures and report pages."""

@@ -1,4 +1,4 @@
-"""A report's section on where the teacher looks.
+"""Report section on the teacher's attention.
 
 Shape letters: B images, H height, W width.
 """
@@ -49,7 +49,7 @@ def attention_section(
                 f"counts differences by these weights. They average to 1 over an image; bright "
                 f"cells count most. The attention temperature is {temperature:.3g}: a higher one "
                 "makes the masks flatter. Each level has its own scale, since deep levels see the "
-                "image in few, large cells, and colours tell small weights apart more finely. The "
+                "image in few, large cells, and the colours resolve small weights more finely. The "
                 "images are from the validation split.",
                 is_wide=True,
             )
@@ -64,7 +64,7 @@ def draw_attention(
     names: Sequence[str],
     masks: Mapping[int, NDArray[np.float32]],
 ) -> None:
-    """Write a PNG: the images in a row, and below them their masks at each level.
+    """Write a PNG: a row of images, with their masks at each level below.
 
     Args:
         path: of the picture.
@@ -105,5 +105,5 @@ def draw_attention(
 
 
 def shortened(name: str) -> str:
-    """Return a class's name, cut where it would touch the next one."""
+    """Return the name of a class, truncated so that it does not touch the next one."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

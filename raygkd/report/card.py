@@ -1,4 +1,4 @@
-"""The card of a model: what it is, what made it and how good it is, as Markdown."""
+"""Model card, as Markdown: the model, its training and its scores."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def model_card(
     licence: str,
     test_scores: Mapping[str, float],
 ) -> str:
-    """Return a card with YAML front matter, as model hubs read it.
+    """Return a card with YAML front matter for model hubs.
 
     Args:
         model_file: of the model.
         facts: of its images.
-        parameters: how many it has.
-        file: name of the file of weights beside the card.
+        parameters: their number.
+        file: name of the weights file next to the card.
         licence: of the weights.
-        test_scores: role -> score on the test split, as far as the run's result has them.
+        test_scores: role -> score on the test split, if known.
     """
     import yaml
 
@@ -136,7 +136,7 @@ def _scores_table(scores: Mapping[str, float], test_scores: Mapping[str, float])
 
 
 def _public(settings: Mapping[str, Any]) -> str:
-    """Return the settings as YAML, without where this machine keeps files and finds servers."""
+    """Return the settings as YAML, without paths and addresses of this machine."""
     import yaml
 
     shown = {

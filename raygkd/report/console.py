@@ -1,4 +1,4 @@
-"""Progress and messages, on standard error; results alone go to standard output."""
+"""Progress and messages, on standard error; only results go to standard output."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # characters of a line where nothing wraps it
 LOG_WIDTH = 160
-# longest silence of work that goes on
+# longest silence while work continues
 QUIET_SECONDS = 30.0
 
 
 class Advance(Protocol):
-    """Tells a progress bar how far its work is."""
+    """Reports progress to a progress bar."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Show ``done`` of ``total``, and a few words."""
+        """Show ``done`` of ``total``, and a short note."""
 
 
 def console_of(file: IO[str]) -> Console:
-    """Return the console that writes to a terminal, or to a file in lines of ``LOG_WIDTH``."""
+    """Return a console for a terminal, or for a file with lines of ``LOG_WIDTH``."""
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = LOG_WIDTH
@@ -48,10 +48,10 @@ class WarningsToConsole(logging.Handler):
 
 @contextlib.contextmanager
 def progress(console: Console, description: str) -> Iterator[Advance]:
-    """Show a bar for one piece of work; yields a function of (done, total).
+    """Show a progress bar; yield a function of (done, total).
 
-    Where standard error is no terminal, the start and every tenth of the work are lines, and so is
-    a change after ``QUIET_SECONDS``.
+    If standard error is not a terminal, a line is printed at the start, after every tenth of the
+    work, and on a change after ``QUIET_SECONDS``.
     """
     if not console.is_terminal:
         yield _lines(console, description)

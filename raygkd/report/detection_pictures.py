@@ -1,4 +1,4 @@
-"""What detectors find, as pictures.
+"""Pictures of detections.
 
 Shapes: H height, W width, C channels (3: red, green, blue).
 """
@@ -38,7 +38,7 @@ def draw_detections(
     threshold: float = 0.3,
     columns: int = 4,
 ) -> None:
-    """Write a PNG of images with their objects and what was found; it appears whole or not at all.
+    """Write a PNG of images with their objects and detections, atomically.
 
     Each box has its class below (objects, in blue) or above (detections, in orange, with their
     score). Small images are enlarged by whole pixels, large ones reduced.
@@ -47,10 +47,10 @@ def draw_detections(
         path_png: of the picture.
         images: upright RGB, (H, W, C) each, at least one.
         targets: the objects of each image.
-        detections: what was found in each image.
+        detections: of each image.
         class_names: by label.
-        threshold: the least score of a detection that is drawn.
-        columns: images side by side.
+        threshold: minimum score of a detection to draw.
+        columns: images per row.
     """
     tiles = [
         _tile(image, objects, found, class_names, threshold)
@@ -77,13 +77,13 @@ def draw_per_class(
     *,
     measure: str = "average precision at IoU 0.5",
 ) -> None:
-    """Write a PNG with a score by class, a bar a model; it appears whole or not at all.
+    """Write a PNG of scores by class, with one bar per model, atomically.
 
     Args:
         path_png: of the picture.
         class_names: by label.
-        scores: model, as the legend names it -> score of each class in 0..1, None where no image
-            has an object of it; 1 to 4 models.
+        scores: name of the model in the legend -> score of each class in 0..1, None for a class
+            without objects; 1 to 4 models.
         measure: what the scores are.
     """
     from matplotlib.figure import Figure

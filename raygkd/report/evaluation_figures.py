@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusions of classes, and confidence against being right.
+"""Pictures of an evaluation: confusion matrices and reliability diagrams.
 
 Shapes: K classes.
 """
@@ -21,12 +21,12 @@ MOST_COUNTS, MOST_NAMES = 12, 60
 def draw_confusion(
     path: Path, class_names: Sequence[str], confusion: Sequence[Sequence[int]], *, title: str
 ) -> None:
-    """Write a PNG of a confusion matrix; it appears whole or not at all.
+    """Write a PNG of a confusion matrix, atomically.
 
     Args:
         path: of the picture.
         class_names: K of them.
-        confusion: K lists of K counts, a list for each class that images have.
+        confusion: K lists of K counts, one list per true class.
         title: above it.
     """
     counts_KK = np.array(confusion)
@@ -50,11 +50,11 @@ def draw_confusion(
 
 
 def draw_reliability(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a PNG of being right against confidence; it appears whole or not at all.
+    """Write a PNG of a reliability diagram (accuracy against confidence), atomically.
 
     Args:
         path: of the picture.
-        models: model, as the legend names it -> what ``calibration`` returned.
+        models: name of the model in the legend -> result of ``calibration``.
     """
     figure = new_figure(5.0, 6.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -1,4 +1,4 @@
-"""A report's section on images that models get right and wrong."""
+"""Report section on images that models classify correctly and incorrectly."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ COLUMNS, MOST = 4, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model takes an image for.
+    """A model's prediction for an image.
 
     Attributes:
         label: of the class.
-        probability: that it gives the class.
+        probability: of the class, by the model.
     """
 
     label: int
@@ -33,11 +33,11 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """An image with what is known and said of it.
+    """An image with its label and the predictions for it.
 
     Attributes:
         image: RGB (H, W, 3).
-        label: that it has.
+        label: of the image.
         said: role -> prediction.
     """
 
@@ -46,7 +46,7 @@ class Example:
     said: Mapping[str, Prediction]
 
     def is_right(self, role: str) -> bool:
-        """Return whether a model has the label."""
+        """Return whether a model predicts the label."""
         return self.said[role].label == self.label
 
 
@@ -59,7 +59,7 @@ def examples_section(
         folder: for the pictures.
         examples: of the test split, at least one.
         class_names: by label.
-        roles: the teacher, where it is not the only one, and the model that the report is about.
+        roles: the teacher, unless it is the only model, and the model that the report is about.
     """
     student = roles[-1]
     groups = _with_teacher(examples, student) if len(roles) > 1 else _alone(examples, student)
@@ -115,7 +115,7 @@ def _alone(examples: Sequence[Example], role: str) -> dict[str, list[Example]]:
 
 
 def detections_section(sheet: Path, per_class: Path) -> Section:
-    """Return the section on a detector's examples, of the pictures that its run has drawn."""
+    """Return the section on a detector's examples, with the pictures of its run."""
     return Section(
         anchor="examples",
         title="Right and wrong",
@@ -138,7 +138,7 @@ def detections_section(sheet: Path, per_class: Path) -> Section:
 
 
 def draw_examples(path: Path, examples: Sequence[Example], class_names: Sequence[str]) -> None:
-    """Write a PNG of images with their labels and what models say of them.
+    """Write a PNG of images with their labels and predictions.
 
     Args:
         path: of the picture.

@@ -1,4 +1,4 @@
-"""Results as pictures: what all of them share, and the picture of a search."""
+"""Figures: shared helpers, and the figure of a search."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ class Curve:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Return an empty figure of a size in inches, whose parts make room for each other."""
+    """Return an empty figure of a size in inches, with constrained layout."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def plain(axes: Axes, *, grid: str = "y") -> None:
-    """Take away what is not needed of some axes, and draw a faint grid of "x", "y" or "both"."""
+    """Remove unneeded parts of axes, and draw a faint grid of "x", "y" or "both"."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="0.92")  # type: ignore[arg-type]
     axes.set_axisbelow(True)
 
 
 def save(figure: Figure, path: Place) -> None:
-    """Write a PNG; it appears whole or not at all."""
+    """Write a PNG, atomically."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
 
 
 def whole_epochs(axes: Axes) -> None:
-    """Label the x axis with epochs, which are whole numbers."""
+    """Label the x axis with epochs, as whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
@@ -77,13 +77,13 @@ def draw_search(
     others: Mapping[str, float],
     rungs: Sequence[int] = (),
 ) -> None:
-    """Write a PNG of all trials of a search; it appears whole or not at all.
+    """Write a PNG of all trials of a search, atomically.
 
     Args:
         path: of the picture.
         curves: the trials, best first.
-        others: what they are compared with -> its validation score, drawn as a level line.
-        rungs: epochs after which the scheduler stops trials, drawn as upright lines.
+        others: baseline -> its validation score, drawn as a horizontal line.
+        rungs: epochs after which the scheduler stops trials, drawn as vertical lines.
     """
     figure = new_figure(4.6)
     axes = figure.add_subplot(ylabel="validation score", title=f"Search of {len(curves)} trials")

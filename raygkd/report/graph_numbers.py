@@ -20,7 +20,7 @@ PLANE = 2
 
 @dataclass(frozen=True, eq=False)
 class GraphView:
-    """The graph of one model at one level, as it is drawn.
+    """The graph of one model at one level, ready to draw.
 
     Attributes:
         adjacency_CC: cosines of the channels, in the teacher's order.
@@ -36,11 +36,11 @@ class GraphView:
 
 
 def joined_maps(maps_BCHW: Tensor) -> Tensor:
-    """Return maps of which one graph is the mean of the images' graphs.
+    """Return maps whose single graph is the mean of the images' graphs.
 
-    The channels of every image are brought to unit length and laid side by side; cosines of what
-    comes out are the means of the images' cosines. A channel that is dead in some of the images
-    has its cosines from the others.
+    The channels of every image are normalised to unit length and concatenated; their cosines are
+    the means of the images' cosines. For a channel that is dead in some images, the other images
+    count.
 
     Args:
         maps_BCHW: feature maps (B, C, H, W).
@@ -52,13 +52,13 @@ def joined_maps(maps_BCHW: Tensor) -> Tensor:
 
 
 def fiedler_order(maps_1CBN: Tensor, weights: str) -> Tensor:
-    """Return an order of the channels in which those that are alike stand together (C,).
+    """Return an order of the channels that puts similar ones next to each other (C,).
 
-    They are sorted by the graph's Fiedler vector, its leading non-trivial eigenvector, which has no
-    sign of its own: the largest entry is made positive.
+    They are sorted by the graph's Fiedler vector, its leading non-trivial eigenvector. Its sign is
+    arbitrary: the largest entry is made positive.
 
     Args:
-        maps_1CBN: what ``joined_maps`` gives.
+        maps_1CBN: from ``joined_maps``.
         weights: of the spectral graph.
     """
     _, vectors_1C1 = spectral_embedding(maps_1CBN, 1, weights)
@@ -71,8 +71,8 @@ def turned(places_Cd: Tensor, to_Cd: Tensor) -> Tensor:
     """Return an embedding after the rotation or reflection that brings it closest to another.
 
     Args:
-        places_Cd: what is turned (C, d).
-        to_Cd: what it is turned to (C, d).
+        places_Cd: the embedding to rotate (C, d).
+        to_Cd: the target (C, d).
 
     Source: the orthogonal Procrustes problem (Schönemann, 1966).
     """
@@ -83,7 +83,7 @@ def turned(places_Cd: Tensor, to_Cd: Tensor) -> Tensor:
 def graph_views(
     teacher_BCHW: Tensor, others: Mapping[str, Tensor], *, dim: int, weights: str
 ) -> dict[str, GraphView]:
-    """Return the mean graphs over some images, of the teacher and what is held to it.
+    """Return the mean graphs over some images, of the teacher and the others.
 
     Args:
         teacher_BCHW: the teacher's maps.
@@ -117,7 +117,7 @@ def graph_views(
 
 
 def _plane(maps_1CBN: Tensor, weights: str) -> Tensor:
-    """Return the first two dimensions of ``U Lambda^1/2`` (C, 2); one that is missing is 0."""
+    """Return the first two dimensions of ``U Lambda^1/2`` (C, 2); a missing one is 0."""
     dim = min(PLANE, maps_1CBN.shape[1] - 1)
     values_1d, vectors_1Cd = spectral_embedding(maps_1CBN, dim, weights)
     places_Cd = vectors_1Cd[0] * values_1d.sqrt()

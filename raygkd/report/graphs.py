@@ -1,4 +1,4 @@
-"""A report's section on the channel graphs of teacher and student.
+"""Report section on the channel graphs of teacher and student.
 
 Shape letters: C channels.
 """
@@ -30,10 +30,10 @@ def graphs_section(
     Args:
         folder: for the pictures.
         levels: level -> "teacher", "before" and "after" -> view.
-        images: how many the graphs are of.
+        images: number of images of the graphs.
         centred: the channels were compared without their means.
         dim: spectral dimension of the run.
-        whose: the student, as the text names it.
+        whose: name of the student in the text.
     """
     adjacency, embedding = folder / "adjacency.png", folder / "embedding.png"
     draw_adjacency(adjacency, levels)
@@ -62,8 +62,8 @@ def graphs_section(
         blocks=[
             Words(
                 f"In a channel graph a vertex is a channel of a feature map, and an edge is the "
-                f"{cosine} of two channels. The student learns to have the teacher's graph at each "
-                f"matched level. Shown are averages over the same {images} validation images, "
+                f"{cosine} of two channels. The student learns to reproduce the teacher's graph at "
+                f"each matched level. Shown are averages over the same {images} validation images, "
                 f"without random changes. The {whose} is seen through its adapter, the 1x1 "
                 "convolution that maps its channels to the teacher's; before training it is the "
                 "student with the weights it begins with, behind the adapter as that begins, and "
@@ -72,9 +72,9 @@ def graphs_section(
             Picture(
                 adjacency,
                 "Adjacency of the channels",
-                "A row and a column is a channel, all in one order: that of the teacher's Fiedler "
-                "vector, which puts channels together that are alike. The more the student's map "
-                "looks like the teacher's beside it, the more of its graph it has learnt.",
+                "Each row and column is a channel, in the order of the teacher's Fiedler vector, "
+                "which puts similar channels next to each other. The more similar the student's "
+                "matrix is to the teacher's, the more of the graph it has learnt.",
                 is_wide=True,
             ),
             Table(
@@ -88,9 +88,9 @@ def graphs_section(
             Picture(
                 embedding,
                 "Spectral embedding, first two dimensions",
-                "A dot is a channel, coloured by its place in the teacher's order; the student's "
-                "are turned (Procrustes) to come as close to the teacher's as they can, and the "
-                "thin lines lead to where the teacher has the same channel.",
+                "Each dot is a channel, coloured by its position in the teacher's order; the "
+                "student's dots are rotated to match the teacher's (Procrustes), and thin lines "
+                "lead to the teacher's dot of the same channel.",
                 is_wide=True,
             ),
         ],
@@ -172,5 +172,5 @@ def draw_embeddings(path: Path, levels: Levels) -> None:
 
 
 def _reach(embeddings: Sequence[np.ndarray]) -> float:
-    """Return how far axes must reach from 0 to hold all dots."""
+    """Return the axis limit that includes all dots."""
     return 1.1 * max(float(np.abs(places_C2).max()) for places_C2 in embeddings) or 1.0

@@ -1,4 +1,4 @@
-"""A report's section on the loss terms over time."""
+"""Report section on the loss terms over time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def losses_section(
         folder: for the pictures.
         epochs: metrics of each epoch, at least one.
         weights: loss term -> its weight in the sum.
-        whose: the model that was trained, as the text names it.
+        whose: name of the trained model in the text.
     """
     terms = {name: [epoch[f"loss_{name}"] for epoch in epochs] for name in weights}
     numbers = [int(epoch["epoch"]) for epoch in epochs]
@@ -145,5 +145,5 @@ def _colour(name: str) -> tuple[str, str, str]:
 
 
 def _every(epochs: Sequence[int]) -> int:
-    """Return the distance of marks that leaves the line visible."""
+    """Return the spacing of markers that leaves the line visible."""
     return max(1, len(epochs) // 20)

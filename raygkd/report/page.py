@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside itself."""
+"""A report as a single self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Words:
     """A paragraph.
 
     Attributes:
-        text: plain; what would be HTML is shown as it is written.
-        is_command: it is what a shell would be given.
+        text: plain text; HTML in it is escaped.
+        is_command: show it as a shell command.
     """
 
     text: str
@@ -30,13 +30,13 @@ class Words:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers side by side.
+    """A table of numbers.
 
     Attributes:
         header: names of the columns.
         rows: a text for each column.
-        texts: how many columns, from the first, hold words; the others hold numbers.
-        note: a line below.
+        texts: number of leading columns with words; the others have numbers.
+        note: a line below the table.
     """
 
     header: Sequence[str]
@@ -49,13 +49,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what it shows.
+    """A PNG with its title and text.
 
     Attributes:
         path: of the file.
-        title: what it is, for whom cannot see it too.
-        text: how it is read.
-        is_wide: it holds many small parts, and stays larger on a narrow screen.
+        title: also its alternative text.
+        text: how to read it.
+        is_wide: it has many small parts, and stays larger on narrow screens.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The picture itself, as the address of an image."""
+        """The picture as a data URL."""
         return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
 
 
@@ -79,10 +79,10 @@ class Section:
     """A part of the report.
 
     Attributes:
-        anchor: its name in the page's addresses.
+        anchor: its name in URLs of the page.
         title: its heading.
-        blocks: what it holds, in order.
-        numbers: what of it programs are told, as JSON has it.
+        blocks: its content, in order.
+        numbers: its data for programs, as JSON.
     """
 
     anchor: str
@@ -99,14 +99,14 @@ class Section:
 def page(title: str, subtitle: str, sections: Sequence[Section], left_out: Sequence[str]) -> str:
     """Return the HTML of a report, with its pictures inside.
 
-    No script runs in it and nothing is fetched, whatever the texts hold: they are escaped, and the
-    page forbids it to itself.
+    It runs no scripts and loads nothing, whatever the texts contain: they are escaped, and the
+    page's content security policy forbids both.
 
     Args:
         title: of the page.
-        subtitle: a line below.
+        subtitle: a line below the title.
         sections: in order.
-        left_out: a line for each section that there is none of, and why.
+        left_out: a line for each omitted section, with the reason.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,4 +1,4 @@
-"""What a model says of images, as pictures: boxes drawn on each, or sheets of labelled images.
+"""Pictures of predictions: boxes drawn on each image, or sheets of labelled images.
 
 Shapes: C channels (3), H height, W width.
 """
@@ -25,10 +25,10 @@ INK_ON = ("white", "white", "white", "white", "black", "black")
 
 
 class Pictures:
-    """Draws images as they come: a PNG of each with its boxes, or sheets of 64 with their classes.
+    """Draws images as they arrive: a PNG of each with its boxes, or sheets of 64 with classes.
 
     Args:
-        folder: gets the pictures.
+        folder: for the pictures.
         facts: of the model.
     """
 
@@ -56,7 +56,7 @@ class Pictures:
             self.close()
 
     def close(self) -> None:
-        """Write the sheet that is not full yet."""
+        """Write the last, partial sheet."""
         if not self._tiles:
             return
         rows = -(-len(self._tiles) // COLUMNS)
@@ -93,7 +93,7 @@ def _labelled(image: Image.Image, text: str, where: str) -> Image.Image:
 
 
 def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Return the end of a text that is wider than a tile: names of files differ there."""
+    """Return the end of a text that is wider than a tile, since file names differ there."""
     if font.getlength(text) <= TILE:
         return text
     while text and font.getlength("…" + text) > TILE:
@@ -104,7 +104,7 @@ def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) ->
 def _with_boxes(
     image: Image.Image, predicted: Prediction, class_names: tuple[str, ...]
 ) -> Image.Image:
-    """Return an image with its boxes, the best above the others; a small one is enlarged."""
+    """Return an image with its boxes, the best on top; small images are enlarged."""
     scale = max(1, SMALL // max(image.size))
     image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)

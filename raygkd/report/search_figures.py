@@ -1,4 +1,4 @@
-"""A report's section on a search: curves, settings, importance, and what was stopped when."""
+"""Report section on a search: curves, settings, their importance, and early stopping."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def search_section(
         folder: for the pictures.
         config: of the search.
         trials: best first.
-        space: what was searched.
-        others: what the trials are compared with -> its validation score.
+        space: the search space.
+        others: baseline -> its validation score.
     """
     epochs = config.optim.epochs
     rungs = rung_epochs(config.search, epochs)
@@ -163,7 +163,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def draw_settings(path: Path, trials: Sequence[Trial], space: Sequence[Dimension]) -> None:
-    """Write a PNG of parallel coordinates: an axis for each setting, and the score at the right.
+    """Write a PNG of parallel coordinates: an axis for each setting, and the score on the right.
 
     Args:
         path: of the picture.
@@ -205,7 +205,7 @@ def draw_settings(path: Path, trials: Sequence[Trial], space: Sequence[Dimension
 
 
 def place(dimension: Dimension, value: Any) -> float:
-    """Return where a value stands between the bottom (0) and the top (1) of its setting's axis."""
+    """Return the position of a value between bottom (0) and top (1) of its setting's axis."""
     if dimension.kind == "choice":
         texts = [show(choice) for choice in dimension.values]
         return texts.index(show(value)) / (len(texts) - 1) if len(texts) > 1 else 0.5
@@ -218,7 +218,7 @@ def place(dimension: Dimension, value: Any) -> float:
 
 
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
-    """Return heights and texts beside a setting's axis."""
+    """Return the positions and texts of the ticks of a setting's axis."""
     if dimension.kind == "choice":
         every = math.ceil(len(dimension.values) / MOST_TICKS)
         return [(place(dimension, v), show(v)) for v in dimension.values[::every]]

@@ -1,4 +1,4 @@
-"""What a search tells besides its winner: what each rung saved, and which settings mattered."""
+"""Numbers of a search besides its winner: epochs saved per rung, importance of settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raygkd.rayrun.search_history import Trial
 
 METRIC = "val_score"
-# fewer trials tell nothing of their settings, and fewer for each setting little
+# with fewer trials importance is meaningless, and with fewer per setting unreliable
 FEWEST_TRIALS, TRIALS_FOR_EACH = 4, 5
 # forests that are grown, each with its own seed, to see how far they agree
 FORESTS = 5
@@ -26,13 +26,13 @@ FORESTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """What the scheduler did after an epoch.
+    """Decisions of the scheduler after an epoch.
 
     Attributes:
         epoch: the rung.
-        reached: trials that trained as long.
-        stopped: those of them that it ended there.
-        saved: epochs that they would have trained on.
+        reached: trials that reached this epoch.
+        stopped: those that were stopped there.
+        saved: the epochs that these would still have trained.
     """
 
     epoch: int
@@ -43,11 +43,11 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """How much of the trials' differences each setting explains, and all of them 1.
+    """Fraction of the trials' variance that each setting explains; all add up to 1.
 
     Attributes:
-        epoch: after which the trials are compared, the last that none was stopped before.
-        trials: how many there are.
+        epoch: after which the trials are compared: the last that all reached.
+        trials: number of trials.
         shares: setting -> share of the variance by each forest, most important first.
     """
 
@@ -57,14 +57,14 @@ class Importance:
 
     @property
     def is_hint(self) -> bool:
-        """Whether the trials are too few for their settings to be sure of the order."""
+        """Whether there are too few trials for a reliable order."""
         return self.trials < TRIALS_FOR_EACH * len(self.shares)
 
 
 def rung_epochs(search: SearchConfig, epochs: int) -> tuple[int, ...]:
     """Return the epochs after which the scheduler may stop a trial.
 
-    With hyperband they are those of all brackets; a trial is held to its own bracket's alone.
+    With hyperband they are those of all brackets; a trial is only compared within its own bracket.
 
     Args:
         search: with scheduler, grace period and reduction factor.
@@ -101,7 +101,7 @@ def rung_table(trials: Sequence[Trial], rungs: Sequence[int], epochs: int) -> li
 
 
 def read_dimensions(facts: Mapping[str, Any]) -> list[Dimension]:
-    """Return the search space that a run has noted down.
+    """Return the search space in a run's facts.
 
     Args:
         facts: of the run.
@@ -116,7 +116,7 @@ def read_dimensions(facts: Mapping[str, Any]) -> list[Dimension]:
 
 
 def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importance | None:
-    """Return how important each searched setting was, by functional ANOVA; None if it cannot be.
+    """Return the importance of each searched setting, by functional ANOVA; None if not possible.
 
     Trials that were stopped early have trained less, so all are compared after the same epoch.
 
@@ -125,7 +125,7 @@ def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importanc
         space: what was searched.
 
     Source: Hutter, Hoos and Leyton-Brown, "An efficient approach for assessing hyperparameter
-        importance" (ICML 2014), as Optuna has it.
+        importance" (ICML 2014), as implemented in Optuna.
     """
     whole = [trial.epoch for trial in trials if trial.status in ("finished", "stopped")]
     epoch = min(whole, default=0)
@@ -144,7 +144,7 @@ def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importanc
 
 
 def _score_at(trial: Trial, epoch: int) -> float | None:
-    """Return a trial's score after an epoch, or after its last one before that."""
+    """Return a trial's score after an epoch, or after its last epoch before."""
     scores = [metrics[METRIC] for metrics in trial.epochs if metrics["epoch"] <= epoch]
     return scores[-1] if scores else None
 
@@ -188,5 +188,5 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 
 
 def _plain(dimension: Dimension, value: Any) -> Any:
-    """Return a choice as text, since a list of levels is none of Optuna's; a number as it is."""
+    """Return a choice as text, since Optuna has no lists of levels; a number unchanged."""
     return show(value) if dimension.kind == "choice" else value

@@ -1,4 +1,4 @@
-"""A report's sections on scores over several seeds: of a search's repeats, and of methods."""
+"""Report sections on scores over several seeds: repeats of a search, and methods."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def comparison_section(folder: Path, comparison: Mapping[str, Any]) -> Section:
 
     Args:
         folder: for the picture.
-        comparison: what ``comparison_rows`` takes, with "metric" and "reference", which the
+        comparison: as for ``comparison_rows``, with "metric" and "reference", which the
             p-values are against.
     """
     methods, metric, seeds = comparison["methods"], comparison["metric"], comparison["seeds"]
@@ -87,8 +87,8 @@ def comparison_section(folder: Path, comparison: Mapping[str, Any]) -> Section:
 
 
 _READ = (
-    "A dot is a seed, the bar their mean. Rows whose dots lie among each other do not differ by "
-    "more than chance."
+    "Each dot is a seed, and the bar is the mean. Rows whose dots overlap may differ only by "
+    "chance."
 )
 
 
@@ -97,8 +97,8 @@ def draw_seeds(path: Place, scores: Mapping[str, Scores], metric: str) -> None:
 
     Args:
         path: of the picture.
-        scores: name -> score of each seed, None where there is none; the first row is at the top.
-        metric: what is scored.
+        scores: name -> score of each seed, None if missing; the first row is at the top.
+        metric: name of the score.
     """
     figure = new_figure(1.1 + 0.45 * len(scores))
     axes = figure.add_subplot(xlabel=metric)

@@ -1,4 +1,4 @@
-"""A report's section on accuracy against size and latency."""
+"""Report section on accuracy against size and latency."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ScoredModel:
     """A model of the run.
 
     Attributes:
-        parameters: how many it has.
+        parameters: their number.
         test_score: on the test split, 0 to 1.
         latency: of it.
     """
@@ -42,8 +42,8 @@ def sizes_section(
     Args:
         folder: for the picture.
         models: role -> model.
-        image: what the models were given, for the text.
-        hardware: that the latency was measured on.
+        image: the models' input, for the text.
+        hardware: of the latency measurement.
     """
     pictures = []
     if len(models) > 1:

@@ -1,4 +1,4 @@
-"""A report's first section: what was run, and what came out."""
+"""First section of a report: the run and its outcome."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def summary_section(
     score: str,
     seeds: int,
 ) -> Section:
-    """Return the section that tells what was run and what came out.
+    """Return the section on the run and its outcome.
 
     Args:
-        command: that made the run.
+        command: of the run.
         config: its settings.
         models: role -> "model", "parameters" and "test_score".
-        params: of the best trial, where there was a search.
-        facts: name and value of whatever else is known of the run.
-        score: what the test score is, a key of ``SCORES``; unused without models.
+        params: of the best trial of a search.
+        facts: name and value of other facts about the run.
+        score: kind of the test score, a key of ``SCORES``; unused without models.
         seeds: how many seeds the search was repeated with.
     """
     blocks: list[Block] = []
@@ -63,7 +63,7 @@ def summary_section(
 
 
 def outcome(models: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
-    """Return in words how the last of some models stands to the others.
+    """Return in words how the last model compares with the others.
 
     Args:
         models: role -> "model", "parameters" and "test_score".
@@ -109,7 +109,7 @@ def _models_table(models: Mapping[str, Mapping[str, Any]], score: str) -> Table:
 
 
 def command_line(command: str, config: Config) -> str:
-    """Return a command that runs the same, with the settings that are not the defaults.
+    """Return a command that repeats the run, with the settings that are not defaults.
 
     Args:
         command: its name.

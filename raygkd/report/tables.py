@@ -1,4 +1,4 @@
-"""Results as tables for people; each is readable in a terminal of 80 columns."""
+"""Results as tables for people; each fits a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def show(value: Any) -> str:
 def trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     """Return the trials of a search, best first.
 
-    All settings of a trial share a column. Each takes as many characters in every row, so that
-    equal settings stand below each other, also where the column folds.
+    All settings of a trial share a column. Each has the same width in every row, so that they stay
+    aligned, even if the column wraps.
 
     Args:
-        trials: "params", "epochs", "val_score" (None where there is none) and "status" of each.
+        trials: "params", "epochs", "val_score" (None if missing) and "status" of each.
     """
     table = _table("Trials by validation score")
     for name in ("#", "val score", "epochs", "status"):
@@ -76,7 +76,7 @@ def models_table(rows: Sequence[tuple[str, str, int, float]], split: str = "test
 
     Args:
         rows: (role, model, parameters, score).
-        split: that they are scored on.
+        split: of the scores.
     """
     table = _table(f"Models on the {split} split")
     table.add_column("")
@@ -91,23 +91,23 @@ def models_table(rows: Sequence[tuple[str, str, int, float]], split: str = "test
 
 
 def teacher_note(teacher: float, alone: float | None) -> str | None:
-    """Say so where a teacher is no better than the student alone, by their test scores."""
+    """Return a note if the teacher is no better than the student alone on the test split."""
     if alone is None or teacher > alone:
         return None
     return (
         f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
-        "is little to learn from it: choose a better teacher, or train it longer "
-        "(--teacher-epochs)."
+        "is little to learn from it: give a better one, or train it longer (--teacher-epochs)."
     )
 
 
 def repeat_table(model: str, repeat: Mapping[str, Any]) -> Table:
-    """Return the scores over several seeds, and how far the best settings are ahead.
+    """Return the scores over several seeds, and the lead of the best settings.
 
     Args:
         model: name of the student.
         repeat: "models", role -> "test_scores", "mean" and "std", and "best_minus", role ->
-            "differences", "mean" and "std"; None for a score that is missing and what hangs on it.
+            "differences", "mean" and "std"; None for a missing score and
+            the numbers that depend on it.
     """
     table = _table("Other seeds, on the test split")
     table.add_column("")
@@ -133,7 +133,7 @@ COMPARED = ("method", "mean", "std", "seeds", "p", "step", "memory")
 
 
 def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the cells of a comparison, a row for each method.
+    """Return the cells of a comparison, one row per method.
 
     Args:
         comparison: "seeds" and "methods", best first, each with "method", "scores", "mean", "std",
@@ -167,7 +167,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
 
 
 def comparison_note(comparison: Mapping[str, Any]) -> str:
-    """Return what the columns of a comparison mean."""
+    """Return the meaning of a comparison's columns."""
     first, last = comparison["seeds"][0], comparison["seeds"][-1]
     return (
         f"{comparison['metric']}, mean and standard deviation over the seeds {first} to {last}; "
@@ -190,7 +190,7 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
 
 
 def _seeds(scores: Sequence[float | None]) -> str:
-    """Return how many scores there are, and of how many."""
+    """Return the number of known scores, and of all if some are missing."""
     known = sum(score is not None for score in scores)
     return str(known) if known == len(scores) else f"{known} of {len(scores)}"
 
@@ -227,7 +227,7 @@ def missing_scores(repeat: Mapping[str, Any]) -> list[str]:
 
 
 def levels_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the matched levels, as ``GraphDistillationLoss.describe`` gives them."""
+    """Return the matched levels from ``GraphDistillationLoss.describe``."""
     table = _table("Matched levels")
     for name in ("level", "teacher CxHxW", "student CxHxW", "grid", "adapter", "pairs"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -258,7 +258,7 @@ def doctor_table(checks: Sequence[Mapping[str, str]]) -> Table:
 
 
 def export_table(result: Mapping[str, Any]) -> Table:
-    """Return what ``raygkd.workflows.export`` did, a line a fact."""
+    """Return the result of ``raygkd.workflows.export``, one fact per line."""
     table = _table("Exported", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -280,7 +280,7 @@ def export_table(result: Mapping[str, Any]) -> Table:
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Return what ``raygkd.workflows.evaluate`` found: a table of all, and one of the classes."""
+    """Return the result of ``raygkd.workflows.evaluate``: a table of models, and one of classes."""
     models = result["models"]
     whole = _table(f"Models on {result['images']:,} images of the {result['split']} split")
     by_class = _table("By class")
@@ -301,7 +301,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _evaluation_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the label of a fact and its text for each model."""
+    """Yield the label of each fact and its text for each model."""
     models = list(result["models"].values())
     yield "model", [one["model"] for one in models]
     yield result["measure"], [f"{one['scores']['score']:.4f}" for one in models]
@@ -328,7 +328,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def promotion_table(result: Mapping[str, Any]) -> Table:
-    """Return the versions that ``raygkd.workflows.promote`` has compared."""
+    """Return the versions compared by ``raygkd.workflows.promote``."""
     table = _table(f"{result['name']} on {result['images']:,} test images")
     table.add_column("")
     table.add_column("version", justify="right")
@@ -342,7 +342,7 @@ def promotion_table(result: Mapping[str, Any]) -> Table:
 
 
 def promotion_note(result: Mapping[str, Any]) -> list[str]:
-    """Return what was done, and what to keep in mind of it, a line each."""
+    """Return the outcome and any caveat, one line each."""
     champion, challenger = (result["versions"][role]["version"] for role in result["versions"])
     ahead, margin = f"{result['difference']:+z.4f}", f"{result['margin']:g}"
     if result["promoted"]:
@@ -379,7 +379,7 @@ def _int8(int8: Mapping[str, Any]) -> str:
 
 
 def info_table(info: Mapping[str, Any]) -> Table:
-    """Return what ``raygkd.data.inspect.table_info`` found, a line a fact, without the classes."""
+    """Return the result of ``raygkd.data.inspect.table_info``, one fact per line."""
     table = _table("Images", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -396,7 +396,7 @@ def info_table(info: Mapping[str, Any]) -> Table:
 
 
 def classes_table(classes: Mapping[str, Mapping[str, int]]) -> Table:
-    """Return how many images each class has; beyond ``MAX_CLASSES`` the others are counted.
+    """Return the number of images per class; classes beyond ``MAX_CLASSES`` are only counted.
 
     Args:
         classes: class name -> split -> images.

@@ -82,7 +82,7 @@ class PartsJournal:
     """A journal in an object store, which can write objects and not append to them.
 
     The newest part is written again with each line until it is full. Every process begins a part of
-    its own, and so does one whose write was broken off: what may still arrive late at the store
+    its own, and so does one whose write was interrupted: what may still arrive late at the store
     then takes nothing away that was written after it. Threads must not append at the same time.
 
     Args:

@@ -23,11 +23,11 @@ from raygkd.report.predictions import Pictures
 from raygkd.storage.atomic_files import Place, is_remote, make_folder, whole_file
 from raygkd.workflows.model_locator import check_folder, find_model, new_file
 
-# classes of an image that are told where --top is not given
+# classes reported per image without --top
 TOP_CLASSES = 5
 # rows of a row group
 PARQUET_ROWS = 1024
-# broken images that are told one by one
+# unreadable images that are reported one by one
 TOLD = 20
 
 Write = Callable[[dict[str, Any]], None]

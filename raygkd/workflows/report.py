@@ -302,7 +302,7 @@ def _search(opened: _Opened, tell: Callable[[str], None]) -> Made:
     run = opened.run
     if not run.trials or run.winner is None:
         return f"'raygkd {run.command}' does not search settings"
-    # a model file that was not written by a run tells no score
+    # a model file that was not written by a run has no score
     others = {
         role: opened.models[role].scores[METRIC]
         for role in (TEACHER, ALONE)

@@ -252,7 +252,7 @@ def _draw(session: Session, trials: Sequence[TrialResult], others: Mapping[str, 
     """Draw the scores of all trials, for the run's folder and MLflow."""
     curves = [Curve(status=trial.status, scores=trial.scores) for trial in trials]
     path = session.folder / "search.png"
-    # a model file that was not written by a run tells no score
+    # a model file that was not written by a run has no score
     known = {name: file.scores[METRIC] for name, file in others.items() if METRIC in file.scores}
     draw_search(path, curves, known)
     session.tracker.figure("search", path)
