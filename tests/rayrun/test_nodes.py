@@ -172,7 +172,7 @@ def test_what_cannot_be_sent_is_refused_in_a_line(outcome: Spread, name: str, wo
 
 def test_a_job_is_sent_with_the_package_alone(outcome: Spread) -> None:
     # the code, and the page of a report
-    assert {path.suffix for path in outcome.sent} == {".py", ".html"}
+    assert {path.suffix for path in outcome.sent} == {".py", ".html", ".typed"}
     assert {path.parts[path.parts.index("raygkd") - 1][:8] for path in outcome.sent} == {"_ray_pkg"}
 
 
