@@ -218,6 +218,6 @@ def test_entries_that_are_lost_are_a_warning(
         assert not stored(reader, 0, rows[1])
         reader.add(0, rows[1], parts_of(rows[1]))
         assert not stored(reader, 1, rows[1])
-    assert [record.message.partition(",")[0] for record in caplog.records] == [
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
         "the teacher cache is lost"
     ]
