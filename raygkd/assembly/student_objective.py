@@ -89,11 +89,7 @@ def _weights(method: MethodConfig, loss: BaselineLoss) -> tuple[float, float]:
     """Return the weights of a baseline's loss and of the task's beside it."""
     if loss.name == "kd":
         return method.kd_weight, 1.0 - method.kd_weight
-    if method.baseline_weight is not None:
-        return method.baseline_weight, loss.task_weight
-    share = METHODS.get(method.method).baseline_share
-    is_share = share is not None and method.weights_unit == "gradient"
-    return share if is_share else loss.weight, loss.task_weight
+    return _share(method) or method.baseline_weight or loss.weight, loss.task_weight
 
 
 def baseline_settings(config: Config, name: str) -> dict[str, Any]:
@@ -144,7 +140,14 @@ def _shares(method: MethodConfig) -> list[str]:
     if method.weights_unit != "gradient":
         return []
     baseline = baseline_of(method.method)
-    if baseline is None or baseline == "kd":
-        return ["vertex", "edge", "spectral"]
-    is_share = method.baseline_weight or METHODS.get(method.method).baseline_share
-    return ["vertex", "edge", "spectral", *([baseline] if is_share else [])]
+    shares = ["vertex", "edge", "spectral"]
+    if baseline is not None and _share(method) is not None:
+        shares.append(baseline)
+    return shares
+
+
+def _share(method: MethodConfig) -> float | None:
+    """Return a baseline's weight as a share of the labels' gradient; None where it is a factor."""
+    if method.weights_unit != "gradient" or baseline_of(method.method) == "kd":
+        return None
+    return method.baseline_weight or METHODS.get(method.method).baseline_share

@@ -45,10 +45,10 @@ from graph_forms import FORMS
 from PIL import Image
 from torch import Tensor, nn
 
-from raygkd.losses import GraphDistillationLoss, baseline_loss
+from raygkd.losses import GraphDistillationLoss, baseline_class, baseline_loss
 from raygkd.losses.adapters import Adapter
 from raygkd.losses.levels import on_one_grid
-from raygkd.models import FeatureTap, build_classifier
+from raygkd.models import FeatureTap, build_classifier, feature_shapes
 
 IMAGES = 5000
 BATCH, LR, WEIGHT_DECAY = 64, 0.1, 5e-4
@@ -79,8 +79,6 @@ class PaddedBlock(nn.Module):
 
 class PaddedResNet56(nn.Module):
     """ResNet-56 for CIFAR-10 as its published weights have it."""
-
-    raygkd_levels = ("layer1", "layer2", "layer3")
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,6 +259,13 @@ class Term(nn.Module):
             )
 
     @property
+    def reads_maps(self) -> bool:
+        """Whether it takes the teacher's maps."""
+        return self.name in ("graph", *FORMS) or (
+            self.name != "labels" and baseline_class(self.name).reads == "features"
+        )
+
+    @property
     def weights(self) -> dict[str, float]:
         """Return the weight of each value that a call returns."""
         if isinstance(self.module, GraphDistillationLoss):
@@ -365,23 +370,17 @@ def gradient(term: Tensor, parameters: list[nn.Parameter]) -> Tensor:
 def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Train one student and return its line."""
     torch.set_num_threads(1)
-    torch.backends.mkldnn.set_flags(True)
     stored = torch.load(asked["cache"], weights_only=True, mmap=True)
     torch.manual_seed(asked["seed"])
     student = build_classifier(asked["student"], 10)
     student.to(memory_format=torch.channels_last)
     tap = FeatureTap(student, LEVELS)
-    with torch.no_grad():
-        probe = tap(torch.zeros(2, 3, 32, 32))[1]
     shapes = {
-        "student": {level: tuple(probe[level].shape[1:]) for level in LEVELS},
+        "student": feature_shapes(student, LEVELS, (32, 32)),
         "teacher": {level: tuple(stored[f"map {level}"].shape[2:]) for level in LEVELS},
     }
-    student.load_state_dict(build_with(asked["seed"], asked["student"]))
     loss = Loss(asked["loss"], shapes)
-    needs_maps = any(
-        term.name in FORMS or term.name in ("graph", *READS_MAPS) for term in loss.terms
-    )
+    needs_maps = any(term.reads_maps for term in loss.terms)
     steps_per_epoch = IMAGES // BATCH
     total = steps_per_epoch * asked["epochs"]
     trained = [*student.parameters(), *(p for p in loss.parameters() if p.requires_grad)]
@@ -419,15 +418,6 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
         "gradients": record,
         "seconds": time.perf_counter() - started,
     }
-
-
-READS_MAPS = ("fitnet", "at", "sp", "rkd", "pkt", "vid", "ickd")
-
-
-def build_with(seed: int, name: str) -> dict[str, Tensor]:
-    """Return the initial weights of a seed, the same for every loss."""
-    torch.manual_seed(seed)
-    return build_classifier(name, 10).state_dict()
 
 
 def recorded(
