@@ -52,7 +52,7 @@ def _row(shape: tuple[int, ...], device: torch.device, repeats: int) -> Row:
     timings = interleaved(
         {name: _there_and_back(side, features_BCHW) for name, side in sides.items()},
         repeats,
-        least_seconds=0.1,
+        min_seconds=0.1,
     )
     batch, channels, height, width = shape
     positions = height * width
