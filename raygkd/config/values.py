@@ -1,4 +1,4 @@
-"""The types of settings: what a value may be, and how it is read."""
+"""The types of settings, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from raygkd.errors import ConfigError
 
 @dataclass(frozen=True)
 class WorkerRange:
-    """How many training processes a run has: as many as there is room for, within limits.
+    """The number of training processes of a run: as many as fit, within limits.
 
     Attributes:
-        least: fewer do not start.
-        most: more are never started.
+        least: minimum number.
+        most: maximum number.
     """
 
     least: int
@@ -27,22 +27,22 @@ class WorkerRange:
 
     @classmethod
     def parse(cls, value: Any) -> WorkerRange:
-        """Return the range that a number (2) or a text ("1-4") means.
+        """Parse a number (2) or a range ("1-4").
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the value is neither.
         """
         least, dash, most = str(value).partition("-")
         return cls(int(least), int(most if dash else least))
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the number may change while a run is under way."""
+        """Whether the number may change during a run."""
         return self.least < self.most
 
     @property
     def plain(self) -> int | str:
-        """What ``parse`` takes back."""
+        """The value for YAML, which ``parse`` accepts."""
         return str(self) if self.is_elastic else self.least
 
     def __str__(self) -> str:
@@ -50,20 +50,20 @@ class WorkerRange:
 
 
 def flag(name: str) -> str:
-    """Return how a setting is written on the command line."""
+    """Return the command-line option of a setting."""
     if "." in name:
         return f"--set {name}"
     return "--" + name.replace("_", "-")
 
 
 def base_type(kind: Any) -> Any:
-    """Return the type of a setting without its None."""
+    """Return the type of a setting without None."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return next(option for option in options if option is not type(None))
 
 
 def coerce(name: str, kind: Any, value: Any) -> Any:
-    """Return ``value`` as the type of setting ``name``; ConfigError where it is of another one."""
+    """Return ``value`` as the type of setting ``name``; ConfigError if the type is wrong."""
     if value is None and base_type(kind) is not kind:
         return None
     kind = base_type(kind)
@@ -84,14 +84,14 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
         kind in (bool, str) and isinstance(value, kind)
     ):
         return value
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
-    wanted = names.get(kind) or lists[typing.get_args(kind)[0]]
-    raise ConfigError(f"{flag(name)} {value!r}: must be {wanted}")
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+    lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of strings"}
+    expected = names.get(kind) or lists[typing.get_args(kind)[0]]
+    raise ConfigError(f"{flag(name)} {value!r}: must be {expected}")
 
 
 def coerce_text(name: str, kind: Any, text: str) -> Any:
-    """Return what a text on the command line means for setting ``name``; ConfigError as coerce."""
+    """Parse the value of setting ``name`` on the command line; ConfigError as in ``coerce``."""
     base = base_type(kind)
     if text == "none" and base is not kind:
         return None
@@ -105,12 +105,12 @@ def coerce_text(name: str, kind: Any, text: str) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return how a value is written on the command line."""
+    """Return a value as it is written on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def fingerprint(values: Any) -> str:
-    """Return 16 hexadecimal digits that stand for plain values, as JSON holds them."""
+    """Return 16 hexadecimal digits of a hash of JSON-compatible values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
