@@ -207,9 +207,9 @@ def test_faulty_annotations_of_coco(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("train", "--student", "resnet8"), "--student: resnet8 is a classifier, and the images h"),
-        (("tune", "--teacher", "resnet20"), "--teacher: resnet20 is a classifier, and the images "),
-        (("teacher", "--teacher", "resnet20"), "--teacher: resnet20 is a classifier, and the imag"),
+        (("train", "--student", "resnet8"), "--student: resnet8 is a classifier, but the images h"),
+        (("tune", "--teacher", "resnet20"), "--teacher: resnet20 is a classifier, but the images "),
+        (("teacher", "--teacher", "resnet20"), "--teacher: resnet20 is a classifier, but the imag"),
         (
             ("train", "--student", "fasterrcnn_resnet18_fpn50"),
             "--student: unknown detector 'fasterrcnn_resnet18_fpn50'; did you mean 'fasterrcnn_res",
@@ -271,7 +271,7 @@ def test_settings_that_detectors_do_not_take(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("train", "--student", FCOS), f"--student: {FCOS} is a detector, and the images have la"),
+        (("train", "--student", FCOS), f"--student: {FCOS} is a detector, but the images have la"),
         (("tune", "--teacher", FCOS), "have labels but no boxes: choose a classifier such as res"),
         (("train", "--foreground", "0.5"), "--foreground: applies to detectors only, and these"),
         (("train", "--inherit"), "--inherit: applies to detectors only, and these images"),
@@ -298,14 +298,14 @@ def test_teacher_file_that_is_for_the_other_task_or_has_weights(
     detection = ("--dataset", "digits-voc", *PAIR)
     path = model_file("cat", "dog")
     error = refused("train", *detection, "--teacher", path)
-    assert error.startswith(f"error: --teacher {path}: resnet20 is a classifier, and the images ha")
+    assert error.startswith(f"error: --teacher {path}: resnet20 is a classifier, but the images ha")
     path = tmp_path / "detector.pt"
     sizes = {"image_size": (64, 64), "mean": (0.5,) * 3, "std": (0.2,) * 3}
     spec = ImageSpec(class_names=("a",), task="detection", **sizes)
     save_model_file(path, untrained_file(FCOS, spec))
     for data in (("--dataset", "digits"), good):
         error = refused("tune", *data, "--teacher", path)
-        assert error.startswith(f"error: --teacher {path}: {FCOS} is a detector, and the images ha")
+        assert error.startswith(f"error: --teacher {path}: {FCOS} is a detector, but the images ha")
     error = refused("train", *detection, "--teacher", path, "--teacher-weights", path)
     assert f"error: --teacher-weights: the teacher {path} is already trained: leave it" in error
 

@@ -258,7 +258,7 @@ def test_warm_up_longer_than_the_training_of_the_teacher(
     refused: Refused, good: tuple[str, ...]
 ) -> None:
     error = refused("train", *good, "--warmup-epochs", "4", "--teacher-epochs", "3")
-    assert "--warmup-epochs 4.0: the teacher is trained with it too, so it must be below" in error
+    assert "--warmup-epochs 4.0: applies to the teacher, too, so it must be below" in error
 
 
 def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_misspelled_command_lines(
         ("batch_size: 4", "unknown key 'batch_size' (it belongs under 'optim:')"),
         ("optim: {epochs: ten}", "--epochs 'ten': must be a whole number"),
         ("optim: {epochs: [1", "not valid YAML: line 1, column 19: expected ',' or ']'"),
-        ("- epochs", "must hold keys and values, not list"),
+        ("- epochs", "must contain keys and values, not list"),
     ],
 )
 def test_configuration_files_that_are_wrong(
@@ -708,7 +708,7 @@ def test_no_free_port_for_the_ui(tmp_path: Path, listening: int) -> None:
 def test_ui_over_a_folder_without_a_store(tmp_path: Path) -> None:
     ran = command_line("ui", "--output", "elsewhere", cwd=tmp_path)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
-    assert "error: --output elsewhere: holds no mlflow.db; give the --output of an" in ran.err
+    assert "error: --output elsewhere: contains no mlflow.db; give the --output of an" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 

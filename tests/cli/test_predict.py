@@ -61,9 +61,9 @@ def test_wrong_models(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(png(1))
     for name, message in (
         ("none.pt", "no such file: give one written by"),
-        ("weights.safetensors", "holds weights alone"),
-        ("model.onnx", "is damaged or no ONNX model"),
-        ("model.pt2", "is a torch.export program, which may run anything"),
+        ("weights.safetensors", "contains weights only"),
+        ("model.onnx", "is damaged or not an ONNX model"),
+        ("model.pt2", "is a torch.export program, which can run arbitrary code"),
     ):
         if name != "none.pt":
             (tmp_path / name).write_bytes(b"something else")

@@ -515,8 +515,8 @@ def test_detectors_have_their_defaults_whatever_the_data(command: dict[str, str]
     [
         ("optim: {lr: 0.1", "broken.yaml: not valid YAML: .*line 1"),
         ("a: b: c", "broken.yaml: not valid YAML: .*line 1"),
-        ("- lr", "broken.yaml: must hold keys and values, not list"),
-        ("lr", "broken.yaml: must hold keys and values, not str"),
+        ("- lr", "broken.yaml: must contain keys and values, not list"),
+        ("lr", "broken.yaml: must contain keys and values, not str"),
         ("x: !!python/object/apply:os.getcwd []", "broken.yaml: not valid YAML"),
     ],
 )

@@ -166,7 +166,7 @@ def test_model_that_is_broken_on_the_nodes(
         threshold=0.5,
         keep_content=False,
     )
-    with pytest.raises(RunFailed, match=r"cannot be applied: .*is damaged or no ONNX model$"):
+    with pytest.raises(RunFailed, match=r"cannot be applied: .*is damaged or not an ONNX model$"):
         list(found)
 
 
