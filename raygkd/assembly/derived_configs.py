@@ -33,7 +33,7 @@ def teacher_training(config: Config) -> Config:
     """
     if config.optim.warmup_epochs >= config.model.teacher_epochs:
         raise ConfigError(
-            # the grace period belongs to the search and may exceed the epochs of the teacher
+            f"--warmup-epochs {config.optim.warmup_epochs}: applies to the teacher, too, so it must "
             f"be below --teacher-epochs {config.model.teacher_epochs}"
         )
     # the grace period belongs to the search and may exceed the teacher's epochs

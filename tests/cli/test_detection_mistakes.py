@@ -94,7 +94,7 @@ def test_years(refused: Refused, voc: Path, command: tuple[str, ...]) -> None:
     run = (*command, "--dataset", "voc", "--data-dir", voc.parent, "--years")
     assert "error: --years '2008': must be 2007 and 2012, or one of them" in refused(*run, "2008")
     voc.rename(voc.parent / "VOC2007")
-    message = f"error: no VOC2012 in '{voc.parent}': fetch it with --download, or train on --years"
+    message = f"error: no VOC2012 in '{voc.parent}': add --download, or train on --years"
     assert f"{message} 2007\n" in refused(*run, "2012")
 
 
@@ -114,7 +114,7 @@ def test_lists_that_do_not_name_training_images(refused: Refused, voc: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", " has no list 'images': give a COCO instances file, which has the lists images, a"),
+        ("{}", " has no list 'images': use a COCO instances file, which has the lists images, a"),
         ('{"images": [{"id": 1}]}', ": images[0] has no 'file_name' (a string)"),
         (
             '{"images": [], "annotations": [], "categories": []}',
@@ -272,7 +272,7 @@ def test_settings_that_detectors_do_not_take(
     ("options", "message"),
     [
         (("train", "--student", FCOS), f"--student: {FCOS} is a detector, but the images have la"),
-        (("tune", "--teacher", FCOS), "have labels but no boxes: choose a classifier such as res"),
+        (("tune", "--teacher", FCOS), "have labels and no boxes: choose a classifier such as res"),
         (("train", "--foreground", "0.5"), "--foreground: applies to detectors only, and these"),
         (("train", "--inherit"), "--inherit: applies to detectors only, and these images"),
         (("tune", "--student-weights", "imagenet"), "--student-weights: applies to detectors only"),

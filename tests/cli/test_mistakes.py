@@ -161,7 +161,7 @@ def test_cifar_that_is_not_there(
 ) -> None:
     error = refused(*command, "--dataset", "cifar10", "--data-dir", tmp_path)
     assert f"no complete cifar-10-batches-py in '{tmp_path}'" in error
-    assert "--data-dir, or fetch it with --download" in error
+    assert "set --data-dir to the folder that contains it, or add --download" in error
 
 
 def test_preparing_what_is_prepared(refused: Refused, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_preparing_into_a_folder_that_is_not_empty(refused: Refused, tmp_path: P
         ("--val-fraction", "0", "--val-fraction 0.0: must be above 0 and below 1"),
         ("--val-fraction", "1", "--val-fraction 1.0: must be above 0 and below 1"),
         ("--limit-train", "0", "--limit-train 0: must be at least 1"),
-        ("--limit-train", "2", "--limit-train 2: must be at least 3, an image for each class"),
+        ("--limit-train", "2", "--limit-train 2: must be at least 3, one image per class"),
     ],
 )
 def test_splits_that_cannot_be_cut(
