@@ -212,6 +212,25 @@ class OptimConfig:
         "multistep: fractions of the epochs after which the learning rate drops",
     )
     lr_decay: float = option(0.1, "multistep: factor of each drop", above=0.0, below=1.0)
+    backbone_lr_factor: float = option(
+        1.0,
+        "learning rate of all of the student but its last layer, as a share of --lr; below 1 for "
+        "weights that are trained already",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    layer_decay: float = option(
+        1.0,
+        "learning rate of each layer before the last as a share of that of the next one",
+        above=0.0,
+        maximum=1.0,
+    )
+    freeze_epochs: int = option(
+        0, "first epochs that train only the student's last layer and the adapters", minimum=0
+    )
+    freeze_batch_norm: bool = option(
+        False, "keep the batch statistics that the student's weights come with"
+    )
     clip_norm: float | None = option(
         None, "maximum norm of the gradient [default: no clipping]", above=0.0
     )
