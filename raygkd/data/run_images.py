@@ -53,6 +53,7 @@ class Images:
         window_rows: rows that are decoded at a time.
         decoded_bytes: of all rows, as estimated from a sample.
         identity: 16 digits that stand for images, splits and input size.
+        evaluates: training images are transformed as for evaluation.
     """
 
     table: ImageTable
@@ -63,6 +64,7 @@ class Images:
     window_rows: int
     decoded_bytes: int
     identity: str
+    evaluates: bool = False
 
     @property
     def repeats(self) -> bool:
@@ -71,7 +73,8 @@ class Images:
 
     def transform(self, split: str) -> Sampler:
         """Return what brings an image of a split to the size that the models are given."""
-        return _transform(self.table, self.augment, self.spec.view[0], train=split == "train")
+        train = split == "train" and not self.evaluates
+        return _transform(self.table, self.augment, self.spec.view[0], train=train)
 
 
 def open_images(
