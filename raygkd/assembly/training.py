@@ -35,11 +35,11 @@ from raygkd.models import ModelFile, build_from_file
 
 
 def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
-    """Return what is learnt from images.
+    """Return the task of the images.
 
     Args:
         spec: the images' classes and task.
-        boxes: of every image of the table, for detection.
+        boxes: the boxes of every image of the table, for detection.
     """
     if spec.task == "classification":
         return Classification(len(spec.class_names))
@@ -90,13 +90,13 @@ def build_training(
     Args:
         config: the settings.
         spec: the images' classes, size and normalisation.
-        teacher_file: the teacher; None where the method needs none.
+        teacher_file: the teacher; None if the method needs none.
         stream: the rank's images.
         device: where to train.
-        rank: of this process.
+        rank: rank of this process.
         parallel: wraps the objective for several ranks (DDP).
         begun: when its preparation began, by ``time.perf_counter``; None for now.
-        teacher_store: what is known of the teacher already; None to ask it every time.
+        teacher_store: cache of the teacher's outputs; None to run the teacher every time.
     """
     begun = time.perf_counter() if begun is None else begun
     optim = config.optim

@@ -81,7 +81,7 @@ class DataConfig:
         "shared memory for decoded images, in MiB; data sets that do not fit are streamed",
         minimum=0,
     )
-    # options of registered data sets that were given: DATASET.OPTION -> value
+    # explicitly set options of registered data sets: DATASET.OPTION -> value
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -186,10 +186,10 @@ class MethodConfig:
     )
     baseline_weight: float | None = option(
         None,
-        "weight of the loss of the other methods, neither graph nor kd [default: as published]",
+        "weight of the loss of methods other than graph and kd [default: as published]",
         above=0.0,
     )
-    # settings of registered methods that were given: METHOD.SETTING -> value
+    # explicitly set settings of registered methods: METHOD.SETTING -> value
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -367,7 +367,7 @@ SECTIONS: dict[str, type] = {
 }
 
 
-# section -> registry whose entries declare settings of it
+# section -> registry whose entries declare settings in it
 REGISTRIES = {"method": METHODS, "data": DATASETS}
 # settings with a command line option of their own: METHOD.SETTING or DATASET.OPTION -> its name
 OTHER_NAMES = {
