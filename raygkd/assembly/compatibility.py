@@ -56,7 +56,6 @@ def check_settings(config: Config, task: str) -> None:
         # with a detector it is a default, and the model is refused elsewhere
         is_default = any(map(is_detector, (config.model.student, config.model.teacher)))
         given = {
-            "--score": config.data.score != "auto",
             "--foreground": config.method.foreground and not is_default,
             "--inherit": config.model.inherit,
             "--teacher-weights": config.model.teacher_weights

@@ -21,6 +21,7 @@ from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import ConfigError, DataError, near
+from raygkd.metrics.ranking import scores_of
 from raygkd.registry import DATASETS
 from raygkd.storage.atomic_files import Place, is_remote, remove_folder, write_text
 
@@ -30,6 +31,10 @@ Progress = Callable[[int, int], None]
 SIZE_SAMPLE = 256
 STATISTICS_SAMPLE = 2048
 DEFAULT_SIZE = 224
+# how many times the images of the smallest class the largest has where it is worth a note, and the
+# scores that count all classes alike
+IMBALANCE = 10
+BALANCED = ("balanced-accuracy", "macro-f1")
 # beside shards in an object store when all of them are there
 COMPLETE = "_SUCCESS"
 # of a detector's canvas, a multiple of the coarsest stride of most pyramids
@@ -166,12 +171,37 @@ def _transform(table: ImageTable, augment: str, side: int, *, train: bool) -> Sa
 
 
 def _score(table: ImageTable, wanted: str) -> str:
-    """Return what models are ranked by."""
-    if table.boxes is None:
-        return "accuracy"
+    """Return what models are ranked by.
+
+    Raises:
+        ConfigError: a score of another task.
+    """
     if wanted == "auto":
-        return dataset_class(table.dataset).score
+        return "accuracy" if table.boxes is None else dataset_class(table.dataset).score
+    allowed = scores_of(table.task)
+    if wanted not in allowed:
+        raise ConfigError(
+            f"--score {wanted}: is no score for {table.task}, the task of these images (allowed: "
+            f"{', '.join(allowed)})"
+        )
     return wanted
+
+
+def imbalance(images: Images) -> str | None:
+    """Return a note if a class has far more training images than another; else None."""
+    if images.spec.task != "classification" or images.spec.score in BALANCED:
+        return None
+    labels = images.table.labels[images.rows["train"]]
+    counts = np.bincount(labels, minlength=len(images.spec.class_names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] <= IMBALANCE * counts[least]:
+        return None
+    names = images.spec.class_names
+    return (
+        f"classes are imbalanced: {names[most]} has {counts[most]:,} training images and "
+        f"{names[least]} {counts[least]:,}; accuracy hardly counts small classes, and --score "
+        "balanced-accuracy counts all alike"
+    )
 
 
 def shards(data: DataConfig, output: Place, progress: Progress | None = None) -> str:

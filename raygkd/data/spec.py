@@ -14,7 +14,7 @@ class ImageSpec:
         image_size: height and width of the model input in pixels.
         mean, std: per channel, of pixels scaled to 0..1.
         task: "classification" or "detection".
-        score: what models are ranked by: "accuracy", "map" or "map50".
+        score: what models are ranked by: "map", "map50" or a registered metric.
         augment: kind of the training transform, and with it how an image is brought to the model's
             size; "auto" where it is not known.
     """

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from raygkd.config import Config, to_yaml
-from raygkd.data.run_images import Images, open_images
+from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.errors import StorageError, UserError
 from raygkd.models import ModelFile
 from raygkd.rayrun import cluster, image_stream, torch_trainer, worker
@@ -127,6 +127,8 @@ def open_session(
             images = open_images(
                 config.data, seed=config.optim.seed, output=output, progress=advance
             )
+        if note := imbalance(images):
+            console.print(note, soft_wrap=True)
         folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
         facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}
         if resume is not None:
