@@ -31,7 +31,7 @@ def summary_section(
     facts: Sequence[tuple[str, str]],
     score: str,
     seeds: int,
-    notes: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> Section:
     """Return the section on the run and its outcome.
 

@@ -146,11 +146,15 @@ class FinishedRun:
         """The training whose channel graphs the report shows; None if none matched graphs.
 
         It is the training of the model that the report is about. If that model uses another method,
-        it is the best graph method of the comparison on the validation split.
+        it is the best trial or training of a graph method on the validation split.
         """
         if matches_graphs(self.settings.method.method):
             number = self.winner.number if self.winner else None
             return self._training(self.trained or "", self.settings, number)
+        for trial in self.trials:
+            own = with_settings(self.config, trial.params)
+            if trial.status in ("finished", "stopped") and matches_graphs(own.method.method):
+                return self._training("student of the best graph trial", own, trial.number)
         rows = [
             row
             for row in self.result.get("trainings", ())

@@ -330,7 +330,7 @@ def _seeds(opened: _Opened, tell: Callable[[str], None]) -> Made:
     repeat = opened.run.result.get("repeat")
     if repeat is None:
         return "the run was not repeated with other seeds (--repeat)"
-    return repeat_section(opened.folder, repeat)
+    return repeat_section(opened.folder, repeat, opened.images.spec.score if opened.images else "")
 
 
 def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:

@@ -184,7 +184,7 @@ def test_an_answer_that_is_no_number_is_wrong():
 
 def test_a_lower_score_that_is_better_has_the_higher_rank():
     assert not higher_is_better("log-loss")
-    assert higher_is_better("auto") and higher_is_better("map") and higher_is_better("macro-f1")
+    assert all(map(higher_is_better, ("auto", "map", "macro-f1")))
     assert rank(0.2, "log-loss") > rank(0.3, "log-loss")
     assert rank(0.2, "accuracy") < rank(0.3, "accuracy")
     assert rank(math.nan, "log-loss") == rank(math.inf, "log-loss") == WORST
