@@ -95,9 +95,15 @@ def _show_registered(out: Any, result: dict[str, Any]) -> None:
 
 
 def _show_verdict(out: Any, result: dict[str, Any]) -> None:
-    """Print whether distillation has paid, as the last line; nothing where it cannot be told."""
+    """Print whether distillation has paid, as the last line."""
     if result["verdict"] is not None:
         out.print(result["verdict"]["line"], soft_wrap=True)
+    elif "comparison" in result:
+        out.print(
+            "no verdict: it takes scores of the student alone (none in --methods) and of a "
+            "distilled student with all seeds",
+            soft_wrap=True,
+        )
 
 
 def _show_next(out: Any, result: dict[str, Any]) -> None:

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as reference
+from small_runs import make_training
 from torch import Tensor
 
+from raygkd.data.parquet import ImageTable
+from raygkd.engine import run_epoch
 from raygkd.engine.tasks import Classification
 from raygkd.metrics.classification import ClassificationMeter
 from raygkd.metrics.metric import RegisteredMeter
@@ -122,6 +125,41 @@ def test_a_verdict_is_one_line():
 def test_models_on_different_images_are_no_pair():
     with pytest.raises(ValueError, match="models were scored on"):
         verdict("accuracy", CLASSES, [told([1, 0])], [told([1, 0, 1])])
+
+
+@pytest.fixture(scope="module")
+def students(digits: ImageTable) -> dict[str, dict[str, Any]]:
+    """Scores of three small students on the digits of the test split."""
+    found = {}
+    for name, seed, epochs in (("untrained", 0, 0), ("trained", 0, 6), ("another seed", 1, 6)):
+        training = make_training(digits, method="none", batch_size=32, lr=0.1, epochs=6, seed=seed)
+        for _ in range(epochs):
+            run_epoch(training)
+        student = training.objective.student.eval()
+        batches = training.stream.eval_batches("test")
+        found[name] = Classification(10).score(
+            student,
+            batches,
+            lambda batch: training.normalise(batch["image"].float() / 255),  # noqa: B023
+            by_image=True,
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("best", "alone", "words"),
+    [
+        ("trained", "untrained", "better"),
+        ("untrained", "trained", "worse"),
+        ("another seed", "trained", "no different"),
+    ],
+)
+def test_the_verdict_on_real_students(
+    students: dict[str, dict[str, Any]], best: str, alone: str, words: str
+):
+    found = verdict("accuracy", 10, [students[best]], [students[alone]])
+    assert found["outcome"] == words
+    assert verdict_line(found).startswith(f"verdict: {words}: {students[best]['score']:.3f} agai")
 
 
 @pytest.mark.parametrize("name", ["accuracy", "balanced-accuracy", "macro-f1", "log-loss"])
