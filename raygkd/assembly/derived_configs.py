@@ -11,9 +11,11 @@ from raygkd.errors import ConfigError
 
 def teacher_alone(config: Config) -> Config:
     """Return the configuration that trains the teacher's model in the student's place."""
+    side = config.data.teacher_image_size
     return with_settings(
         config,
         {
+            **({} if side is None else {"image_size": side}),
             "student": config.model.teacher,
             "student_weights": config.model.teacher_weights,
             "inherit": False,

@@ -27,6 +27,7 @@ from raygkd.models import (
     is_detector,
     load_of_family,
     load_weights,
+    model_input,
     torchvision_file,
 )
 
@@ -42,11 +43,11 @@ def new_model(name: str, spec: ImageSpec) -> nn.Module:
 
 
 def input_spec(name: str, spec: ImageSpec) -> ImageSpec:
-    """Return the images' spec with what a model's family normalises its input with."""
-    family = family_of(name)
-    if family is None or family.mean is None or family.std is None:
+    """Return the images' spec with what a model normalises its input with."""
+    wanted = model_input(name)
+    if wanted.mean is None or wanted.std is None:
         return spec
-    return dataclasses.replace(spec, mean=family.mean, std=family.std)
+    return dataclasses.replace(spec, mean=wanted.mean, std=wanted.std)
 
 
 def start_from_weights(config: Config, student: nn.Module) -> None:

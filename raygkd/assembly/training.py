@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygkd.assembly.matched_levels import chosen_levels
+from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import distils, uses_teacher
 from raygkd.assembly.models import input_spec
 from raygkd.assembly.student_objective import build_objective
@@ -47,12 +48,22 @@ def build_task(spec: ImageSpec, boxes: Boxes | None) -> Classification | Detecti
 
 
 def normaliser(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, size: tuple[int, int]
 ) -> Callable[[Tensor], Tensor]:
-    """Return the function of images (B, C, H, W) in 0..1 to (image - mean) / std."""
+    """Return the function of images (B, C, H, W) in 0..1 to the input of a model.
+
+    They are resized to ``size`` (height and width in pixels), where they have another, and become
+    (image - mean) / std.
+    """
     mean_1C11 = torch.tensor(mean, device=device).view(1, -1, 1, 1)
     std_1C11 = torch.tensor(std, device=device).view(1, -1, 1, 1)
-    return lambda images_BCHW: (images_BCHW - mean_1C11) / std_1C11
+
+    def inputs(images_BCHW: Tensor) -> Tensor:
+        if images_BCHW.shape[2:] != size:
+            images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
+        return (images_BCHW - mean_1C11) / std_1C11
+
+    return inputs
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
@@ -93,11 +104,11 @@ def build_training(
     optimizer = build_optimizer(optim, objective)
     amp = amp_dtype(optim.amp, device)
     own_input = input_spec(config.model.student, spec)
-    normalise = normaliser(own_input.mean, own_input.std, device)
+    normalise = normaliser(own_input.mean, own_input.std, device, spec.image_size)
     recall = None
     if teacher_model is not None and teacher_store is not None:
         recall = Recall(teacher_model, teacher_store, objective)
-    teacher_side = teacher_file if teacher_file is not None else spec
+    teacher_input = teacher_file if teacher_file is not None else spec
     return Training(
         task=build_task(spec, stream.boxes),
         objective=objective,
@@ -111,7 +122,9 @@ def build_training(
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         normalise=normalise,
-        teacher_normalise=normaliser(teacher_side.mean, teacher_side.std, device),
+        teacher_normalise=normaliser(
+            teacher_input.mean, teacher_input.std, device, spec.of_teacher().image_size
+        ),
         device=device,
         epochs=optim.epochs,
         seed=optim.seed,
@@ -158,12 +171,14 @@ def _build_models(
     objective.to(device)
     teacher = None
     if teacher_model is not None and distils(config):
-        heard = set(objective.levels)
-        if store is not None and heard:
+        pairs: dict[int, int] = {}
+        if objective.levels:
+            pairs |= matched_levels(config, teacher_model, student, spec).pairs
+        if store is not None and pairs:
             # what other trials may want is kept with what this one does
             others = with_settings(config, {"levels": store.levels, "method": "graph"})
-            heard |= set(chosen_levels(others, teacher_model, student))
-        teacher = Teacher(teacher_model.to(device), sorted(heard))
+            pairs = dict(matched_levels(others, teacher_model, student, spec).pairs) | pairs
+        teacher = Teacher(teacher_model.to(device), pairs)
     # only now, when both models have their taps
     if config.optim.compile:
         student.compile()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raygkd.config.values import WorkerRange
+from raygkd.config.values import LevelPair, WorkerRange
 from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
 PRESETS = ("ablation",)
@@ -57,6 +57,12 @@ class DataConfig:
         None,
         "side of the square model input, in pixels [default: that of the data set, else 224; for "
         "detection that of the data set, at most 640]",
+        minimum=4,
+    )
+    teacher_image_size: int | None = option(
+        None,
+        "side of the square input of a teacher that classifies, in pixels [default: that of its "
+        "file or of its pretrained weights, else --image-size]",
         minimum=4,
     )
     augment: str = option(
@@ -111,8 +117,10 @@ class MethodConfig:
     """The distillation method and its settings (see raygkd.losses)."""
 
     method: str = option("graph", "distillation method", choices=METHODS.names)
-    levels: tuple[int, ...] | None = option(
-        None, "stages whose graphs are matched; 1 is the shallowest [default: all]"
+    levels: tuple[LevelPair, ...] | None = option(
+        None,
+        "levels of the student to match (1 is the shallowest), or pairs student:teacher such as "
+        "2:1,4:3 [default: all, each with the teacher's level nearest in resolution and depth]",
     )
     temperature: float = option(
         20.0,

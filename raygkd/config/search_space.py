@@ -10,7 +10,7 @@ from typing import Any
 
 from raygkd.config.schema import OTHER_NAMES, OptimConfig, registered_settings, settings
 from raygkd.config.tree import Config, owned_by, value_of, with_settings
-from raygkd.config.values import base_type, coerce
+from raygkd.config.values import LevelPair, base_type, coerce, plain
 from raygkd.config.yaml_text import yaml_mapping
 from raygkd.errors import ConfigError, near
 from raygkd.losses import baseline_class, baseline_of
@@ -152,7 +152,7 @@ def default_settings(
             value = sorted(channels)
         elif dimension.name == "dim":
             value = min(value, max(extremes(dimension)))
-        values[dimension.name] = list(value) if isinstance(value, tuple) else value
+        values[dimension.name] = plain(value)
     return values
 
 
@@ -214,7 +214,7 @@ def _dimension(name: Any, entry: Any) -> Dimension:
         raise ConfigError(f"{name}: {kind} takes {KINDS[kind]} with low below high, not {given!r}")
     if kind == "loguniform" and values[0] <= 0:
         raise ConfigError(f"{name}: loguniform takes {KINDS[kind]}, not {given!r}")
-    return Dimension(name, kind, tuple(list(v) if isinstance(v, tuple) else v for v in values))
+    return Dimension(name, kind, tuple(plain(value) for value in values))
 
 
 def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[int, int]) -> None:
@@ -277,12 +277,12 @@ def level_problems(
         config: what the other settings are.
         channels: level -> the teacher's channels, of the levels that both models have.
     """
-    chosen = config.method.levels or tuple(channels)
-    subsets = [
-        subset if subset is not None else tuple(channels)
-        for subset in (space["levels"].values if "levels" in space else (chosen,))
-    ]
-    levels = {level for subset in subsets for level in subset}
+    given = space["levels"].values if "levels" in space else (plain(config.method.levels),)
+    levels = {
+        LevelPair.parse(level).student
+        for subset in given
+        for level in (subset if subset is not None else channels)
+    }
     unknown = sorted(levels - set(channels))
     if unknown:
         allowed = ", ".join(map(str, sorted(channels)))
@@ -293,7 +293,7 @@ def level_problems(
     narrow = min(levels, key=lambda level: channels[level])
     if largest >= channels[narrow]:
         return [
-            f"--dim {largest}: level {narrow} of the teacher has {channels[narrow]} channels "
+            f"--dim {largest}: the teacher's map at level {narrow} has {channels[narrow]} channels "
             f"(allowed: 1 to {channels[narrow] - 1})"
         ]
     return []

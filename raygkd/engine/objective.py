@@ -40,12 +40,14 @@ class Teacher:
     Args:
         model: a classifier or detector; it is put into eval mode and its parameters stop taking
             gradients.
-        levels: the levels whose feature maps are wanted.
+        pairs: level of the student -> level of this model whose feature map it is matched with;
+            the maps are given under the student's levels.
     """
 
-    def __init__(self, model: nn.Module, levels: Sequence[int]):
+    def __init__(self, model: nn.Module, pairs: Mapping[int, int]):
         self.model = model.eval().requires_grad_(False)
-        self._tap = FeatureTap(model, levels)
+        self.pairs = dict(pairs)
+        self._tap = FeatureTap(model, sorted(set(pairs.values())))
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -56,10 +58,12 @@ class Teacher:
         """Return features, and a classifier's logits, of normalised images."""
         if isinstance(self.model, Detector):
             # only the pyramid is distilled; the heads are skipped
-            features = self.model.features(images_BCHW)
-            return TeacherOutput({level: features[level] for level in self._tap.levels})
+            return TeacherOutput(self._matched(self.model.features(images_BCHW)))
         logits_BK, features = self._tap(images_BCHW)
-        return TeacherOutput(features, logits_BK)
+        return TeacherOutput(self._matched(features), logits_BK)
+
+    def _matched(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        return {level: features[other] for level, other in self.pairs.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

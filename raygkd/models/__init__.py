@@ -15,10 +15,12 @@ from raygkd.models.detectors import (
     detector_names,
     is_detector,
 )
-from raygkd.models.families import ModelFamily, family_of, load_of_family
+from raygkd.models.families import ModelFamily, family_of, load_of_family, model_input
 from raygkd.models.files import ModelFile, build_from_file, load_model_file, save_model_file
+from raygkd.models.inputs import ModelInput
 from raygkd.models.levels import check_levels, feature_shapes, stage_modules
-from raygkd.models.named import NamedLevels, map_shapes
+from raygkd.models.named import NamedLevels
+from raygkd.models.pairing import pair_levels
 from raygkd.models.taps import FeatureTap
 from raygkd.models.weights import (
     TORCHVISION_WEIGHTS,
@@ -35,6 +37,7 @@ __all__ = [
     "FeatureTap",
     "ModelFamily",
     "ModelFile",
+    "ModelInput",
     "NamedLevels",
     "build_classifier",
     "build_detector",
@@ -54,7 +57,8 @@ __all__ = [
     "load_model_file",
     "load_of_family",
     "load_weights",
-    "map_shapes",
+    "model_input",
+    "pair_levels",
     "save_model_file",
     "stage_modules",
     "torchvision_file",

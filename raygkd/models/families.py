@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from raygkd.errors import ConfigError, near
+from raygkd.models.inputs import ModelInput
 from raygkd.registry import FAMILIES
 
 
@@ -17,14 +18,10 @@ class ModelFamily(ABC):
 
     Attributes:
         task: "classification" or "detection".
-        mean, std: what an input pixel in 0..1 is normalised with, by channel; None for the
-            statistics of the training images.
         loads_weights: whether ``load_weights`` can be used, by ``--student-weights``.
     """
 
     task: ClassVar[str] = "classification"
-    mean: ClassVar[tuple[float, float, float] | None] = None
-    std: ClassVar[tuple[float, float, float] | None] = None
     loads_weights: ClassVar[bool] = False
 
     @abstractmethod
@@ -43,6 +40,10 @@ class ModelFamily(ABC):
         Returns:
             A module of normalised images (B, 3, H, W) to logits (B, K), or a ``Detector``.
         """
+
+    def inputs(self, name: str) -> ModelInput:
+        """Return what a model of a name expects of its images; nothing of its own by default."""
+        return ModelInput()
 
     def levels(self, model: nn.Module) -> dict[int, str] | None:
         """Return level -> path of its module; None to look for them by a forward pass."""
@@ -99,6 +100,12 @@ def build_of_family(
     if levels is not None:
         model.family_levels = levels  # type: ignore[assignment]
     return model
+
+
+def model_input(name: str) -> ModelInput:
+    """Return what a model expects of its images; nothing of its own where it has no family."""
+    family = family_of(name)
+    return ModelInput() if family is None else family.inputs(_rest(name))
 
 
 def load_of_family(family: ModelFamily, model: nn.Module, name: str, weights: str) -> None:

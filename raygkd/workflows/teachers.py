@@ -53,5 +53,6 @@ def teacher_folder(config: Config, images: Images, output: Place) -> Place:
     """
     tree = to_mapping(teacher_training(config))
     started_from = [tree["model"][name] for name in ("student", "student_weights")]
-    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity])
+    side = images.spec.of_teacher().image_size[0]
+    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity, side])
     return output / "teachers" / f"{config.model.teacher.replace(':', '-')}-{key}"

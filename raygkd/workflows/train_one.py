@@ -37,7 +37,10 @@ def train_one(
     """
     if (folder / MODEL).exists():
         return load_model_file(folder / MODEL)
-    job = session.job(config, teacher, folder)
+    spec = session.images.spec
+    if role == "teacher":
+        spec = spec.of_teacher()
+    job = session.job(config, teacher, folder, spec)
     session.tracker.start(
         role,
         f"{role} {config.model.student}",
@@ -64,9 +67,7 @@ def train_one(
             )
     last = torch_trainer.last_metrics(folder)
     scores = {name: value for name, value in last.items() if name.startswith("val_")}
-    model_file = student_file(
-        config, session.images.spec, read_checkpoint(checkpoint)["student"], scores
-    )
+    model_file = student_file(config, spec, read_checkpoint(checkpoint)["student"], scores)
     save_model_file(folder / MODEL, model_file)
     session.tracker.end(role)
     return model_file

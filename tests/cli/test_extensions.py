@@ -44,7 +44,7 @@ from raygkd.deploy.facts import facts_of
 from raygkd.deploy.modules import on_device, student
 from raygkd.losses.base import FeatureLoss
 from raygkd.metrics.metric import Metric
-from raygkd.models import ModelFamily, load_model_file, save_model_file
+from raygkd.models import ModelFamily, ModelInput, load_model_file, save_model_file
 from raygkd.registry import DATASETS, FAMILIES, FORMATS, METHODS, METRICS, option
 
 
@@ -68,7 +68,6 @@ def encoded(number):
 
 @FAMILIES.register("ssdgraph")
 class Nets(ModelFamily):
-    mean = std = (0.25, 0.5, 0.75)
     loads_weights = True
 
     def names(self):
@@ -76,6 +75,9 @@ class Nets(ModelFamily):
 
     def build(self, name, num_classes, image_size):
         return Net(num_classes)
+
+    def inputs(self, name):
+        return ModelInput(mean=(0.25, 0.5, 0.75), std=(0.25, 0.5, 0.75))
 
     def levels(self, model):
         return {1: "wide", 2: "deep"}
@@ -219,7 +221,7 @@ def test_a_model_learns_from_a_method_on_a_data_set_of_another_package(
     options += ("--set", "telegraph.power=1.5", "--set", "fpn-noise.images=72", "--json")
     ran = raygkd("train", "--teacher", model_file(*NAMES), *options)
     assert ran.code == 0, ran.err
-    assert "telegraph compares the maps of level 2" in ran.err
+    assert "telegraph compares the maps of levels 2:2 (student:teacher)" in ran.err
     result = json.loads(ran.out)
     assert result["models"]["student"]["model"] == "net"
     assert load_model_file(Path(result["model"])).class_names == NAMES
