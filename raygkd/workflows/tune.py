@@ -114,8 +114,7 @@ def open_search(
 
     def check(images: Images) -> dict[str, Any]:
         nonlocal space, first
-        space, channels = search_space(config, images, console)
-        first = first_trials(config, space, channels, images.spec.task)
+        space, first = search_space(config, images, console)
         dimensions = {f"search space, {d.name}": {d.kind: list(d.values)} for d in space}
         return {**teacher_facts(config), **dimensions, "first trials": first}
 
@@ -131,11 +130,8 @@ def open_search(
 
 def search_space(
     config: Config, images: Images, console: Console
-) -> tuple[tuple[Dimension, ...], dict[int, int]]:
-    """Return the search space, checked against the models; print the matched levels.
-
-    Returns:
-        the space, and level -> the teacher's channels of the levels that graphs can be matched at.
+) -> tuple[tuple[Dimension, ...], list[Params]]:
+    """Return the search space and the first trials, checked against the models; print the levels.
 
     Raises:
         ConfigError: an invalid space file, or settings that no trial could run with.
@@ -162,10 +158,11 @@ def search_space(
         if dimension.name == "batch_size":
             largest = max(extremes(dimension))
             check_student(with_settings(config, {"batch_size": largest}), images)
+    first = first_trials(config, space, channels, images.spec.task)
     # show all levels with the maximum dimension; trials use subsets of these
     most = {"dim": min(channels.values()) - 1} if channels else {}
     show_pair(with_settings(config, most), images.spec, teacher, console)
-    return space, channels
+    return space, first
 
 
 def run_trials(
