@@ -8,6 +8,7 @@ from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
 from raygkd.data.transforms import build_transform
 from raygkd.errors import ConfigError
+from raygkd.metrics.ranking import check_score
 from raygkd.models import ModelFile, check_image_size, family_of, is_classifier, is_detector
 from raygkd.registry import METHODS
 
@@ -34,11 +35,12 @@ def check_settings(config: Config, task: str) -> None:
     """Refuse settings that the images' task does not know.
 
     Raises:
-        ConfigError: a method of the other task or an image size it does not take, random changes of
-            the other task, or settings of detectors for classifiers.
+        ConfigError: a method or score of the other task or an image size it does not take, random
+            changes of the other task, or settings of detectors for classifiers.
     """
     size, augment = config.data.image_size, config.data.augment
     method = config.method.method
+    check_score(config.data.score, task)
     if not suits(method, task):
         others = [name for name in METHODS.names() if suits(name, task)]
         raise ConfigError(

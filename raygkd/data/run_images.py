@@ -21,7 +21,7 @@ from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import ConfigError, DataError, near
-from raygkd.metrics.ranking import scores_of
+from raygkd.metrics.ranking import check_score
 from raygkd.registry import DATASETS
 from raygkd.storage.atomic_files import Place, is_remote, remove_folder, write_text
 
@@ -183,20 +183,11 @@ def _transform(table: ImageTable, augment: str, side: int, *, train: bool) -> Sa
 
 
 def _score(table: ImageTable, wanted: str) -> str:
-    """Return what models are ranked by.
-
-    Raises:
-        ConfigError: a score of another task.
-    """
-    if wanted == "auto":
-        return "accuracy" if table.boxes is None else dataset_class(table.dataset).score
-    allowed = scores_of(table.task)
-    if wanted not in allowed:
-        raise ConfigError(
-            f"--score {wanted}: is no score for {table.task}, the task of these images (allowed: "
-            f"{', '.join(allowed)})"
-        )
-    return wanted
+    """Return what models are ranked by; see ``check_score`` for errors."""
+    check_score(wanted, table.task)
+    if wanted != "auto":
+        return wanted
+    return "accuracy" if table.boxes is None else dataset_class(table.dataset).score
 
 
 def imbalance(images: Images) -> str | None:

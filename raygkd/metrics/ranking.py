@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from raygkd.errors import ConfigError
 from raygkd.metrics.metric import registered_metrics
 from raygkd.registry import METRICS
 
@@ -17,6 +18,20 @@ def scores_of(task: str) -> list[str]:
     """Return the names of the scores that models of a task can be ranked by."""
     names = list(AVERAGE_PRECISIONS) if task == "detection" else []
     return names + [name for name, metric in registered_metrics().items() if metric.task == task]
+
+
+def check_score(score: str, task: str) -> None:
+    """Refuse a score that models of a task cannot be ranked by; "auto" is allowed.
+
+    Raises:
+        ConfigError: it is of another task.
+    """
+    allowed = scores_of(task)
+    if score not in ("auto", *allowed):
+        raise ConfigError(
+            f"--score {score}: is no score for {task}, the task of these images (allowed: "
+            f"{', '.join(allowed)})"
+        )
 
 
 def is_registered(score: str) -> bool:
