@@ -158,7 +158,7 @@ def test_trials_are_ranked_and_the_best_is_the_best_on_validation(searched: Sear
 
 def test_the_first_trials_are_the_default_settings_and_kd(searched: Searched) -> None:
     first, second = (
-        one["params"]
+        dict(one["params"])
         for number in (0, 1)
         for one in searched.result["trials"]
         if one["number"] == number
