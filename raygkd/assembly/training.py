@@ -25,7 +25,6 @@ from raygkd.engine import (
     Detection,
     Objective,
     Recall,
-    Task,
     Teacher,
     TeacherStore,
     Training,
@@ -34,7 +33,7 @@ from raygkd.engine.loop import Stream
 from raygkd.models import ModelFile, build_from_file
 
 
-def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
+def build_task(spec: ImageSpec, boxes: Boxes | None) -> Classification | Detection:
     """Return the task of the images.
 
     Args:
@@ -42,7 +41,7 @@ def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
         boxes: the boxes of every image of the table, for detection.
     """
     if spec.task == "classification":
-        return Classification(len(spec.class_names))
+        return Classification(len(spec.class_names), spec.score)
     assert boxes is not None
     return Detection(len(spec.class_names), boxes, spec.score)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raygkd.config.values import LevelPair, WorkerRange
-from raygkd.registry import DATASETS, METHODS, either, option
+from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
 PRESETS = ("ablation",)
 LARGEST_SEED = 2**32 - 1
@@ -72,8 +72,9 @@ class DataConfig:
     )
     score: str = option(
         "auto",
-        "metric that detectors are ranked by; auto is map for coco and map50 for other data sets",
-        choices=("auto", "map", "map50"),
+        "metric that models are ranked by; auto is accuracy; for detectors map on coco, and map50 "
+        "on other data sets",
+        choices=lambda: ("auto", *METRICS.names(), "map", "map50"),
     )
     skip_bad: bool = option(False, "skip and count unreadable images instead of stopping")
     cache_mb: int = option(
@@ -329,6 +330,11 @@ class SearchConfig:
     space: str | None = option(
         None,
         "YAML file that replaces the search space; an entry is 'lr: {loguniform: [0.02, 0.2]}'",
+    )
+    warm_start: str | None = option(
+        None,
+        "an earlier search, the folder of its run or an output folder for the newest; its three "
+        "best trials are the first ones [default: the first ones are the default settings and kd]",
     )
     repeat: int = option(
         0,

@@ -20,7 +20,7 @@ model.load_state_dict(load_file({file!r}))
 model.eval()
 ```"""
 # settings that may be paths of this machine
-_PATHS = ("data_dir", "teacher", "teacher_weights", "student_weights", "space")
+_PATHS = ("data_dir", "teacher", "teacher_weights", "student_weights", "space", "warm_start")
 _RESIZE = {
     "stretch": "stretched to a square",
     "centre-crop": "cropped to the centre square, 7/8 of the shorter side",

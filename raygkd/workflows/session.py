@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from raygkd.config import Config, to_yaml
-from raygkd.data.run_images import Images, open_images
+from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import StorageError, UserError
 from raygkd.models import ModelFile
@@ -147,6 +147,8 @@ def open_session(
                 progress=advance,
                 default_side=default_side(config),
             )
+        if note := imbalance(images):
+            console.print(note, soft_wrap=True)
         folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
         facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}
         if resume is not None:
