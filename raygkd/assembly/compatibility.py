@@ -59,10 +59,6 @@ def check_settings(config: Config, task: str) -> None:
             "--score": config.data.score != "auto",
             "--foreground": config.method.foreground and not is_default,
             "--inherit": config.model.inherit,
-            "--teacher-weights": config.model.teacher_weights
-            and not loads_weights(config.model.teacher),
-            "--student-weights": config.model.student_weights
-            and not loads_weights(config.model.student),
         }
         for flag, value in given.items():
             if value:

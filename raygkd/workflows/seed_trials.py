@@ -98,7 +98,8 @@ def students(session: Session, trials: Mapping[Seeded, TrialResult]) -> dict[See
             state = read_checkpoint(trial.checkpoint)["student"]
             config = with_settings(session.config, trial.params)
             scores = {"val_score": trial.val_score or 0.0}
-            found[seeded] = student_file(config, session.images.spec, state, scores)
+            weights = session.weights.get("student")
+            found[seeded] = student_file(config, session.images.spec, state, scores, weights)
     return found
 
 

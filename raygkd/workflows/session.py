@@ -12,10 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
+from raygkd.assembly.methods import uses_teacher
 from raygkd.config import Config, to_yaml
 from raygkd.data.run_images import Images, open_images
 from raygkd.errors import StorageError, UserError
-from raygkd.models import ModelFile
+from raygkd.models import LoadedWeights, ModelFile
 from raygkd.rayrun import cluster, image_stream, torch_trainer, worker
 from raygkd.rayrun.node_monitor import NodeWatch, require_shared
 from raygkd.rayrun.stop_signal import StopFolder
@@ -25,6 +26,7 @@ from raygkd.tracking.redaction import shown
 from raygkd.tracking.store import chosen_uri, connect
 from raygkd.tracking.tracker import Tracker
 from raygkd.workflows.interrupts import Interrupts
+from raygkd.workflows.pair_checks import starting_weights
 from raygkd.workflows.preflight import (
     bundles_of,
     output_folder,
@@ -57,6 +59,7 @@ class Session:
         output: the output folder, absolute.
         nodes: resources of the cluster's nodes.
         images: the images; ``shared`` are the same in the object store.
+        weights: "student" and "teacher" -> what they start from, where it is not random.
         tracker: MLflow.
         interrupts: Ctrl-C.
         console: for progress.
@@ -68,6 +71,7 @@ class Session:
     nodes: list[cluster.Resources]
     images: Images
     shared: image_stream.SharedImages
+    weights: Mapping[str, LoadedWeights]
     tracker: Tracker
     interrupts: Interrupts
     console: Console
@@ -129,6 +133,10 @@ def open_session(
             )
         folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
         facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}
+        weights = starting_weights(
+            config, images.spec, console, with_teacher=_has_teacher(config, role)
+        )
+        facts |= {f"{one}, starting weights": known.sha256 for one, known in weights.items()}
         if resume is not None:
             check_facts(folder, facts)
         data_cpus = _data_cpus(not image_stream.fits_in_memory(images, config.data.cache_mb))
@@ -154,6 +162,7 @@ def open_session(
             nodes=nodes,
             images=images,
             shared=shared,
+            weights=weights,
             tracker=Tracker(uri, experiment, folder / TRACKING),
             interrupts=interrupts,
             console=console,
@@ -161,6 +170,11 @@ def open_session(
         with _closing(session, role), _watched_nodes(session, role):
             yield session
     console.print(f"took {time.monotonic() - started:.0f} s")
+
+
+def _has_teacher(config: Config, role: str) -> bool:
+    """Return whether a run has a teacher."""
+    return role != "teacher" and (role == "comparison" or uses_teacher(config))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from raygkd.data.run_images import Images
 from raygkd.data.windows import load_window
 from raygkd.deploy.modules import DeployedClassifier
 from raygkd.engine import read_checkpoint
-from raygkd.models import ModelFile, is_detector, save_model_file
+from raygkd.models import ModelFile, is_detector, save_model_file, short_name
 from raygkd.rayrun.search_history import METRIC
 from raygkd.rayrun.tune_search import TrialResult, run_search
 from raygkd.report.console import progress
@@ -219,7 +220,8 @@ def _conclude(
         session.folder / MODEL if is_detector(best.name) else DeployedClassifier(best),
         example_images(session.images),
         register_as=REGISTERED.format(
-            dataset=session.config.data.dataset, student=best.name.replace(":", "-")
+            dataset=session.config.data.dataset,
+            student=re.sub(r"[:/]+", "-", short_name(best.name)),
         ),
         description=description,
         tags={
@@ -266,7 +268,8 @@ def _winner(session: Session, trials: Sequence[TrialResult]) -> tuple[TrialResul
     state = read_checkpoint(winner.checkpoint)["student"]
     config = with_settings(session.config, winner.params)
     scores = {METRIC: winner.val_score or 0.0}
-    return winner, student_file(config, session.images.spec, state, scores)
+    weights = session.weights.get("student")
+    return winner, student_file(config, session.images.spec, state, scores, weights)
 
 
 def example_images(images: Images) -> np.ndarray:
