@@ -79,10 +79,14 @@ def start_from_weights(
     return None
 
 
+def is_model_name(given: str) -> bool:
+    """Return whether a text names a model: a built-in one, or one of a family."""
+    return given in classifier_names() or is_detector(given) or family_of(given) is not None
+
+
 def is_model_file(teacher: str) -> bool:
     """Return whether ``--teacher`` means a file: it exists, or looks like a path."""
-    known = teacher in classifier_names() or is_detector(teacher)
-    if known or family_of(teacher) is not None:
+    if is_model_name(teacher):
         return False
     return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
 
