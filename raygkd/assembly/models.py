@@ -15,6 +15,7 @@ from raygkd.assembly.compatibility import check_kind
 from raygkd.assembly.methods import distils
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.spec import ImageSpec
+from raygkd.errors import ConfigError
 from raygkd.models import (
     TORCHVISION_WEIGHTS,
     Detector,
@@ -88,6 +89,11 @@ def is_model_file(teacher: str) -> bool:
     """Return whether ``--teacher`` means a file: it exists, or looks like a path."""
     if is_model_name(teacher):
         return False
+    if teacher.endswith((".safetensors", ".pth", ".th", ".bin")):
+        raise ConfigError(
+            f"{teacher} holds weights and does not say of which model: give the name of the model, "
+            "and the file as its weights (--teacher NAME --teacher-weights FILE)"
+        )
     return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
 
 

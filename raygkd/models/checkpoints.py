@@ -40,6 +40,8 @@ def read_state(path: str | os.PathLike[str]) -> State:
     try:
         with local_copy(place(path)) as file:
             contents = _safetensors(file) if is_safetensors(file) else _pickled(file)
+    except FileNotFoundError as error:
+        raise DataError(f"cannot read {path}: no such file; give a file of weights") from error
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror or error}; give a file of weights"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-# licences that allow no commercial use, by how their names begin
-NON_COMMERCIAL = ("cc-by-nc", "apple", "nvidia", "other-nc", "fair-nc")
+# licences that allow no commercial use, by a part of their names
+NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "apple-amlr", "nvclv1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class LoadedWeights:
     @property
     def forbids_commercial_use(self) -> bool:
         """Whether the licence allows no commercial use."""
-        return self.licence.lower().startswith(NON_COMMERCIAL) or "-nc" in self.licence.lower()
+        return any(part in self.licence.lower() for part in NON_COMMERCIAL)
 
     def to_mapping(self) -> dict[str, str]:
         """Return the facts as plain text, as model files and MLflow hold them."""

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from raygkd.errors import ConfigError, DataError, near
-from raygkd.models.checkpoints import best_names, file_digest, load_file, read_state
+from raygkd.models.checkpoints import best_names, file_digest, load_state, read_state
 from raygkd.models.downloads import hub_file, url_file
 from raygkd.models.families import ModelFamily
 from raygkd.models.inputs import ModelInput
@@ -119,11 +119,15 @@ class Timm(ModelFamily):
 
     def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
         """Load the weights of a tag, resized to the model's input."""
+        assert isinstance(model, TimmModel)
         cfg = _cfg(name)
         path = _pretrained_file(cfg, self.pretrained(name) or name)
-        # arrays of Google's storage, which a model reads itself
-        state = None if path.suffix == ".npz" else read_state(path)
-        new_layers = _load_by_timm(model, name, num_classes, path, state, cfg["num_classes"])
+        if name.startswith(HUB):
+            new_layers = _load_file(model, name, num_classes, str(path))
+        else:
+            # arrays of Google's storage, which a model reads itself
+            state = None if path.suffix == ".npz" else read_state(path)
+            new_layers = _load_by_timm(model, name, path, state, cfg["num_classes"])
         return LoadedWeights(
             source=f"timm {self.pretrained(name)}",
             sha256=file_digest(path),
@@ -136,18 +140,7 @@ class Timm(ModelFamily):
     ) -> LoadedWeights | None:
         """Load a file in timm's format, resized to the model's input."""
         assert isinstance(model, TimmModel)
-        try:
-            return load_file(model.net, path, num_classes)
-        except DataError as error:
-            state = best_names(read_state(path), model.net.state_dict())
-            weights = [state.get(f"{layer}.weight") for layer in _class_layers(model, name)]
-            # -1: a file without a last layer
-            classes = next((len(weight) for weight in weights if weight is not None), -1)
-            try:
-                # the architecture's own filter may make fit what does not as it is
-                new_layers = _load_by_timm(model, name, num_classes, Path(path), state, classes)
-            except DataError:
-                raise error from None
+        new_layers = _load_file(model, name, num_classes, path)
         return LoadedWeights(
             source=place(path).name, sha256=file_digest(path), new_layers=new_layers
         )
@@ -209,31 +202,54 @@ def _create(name: str, num_classes: int, image_size: tuple[int, int], **options:
         ) from error
 
 
+def _load_file(model: TimmModel, name: str, num_classes: int, path: str) -> tuple[str, ...]:
+    """Load a file; return the paths of the layers that keep their weights.
+
+    What does not fit as it is may fit after the architecture's own filter of checkpoints, which
+    renames old layers and resizes position embeddings. Nothing may be left over after it.
+
+    Raises:
+        DataError: it does not fit.
+    """
+    own = model.net.state_dict()
+    state = best_names(read_state(path), own)
+    try:
+        return tuple(load_state(model.net, state, num_classes, path))
+    except DataError as error:
+        layers = _class_layers(model, name)
+        is_like_ours = 2 * len(own.keys() & state.keys()) > len(own)
+        counts = [len(state[key]) for key in (f"{one}.weight" for one in layers) if key in state]
+        is_other = counts[0] != num_classes if counts else is_like_ours
+        new_layers = layers if is_other else ()
+        # the model's own stand in for those of other classes
+        state |= {key: own[key] for key in own if key.startswith(_below(new_layers))}
+        try:
+            _load_by_timm(model, name, Path(path), state, num_classes)
+        except DataError:
+            raise error from None
+        return new_layers
+
+
 def _load_by_timm(
-    model: nn.Module,
+    model: TimmModel,
     name: str,
-    num_classes: int,
     path: Path,
     state: Mapping[str, Tensor] | None,
     classes: int,
 ) -> tuple[str, ...]:
-    """Load weights the way timm does, which renames and resizes what old checkpoints have.
+    """Load weights the way timm does; return the paths of the layers that keep their weights.
 
     Args:
         model: to load them into.
         name: of the model.
-        num_classes: of the model.
         path: of the weights.
         state: what is in the file; None to let timm's model read it.
-        classes: of the file.
-
-    Returns:
-        The paths of the layers that keep their weights.
+        classes: of the file. Of a file of other classes, timm does not check what is missing.
 
     Raises:
         DataError: they do not fit.
     """
-    assert isinstance(model, TimmModel)
+    num_classes = model.net.num_classes
     source: dict[str, Any] = {"state_dict": dict(state)} if state else {"file": str(path)}
     overlay = {"source": "", "num_classes": classes, **source}
     if state is not None:
@@ -246,10 +262,15 @@ def _load_by_timm(
             f"{path} does not fit timm's {name}: {' '.join(str(error).split())[:200]}"
         ) from error
     new_layers = _class_layers(model, name) if classes != num_classes else ()
-    kept = tuple(f"{layer}." for layer in new_layers)
-    loaded = {n: t for n, t in other.state_dict().items() if not (kept and n.startswith(kept))}
+    below = _below(new_layers)
+    loaded = {key: part for key, part in other.state_dict().items() if not key.startswith(below)}
     model.net.load_state_dict(loaded, strict=False)
     return new_layers
+
+
+def _below(layers: Sequence[str]) -> tuple[str, ...]:
+    """Return what the names of the weights of layers begin with."""
+    return tuple(f"{layer}." for layer in layers)
 
 
 def _class_layers(model: TimmModel, name: str) -> tuple[str, ...]:
