@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 # licences that allow no commercial use, by a part of their names
-NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "apple-amlr", "nvclv1")
+NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "apple-amlr", "seer-license")
 
 
 @dataclass(frozen=True, kw_only=True)

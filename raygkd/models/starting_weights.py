@@ -10,6 +10,7 @@ from raygkd.models.families import family_name, family_of, short_name
 from raygkd.models.loaded_weights import LoadedWeights
 
 PRETRAINED, NONE = "pretrained", "none"
+OF_DETECTORS = ("imagenet", "coco")
 
 
 def chosen_weights(name: str, given: str | None) -> str:
@@ -20,8 +21,12 @@ def chosen_weights(name: str, given: str | None) -> str:
         given: what the settings say; None for "pretrained" where its library has weights.
 
     Raises:
-        ConfigError: pretrained weights are wanted of a model that has none.
+        ConfigError: pretrained weights are wanted of a model that has none, or those of detectors.
     """
+    if given in OF_DETECTORS:
+        raise ConfigError(
+            f"{given}: is for detectors; a classifier takes pretrained, none, or a file of weights"
+        )
     family = family_of(name)
     has_weights = family is not None and family.pretrained(family_name(name)) is not None
     if given is None:
