@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygkd.assembly.training import build_optimizer
+from raygkd.assembly.optimizers import build_optimizer
 from raygkd.config import Config, MethodConfig, OptimConfig, with_settings
 from raygkd.data.pairs import Data, PairStream
 from raygkd.engine import Objective, Teacher, TeacherOutput, Training, run_epoch
 from raygkd.engine.schedule import lr_factor
 from raygkd.errors import ConfigError
 from raygkd.losses import GraphDistillationLoss
-from raygkd.models import FeatureTap, NamedLevels, map_shapes, stage_modules
+from raygkd.models import FeatureTap, NamedLevels, feature_shapes, pair_levels, stage_modules
 
 Levels = Sequence[str] | Mapping[str, str] | None
 Loss = Callable[[Any, Any], Tensor]
@@ -61,7 +61,8 @@ class Matching(nn.Module):
         student: the model that learns.
         images: some images as both models take them (B, ...), which the maps' shapes are learnt of.
         levels: paths of modules in both models, or those of the student -> those of the teacher,
-            whose outputs are feature maps (B, C, H, W); None finds the stages that both have.
+            whose outputs are feature maps (B, C, H, W) or tokens (B, N, C) of a grid; None finds
+            those of both models and pairs them by resolution and depth.
         alpha: weight of the vertex loss: what it is multiplied by, since the labels' gradient is
             not known here. At 40 it moves a small ResNet about three times as much as they do.
         beta: weight of the edge loss.
@@ -88,7 +89,7 @@ class Matching(nn.Module):
         dim: int | None = None,
     ):
         super().__init__()
-        pair = _Pair.of(teacher, student, levels)
+        pair = _Pair.of(teacher, student, levels, images)
         shapes = pair.shapes(images)
         self.graph = _graph(*shapes, alpha, beta, gamma, temperature, dim)
         # a list is no part of the module, and so are not the models in it
@@ -153,7 +154,8 @@ def distill(
             dataset does, or a ``DataLoader`` of batches of such pairs (B, ...).
         val_data: the same for the metric; None measures nothing.
         levels: paths of modules in both models, or those of the student -> those of the teacher,
-            whose outputs are feature maps (B, C, H, W); None finds the stages that both have.
+            whose outputs are feature maps (B, C, H, W) or tokens (B, N, C) of a grid; None finds
+            those of both models and pairs them by resolution and depth.
         epochs: passes over the training data.
         batch_size: images of a step, where a dataset is given.
         lr: learning rate at its highest; it falls to 0 along a cosine.
@@ -199,11 +201,11 @@ def distill(
         stack.enter_context(torch.random.fork_rng([place] if place.type == "cuda" else []))
         stream = PairStream(train_data, val_data, batch_size, seed)
         images = next(stream.train_batches(0))["image"][:PROBED].to(place)
-        pair = _Pair.of(teacher.to(place), student.to(place), levels)
+        pair = _Pair.of(teacher.to(place), student.to(place), levels, images)
         student_shapes, teacher_shapes = pair.shapes(images)
         graph = _graph(student_shapes, teacher_shapes, alpha, beta, gamma, temperature, dim)
         stack.enter_context(_as_it_was(teacher))
-        listened = Teacher(pair.teacher, list(teacher_shapes))
+        listened = pair.listening(list(teacher_shapes))
         stack.callback(listened.close)
         objective = _Objective(
             pair.student,
@@ -256,7 +258,7 @@ def _training(
 
 
 def _usual(optim: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return build_optimizer(optim, nn.ParameterList(parameters))
+    return build_optimizer(optim, parameters)
 
 
 def _unchanged(images: Tensor) -> Tensor:
@@ -283,31 +285,30 @@ class _Pair:
 
     teacher: NamedLevels
     student: NamedLevels
-    teacher_paths: Sequence[str]
-    student_paths: Sequence[str]
 
     @classmethod
-    def of(cls, teacher: nn.Module, student: nn.Module, levels: Levels) -> _Pair:
-        """Return two models with levels as their owner names them, or with those both have.
+    def of(cls, teacher: nn.Module, student: nn.Module, levels: Levels, images: Tensor) -> _Pair:
+        """Return two models with levels as their owner names them, or with those that suit.
 
         Raises:
             ConfigError: there are none, or a model has no such module.
         """
         if levels is None:
-            of_student, of_teacher = stage_modules(student), stage_modules(teacher)
-            shared = sorted(set(of_student) & set(of_teacher))
-            levels = {of_student[level]: of_teacher[level] for level in shared}
+            size = (images.shape[-2], images.shape[-1])
+            of_student, of_teacher = (stage_modules(model, size) for model in (student, teacher))
+            paired = pair_levels(
+                feature_shapes(student, list(of_student), size),
+                feature_shapes(teacher, list(of_teacher), size),
+            )
+            levels = {of_student[own]: of_teacher[other] for own, other in paired.items()}
         if isinstance(levels, str) or not levels:
             raise ConfigError(
                 f"levels: {levels!r} must be paths of modules, such as ['layer1', 'layer2']"
             )
         pairs = levels if isinstance(levels, Mapping) else {path: path for path in levels}
-        student_paths, teacher_paths = list(pairs), list(pairs.values())
         return cls(
-            student=NamedLevels(student, student_paths, "student"),
-            teacher=NamedLevels(teacher, teacher_paths, "teacher"),
-            teacher_paths=teacher_paths,
-            student_paths=student_paths,
+            student=NamedLevels(student, list(pairs), "student"),
+            teacher=NamedLevels(teacher, list(pairs.values()), "teacher"),
         )
 
     def shapes(
@@ -318,19 +319,24 @@ class _Pair:
         Raises:
             ConfigError: the output of a module is no feature map.
         """
+        height, width = images.shape[-2:]
         return (
-            map_shapes(_maps(self.student, images), self.student_paths, "student"),
-            map_shapes(_maps(self.teacher, images), self.teacher_paths, "teacher"),
+            self.student.learn_layouts(_outputs(self.student, images), (height, width)),
+            self.teacher.learn_layouts(_outputs(self.teacher, images), (height, width)),
         )
 
     def tapped(self, levels: Sequence[int]) -> tuple[Teacher, FeatureTap]:
         """Return the frozen teacher and a tap of the student."""
-        return Teacher(self.teacher, levels), FeatureTap(self.student, levels)
+        return self.listening(levels), FeatureTap(self.student, levels)
+
+    def listening(self, levels: Sequence[int]) -> Teacher:
+        """Return the frozen teacher, whose levels have the student's numbers."""
+        return Teacher(self.teacher, {level: level for level in levels})
 
 
 @torch.no_grad()
-def _maps(model: NamedLevels, images: Tensor) -> dict[int, Tensor]:
-    """Return level -> what its module gives; the model's batch statistics stay as they are."""
+def _outputs(model: NamedLevels, images: Tensor) -> dict[int, Any]:
+    """Return level -> its module's output; the model's batch statistics stay as they are."""
     with _as_it_was(model), FeatureTap(model, list(model.levels)) as tap:
         model.eval()
         return tap(images)[1]

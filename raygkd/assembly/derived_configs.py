@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raygkd.config import Config, MethodConfig, settings, with_settings
+from raygkd.config import Config, MethodConfig, flag, settings, with_settings
 from raygkd.errors import ConfigError
 
 
 def teacher_alone(config: Config) -> Config:
     """Return the configuration that trains the teacher's model in the student's place."""
+    side = config.data.teacher_image_size
     return with_settings(
         config,
         {
+            **({} if side is None else {"image_size": side}),
             "student": config.model.teacher,
             "student_weights": config.model.teacher_weights,
             "inherit": False,
@@ -27,13 +29,15 @@ def teacher_training(config: Config) -> Config:
     """Return the configuration that trains the teacher of a run by itself.
 
     Raises:
-        ConfigError: the warm-up is too long for it.
+        ConfigError: the warm-up, or the epochs with a frozen backbone, are too many for it.
     """
-    if config.optim.warmup_epochs >= config.model.teacher_epochs:
-        raise ConfigError(
-            f"--warmup-epochs {config.optim.warmup_epochs}: the teacher is trained with it too, so "
-            f"it must be below --teacher-epochs {config.model.teacher_epochs}"
-        )
+    for name in ("warmup_epochs", "freeze_epochs"):
+        epochs = getattr(config.optim, name)
+        if epochs >= config.model.teacher_epochs:
+            raise ConfigError(
+                f"{flag(name)} {epochs}: the teacher is trained with it too, so it must be below "
+                f"--teacher-epochs {config.model.teacher_epochs}"
+            )
     # the grace period is the search's, and may be longer than the teacher's training
     return with_settings(
         teacher_alone(config), {"epochs": config.model.teacher_epochs, "grace_period": 1}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raygkd.assembly.matched_levels import chosen_levels
+from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import matches_graphs
 from raygkd.assembly.models import new_model, start_from_teacher, start_from_weights
 from raygkd.config import OTHER_NAMES, Config, MethodConfig, owned_by
@@ -20,23 +20,23 @@ from raygkd.losses import (
     baseline_loss,
     baseline_of,
 )
-from raygkd.models import Detector, feature_shapes
+from raygkd.models import Detector
 from raygkd.registry import METHODS
 
 
 def build_graph_loss(
-    config: Config, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int]
+    config: Config, teacher: nn.Module, student: nn.Module, spec: ImageSpec
 ) -> GraphDistillationLoss:
-    """Return the graph loss between two models on images of one size.
+    """Return the graph loss between two models on the same images.
 
     Raises:
         ConfigError: unknown levels, or a spectral dimension too large for a level.
     """
     method = config.method
-    levels = chosen_levels(config, teacher, student)
+    matched = matched_levels(config, teacher, student, spec)
     return GraphDistillationLoss(
-        feature_shapes(student, levels, image_size),
-        feature_shapes(teacher, levels, image_size),
+        matched.student_shapes,
+        matched.teacher_shapes,
         temperature=method.temperature,
         relative_temperature=method.weights_unit == "gradient",
         graphs=method.graphs,
@@ -50,12 +50,12 @@ def build_graph_loss(
         adapter=method.adapter,
         centre=method.centre,
         foreground=method.foreground,
-        canvas=image_size[0],
+        canvas=spec.image_size[0],
     )
 
 
 def build_baseline(
-    config: Config, teacher: nn.Module, student: nn.Module, image_size: tuple[int, int]
+    config: Config, teacher: nn.Module, student: nn.Module, spec: ImageSpec
 ) -> tuple[nn.Module, BaselineTerm]:
     """Return the loss of another method between two models, and how it enters the total.
 
@@ -68,12 +68,12 @@ def build_baseline(
     known = baseline_class(name)
     settings = baseline_settings(config, name)
     if known.reads == "features":
-        levels = chosen_levels(config, teacher, student)
-        settings["levels"] = levels
-        settings["student_shapes"] = feature_shapes(student, levels, image_size)
-        settings["teacher_shapes"] = feature_shapes(teacher, levels, image_size)
+        matched = matched_levels(config, teacher, student, spec)
+        settings["levels"] = tuple(matched.pairs)
+        settings["student_shapes"] = matched.student_shapes
+        settings["teacher_shapes"] = matched.teacher_shapes
     two_stage = isinstance(student, Detector) and student.is_two_stage
-    loss = baseline_loss(name, canvas=image_size[0], two_stage=two_stage, **settings)
+    loss = baseline_loss(name, canvas=spec.image_size[0], two_stage=two_stage, **settings)
     weight, task_weight = _weights(method, loss)
     term = BaselineTerm(
         name=name,
@@ -121,15 +121,16 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
     if teacher is not None:
         start_from_teacher(config, student, teacher)
     if teacher is not None and matches_graphs(method):
-        parts["levels"] = chosen_levels(config, teacher, student)
-        parts["graph"] = build_graph_loss(config, teacher, student, spec.image_size)
+        parts["graph"] = build_graph_loss(config, teacher, student, spec)
+        parts["levels"] = tuple(parts["graph"].student_shapes)
     if teacher is not None and baseline_of(method) is not None:
-        baseline, term = build_baseline(config, teacher, student, spec.image_size)
+        baseline, term = build_baseline(config, teacher, student, spec)
         parts |= {"baseline": baseline, "baseline_term": term}
         if not term.reads_logits:
-            parts["levels"] = chosen_levels(config, teacher, student)
+            parts["levels"] = tuple(matched_levels(config, teacher, student, spec).pairs)
     kind = DetectorObjective if isinstance(student, Detector) else ClassifierObjective
-    return kind(student, shares=_shares(config.method), **parts)
+    frozen = config.optim.freeze_batch_norm
+    return kind(student, shares=_shares(config.method), freeze_batch_norm=frozen, **parts)
 
 
 def _shares(method: MethodConfig) -> list[str]:

@@ -5,18 +5,19 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygkd.assembly.matched_levels import chosen_levels
+from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import distils, uses_teacher
 from raygkd.assembly.models import input_spec
+from raygkd.assembly.optimizers import optimizer_and_schedule
 from raygkd.assembly.student_objective import build_objective
-from raygkd.config import Config, OptimConfig, to_yaml, with_settings
+from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.boxes import Boxes
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import (
@@ -30,7 +31,6 @@ from raygkd.engine import (
     Training,
 )
 from raygkd.engine.loop import Stream
-from raygkd.engine.schedule import lr_factor
 from raygkd.models import ModelFile, build_from_file
 
 
@@ -48,12 +48,22 @@ def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
 
 
 def normaliser(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, size: tuple[int, int]
 ) -> Callable[[Tensor], Tensor]:
-    """Return the function of images (B, C, H, W) in 0..1 to (image - mean) / std."""
+    """Return the function of images (B, C, H, W) in 0..1 to the input of a model.
+
+    They are resized to ``size`` (height and width in pixels), where they have another, and become
+    (image - mean) / std.
+    """
     mean_1C11 = torch.tensor(mean, device=device).view(1, -1, 1, 1)
     std_1C11 = torch.tensor(std, device=device).view(1, -1, 1, 1)
-    return lambda images_BCHW: (images_BCHW - mean_1C11) / std_1C11
+
+    def inputs(images_BCHW: Tensor) -> Tensor:
+        if images_BCHW.shape[2:] != size:
+            images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
+        return (images_BCHW - mean_1C11) / std_1C11
+
+    return inputs
 
 
 def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
@@ -91,14 +101,16 @@ def build_training(
     begun = time.perf_counter() if begun is None else begun
     optim = config.optim
     objective, teacher_model = _build_models(config, spec, teacher_file, device, teacher_store)
-    optimizer = build_optimizer(optim, objective)
+    optimizer, schedule = optimizer_and_schedule(
+        optim, objective, objective.student, stream.steps_per_epoch
+    )
     amp = amp_dtype(optim.amp, device)
     own_input = input_spec(config.model.student, spec)
-    normalise = normaliser(own_input.mean, own_input.std, device)
+    normalise = normaliser(own_input.mean, own_input.std, device, spec.image_size)
     recall = None
     if teacher_model is not None and teacher_store is not None:
         recall = Recall(teacher_model, teacher_store, objective)
-    teacher_side = teacher_file if teacher_file is not None else spec
+    teacher_input = teacher_file if teacher_file is not None else spec
     return Training(
         task=build_task(spec, stream.boxes),
         objective=objective,
@@ -106,13 +118,12 @@ def build_training(
         teacher=teacher_model,
         stream=stream,
         optimizer=optimizer,
-        schedule=torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            functools.partial(lr_factor, steps_per_epoch=stream.steps_per_epoch, optim=optim),
-        ),
+        schedule=schedule,
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         normalise=normalise,
-        teacher_normalise=normaliser(teacher_side.mean, teacher_side.std, device),
+        teacher_normalise=normaliser(
+            teacher_input.mean, teacher_input.std, device, spec.of_teacher().image_size
+        ),
         device=device,
         epochs=optim.epochs,
         seed=optim.seed,
@@ -122,23 +133,6 @@ def build_training(
         amp=amp,
         config=to_yaml(config),
         begun=begun,
-    )
-
-
-def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser of a module's parameters."""
-    if optim.optimizer == "adamw":
-        return torch.optim.AdamW(
-            module.parameters(),
-            lr=optim.lr,
-            betas=(optim.momentum, 0.999),
-            weight_decay=optim.weight_decay,
-        )
-    return torch.optim.SGD(
-        module.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
     )
 
 
@@ -159,12 +153,14 @@ def _build_models(
     objective.to(device)
     teacher = None
     if teacher_model is not None and distils(config):
-        heard = set(objective.levels)
-        if store is not None and heard:
+        pairs: dict[int, int] = {}
+        if objective.levels:
+            pairs |= matched_levels(config, teacher_model, student, spec).pairs
+        if store is not None and pairs:
             # what other trials may want is kept with what this one does
             others = with_settings(config, {"levels": store.levels, "method": "graph"})
-            heard |= set(chosen_levels(others, teacher_model, student))
-        teacher = Teacher(teacher_model.to(device), sorted(heard))
+            pairs = dict(matched_levels(others, teacher_model, student, spec).pairs) | pairs
+        teacher = Teacher(teacher_model.to(device), pairs)
     # only now, when both models have their taps
     if config.optim.compile:
         student.compile()

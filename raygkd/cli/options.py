@@ -41,7 +41,7 @@ SETTINGS_LEFT_OUT = {
         _of("model", "method", "search", "compare", "optim", "cluster", "output")
         - {"batch_size", "seed", "gpus_per_worker", "address", "output", "tracking_uri"}
     )
-    | {"image_size", "augment"},
+    | {"image_size", "teacher_image_size", "augment"},
 }
 
 # the parameter of --set, and the commands that take it for the settings of some sections only
@@ -142,6 +142,15 @@ class _Workers(click.ParamType):
         return configuration.coerce("workers", configuration.WorkerRange, value)
 
 
+class _Levels(click.ParamType):
+    """Levels, or pairs of levels, separated by commas."""
+
+    name = "N|N:M,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return configuration.coerce("levels", tuple[configuration.LevelPair], value.split(","))
+
+
 class Choice(click.Choice):
     """A choice whose values are looked up when needed, since other packages can add some.
 
@@ -165,6 +174,8 @@ class Choice(click.Choice):
 
 def _option_type(kind: Any, leaf: Any) -> Any:
     base = configuration.base_type(kind)
+    if base == tuple[configuration.LevelPair, ...]:
+        return _Levels()
     if typing.get_origin(base) is tuple:
         return ListType(typing.get_args(base)[0])
     if base is configuration.WorkerRange:

@@ -37,12 +37,14 @@ from raygkd.config.tree import (
     with_settings,
 )
 from raygkd.config.values import (
+    LevelPair,
     WorkerRange,
     base_type,
     coerce,
     coerce_text,
     fingerprint,
     flag,
+    plain,
     text_of,
 )
 from raygkd.config.yaml_text import from_yaml, to_yaml, yaml_mapping
@@ -57,6 +59,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DataConfig",
+    "LevelPair",
     "MethodConfig",
     "ModelConfig",
     "OptimConfig",
@@ -78,6 +81,7 @@ __all__ = [
     "option_settings",
     "own_values",
     "owned_by",
+    "plain",
     "plain_names",
     "registered_settings",
     "settings",

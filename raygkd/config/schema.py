@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raygkd.config.values import WorkerRange
+from raygkd.config.values import LevelPair, WorkerRange
 from raygkd.registry import DATASETS, METHODS, either, option
 
 PRESETS = ("ablation",)
@@ -62,6 +62,12 @@ class DataConfig:
         None,
         "side of the square model input, in pixels [default: that of the data set, else 224; for "
         "detection that of the data set, at most 640]",
+        minimum=4,
+    )
+    teacher_image_size: int | None = option(
+        None,
+        "side of the square input of a teacher that classifies, in pixels [default: that of its "
+        "file or of its pretrained weights, else --image-size]",
         minimum=4,
     )
     augment: str = option(
@@ -123,8 +129,10 @@ class MethodConfig:
     """The distillation method and its settings (see raygkd.losses)."""
 
     method: str = option("graph", "distillation method", choices=METHODS.names)
-    levels: tuple[int, ...] | None = option(
-        None, "stages whose graphs are matched; 1 is the shallowest [default: all]"
+    levels: tuple[LevelPair, ...] | None = option(
+        None,
+        "levels of the student to match (1 is the shallowest), or pairs student:teacher such as "
+        "2:1,4:3 [default: all, each with the teacher's level nearest in resolution and depth]",
     )
     temperature: float = option(
         20.0,
@@ -217,6 +225,25 @@ class OptimConfig:
         "multistep: fractions of the epochs after which the learning rate drops",
     )
     lr_decay: float = option(0.1, "multistep: factor of each drop", above=0.0, below=1.0)
+    backbone_lr_factor: float = option(
+        1.0,
+        "learning rate of all of the student but its last layer, as a share of --lr; below 1 for "
+        "weights that are trained already",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    layer_decay: float = option(
+        1.0,
+        "learning rate of each layer before the last as a share of that of the next one",
+        above=0.0,
+        maximum=1.0,
+    )
+    freeze_epochs: int = option(
+        0, "first epochs that train only the student's last layer and the adapters", minimum=0
+    )
+    freeze_batch_norm: bool = option(
+        False, "keep the batch statistics that the student's weights come with"
+    )
     clip_norm: float | None = option(
         None, "maximum norm of the gradient [default: no clipping]", above=0.0
     )

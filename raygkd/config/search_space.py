@@ -10,7 +10,7 @@ from typing import Any
 
 from raygkd.config.schema import OTHER_NAMES, OptimConfig, registered_settings, settings
 from raygkd.config.tree import Config, owned_by, with_settings
-from raygkd.config.values import base_type, coerce
+from raygkd.config.values import LevelPair, base_type, coerce, plain
 from raygkd.config.yaml_text import yaml_mapping
 from raygkd.errors import ConfigError, near
 from raygkd.losses import baseline_class, baseline_of
@@ -178,7 +178,7 @@ def _dimension(name: Any, entry: Any) -> Dimension:
         raise ConfigError(f"{name}: {kind} takes {KINDS[kind]} with low below high, not {given!r}")
     if kind == "loguniform" and values[0] <= 0:
         raise ConfigError(f"{name}: loguniform takes {KINDS[kind]}, not {given!r}")
-    return Dimension(name, kind, tuple(list(v) if isinstance(v, tuple) else v for v in values))
+    return Dimension(name, kind, tuple(plain(value) for value in values))
 
 
 def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[int, int]) -> None:
@@ -234,12 +234,12 @@ def extremes(dimension: Dimension) -> tuple[Any, ...]:
 def _level_problems(
     space: Mapping[str, Dimension], config: Config, channels: Mapping[int, int]
 ) -> list[str]:
-    chosen = config.method.levels or tuple(channels)
-    subsets = [
-        subset if subset is not None else tuple(channels)
-        for subset in (space["levels"].values if "levels" in space else (chosen,))
-    ]
-    levels = {level for subset in subsets for level in subset}
+    given = space["levels"].values if "levels" in space else (plain(config.method.levels),)
+    levels = {
+        LevelPair.parse(level).student
+        for subset in given
+        for level in (subset if subset is not None else channels)
+    }
     unknown = sorted(levels - set(channels))
     if unknown:
         allowed = ", ".join(map(str, sorted(channels)))
@@ -250,7 +250,7 @@ def _level_problems(
     narrow = min(levels, key=lambda level: channels[level])
     if largest >= channels[narrow]:
         return [
-            f"--dim {largest}: level {narrow} of the teacher has {channels[narrow]} channels "
+            f"--dim {largest}: the teacher's map at level {narrow} has {channels[narrow]} channels "
             f"(allowed: 1 to {channels[narrow] - 1})"
         ]
     return []

@@ -27,7 +27,7 @@ from raygkd.config.schema import (
     settings,
 )
 from raygkd.config.validation import check_together, check_value
-from raygkd.config.values import WorkerRange, coerce
+from raygkd.config.values import coerce, plain
 from raygkd.errors import ConfigError, near
 
 
@@ -216,19 +216,12 @@ def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
     """Return the tree of plain values that ``from_mapping`` takes back."""
     tree: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for section, leaf, value in _leaves(config):
-        tree[section][leaf.name] = _plain(value)
+        tree[section][leaf.name] = plain(value)
     for section in REGISTRIES:
         for name, value in getattr(config, section).own.items():
             owner, _, setting = name.rpartition(".")
-            tree[section].setdefault(owner, {})[setting] = _plain(value)
+            tree[section].setdefault(owner, {})[setting] = plain(value)
     return tree
-
-
-def _plain(value: Any) -> Any:
-    """Return a setting as YAML has it."""
-    if isinstance(value, WorkerRange):
-        return value.plain
-    return list(value) if isinstance(value, tuple) else value
 
 
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:

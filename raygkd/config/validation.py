@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from raygkd.config.schema import (
@@ -18,7 +19,7 @@ from raygkd.config.schema import (
     SearchConfig,
     allowed_choices,
 )
-from raygkd.config.values import WorkerRange, flag
+from raygkd.config.values import LevelPair, WorkerRange, flag
 from raygkd.errors import near
 from raygkd.registry import METHODS
 
@@ -76,9 +77,7 @@ def check_together(
 
 def _method_problems(method: MethodConfig) -> list[str]:
     problems = []
-    if method.levels is not None and (
-        not method.levels or len(set(method.levels)) < len(method.levels) or min(method.levels) < 1
-    ):
+    if method.levels is not None and not _are_levels(method.levels):
         shown = ",".join(map(str, method.levels))
         problems.append(f"--levels {shown!r}: must be different whole numbers from 1")
     if (
@@ -91,6 +90,16 @@ def _method_problems(method: MethodConfig) -> list[str]:
             "raise one of them, or use --method none"
         )
     return problems
+
+
+def _are_levels(pairs: Sequence[LevelPair]) -> bool:
+    """Return whether no level is chosen twice, of either model, and all are counted from 1."""
+    of_student = [pair.student for pair in pairs]
+    of_teacher = [pair.teacher for pair in pairs if pair.teacher is not None]
+    return bool(pairs) and all(
+        len(set(levels)) == len(levels) and min(levels, default=1) >= 1
+        for levels in (of_student, of_teacher)
+    )
 
 
 def _worker_problems(workers: WorkerRange, batch_size: int) -> list[str]:
@@ -119,6 +128,10 @@ def _epoch_problems(optim: OptimConfig, search: SearchConfig) -> list[str]:
     if 0 < optim.epochs <= optim.warmup_epochs:
         problems.append(
             f"--warmup-epochs {optim.warmup_epochs}: must be below --epochs {optim.epochs}"
+        )
+    if 0 < optim.epochs <= optim.freeze_epochs:
+        problems.append(
+            f"--freeze-epochs {optim.freeze_epochs}: must be below --epochs {optim.epochs}"
         )
     if optim.seed <= LARGEST_SEED < optim.seed + search.repeat:
         problems.append(

@@ -49,6 +49,39 @@ class WorkerRange:
         return f"{self.least}-{self.most}" if self.least != self.most else str(self.least)
 
 
+@dataclass(frozen=True, order=True)
+class LevelPair:
+    """A level of the student, and the level of the teacher that it is matched with.
+
+    Attributes:
+        student: counted from 1.
+        teacher: counted from 1; None for the level that suits it best.
+    """
+
+    student: int
+    teacher: int | None = None
+
+    @classmethod
+    def parse(cls, value: Any) -> LevelPair:
+        """Return the pair that a number (2) or a text ("2:1", student:teacher) means.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if not isinstance(value, int | str) or isinstance(value, bool):
+            raise ValueError(f"{value!r} is no pair of levels")
+        student, colon, teacher = str(value).partition(":")
+        return cls(int(student), int(teacher) if colon else None)
+
+    @property
+    def plain(self) -> int | str:
+        """What ``parse`` takes back."""
+        return self.student if self.teacher is None else str(self)
+
+    def __str__(self) -> str:
+        return str(self.student) if self.teacher is None else f"{self.student}:{self.teacher}"
+
+
 def flag(name: str) -> str:
     """Return how a setting is written on the command line."""
     if "." in name:
@@ -71,6 +104,13 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
         with contextlib.suppress(ValueError):
             return value if isinstance(value, WorkerRange) else WorkerRange.parse(value)
         raise ConfigError(f"{flag(name)} {value!r}: must be a number, or two as in 1-4")
+    if kind is LevelPair:
+        with contextlib.suppress(ValueError):
+            return value if isinstance(value, LevelPair) else LevelPair.parse(value)
+        raise ConfigError(
+            f"{flag(name)} {value!r}: must be levels such as 1,2, or pairs student:teacher such as "
+            "1:2,2:4"
+        )
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(coerce(name, typing.get_args(kind)[0], item) for item in value)
     if kind is float and isinstance(value, str):
@@ -85,7 +125,12 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
     ):
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    lists = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
+    lists = {
+        int: "a list of whole numbers",
+        float: "a list of numbers",
+        str: "a list of texts",
+        LevelPair: "a list of levels",
+    }
     wanted = names.get(kind) or lists[typing.get_args(kind)[0]]
     raise ConfigError(f"{flag(name)} {value!r}: must be {wanted}")
 
@@ -95,6 +140,8 @@ def coerce_text(name: str, kind: Any, text: str) -> Any:
     base = base_type(kind)
     if text == "none" and base is not kind:
         return None
+    if base is LevelPair:
+        return coerce(name, kind, text)
     if typing.get_origin(base) is tuple:
         item = typing.get_args(base)[0]
         return tuple(coerce_text(name, item, part) for part in text.split(","))
@@ -109,6 +156,13 @@ def text_of(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def plain(value: Any) -> Any:
+    """Return a setting's value as YAML and JSON have it."""
+    if isinstance(value, WorkerRange | LevelPair):
+        return value.plain
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def fingerprint(values: Any) -> str:

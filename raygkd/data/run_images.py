@@ -70,12 +70,17 @@ class Images:
         return self.augment == "none"
 
     def transform(self, split: str) -> Sampler:
-        """Return what brings an image of a split to the model's size."""
-        return _transform(self.table, self.augment, self.spec.image_size[0], train=split == "train")
+        """Return what brings an image of a split to the size that the models are given."""
+        return _transform(self.table, self.augment, self.spec.view[0], train=split == "train")
 
 
 def open_images(
-    data: DataConfig, *, seed: int, output: Place, progress: Progress | None = None
+    data: DataConfig,
+    *,
+    seed: int,
+    output: Place,
+    progress: Progress | None = None,
+    default_side: int = DEFAULT_SIZE,
 ) -> Images:
     """Open a run's images; data sets that are no shards are prepared first, once.
 
@@ -84,6 +89,8 @@ def open_images(
         seed: of the validation cut.
         output: folder that prepared shards are kept in.
         progress: is called with the images prepared and their number.
+        default_side: of the student's input in pixels, where neither the settings nor the images
+            say.
 
     Raises:
         DataError: what is wrong with the files.
@@ -100,18 +107,21 @@ def open_images(
     )
     rows = {"train": splits.train, "val": splits.val, "test": splits.test}
     sizes = _sizes(table, splits.train, skip_bad=data.skip_bad)
-    side = data.image_size or _default_side(table, sizes)
+    side = data.image_size or _default_side(table, sizes, default_side)
+    teacher_side = data.teacher_image_size or side
+    # both models see one view; to enlarge it beyond the images would only blur it
+    view = max(side, min(teacher_side, int(sizes.max())))
     augment = data.augment
     if augment == "auto":
         augment = _default_augment(table, sizes)
     mean, std = channel_statistics(
         table,
         splits.train,
-        _transform(table, augment, side, train=False),
+        _transform(table, augment, view, train=False),
         limit=STATISTICS_SAMPLE,
         skip_bad=data.skip_bad,
     )
-    largest = 3 * max(side * side, int(sizes.prod(axis=1).max()))
+    largest = 3 * max(view * view, int(sizes.prod(axis=1).max()))
     return Images(
         table=table,
         rows=rows,
@@ -123,13 +133,15 @@ def open_images(
             task=table.task,
             score=_score(table, data.score),
             augment=augment,
+            teacher_size=(teacher_side, teacher_side),
+            view_size=(view, view),
         ),
         augment=augment,
         skip_bad=data.skip_bad,
         window_rows=int(np.clip(WINDOW_BYTES // largest, 1, MAX_WINDOW_ROWS)),
         decoded_bytes=int(3 * sizes.prod(axis=1).mean() * sum(map(len, rows.values()))),
         identity=fingerprint(
-            [table.fingerprint(), side, *(rows[split].tolist() for split in sorted(rows))]
+            [table.fingerprint(), view, *(rows[split].tolist() for split in sorted(rows))]
         ),
     )
 
@@ -143,12 +155,12 @@ def _is_uniform(sizes: NDArray[np.int64]) -> bool:
     return len(np.unique(sizes, axis=0)) == 1
 
 
-def _default_side(table: ImageTable, sizes: NDArray[np.int64]) -> int:
+def _default_side(table: ImageTable, sizes: NDArray[np.int64], otherwise: int) -> int:
     """Return the side of the model input: the images' own where one side suits them all."""
     if table.boxes is not None:
         longest = int(np.ceil(sizes.max() / STRIDE)) * STRIDE
         return min(longest, LARGEST_CANVAS)
-    return int(sizes[0].max()) if _is_uniform(sizes) else DEFAULT_SIZE
+    return int(sizes[0].max()) if _is_uniform(sizes) else otherwise
 
 
 def _default_augment(table: ImageTable, sizes: NDArray[np.int64]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raygkd.engine.gradient_units import GradientUnits
 from raygkd.losses import GraphDistillationLoss, TeacherGraph
@@ -40,12 +41,14 @@ class Teacher:
     Args:
         model: a classifier or detector; it is put into eval mode and its parameters stop taking
             gradients.
-        levels: the levels whose feature maps are wanted.
+        pairs: level of the student -> level of this model whose feature map it is matched with;
+            the maps are given under the student's levels.
     """
 
-    def __init__(self, model: nn.Module, levels: Sequence[int]):
+    def __init__(self, model: nn.Module, pairs: Mapping[int, int]):
         self.model = model.eval().requires_grad_(False)
-        self._tap = FeatureTap(model, levels)
+        self.pairs = dict(pairs)
+        self._tap = FeatureTap(model, sorted(set(pairs.values())))
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -56,10 +59,12 @@ class Teacher:
         """Return features, and a classifier's logits, of normalised images."""
         if isinstance(self.model, Detector):
             # only the pyramid is distilled; the heads are skipped
-            features = self.model.features(images_BCHW)
-            return TeacherOutput({level: features[level] for level in self._tap.levels})
+            return TeacherOutput(self._matched(self.model.features(images_BCHW)))
         logits_BK, features = self._tap(images_BCHW)
-        return TeacherOutput(features, logits_BK)
+        return TeacherOutput(self._matched(features), logits_BK)
+
+    def _matched(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        return {level: features[other] for level, other in self.pairs.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,7 @@ class Objective(nn.Module, ABC):
         baseline: another distillation loss (``raygkd.losses.baseline_loss``), or None.
         baseline_term: how it enters the total.
         shares: names of the terms whose weights are shares of the labels' gradient.
+        freeze_batch_norm: the student keeps the batch statistics that it has.
 
     Attributes:
         term_weights: term -> its weight.
@@ -106,6 +112,7 @@ class Objective(nn.Module, ABC):
         baseline: nn.Module | None = None,
         baseline_term: BaselineTerm | None = None,
         shares: Collection[str] = (),
+        freeze_batch_norm: bool = False,
     ):
         super().__init__()
         self.student = student
@@ -124,6 +131,16 @@ class Objective(nn.Module, ABC):
         self.units = GradientUnits(shares) if shares else None
         self._tap = FeatureTap(student, levels)
         self._are_separate = False
+        self._freezes_batch_norm = freeze_batch_norm
+
+    def train(self, mode: bool = True) -> Objective:
+        """Switch to training, or to evaluation; frozen batch statistics stay as they are."""
+        super().train(mode)
+        if self._freezes_batch_norm:
+            for module in self.student.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @contextlib.contextmanager
     def separate_terms(self) -> Iterator[None]:

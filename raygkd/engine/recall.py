@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from raygkd.config import LevelPair
 from raygkd.engine.distributed import all_sum
 from raygkd.engine.objective import Objective, Teacher, TeacherOutput
 from raygkd.losses import TeacherGraph
@@ -20,7 +21,7 @@ class TeacherStore(Protocol):
     """Keeps parts of what a teacher says, by epoch, row and name, for runs of the same models."""
 
     @property
-    def levels(self) -> tuple[int, ...] | None:
+    def levels(self) -> tuple[LevelPair, ...] | None:
         """Levels that other runs may want besides this one's; None for all that can be matched."""
 
     def known(self, epoch: int, rows_B: Tensor, names: Collection[str]) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ class Recall:
         """Return what the teacher says of the images of rows, which it sees if it must."""
         graph = self._graph
         levels = list(graph.student_shapes) if graph is not None else []
-        said = [*self._logits, *map(_map, levels or self._baseline_levels)]
+        said = [*self._logits, *map(self._map, levels or self._baseline_levels)]
         spectra = [name for level in levels for name in self._spectrum(level)]
         found = self._store.known(epoch, rows_B, [*said, *spectra])
         parts = {name: part.to(images_BCHW.device) for name, part in found.items()}
@@ -69,28 +70,36 @@ class Recall:
             names = self._spectrum(level)
             known = [parts[name] for name in names if name in parts]
             pairs = (known[0], known[1]) if len(known) == 2 else None
-            graphs[level] = graph.teacher_graph(level, parts[_map(level)], pairs)
+            graphs[level] = graph.teacher_graph(level, parts[self._map(level)], pairs)
             if names and pairs is None:
                 graphs[level] = graph.with_spectrum(graphs[level])
                 new |= zip(names, graphs[level].spectrum or (), strict=True)
         self._store.add(epoch, rows_B, new)
-        maps = {level: parts[_map(level)] for level in self._baseline_levels}
+        maps = {level: parts[self._map(level)] for level in self._baseline_levels}
         return TeacherOutput(graphs or maps, parts.get("logits"))
 
     def _ask(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         output = self.teacher(images_BCHW)
-        parts = {_map(n): part for n, part in output.features.items() if isinstance(part, Tensor)}
+        parts = {
+            self._map(level): part
+            for level, part in output.features.items()
+            if isinstance(part, Tensor)
+        }
         if self._logits:
             assert output.logits_BK is not None
             parts["logits"] = output.logits_BK
         return parts
+
+    def _map(self, level: int) -> str:
+        """Return the name of the map that a level of the student is matched with."""
+        return f"map {self.teacher.pairs[level]}"
 
     def _spectrum(self, level: int) -> tuple[str, ...]:
         """Return the names of a level's eigenvalues and basis; none where they are not wanted."""
         graph = self._graph
         if graph is None or not graph.takes_spectra:
             return ()
-        kind = f"{level} {graph.weights}{' centred' if graph.centre else ''}"
+        kind = f"{self.teacher.pairs[level]} {graph.weights}{' centred' if graph.centre else ''}"
         return f"eigenvalues {kind}", f"basis {kind}"
 
     def share(self, device: torch.device) -> float:
@@ -103,7 +112,3 @@ class Recall:
         ).tolist()
         self._asked = self._recalled = 0
         return recalled / max(asked, 1.0)
-
-
-def _map(level: int) -> str:
-    return f"map {level}"

@@ -29,12 +29,14 @@ from raygkd.models.function_family import errors_told
 from raygkd.models.inputs import ModelInput
 from raygkd.models.levels import check_levels, feature_shapes, stage_modules
 from raygkd.models.loaded_weights import LoadedWeights
-from raygkd.models.named import NamedLevels, map_shapes
+from raygkd.models.named import NamedLevels
+from raygkd.models.pairing import pair_levels
 from raygkd.models.starting_weights import (
     NONE,
     PRETRAINED,
     check_weights,
     load_classifier,
+    starts_trained,
 )
 from raygkd.models.taps import FeatureTap
 from raygkd.models.weights import (
@@ -80,11 +82,12 @@ __all__ = [
     "load_classifier",
     "load_model_file",
     "load_weights",
-    "map_shapes",
     "model_input",
+    "pair_levels",
     "save_model_file",
     "short_name",
     "source_file",
     "stage_modules",
+    "starts_trained",
     "torchvision_file",
 ]

@@ -1,11 +1,13 @@
-"""Levels: the stages of a classifier, counted from 1, or the maps of a detector's pyramid.
+"""Levels: stages or blocks of a classifier, counted from 1, or the maps of a detector's pyramid.
 
-Shapes: B batch, C channels, H height, W width.
+Shapes: B batch, C channels, H height, W width, N tokens, S side.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -16,18 +18,33 @@ from torch.func import functional_call
 
 from raygkd.errors import ConfigError
 from raygkd.models.detectors import Detector
+from raygkd.models.map_layouts import MapLayout, find_layout, main_tensor
 from raygkd.models.named import NamedLevels
 from raygkd.models.staged import StagedClassifier
 
 PROBE_SIZE = (224, 224)
 
 
-def stage_modules(model: nn.Module) -> dict[int, str]:
-    """Return level -> dotted path of the module whose output is the level's map (B, C, H, W).
+@dataclass(frozen=True)
+class Level:
+    """Where a model has a feature map.
+
+    Attributes:
+        path: dotted path of the module whose output holds it.
+        layout: how the output holds it.
+    """
+
+    path: str
+    layout: MapLayout = field(default_factory=MapLayout)
+
+
+def stage_modules(model: nn.Module, image_size: tuple[int, int] | None = None) -> dict[int, str]:
+    """Return level -> dotted path of the module whose output holds the level's map.
 
     The levels of a detector are those of its pyramid; of a classifier, its stages from 1. The
     built-in classifiers name their stages. For other models a stage is a resolution they work at,
-    found by a forward pass on one 224 x 224 image:
+    found by a forward pass on one 224 x 224 image, or where the model refuses that, on one of
+    ``image_size`` or ``model.input_size`` (height and width in pixels):
 
     1. The candidates are the children of the model, without the last one to run (the head). In the
        place of a Sequential or ModuleList stand its children, where they give maps of different
@@ -37,46 +54,60 @@ def stage_modules(model: nn.Module) -> dict[int, str]:
        image and they hold a single convolution (a strided stem).
     3. The stage's module is the last candidate to run that gives its size. Its output is taken as
        it is; in pre-activation networks (DenseNet) it is not activated.
+    4. A model without such stages, such as a vision transformer, has those of its blocks
+       (``block_levels``).
 
     Raises:
-        ConfigError: the model has no such stage (vision transformers, channels-last models).
+        ConfigError: the model has neither.
     """
-    paths = all_levels(model)
+    paths = {number: level.path for number, level in all_levels(model, image_size).items()}
     if not paths:
         raise ConfigError(
-            f"{type(model).__name__} has no convolutional stages (maps of shape (B, C, H, W)) to "
-            "take feature levels from; choose a convolutional classifier"
+            f"{type(model).__name__} has no stages and no blocks that give feature maps; choose "
+            "another classifier, or a method that reads logits alone, such as kd"
         )
     return paths
 
 
-def all_levels(model: nn.Module) -> dict[int, str]:
-    """Return what :func:`stage_modules` does; nothing for a model that has no stage."""
-    if isinstance(model, Detector):
-        return dict(model.pyramid)
+def all_levels(model: nn.Module, image_size: tuple[int, int] | None = None) -> dict[int, Level]:
+    """Return the levels of :func:`stage_modules`; nothing for a model that has none."""
     if isinstance(model, NamedLevels):
-        return dict(model.levels)
+        return {
+            number: Level(path, model.layouts.get(number, MapLayout()))
+            for number, path in model.levels.items()
+        }
     of_family: Any = getattr(model, "family_levels", None)
-    if of_family is not None:
-        return dict(of_family)
-    paths = list(model.stages) if isinstance(model, StagedClassifier) else _find_stages(model)
-    return dict(enumerate(paths, start=1))
+    if isinstance(model, Detector):
+        paths = dict(model.pyramid)
+    elif of_family is not None:
+        paths = dict(of_family)
+    elif isinstance(model, StagedClassifier):
+        paths = dict(enumerate(model.stages, start=1))
+    else:
+        return dict(enumerate(_probed_levels(model, image_size), start=1))
+    return {number: Level(path) for number, path in paths.items()}
 
 
-def check_levels(levels: Sequence[int], model: nn.Module, role: str) -> dict[int, str]:
+def check_levels(
+    levels: Sequence[int],
+    model: nn.Module,
+    role: str,
+    image_size: tuple[int, int] | None = None,
+) -> dict[int, str]:
     """Return level -> module path, as :func:`stage_modules` does, of the given levels alone.
 
     Args:
         levels: those wanted; none at all is allowed for any model.
         model: a classifier or detector.
         role: what errors call it ("student resnet20").
+        image_size: height and width in pixels of images that it can take, where it may refuse 224.
 
     Raises:
         ConfigError: a level that the model does not have, or is given twice.
     """
     if not levels:
         return {}
-    known = stage_modules(model)
+    known = stage_modules(model, image_size)
     for level in levels:
         if level not in known:
             allowed = ", ".join(map(str, known))
@@ -96,23 +127,72 @@ def feature_shapes(
     Raises:
         ConfigError: an unknown level, or images the model cannot take.
     """
-    paths = check_levels(levels, model, type(model).__name__)
-    shapes = _output_shapes(model, paths.values(), image_size)
-    sizes = {}
-    for level, path in paths.items():
-        _, channels, height, width = shapes[path]
-        sizes[level] = (channels, height, width)
-    return sizes
+    check_levels(levels, model, type(model).__name__, image_size)
+    known = all_levels(model, image_size) if levels else {}
+    shapes = _output_shapes(model, [known[level].path for level in levels], image_size)
+    return {level: known[level].layout.shape(shapes[known[level].path]) for level in levels}
 
 
-def _find_stages(model: nn.Module) -> list[str]:
+def _probed_levels(model: nn.Module, image_size: tuple[int, int] | None) -> list[Level]:
+    """Return the levels that forward passes show."""
+    own_size: tuple[int, int] | None = image_size or getattr(model, "input_size", None)
+    try:
+        return _levels_at(model, PROBE_SIZE)
+    except ConfigError:
+        if own_size is None:
+            raise
+        return _levels_at(model, own_size)
+
+
+def _levels_at(model: nn.Module, image_size: tuple[int, int]) -> list[Level]:
+    stages = [Level(path) for path in _find_stages(model, image_size)]
+    return stages or block_levels(model, image_size)
+
+
+def block_levels(model: nn.Module, image_size: tuple[int, int]) -> list[Level]:
+    """Return the levels of a model of blocks, such as a vision transformer.
+
+    Blocks are the children of a Sequential or ModuleList that give maps with channels last
+    (B, H, W, C), or tokens (B, N, C) of a grid, perhaps behind some of no place. Where their grids
+    differ (Swin), a level is the last block of each grid; where all have one, there are four: the
+    blocks at a quarter, half, three quarters and the end of the depth.
+
+    Args:
+        model: of normalised images.
+        image_size: height and width in pixels of an image that it can take.
+    """
+    containers = [
+        (path, [f"{path}.{child}" if path else child for child, _ in module.named_children()])
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Sequential | nn.ModuleList)
+    ]
+    shapes = _output_shapes(
+        model, chain.from_iterable(inner for _, inner in containers), image_size
+    )
+    blocks: list[Level] = []
+    for path, inner in containers:
+        # what stands inside a block is no block
+        if any(path == block.path or path.startswith(f"{block.path}.") for block in blocks):
+            continue
+        for child in inner:
+            layout = find_layout(shapes[child], image_size) if child in shapes else None
+            if layout is not None and layout.order != "BCHW":
+                blocks.append(Level(child, layout))
+    grids = {level.path: level.layout.shape(shapes[level.path])[1:] for level in blocks}
+    if len(set(grids.values())) > 1:
+        return list({grids[level.path]: level for level in blocks}.values())
+    depths = sorted({math.ceil(len(blocks) * quarter / 4) for quarter in range(1, 5)})
+    return [blocks[depth - 1] for depth in depths if depth]
+
+
+def _find_stages(model: nn.Module, image_size: tuple[int, int]) -> list[str]:
     containers = {
         name: [f"{name}.{child}" for child, _ in module.named_children()]
         for name, module in model.named_children()
         if isinstance(module, nn.Sequential | nn.ModuleList)
     }
     children = [name for name, _ in model.named_children()]
-    shapes = _output_shapes(model, chain(children, *containers.values()), PROBE_SIZE)
+    shapes = _output_shapes(model, chain(children, *containers.values()), image_size)
     # a channels-last map (B, S, S, C) is not square in its last two dimensions
     sizes = {p: shape[3] for p, shape in shapes.items() if len(shape) == 4 and shape[2] == shape[3]}
     head = [path for path in shapes if path in children][-1:]
@@ -131,7 +211,7 @@ def _find_stages(model: nn.Module) -> list[str]:
             )
             last[size] = path
     stages = [size for size in last if convolutions[size]]
-    if stages and stages[0] < PROBE_SIZE[0] and convolutions[stages[0]] == 1:
+    if stages and stages[0] < image_size[1] and convolutions[stages[0]] == 1:
         stages = stages[1:]
     return [last[size] for size in stages]
 
@@ -149,6 +229,7 @@ def _output_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        output = main_tensor(output)
         if isinstance(output, Tensor):
             shapes[path] = tuple(output.shape)
 

@@ -1,16 +1,17 @@
 """Any model with levels that its owner names.
 
-Shapes: B batch, C channels, H height, W width.
+Shapes: B batch, C channels, H height, W width, N tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from raygkd.errors import ConfigError, near
+from raygkd.models.map_layouts import MapLayout, find_layout
 
 
 class NamedLevels(nn.Module):
@@ -20,11 +21,14 @@ class NamedLevels(nn.Module):
 
     Args:
         model: of any input and output.
-        paths: dotted paths of the modules, whose outputs are feature maps (B, C, H, W).
+        paths: dotted paths of the modules, whose outputs are feature maps (B, C, H, W), or
+            hold them as ``MapLayout`` says.
         role: what errors call the model ("student").
 
     Attributes:
         levels: level -> path of its module inside this one.
+        layouts: level -> how the module's output holds the map, where that is known
+            (``learn_layouts``).
 
     Raises:
         ConfigError: a path that is none of the model's, or is given twice.
@@ -44,34 +48,39 @@ class NamedLevels(nn.Module):
                 raise ConfigError(f"levels: module {path!r} of the {role} is given more than once")
         self.model = model
         self.levels = {number: f"model.{path}" for number, path in enumerate(paths, start=1)}
+        self.layouts: dict[int, MapLayout] = {}
+        self._role = role
 
     def forward(self, *arguments: Any) -> Any:
         """Return what the model does."""
         return self.model(*arguments)
 
+    def learn_layouts(
+        self, outputs: Mapping[int, Any], image_size: tuple[int, int]
+    ) -> dict[int, tuple[int, int, int]]:
+        """Learn how the modules' outputs hold feature maps; return level -> (C, H, W).
 
-def map_shapes(
-    maps: dict[int, Tensor], paths: Sequence[str], role: str
-) -> dict[int, tuple[int, int, int]]:
-    """Return level -> (C, H, W) of feature maps.
+        Args:
+            outputs: level -> what its module gave for some images.
+            image_size: height and width of those in pixels.
 
-    Args:
-        maps: level -> what its module gave.
-        paths: of the modules, for errors.
-        role: whose they are, for errors.
-
-    Raises:
-        ConfigError: a module gives something else than (B, C, H, W).
-    """
-    shapes = {}
-    for level, path in enumerate(paths, start=1):
-        found = maps.get(level)
-        if not isinstance(found, Tensor) or found.ndim != 4:
-            given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ConfigError(
-                f"levels: module {path!r} of the {role} gives {given} and no feature map "
-                "(B, C, H, W): name one that does"
-            )
-        _, channels, height, width = found.shape
-        shapes[level] = (channels, height, width)
-    return shapes
+        Raises:
+            ConfigError: an output holds no feature map.
+        """
+        shapes = {}
+        for level, path in self.levels.items():
+            output = outputs.get(level)
+            shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+            layout = find_layout(shape, image_size)
+            if layout is None and len(shape) == 4:
+                # a map that its owner names may have any proportions
+                layout = MapLayout()
+            if layout is None:
+                raise ConfigError(
+                    f"levels: module {path.removeprefix('model.')!r} of the {self._role} gives "
+                    f"{shape or type(output).__name__} and no feature map (B, C, H, W) or tokens "
+                    "(B, N, C) of a grid: name one that does"
+                )
+            self.layouts[level] = layout
+            shapes[level] = layout.shape(shape)
+        return shapes

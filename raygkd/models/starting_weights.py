@@ -39,6 +39,11 @@ def chosen_weights(name: str, given: str | None) -> str:
     return given
 
 
+def starts_trained(name: str, given: str | None) -> bool:
+    """Return whether a classifier starts from trained weights; see ``chosen_weights``."""
+    return chosen_weights(name, given) != NONE
+
+
 def check_weights(name: str, given: str | None) -> None:
     """Refuse weights of a classifier as far as is possible before its classes are known.
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from raygkd.models.levels import all_levels, check_levels
+from raygkd.models.map_layouts import MapLayout
 
 
 class FeatureTap:
@@ -37,8 +38,10 @@ class FeatureTap:
         self._features: dict[int, Tensor] | None = None
         # partial, not a closure: a deep copy of the model then writes to a copy of the tap
         self._handles = [
-            model.get_submodule(path).register_forward_hook(partial(self._keep, level))
-            for level, path in all_levels(model).items()
+            model.get_submodule(level.path).register_forward_hook(
+                partial(self._keep, number, level.layout)
+            )
+            for number, level in all_levels(model).items()
         ]
         self._is_removed = False
 
@@ -78,6 +81,8 @@ class FeatureTap:
     ) -> None:
         self.remove()
 
-    def _keep(self, level: int, module: nn.Module, inputs: Any, output_BCHW: Tensor) -> None:
+    def _keep(
+        self, level: int, layout: MapLayout, module: nn.Module, inputs: Any, output: Any
+    ) -> None:
         if self._features is not None:
-            self._features[level] = output_BCHW
+            self._features[level] = layout.read(output)

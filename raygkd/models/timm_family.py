@@ -249,7 +249,8 @@ def _load_by_timm(
     Raises:
         DataError: they do not fit.
     """
-    num_classes = model.net.num_classes
+    net: Any = model.net
+    num_classes = net.num_classes
     source: dict[str, Any] = {"state_dict": dict(state)} if state else {"file": str(path)}
     overlay = {"source": "", "num_classes": classes, **source}
     if state is not None:

@@ -22,6 +22,8 @@ from ray import ObjectRef
 from ray.exceptions import RayError
 from torch import Tensor
 
+from raygkd.config import LevelPair
+
 Rows = NDArray[np.int64]
 # seed and epoch (0 where all have the same images) and images of a batch: one of another size is
 # rounded in another way, and a trial's results would depend on which other trials came before
@@ -108,7 +110,7 @@ class TeacherCache:
     """
 
     keeper: Any
-    levels: tuple[int, ...] | None
+    levels: tuple[LevelPair, ...] | None
 
     def open(self, *, seed: int, repeats: bool) -> CachedTeacher:
         """Return the access of one rank.
@@ -120,7 +122,7 @@ class TeacherCache:
         return CachedTeacher(self.keeper, self.levels, seed=seed, repeats=repeats)
 
 
-def start_cache(limit: int, levels: tuple[int, ...] | None) -> TeacherCache:
+def start_cache(limit: int, levels: tuple[LevelPair, ...] | None) -> TeacherCache:
     """Return a cache of ``limit`` bytes, which exists until its last handle is gone."""
     return TeacherCache(ray.remote(num_cpus=0)(Keeper).remote(limit), levels)
 
@@ -135,7 +137,9 @@ class CachedTeacher:
         repeats: there is no augmentation, so the outputs of one epoch hold for all.
     """
 
-    def __init__(self, keeper: Any, levels: tuple[int, ...] | None, *, seed: int, repeats: bool):
+    def __init__(
+        self, keeper: Any, levels: tuple[LevelPair, ...] | None, *, seed: int, repeats: bool
+    ):
         self.levels = levels
         self._keeper, self._seed, self._repeats = keeper, seed, repeats
         self._epoch: int | None = None

@@ -328,7 +328,7 @@ def score(
     """Return ``Task.score`` of a saved model on a split, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stream = RayStream(images, batch_size=batch_size, seed=0, epochs=range(0), rank=0, world_size=1)
-    normalise = normaliser(model_file.mean, model_file.std, device)
+    normalise = normaliser(model_file.mean, model_file.std, device, model_file.image_size)
     return build_task(images.spec, stream.boxes).score(
         build_from_file(model_file).to(device),
         stream.eval_batches(split),

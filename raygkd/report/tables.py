@@ -226,17 +226,23 @@ def missing_scores(repeat: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def levels_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the matched levels from ``GraphDistillationLoss.describe``."""
-    table = _table("Matched levels")
-    for name in ("level", "teacher CxHxW", "student CxHxW", "grid", "adapter", "pairs"):
+def levels_table(rows: Sequence[Mapping[str, Any]], pairs: Mapping[int, int]) -> Table:
+    """Return the matched levels.
+
+    Args:
+        rows: from ``GraphDistillationLoss.describe``, under the student's levels.
+        pairs: level of the student -> level of the teacher.
+    """
+    table = _table("Matched levels, student:teacher")
+    for name in ("levels", "student CxHxW", "teacher CxHxW", "grid", "adapter", "pairs"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         shapes = [
-            "x".join(map(str, row[key])) for key in ("teacher_shape", "student_shape", "grid")
+            "x".join(map(str, row[key])) for key in ("student_shape", "teacher_shape", "grid")
         ]
-        pairs = f"{row['spectral_pairs']} of {row['spectral_dim']}"
-        table.add_row(str(row["level"]), *shapes, row["adapter"], pairs)
+        spectral_pairs = f"{row['spectral_pairs']} of {row['spectral_dim']}"
+        levels = f"{row['level']}:{pairs[row['level']]}"
+        table.add_row(levels, *shapes, row["adapter"], spectral_pairs)
     return table
 
 

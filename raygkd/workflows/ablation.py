@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raygkd.assembly.methods import matches_graphs, suits
-from raygkd.config import Config
+from raygkd.config import Config, plain
 from raygkd.registry import METHODS
 
 # settings of one variant: name -> value
@@ -62,7 +62,7 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
         f"V+E+S, graphs image, {mode}": {**all_terms, "graphs": "image", "spectral_mode": mode}
         for mode in ("residual", "subspace", "procrustes")
     }
-    levels = sorted(method.levels or channels)
+    levels = [pair.plain for pair in method.levels] if method.levels else sorted(channels)
     others: dict[str, tuple[Any, ...]] = {
         "adapter": ("plain", "normalised"),
         "centre": (False, True),
@@ -70,8 +70,10 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
         "temperature": tuple(method.temperature * factor for factor in (0.2, 5.0)),
     }
     for name, values in others.items():
-        own = getattr(method, name)
-        changes |= {f"{name} {_short(value)}": {name: value} for value in values if value != own}
+        own = plain(getattr(method, name))
+        changes |= {
+            f"{name} {_short(value)}": {name: value} for value in values if plain(value) != own
+        }
     dims = [dim for dim in (1, 2, 4, 8, 16, 32) if dim < min(channels.values())]
     changes |= {f"V+E+S, dim {dim}": {**all_terms, "dim": dim} for dim in dims if dim != method.dim}
     none = {"none": {"method": "none", "inherit": False}}

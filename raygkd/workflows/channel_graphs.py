@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.models import input_spec
 from raygkd.assembly.student_objective import build_objective
 from raygkd.assembly.training import normaliser
@@ -61,12 +62,13 @@ def matched_maps(
     objective = build_objective(config, spec, teacher)
     loss, student = objective.graph, objective.student
     assert loss is not None
-    levels = tuple(loss.student_shapes)
-    seen_BCHW = normaliser(teacher_file.mean, teacher_file.std, CPU)(pixels_BCHW)
+    pairs = matched_levels(config, teacher, student, spec).pairs
+    teacher_size = spec.of_teacher().image_size
+    seen_BCHW = normaliser(teacher_file.mean, teacher_file.std, CPU, teacher_size)(pixels_BCHW)
     own = input_spec(config.model.student, spec)
-    own_BCHW = normaliser(own.mean, own.std, CPU)(pixels_BCHW)
-    features: Mapping[int, Any] = Teacher(teacher, levels)(seen_BCHW).features
-    listen = Teacher(student, levels)
+    own_BCHW = normaliser(own.mean, own.std, CPU, spec.image_size)(pixels_BCHW)
+    features: Mapping[int, Any] = Teacher(teacher, pairs)(seen_BCHW).features
+    listen = Teacher(student, {level: level for level in pairs})
     _take_statistics_of_the_batch(student)
     before = _compared(loss, listen(own_BCHW).features)
     student.load_state_dict(checkpoint["student"])
@@ -77,7 +79,7 @@ def matched_maps(
         level: MatchedMaps(
             loss.teacher_graph(level, features[level]).maps_BCHW, before[level], after[level]
         )
-        for level in levels
+        for level in pairs
     }
 
 

@@ -34,7 +34,7 @@ def draw(
     transform = session.images.transform("test")
     detector = build_from_file(model)
     cpu = torch.device("cpu")
-    normalise = normaliser(model.mean, model.std, cpu)
+    normalise = normaliser(model.mean, model.std, cpu, model.image_size)
     images, objects, found = [], [], []
     decoded = decode_rows(session.images.table, rows, skip_bad=True)
     for image_CHW, boxes in zip(decoded, targets_of(session.images.table, rows)):

@@ -16,7 +16,7 @@ from raygkd.assembly.compatibility import (
 )
 from raygkd.assembly.derived_configs import teacher_alone, teacher_training
 from raygkd.assembly.given_teacher import named_teacher
-from raygkd.assembly.matched_levels import chosen_levels
+from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import distils, matches_graphs
 from raygkd.assembly.models import is_model_file, new_model, start_from_teacher, start_from_weights
 from raygkd.assembly.student_objective import build_graph_loss, build_objective
@@ -108,12 +108,13 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
     Raises:
         ConfigError: fewer images than a batch, images too small for the student, or another task.
     """
-    check_settings(config, images.spec.task)
+    spec = images.spec.of_teacher() if role == "teacher" else images.spec
+    check_settings(config, spec.task)
     workers = config.cluster.workers.most
     steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
     with naming_option(f"--{role}"):
-        student = new_model(config.model.student, images.spec)
-        _check_size(config.model.student, student, images.spec)
+        student = new_model(config.model.student, spec)
+        _check_size(config.model.student, student, spec)
 
 
 def _check_size(name: str, model: nn.Module, spec: ImageSpec) -> None:
@@ -136,14 +137,14 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     name = config.model.teacher
     if not is_model_file(name):
         with naming_option("--teacher"):
-            teacher = new_model(name, spec)
+            teacher = new_model(name, spec.of_teacher())
     else:
         file = load_model_file(name)
         with naming_option(f"--teacher {name}"):
             check_teacher(file, spec)
             teacher = build_from_file(file)
     with naming_option("--teacher"):
-        _check_size(name, teacher, spec)
+        _check_size(name, teacher, spec.of_teacher())
     return teacher
 
 
@@ -172,7 +173,7 @@ def starting_weights(
         found["student"] = start_from_weights(config, student, len(spec.class_names))
     if with_teacher and not is_model_file(config.model.teacher):
         with naming_option("--teacher-weights"):
-            teacher = named_teacher(config, spec)
+            teacher = named_teacher(config, spec.of_teacher())
         found["teacher"] = teacher.weights
         if teacher.is_ready:
             console.print("the teacher is used as it is: its weights have these classes")
@@ -197,15 +198,16 @@ def show_pair(config: Config, spec: ImageSpec, teacher: nn.Module, console: Cons
     method = config.method.method
     if matches_graphs(method):
         with naming_option("--levels"):
-            chosen_levels(config, teacher, student)
+            pairs = matched_levels(config, teacher, student, spec).pairs
         with naming_option("--dim"):
-            graph = build_graph_loss(config, teacher, student, spec.image_size)
+            graph = build_graph_loss(config, teacher, student, spec)
     elif distils(config):
         with naming_option(f"--method {method}"):
             objective = build_objective(config, spec, teacher)
         if objective.levels:
-            levels = ", ".join(map(str, objective.levels))
-            console.print(f"{method} compares the maps of level {levels}")
+            pairs = matched_levels(config, teacher, student, spec).pairs
+            levels = ", ".join(f"{level}:{other}" for level, other in pairs.items())
+            console.print(f"{method} compares the maps of levels {levels} (student:teacher)")
     if copied:
         parameters = sum(count_parameters(student.get_submodule(path)) for path in copied)
         console.print(
@@ -213,4 +215,4 @@ def show_pair(config: Config, spec: ImageSpec, teacher: nn.Module, console: Cons
             f"{count_parameters(student):,} parameters"
         )
     if graph is not None:
-        console.print(levels_table(graph.describe()))
+        console.print(levels_table(graph.describe(), pairs))

@@ -48,6 +48,7 @@ from raygkd.report.summary import summary_section
 from raygkd.storage.atomic_files import Place, local_copy, make_folder, place, whole_file
 from raygkd.workflows.channel_graphs import CPU, MatchedMaps, matched_maps
 from raygkd.workflows.finished_run import ALONE, COMPARISON, TEACHER, FinishedRun, open_finished
+from raygkd.workflows.input_sizes import default_side
 
 PAGE = "index.html"
 # images that the graphs are the means of, that the masks are shown on, that the models are timed
@@ -195,7 +196,11 @@ def _open(run: FinishedRun, folder: Path, console: Console) -> _Opened:
         return _Opened(run=run, images=None, models={}, folder=folder)
     with progress(console, "preparing images") as advance:
         images = open_images(
-            run.config.data, seed=run.config.optim.seed, output=run.output, progress=advance
+            run.config.data,
+            seed=run.config.optim.seed,
+            output=run.output,
+            progress=advance,
+            default_side=default_side(run.config),
         )
     if run.facts["data set, fingerprint of images and splits"] != images.identity:
         raise DataError(
@@ -325,7 +330,10 @@ def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:
     sample_BCHW = _float_images(opened.sample("val", TIMED_IMAGES))
     timed = latencies(
         {
-            role: (build_from_file(file), normaliser(file.mean, file.std, CPU)(sample_BCHW))
+            role: (
+                build_from_file(file),
+                normaliser(file.mean, file.std, CPU, file.image_size)(sample_BCHW),
+            )
             for role, file in opened.models.items()
         },
         lambda done, total: tell(f"latency, {done} of at most {total} runs"),
@@ -427,7 +435,7 @@ def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:
 @torch.no_grad()
 def _predictions(file: ModelFile, images_BCHW: Tensor) -> list[Prediction]:
     model = build_from_file(file)
-    normalise = normaliser(file.mean, file.std, CPU)
+    normalise = normaliser(file.mean, file.std, CPU, file.image_size)
     logits_BK = torch.cat([model(normalise(part)) for part in images_BCHW.split(BATCH)])
     best_B, label_B = logits_BK.softmax(1).max(1)
     return [

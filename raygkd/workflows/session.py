@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from rich.console import Console
 from raygkd.assembly.methods import uses_teacher
 from raygkd.config import Config, to_yaml
 from raygkd.data.run_images import Images, open_images
+from raygkd.data.spec import ImageSpec
 from raygkd.errors import StorageError, UserError
 from raygkd.models import LoadedWeights, ModelFile
 from raygkd.rayrun import cluster, image_stream, torch_trainer, worker
@@ -25,6 +27,7 @@ from raygkd.storage.atomic_files import Place, is_remote, place, write_text
 from raygkd.tracking.redaction import shown
 from raygkd.tracking.store import chosen_uri, connect
 from raygkd.tracking.tracker import Tracker
+from raygkd.workflows.input_sizes import default_side, with_teacher_size
 from raygkd.workflows.interrupts import Interrupts
 from raygkd.workflows.pair_checks import starting_weights
 from raygkd.workflows.preflight import (
@@ -81,11 +84,23 @@ class Session:
         """CPUs that the data stream needs in addition to training."""
         return _data_cpus(self.shared.decoded is None)
 
-    def job(self, config: Config, teacher: ModelFile | None, folder: Place) -> worker.Job:
-        """Return a job for the training processes, on this run's images."""
-        return worker.make_job(
-            config, self.shared, teacher, folder=folder, stop=self.interrupts.folder
-        )
+    def job(
+        self,
+        config: Config,
+        teacher: ModelFile | None,
+        folder: Place,
+        spec: ImageSpec | None = None,
+    ) -> worker.Job:
+        """Return a job for the training processes, on this run's images.
+
+        Args:
+            config: what to train.
+            teacher: if the method needs one.
+            folder: of the training.
+            spec: what the model must know of the images; None for the student's.
+        """
+        shared = dataclasses.replace(self.shared, spec=spec or self.images.spec)
+        return worker.make_job(config, shared, teacher, folder=folder, stop=self.interrupts.folder)
 
     def cpus(self) -> float:
         """Return the CPUs per worker of a run that has the cluster to itself."""
@@ -122,6 +137,7 @@ def open_session(
     started = time.monotonic()
     uri = chosen_uri(config.output.tracking_uri, config.output.output)
     output = output_folder(config.output.output)
+    config = with_teacher_size(config)
     with contextlib.ExitStack() as stack:
         # to join a cluster takes less than to prepare images, and to start one more than to look
         nodes = stack.enter_context(_joined(config, output, uri, console)) or [cluster.local_node()]
@@ -129,12 +145,19 @@ def open_session(
         experiment = connect(uri, config.output.experiment, output)
         with progress(console, "preparing images") as advance:
             images = open_images(
-                config.data, seed=config.optim.seed, output=output, progress=advance
+                config.data,
+                seed=config.optim.seed,
+                output=output,
+                progress=advance,
+                default_side=default_side(config),
             )
         folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
         facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}
         weights = starting_weights(
-            config, images.spec, console, with_teacher=_has_teacher(config, role)
+            config,
+            images.spec.of_teacher() if role == "teacher" else images.spec,
+            console,
+            with_teacher=_has_teacher(config, role),
         )
         facts |= {f"{one}, starting weights": known.sha256 for one, known in weights.items()}
         if resume is not None:
@@ -222,8 +245,11 @@ def _unwrapped_user_errors() -> Iterator[None]:
 def _image_facts(images: Images) -> dict[str, Any]:
     """Return facts that identify the data set and its version."""
     counts = {f"data set, {split} images": len(rows) for split, rows in images.rows.items()}
+    spec = images.spec
+    of_teacher = spec.of_teacher().image_size[0]
     return {
         **counts,
+        **({"side of the teacher's input": of_teacher} if spec.image_size[0] != of_teacher else {}),
         "data set, classes": list(images.spec.class_names),
         "data set, side of the model input": images.spec.image_size[0],
         "data set, fingerprint of images and splits": images.identity,

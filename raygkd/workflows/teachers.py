@@ -37,10 +37,11 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     if is_model_file(config.model.teacher):
         path = place(config.model.teacher)
         return load_model_file(path), path
-    named = named_teacher(config, session.images.spec)
+    spec = session.images.spec.of_teacher()
+    named = named_teacher(config, spec)
     if named.is_ready:
         folder = ready_teacher_folder(session)
-        teacher = ready_teacher_file(config, session.images.spec, named)
+        teacher = ready_teacher_file(config, spec, named)
         make_folder(folder)
         save_model_file(folder / MODEL, teacher)
         return teacher, folder / MODEL
@@ -55,7 +56,8 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
 def ready_teacher_folder(session: Session) -> Place:
     """Return the folder of a teacher that is used as it is, by its weights and the images."""
     name, weights = session.config.model.teacher, session.weights["teacher"]
-    key = fingerprint([name, weights.sha256, session.images.identity])
+    side = session.images.spec.of_teacher().image_size[0]
+    key = fingerprint([name, weights.sha256, session.images.identity, side])
     return session.output / "teachers" / f"{_folder_name(name)}-{key}"
 
 
@@ -73,5 +75,6 @@ def teacher_folder(config: Config, images: Images, output: Place) -> Place:
     """
     tree = to_mapping(teacher_training(config))
     started_from = [tree["model"][name] for name in ("student", "student_weights")]
-    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity])
+    side = images.spec.of_teacher().image_size[0]
+    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity, side])
     return output / "teachers" / f"{_folder_name(config.model.teacher)}-{key}"

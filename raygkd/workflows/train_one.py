@@ -43,7 +43,10 @@ def train_one(
     """
     if (folder / MODEL).exists():
         return load_model_file(folder / MODEL)
-    job = session.job(config, teacher, folder)
+    spec = session.images.spec
+    if role == "teacher":
+        spec = spec.of_teacher()
+    job = session.job(config, teacher, folder, spec)
     session.tracker.start(
         role,
         f"{role} {short_name(config.model.student)}",
@@ -73,7 +76,7 @@ def train_one(
     scores = {name: value for name, value in last.items() if name.startswith("val_")}
     model_file = student_file(
         config,
-        session.images.spec,
+        spec,
         read_checkpoint(checkpoint)["student"],
         scores,
         _weights(session, config),

@@ -123,7 +123,7 @@ def search_space(config: Config, images: Images, console: Console) -> tuple[Dime
     if matches_graphs(config.method.method):
         shapes = level_shapes(config, teacher, images.spec)
         channels = {level: shape[0] for level, shape in shapes.items()}
-    chosen = config.method.levels
+    chosen = config.method.levels and {pair.student for pair in config.method.levels}
     space = space or default_space(
         config.method.method,
         {level: width for level, width in channels.items() if chosen is None or level in chosen},

@@ -221,7 +221,7 @@ def test_a_model_learns_from_a_method_on_a_data_set_of_another_package(
     options += ("--set", "telegraph.power=1.5", "--set", "fpn-noise.images=72", "--json")
     ran = raygkd("train", "--teacher", model_file(*NAMES), *options)
     assert ran.code == 0, ran.err
-    assert "telegraph compares the maps of level 2" in ran.err
+    assert "telegraph compares the maps of levels 2:2 (student:teacher)" in ran.err
     result = json.loads(ran.out)
     assert result["models"]["student"]["model"] == "net"
     assert load_model_file(Path(result["model"])).class_names == NAMES

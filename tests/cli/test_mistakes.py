@@ -419,7 +419,7 @@ def test_search_spaces_that_are_wrong(
     [
         (
             "dim: {choice: [4, 64]}",
-            "--dim 64: level 1 of the teacher has 16 channels (allowed: 1 t",
+            "--dim 64: the teacher's map at level 1 has 16 channels (allowed",
         ),
         ("levels: {choice: [[1], [9]]}", "search space: level 9 does not exist (allowed: 1, 2, 3)"),
         ("temperature: {uniform: [-1, 1]}", "search space: --temperature -1.0: must be above 0"),

@@ -16,12 +16,14 @@ from raygkd.cli.run_commands import compare, teacher, train, tune
 from raygkd.config import (
     SECTIONS,
     Config,
+    LevelPair,
     OptimConfig,
     option_settings,
     settings,
     to_yaml,
     with_settings,
 )
+from raygkd.errors import ConfigError
 from raygkd.workflows.preflight import with_lasting_paths
 
 COMMANDS = {"teacher": teacher, "train": train, "tune": tune}
@@ -103,12 +105,15 @@ def test_a_flag_can_be_taken_back(yaml_file: Callable[[str], Path], name: str) -
 
 def test_options_of_several_numbers() -> None:
     config = resolved("train", "--levels", "2,3", "--milestones", "0.5,0.75")
-    assert config.method.levels == (2, 3)
+    assert config.method.levels == (LevelPair(2), LevelPair(3))
     assert config.optim.milestones == (0.5, 0.75)
-    assert resolved("train", "--levels", "2").method.levels == (2,)
-    for option, value in (("--levels", "2.5"), ("--levels", "2;3"), ("--milestones", "half")):
-        with pytest.raises(click.BadParameter, match="numbers separated by commas"):
-            resolved("train", option, value)
+    assert resolved("train", "--levels", "2").method.levels == (LevelPair(2),)
+    assert resolved("train", "--levels", "2:1,4").method.levels == (LevelPair(2, 1), LevelPair(4))
+    with pytest.raises(click.BadParameter, match="numbers separated by commas"):
+        resolved("train", "--milestones", "half")
+    for value in ("2.5", "2;3", "1:", "a:b"):
+        with pytest.raises(ConfigError, match="must be levels such as 1,2, or pairs"):
+            resolved("train", "--levels", value)
 
 
 def test_the_stored_configuration_is_given_back(tmp_path: Path) -> None:

@@ -193,8 +193,8 @@ def test_levels_are_shown_with_shapes_and_adapters() -> None:
         "spectral_pairs": 15,
         "spectral_dim": 64,
     }
-    row = "2 2048x112x112 512x56x56 56x56 1x1 conv 512 -> 2048 15 of 64"
-    assert row in rows_of(levels_table([level]))
+    row = "2:3 512x56x56 2048x112x112 56x56 1x1 conv 512 -> 2048 15 of 64"
+    assert row in rows_of(levels_table([level], {2: 3}))
 
 
 def test_many_classes_are_counted() -> None:

@@ -22,6 +22,7 @@ from raygkd.assembly.student_objective import baseline_settings
 from raygkd.config import (
     SECTIONS,
     Config,
+    LevelPair,
     WorkerRange,
     allowed_choices,
     base_type,
@@ -75,7 +76,7 @@ def test_yaml_round_trip_gives_an_equal_configuration():
     for config in (Config(), changed):
         assert from_yaml(to_yaml(config), where="run.yaml") == config
         assert from_mapping(to_mapping(config)) == config
-    assert changed.method.levels == (1, 3)
+    assert changed.method.levels == (LevelPair(1), LevelPair(3))
     assert changed.cluster.workers == WorkerRange(1, 4)
     assert changed.optim.milestones == (0.25, 0.5)
 
@@ -173,8 +174,9 @@ def test_a_refused_value_brings_no_problem_with_a_default():
         ("lr", 1, 1.0),
         ("clip_norm", None, None),
         ("clip_norm", "1e1", 10.0),
-        ("levels", [1, 2], (1, 2)),
-        ("levels", (2,), (2,)),
+        ("levels", [1, 2], (LevelPair(1), LevelPair(2))),
+        ("levels", (2, "4:3"), (LevelPair(2), LevelPair(4, 3))),
+        ("levels", (LevelPair(2),), (LevelPair(2),)),
         ("levels", None, None),
         ("milestones", ["5e-1", 0.75], (0.5, 0.75)),
         ("compile", True, True),
@@ -202,10 +204,11 @@ def test_values_take_the_type_of_their_setting(name: str, given: Any, value: Any
         ("compile", "yes", "true or false"),
         ("dataset", 5, "a text"),
         ("dataset", None, "a text"),
-        ("levels", 3, "a list of whole numbers"),
-        ("levels", "1,2", "a list of whole numbers"),
-        ("levels", [1, "a"], "a whole number"),
-        ("levels", [True], "a whole number"),
+        ("levels", 3, "a list of levels"),
+        ("levels", "1,2", "a list of levels"),
+        ("levels", [1, "a"], "levels such as 1,2, or pairs student:teacher such as 1:2,2:4"),
+        ("levels", ["1:2:3"], "levels such as 1,2, or pairs student:teacher such as 1:2,2:4"),
+        ("levels", [True], "levels such as 1,2, or pairs student:teacher such as 1:2,2:4"),
         ("milestones", 0.5, "a list of numbers"),
         *[("workers", value, "a number, or two as in 1-4") for value in ("1-", "two", 1.5, True)],
     ],
@@ -326,6 +329,8 @@ def test_every_default_and_every_setting_is_described():
     [
         ({"levels": []}, "--levels '': must be different whole numbers from 1"),
         ({"levels": [1, 1]}, "--levels '1,1': must be different whole numbers from 1"),
+        ({"levels": ["1:2", "3:2"]}, "--levels '1:2,3:2': must be different whole numbers from 1"),
+        ({"levels": ["1:0"]}, "--levels '1:0': must be different whole numbers from 1"),
         ({"levels": [0, 1]}, "--levels '0,1': must be different whole numbers from 1"),
         (
             {"batch_size": 64, "workers": 3},

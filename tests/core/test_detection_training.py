@@ -228,7 +228,9 @@ def test_a_detector_in_use_gives_what_the_model_finds() -> None:
     images_BCSS = torch.rand(2, 3, SIDE, SIDE)
     with torch.no_grad():
         packed = deployed(images_BCSS)
-        found = deployed.model(normaliser(SPEC.mean, SPEC.std, torch.device("cpu"))(images_BCSS))
+        found = deployed.model(
+            normaliser(SPEC.mean, SPEC.std, torch.device("cpu"), SPEC.image_size)(images_BCSS)
+        )
     assert packed.shape == (2, 100, 6)
     for rows, one in zip(packed, found):
         count = len(one["scores"])

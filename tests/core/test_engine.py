@@ -94,7 +94,7 @@ def test_teacher_is_bit_identical_after_training(digits: ImageTable):
 
 
 def test_teacher_freezes_a_model_that_was_training():
-    teacher = Teacher(build_classifier("resnet8", 10).train(), levels=[1, 3])
+    teacher = Teacher(build_classifier("resnet8", 10).train(), pairs={1: 1, 3: 3})
     before = weights(teacher.model)
     output = teacher(torch.rand(4, 3, 8, 8))
     assert same(weights(teacher.model), before)

@@ -258,23 +258,14 @@ def test_stages_of_torchvision_models_are_found(name, paths):
     assert not hooks_of(model)
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "swin_t"])
-def test_models_without_convolutional_stages_are_refused(name):
-    with pytest.raises(ConfigError, match="has no convolutional stages"):
-        stage_modules(on_meta(f"torchvision:{name}"))
+class Unmapped(nn.Sequential):
+    """No part of it gives a map."""
 
 
-class ChannelsLast(nn.Sequential):
-    """Two convolutions whose output is (B, H, W, C)."""
-
-    def forward(self, images_BCHW):
-        return super().forward(images_BCHW).permute(0, 2, 3, 1)
-
-
-def test_channels_last_maps_are_no_stages():
-    backbone = ChannelsLast(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1))
-    with pytest.raises(ConfigError, match="has no convolutional stages"):
-        stage_modules(nn.Sequential(backbone, nn.Linear(8, 10)))
+def test_model_without_maps_is_refused_and_what_works_is_named():
+    model = Unmapped(nn.Flatten(), nn.Linear(3 * 224 * 224, 10))
+    with pytest.raises(ConfigError, match=r"no stages and no blocks .* such as kd"):
+        stage_modules(model)
 
 
 class Looped(nn.Module):
@@ -307,7 +298,7 @@ def test_level_given_twice_is_refused():
 
 
 def test_no_level_is_allowed_for_a_model_without_stages():
-    assert check_levels([], on_meta("torchvision:vit_b_16"), "teacher") == {}
+    assert check_levels([], Unmapped(nn.Flatten()), "teacher") == {}
 
 
 @pytest.mark.parametrize("name", ["resnet8", "torchvision:mobilenet_v3_small"])

@@ -108,7 +108,7 @@ def test_file_gives_its_dimensions_in_order(tmp_path: Path):
         ("dim: {randint: [2, 8.5]}", "--dim 8.5: must be a whole number"),
         ("alpha: {randint: [0, 3]}", "alpha: must be one of {choice"),
         ("schedule: {uniform: [0, 1]}", "schedule: must be one of {choice: a list of values}, not"),
-        ("levels: {choice: [1, 2]}", "--levels 1: must be a list of whole numbers"),
+        ("levels: {choice: [1, 2]}", "--levels 1: must be a list of levels"),
         ("", "has no settings (allowed: "),
         ("lr: {uniform: [0", "not valid YAML: "),
         ("- lr", "must hold keys and values, not list"),
@@ -233,7 +233,7 @@ def test_many_stages_give_the_deepest_ones_rather_than_all_subsets():
 
 
 def test_dimension_above_the_channels_names_level_and_range():
-    message = "--dim 16: level 1 of the teacher has 16 channels (allowed: 1 to 15)"
+    message = "--dim 16: the teacher's map at level 1 has 16 channels (allowed: 1 to 15)"
     assert check(Dimension("dim", "choice", (4, 16))) == [message]
     assert check(Dimension("dim", "randint", (2, 17))) == [message]
     assert check(Dimension("dim", "choice", (4, 15))) == []
@@ -250,7 +250,7 @@ def test_dimension_is_held_against_the_levels_that_are_searched():
 
 def test_dimension_that_is_not_searched_is_held_against_the_levels():
     levels = Dimension("levels", "choice", ([1], [3]))
-    assert "--dim 20: level 1" in check(levels, dim=20)[0]
+    assert "--dim 20: the teacher's map at level 1" in check(levels, dim=20)[0]
 
 
 def test_unknown_level_is_refused_with_the_known_ones():

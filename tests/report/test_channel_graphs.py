@@ -75,9 +75,9 @@ def test_a_trained_adapter_normalises_by_what_it_has_seen(
 def test_the_student_begins_as_its_first_step_sees_it(config: Config, teacher: ModelFile) -> None:
     objective = build_objective(config, SPEC, build_from_file(teacher))
     assert objective.graph is not None
-    listen = Teacher(objective.student, (2, 3))
+    listen = Teacher(objective.student, {2: 2, 3: 3})
     objective.train()
-    features = listen(normaliser(SPEC.mean, SPEC.std, CPU)(PIXELS_BCHW)).features
+    features = listen(normaliser(SPEC.mean, SPEC.std, CPU, SPEC.image_size)(PIXELS_BCHW)).features
     # what it ends with does not matter
     other = untrained_file("resnet8", SPEC, seed=9).state_dict
     for level, of in found(config, teacher, student=other).items():
