@@ -60,10 +60,6 @@ def check_settings(config: Config, task: str) -> None:
         detection_settings = {
             "--foreground": config.method.foreground and not is_default,
             "--inherit": config.model.inherit,
-            "--teacher-weights": config.model.teacher_weights
-            and not loads_weights(config.model.teacher),
-            "--student-weights": config.model.student_weights
-            and not loads_weights(config.model.student),
         }
         for flag, value in detection_settings.items():
             if value:

@@ -115,7 +115,7 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
     """
     torch.manual_seed(config.optim.seed)
     student = new_model(config.model.student, spec)
-    start_from_weights(config, student)
+    start_from_weights(config, student, len(spec.class_names))
     method = config.method.method
     parts: dict[str, Any] = {}
     if teacher is not None:

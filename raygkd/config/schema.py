@@ -19,6 +19,11 @@ from raygkd.config.values import LevelPair, WorkerRange
 from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
 PRESETS = ("ablation",)
+_WEIGHTS = (
+    "pretrained, none, or a file of weights or model file written by raygkd; of a detector the "
+    "file, imagenet for the backbone alone, or coco [default: pretrained if the model's library "
+    "has weights, else none]"
+)
 LARGEST_SEED = 2**32 - 1
 
 
@@ -90,20 +95,28 @@ class DataConfig:
 class ModelConfig:
     """Teacher and student."""
 
-    teacher: str = option("resnet20", "name of the teacher, or a model file written by raygkd")
-    student: str = option("resnet8", "name of the student")
+    teacher: str = option(
+        "resnet20",
+        "name of the teacher (a built-in one, torchvision:NAME, timm:NAME, hf:NAME or "
+        "FILE.py:FUNCTION), or a model file written by raygkd",
+    )
+    student: str = option("resnet8", "name of the student, as for the teacher")
     teacher_epochs: int = option(
         20, "epochs of training for the teacher when --teacher is a name", minimum=1
     )
+    teacher_mode: str = option(
+        "auto",
+        "train the teacher that --teacher names, or use it as it is; auto: as it is if its weights "
+        "have the classes of the images",
+        choices=("auto", "as-is", "train"),
+    )
     teacher_weights: str | None = option(
         None,
-        "initial weights of the teacher if it is a detector: a file of weights or a model file "
-        "written by raygkd, imagenet for the backbone alone, or coco [default: random]",
+        f"initial weights of the teacher: {_WEIGHTS}",
     )
     student_weights: str | None = option(
         None,
-        "initial weights of the student if it is a detector: a file of weights or a model file "
-        "written by raygkd, imagenet for the backbone alone, or coco [default: random]",
+        f"initial weights of the student: {_WEIGHTS}",
     )
     inherit: bool | None = option(
         None,
