@@ -5,7 +5,6 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import distils, uses_teacher
 from raygkd.assembly.models import input_spec
+from raygkd.assembly.optimizers import optimizer_and_schedule
 from raygkd.assembly.student_objective import build_objective
-from raygkd.config import Config, OptimConfig, to_yaml, with_settings
+from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.boxes import Boxes
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import (
@@ -30,16 +30,15 @@ from raygkd.engine import (
     Training,
 )
 from raygkd.engine.loop import Stream
-from raygkd.engine.schedule import lr_factor
 from raygkd.models import ModelFile, build_from_file
 
 
 def build_task(spec: ImageSpec, boxes: Boxes | None) -> Classification | Detection:
-    """Return what is learnt from images.
+    """Return the task of the images.
 
     Args:
         spec: the images' classes and task.
-        boxes: of every image of the table, for detection.
+        boxes: the boxes of every image of the table, for detection.
     """
     if spec.task == "classification":
         return Classification(len(spec.class_names), spec.score)
@@ -90,18 +89,20 @@ def build_training(
     Args:
         config: the settings.
         spec: the images' classes, size and normalisation.
-        teacher_file: the teacher; None where the method needs none.
+        teacher_file: the teacher; None if the method needs none.
         stream: the rank's images.
         device: where to train.
-        rank: of this process.
+        rank: rank of this process.
         parallel: wraps the objective for several ranks (DDP).
         begun: when its preparation began, by ``time.perf_counter``; None for now.
-        teacher_store: what is known of the teacher already; None to ask it every time.
+        teacher_store: cache of the teacher's outputs; None to run the teacher every time.
     """
     begun = time.perf_counter() if begun is None else begun
     optim = config.optim
     objective, teacher_model = _build_models(config, spec, teacher_file, device, teacher_store)
-    optimizer = build_optimizer(optim, objective)
+    optimizer, schedule = optimizer_and_schedule(
+        optim, objective, objective.student, stream.steps_per_epoch
+    )
     amp = amp_dtype(optim.amp, device)
     own_input = input_spec(config.model.student, spec)
     normalise = normaliser(own_input.mean, own_input.std, device, spec.image_size)
@@ -116,10 +117,7 @@ def build_training(
         teacher=teacher_model,
         stream=stream,
         optimizer=optimizer,
-        schedule=torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            functools.partial(lr_factor, steps_per_epoch=stream.steps_per_epoch, optim=optim),
-        ),
+        schedule=schedule,
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         normalise=normalise,
         teacher_normalise=normaliser(
@@ -134,23 +132,6 @@ def build_training(
         amp=amp,
         config=to_yaml(config),
         begun=begun,
-    )
-
-
-def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser of a module's parameters."""
-    if optim.optimizer == "adamw":
-        return torch.optim.AdamW(
-            module.parameters(),
-            lr=optim.lr,
-            betas=(optim.momentum, 0.999),
-            weight_decay=optim.weight_decay,
-        )
-    return torch.optim.SGD(
-        module.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
     )
 
 

@@ -19,6 +19,11 @@ from raygkd.config.values import LevelPair, WorkerRange
 from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
 PRESETS = ("ablation",)
+_WEIGHTS = (
+    "pretrained, none, or a file of weights or model file written by raygkd; of a detector the "
+    "file, imagenet for the backbone alone, or coco [default: pretrained if the model's library "
+    "has weights, else none]"
+)
 LARGEST_SEED = 2**32 - 1
 
 
@@ -82,7 +87,7 @@ class DataConfig:
         "shared memory for decoded images, in MiB; data sets that do not fit are streamed",
         minimum=0,
     )
-    # options of registered data sets that were given: DATASET.OPTION -> value
+    # explicitly set options of registered data sets: DATASET.OPTION -> value
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -90,20 +95,28 @@ class DataConfig:
 class ModelConfig:
     """Teacher and student."""
 
-    teacher: str = option("resnet20", "name of the teacher, or a model file written by raygkd")
-    student: str = option("resnet8", "name of the student")
+    teacher: str = option(
+        "resnet20",
+        "name of the teacher (a built-in one, torchvision:NAME, timm:NAME, hf:NAME or "
+        "FILE.py:FUNCTION), or a model file written by raygkd",
+    )
+    student: str = option("resnet8", "name of the student, as for the teacher")
     teacher_epochs: int = option(
         20, "epochs of training for the teacher when --teacher is a name", minimum=1
     )
+    teacher_mode: str = option(
+        "auto",
+        "train the teacher that --teacher names, or use it as it is; auto: as it is if its weights "
+        "have the classes of the images",
+        choices=("auto", "as-is", "train"),
+    )
     teacher_weights: str | None = option(
         None,
-        "initial weights of the teacher if it is a detector: a file of weights or a model file "
-        "written by raygkd, imagenet for the backbone alone, or coco [default: random]",
+        f"initial weights of the teacher: {_WEIGHTS}",
     )
     student_weights: str | None = option(
         None,
-        "initial weights of the student if it is a detector: a file of weights or a model file "
-        "written by raygkd, imagenet for the backbone alone, or coco [default: random]",
+        f"initial weights of the student: {_WEIGHTS}",
     )
     inherit: bool | None = option(
         None,
@@ -187,10 +200,10 @@ class MethodConfig:
     )
     baseline_weight: float | None = option(
         None,
-        "weight of the loss of the other methods, neither graph nor kd [default: as published]",
+        "weight of the loss of methods other than graph and kd [default: as published]",
         above=0.0,
     )
-    # settings of registered methods that were given: METHOD.SETTING -> value
+    # explicitly set settings of registered methods: METHOD.SETTING -> value
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -213,6 +226,25 @@ class OptimConfig:
         "multistep: fractions of the epochs after which the learning rate drops",
     )
     lr_decay: float = option(0.1, "multistep: factor of each drop", above=0.0, below=1.0)
+    backbone_lr_factor: float = option(
+        1.0,
+        "learning rate of all of the student but its last layer, as a share of --lr; below 1 for "
+        "weights that are trained already",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    layer_decay: float = option(
+        1.0,
+        "learning rate of each layer before the last as a share of that of the next one",
+        above=0.0,
+        maximum=1.0,
+    )
+    freeze_epochs: int = option(
+        0, "first epochs that train only the student's last layer and the adapters", minimum=0
+    )
+    freeze_batch_norm: bool = option(
+        False, "keep the batch statistics that the student's weights come with"
+    )
     clip_norm: float | None = option(
         None, "maximum norm of the gradient [default: no clipping]", above=0.0
     )
@@ -354,7 +386,7 @@ SECTIONS: dict[str, type] = {
 }
 
 
-# section -> registry whose entries declare settings of it
+# section -> registry whose entries declare settings in it
 REGISTRIES = {"method": METHODS, "data": DATASETS}
 # settings with a command line option of their own: METHOD.SETTING or DATASET.OPTION -> its name
 OTHER_NAMES = {

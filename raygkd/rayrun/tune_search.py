@@ -33,7 +33,7 @@ from raygkd.rayrun.trainables import (
     WarmTrial,
 )
 from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
-from raygkd.storage.atomic_files import Place, telling_of_storage
+from raygkd.storage.atomic_files import Place, storage_errors
 
 keep_credentials_here()
 # the actor of a trial that trains in workers of its own takes no CPU, or two trials could wait for
@@ -379,7 +379,7 @@ def _run(
         _Driver.serve(history)
         with tempfile.TemporaryDirectory(prefix="raygkd-tune-") as folder:
             tuner = _tuner(job, config, history.left, cpus, concurrent, folder)
-            with telling_of_storage(Path(folder)):
+            with storage_errors(Path(folder)):
                 tuner.fit()
         if _Driver.problem is not None:
             raise _Driver.problem

@@ -82,10 +82,10 @@ def comparison_section(folder: Path, comparison: Mapping[str, Any]) -> Section:
                 ("#", *COMPARED),
                 rows,
                 texts=2,
-                note="std is the sample standard deviation. p is the chance of as large a "
-                f"difference from {comparison['reference']} if there were none, by a paired t-test "
-                "over the seeds. Step and memory are those of a training process, and how many "
-                "times those of the student alone.",
+                note="std is the sample standard deviation. p is the probability of a difference "
+                f"from {comparison['reference']} at least as large by chance alone, by a paired "
+                "t-test over the seeds. Step time and memory are those of a training process; "
+                "factors are relative to the student alone.",
             ),
             Picture(path, "Methods by score", _READ),
         ],

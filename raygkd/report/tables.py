@@ -112,7 +112,7 @@ def teacher_note(teacher: float, alone: float | None, score: str = "accuracy") -
         return None
     return (
         f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
-        "is little to learn from it: give a better one, or train it longer (--teacher-epochs)."
+        "is little to learn from it: use a better one, or train it longer (--teacher-epochs)."
     )
 
 
@@ -354,7 +354,7 @@ def _evaluation_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]
     yield "parameters", [_number(one["parameters"], ",") for one in models]
     yield "file, bytes", [f"{one['bytes']:,}" for one in models]
     mega = [None if one["flops"] is None else one["flops"] / 1e6 for one in models]
-    yield "MFLOPs of an image", [_number(value, ",.1f") for value in mega]
+    yield "MFLOPs per image", [_number(value, ",.1f") for value in mega]
     for size in models[0]["latency_ms"]:
         timed = [one["latency_ms"][size] for one in models]
         texts = [f"{of['median']:.2f} (p95 {of['p95']:.2f})" for of in timed]

@@ -7,7 +7,13 @@ from typing import Any
 
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config
-from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
+from raygkd.models import (
+    ModelFile,
+    build_from_file,
+    count_parameters,
+    load_model_file,
+    short_name,
+)
 from raygkd.rayrun import worker
 from raygkd.report.console import progress
 from raygkd.workflows.session import Session
@@ -23,7 +29,7 @@ def pair_name(config: Config) -> str:
     teacher = config.model.teacher
     if is_model_file(teacher):
         teacher = load_model_file(teacher).name
-    return f"{teacher} -> {config.model.student}"
+    return f"{short_name(teacher)} -> {short_name(config.model.student)}"
 
 
 def model_rows(
@@ -32,7 +38,7 @@ def model_rows(
     """Return role -> name, parameters, test score and other test metrics of each model."""
     return {
         role: {
-            "model": file.name,
+            "model": short_name(file.name),
             "parameters": count_parameters(build_from_file(file)),
             "test_score": scores[role]["score"],
             "test_metrics": test_metrics(scores[role]),

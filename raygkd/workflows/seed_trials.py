@@ -100,7 +100,8 @@ def students(session: Session, trials: Mapping[Seeded, TrialResult]) -> dict[See
             assert trial.val_score is not None
             names = ("val_score", f"val_{session.images.spec.score}")
             scores = dict.fromkeys(names, trial.val_score)
-            found[seeded] = student_file(config, session.images.spec, state, scores)
+            weights = session.weights.get("student")
+            found[seeded] = student_file(config, session.images.spec, state, scores, weights)
     return found
 
 

@@ -51,8 +51,8 @@ def _train(config: Config, role: str, console: Console, resume: Place | None) ->
         return teacher_facts(config)
 
     with open_session(config, role, console, resume, check) as session:
-        models = {"teacher": get_teacher(session)[0]} if with_teacher else {}
-        teacher = models.get("teacher")
+        teacher, path = get_teacher(session) if with_teacher else (None, None)
+        models = {"teacher": teacher} if teacher is not None else {}
         models[role] = train_one(
             session, session.config, role=role, folder=session.folder, teacher=teacher
         )
@@ -70,6 +70,8 @@ def _train(config: Config, role: str, console: Console, resume: Place | None) ->
             "val_score": models[role].scores["val_score"],
             **places(session, role, "run_id"),
         }
+        if path is not None:
+            result["teacher"] = {"path": str(path)}
     result["seconds"] = round(time.monotonic() - started, 1)
     write_result(result, role)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from raygkd.deploy.modules import DeployedClassifier
 from raygkd.engine import read_checkpoint
 from raygkd.metrics.ranking import higher_is_better
 from raygkd.metrics.verdict import verdict, verdict_line, verdict_metrics
-from raygkd.models import ModelFile, is_detector, save_model_file
+from raygkd.models import ModelFile, is_detector, save_model_file, short_name
 from raygkd.rayrun.search_history import METRIC
 from raygkd.rayrun.tune_search import TrialResult, run_search
 from raygkd.report.console import progress
@@ -346,7 +347,9 @@ def _register(
         "search",
         session.folder / MODEL if is_detector(model.name) else DeployedClassifier(model),
         example_images(session.images),
-        register_as=REGISTERED.format(dataset=dataset, student=model.name.replace(":", "-")),
+        register_as=REGISTERED.format(
+            dataset=dataset, student=re.sub(r"[:/]+", "-", short_name(model.name))
+        ),
         description=description,
         tags={
             IMAGES_TAG: session.images.identity,
@@ -378,7 +381,8 @@ def _winner(session: Session, trials: Sequence[TrialResult]) -> tuple[TrialResul
     config = with_settings(session.config, winner.params)
     assert winner.val_score is not None
     scores = dict.fromkeys((METRIC, f"val_{session.images.spec.score}"), winner.val_score)
-    return winner, student_file(config, session.images.spec, state, scores)
+    weights = session.weights.get("student")
+    return winner, student_file(config, session.images.spec, state, scores, weights)
 
 
 def example_images(images: Images) -> np.ndarray:

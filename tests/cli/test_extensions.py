@@ -350,7 +350,7 @@ def test_wrong_settings_of_a_method_are_refused(
     assert "graph.alpha and alpha are the same setting" in refused("train", "--config", path)
     path = yaml_file("dkd.beta: {choice: [1, 2]}")
     error = refused("tune", *good, "--method", "telegraph", "--space", path)
-    assert "dkd.beta is a setting of the method dkd, and --method is telegraph" in error
+    assert "dkd.beta is a setting of the method dkd, but --method is telegraph" in error
 
 
 @pytest.mark.usefixtures("package")
@@ -361,9 +361,9 @@ def test_what_is_broken_names_its_package(refused: Callable[..., str]) -> None:
         "(ModuleNotFoundError: No module named 'own_things_that_are_not'): repair or uninstall"
     ) in error
     error = refused("train", "--student", "number", "--method", "none")
-    assert "of the package own-things is of the type int and not Callable" in error
+    assert "of the package own-things has type int, not Callable" in error
     error = refused("train", "--student", "wrn_40_1", "--method", "none")
-    assert "classifier 'wrn_40_1' is of several packages (own-things, raygkd)" in error
+    assert "classifier 'wrn_40_1' is provided by several packages (own-things, raygkd)" in error
     error = refused("train", "--student", "nett", "--method", "none")
     assert "unknown classifier 'nett'; did you mean 'net'" in error
     error = refused("train", "--method", "means")

@@ -119,7 +119,7 @@ def test_file_gives_its_dimensions_in_order(tmp_path: Path):
         ("levels: {choice: [1, 2]}", "--levels 1: must be a list of levels"),
         ("", "has no settings (allowed: "),
         ("lr: {uniform: [0", "not valid YAML: "),
-        ("- lr", "must hold keys and values, not list"),
+        ("- lr", "must contain keys and values, not list"),
     ],
 )
 def test_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str):
