@@ -12,7 +12,7 @@ __all__ = ["Matching", "__version__", "distill"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch on first access."""
+    """Import names that need torch on first access."""
     if name not in ("Matching", "distill"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from raygkd import api

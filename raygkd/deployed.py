@@ -1,4 +1,4 @@
-"""The name under which logged models find their loader: ``loader_module: raygkd.deployed``."""
+"""The loader module of logged models: ``loader_module: raygkd.deployed``."""
 
 from raygkd.deploy.mlflow_loader import Predictor, _load_pyfunc
 

@@ -1,4 +1,4 @@
-"""Exceptions that a person can act on; the command line prints them without a traceback."""
+"""Exceptions that a user can act on; the command line prints them without a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one line of what, where, what is allowed, what to do."""
+    """A mistake in the user's input: one line of what, where, what is allowed and what to do."""
 
 
 class ConfigError(UserError):
@@ -27,14 +27,14 @@ class TrackingError(UserError):
 
 
 class RunFailed(Exception):
-    """Training failed, and not by a mistake that could have been refused before; one line."""
+    """Training failed for a reason that could not be checked before; one line."""
 
 
 class Diverged(RunFailed):
-    """Training went non-finite; raised on every rank of a run after the same epoch.
+    """A loss became non-finite; raised on every rank of a run after the same epoch.
 
     Args:
-        term: the loss term that is not finite.
+        term: the non-finite loss term.
         epoch: number of the epoch, from 1.
     """
 
@@ -54,7 +54,7 @@ class StorageError(RunFailed):
 
 
 class Stopped(Exception):
-    """Training was asked to stop and did, between two steps; raised on every rank alike."""
+    """Training stopped on request, between two steps; raised on every rank."""
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -10,23 +10,23 @@ EXPORT = "export"
 
 
 def require(*packages: str, of: str, extra: str = EXPORT) -> None:
-    """Refuse what needs packages that are not installed.
+    """Check that optional packages are installed.
 
     Args:
-        packages: as they are imported.
-        of: what needs them.
-        extra: of this package, that installs them.
+        packages: import names of the packages.
+        of: option or file that needs them, for the message.
+        extra: extra of this package that installs them.
 
     Raises:
-        ConfigError: names them and the command that installs them.
+        ConfigError: some are missing; names them and the command that installs them.
     """
-    missing = [name for name in packages if not _is_there(name)]
+    missing = [name for name in packages if not _is_installed(name)]
     if missing:
         raise ConfigError(f"{of}: needs {', '.join(missing)}: pip install 'raygkd[{extra}]'")
 
 
-def _is_there(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ValueError:  # it has been shut out of this process
+    except ValueError:  # its import is blocked in this process
         return False

@@ -1,8 +1,8 @@
-"""What can be added by name, each by one decorator in one file: methods, and the like.
+"""Registries of extensions by name: methods, data sets, model families, formats and metrics.
 
-A duplicate name raises, an unknown one lists the known ones. Other packages add theirs by entry
-points. Names and settings are read from the source, so that ``--help`` imports nothing heavy; an
-entry is imported when its name is looked up.
+A duplicate name raises, and so does an unknown name, with a list of the known names. Other packages
+register theirs by entry points. Names and settings are read from the source code, so that
+``--help`` imports nothing heavy; an entry is imported when it is looked up.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def option(
     below: float | None = None,
     search: Mapping[str, Sequence[Any]] | None = None,
 ) -> Any:
-    """Declare a setting: its default, what it means (with its unit), and what is allowed.
+    """Declare a setting: its default, its help text (with the unit), and the allowed values.
 
     Args:
-        default: of the setting.
-        help: what it means, or a function that returns that.
+        default: default of the setting.
+        help: help text, or a function that returns it.
         choices: the allowed values, or a function that returns them.
-        minimum: the least allowed number.
-        above: what a number must be above.
-        maximum: the largest allowed number.
-        below: what a number must be below.
+        minimum: inclusive lower limit.
+        above: exclusive lower limit.
+        maximum: inclusive upper limit.
+        below: exclusive upper limit.
         search: how a search draws it by default, as in a space file: ``{"uniform": (0, 1)}``.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
@@ -60,11 +60,11 @@ class Registry(Generic[T]):
     """A table of entries of one kind.
 
     Args:
-        kind: what the entries are, as it is shown in errors ("classifier", "dataset").
-        group: of the entry points that other packages have for it.
+        kind: kind of the entries, for error messages ("classifier", "dataset").
+        group: entry point group for other packages.
         of: type of the entries, such as ``Callable``.
-        variable: name of this table in the sources, as in ``@METHODS.register("dkd")``.
-        package: whose modules have entries; "" where they are registered by importing them.
+        variable: name of this table in the source code, as in ``@METHODS.register("dkd")``.
+        package: package of the modules with entries; "" if entries are registered on import.
     """
 
     def __init__(self, kind: str, group: str, of: Any, *, variable: str = "", package: str = ""):
@@ -74,21 +74,22 @@ class Registry(Generic[T]):
         self._loaded: dict[EntryPoint, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorate a builder to enter it under ``name``; ValueError when the name is taken."""
+        """Return a decorator that registers an entry; it raises ValueError for a duplicate name."""
 
-        def enter(builder: T) -> T:
+        def add(builder: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is already registered")
             self._entries[name] = builder
             return builder
 
-        return enter
+        return add
 
     def get(self, name: str) -> T:
-        """Return the entry; ConfigError with the known names when there is none.
+        """Return an entry.
 
         Raises:
-            ConfigError: also where another package's cannot be loaded, or two have the name.
+            ConfigError: the name is unknown, several packages use it, or the package that provides
+                it cannot be loaded.
         """
         points = entry_points(self.group).get(name, ())
         own = self._own()
@@ -108,8 +109,8 @@ class Registry(Generic[T]):
             owners = [_package(point) for point in points]
             owners += ["raygkd"] if name in self._entries else []
             raise ConfigError(
-                f"{self.kind} {name!r} is of several packages ({', '.join(owners)}): uninstall "
-                "one, or let it use another name"
+                f"{self.kind} {name!r} is provided by several packages ({', '.join(owners)}): "
+                "uninstall all but one, or rename it"
             )
         return self._loaded[point]
 
@@ -120,20 +121,20 @@ class Registry(Generic[T]):
         return list(dict.fromkeys([*own, *points]))
 
     def is_own(self, name: str) -> bool:
-        """Return whether a name was registered here, and is not another package's."""
+        """Return whether an entry belongs to this package."""
         return name in self.names() and name not in entry_points(self.group)
 
     def settings(self) -> dict[str, type]:
-        """Return name -> ``Settings`` of every entry whose class has such a class in it."""
-        found = {name: self._settings_of(name) for name in self.names()}
-        return {name: settings for name, settings in found.items() if settings is not None}
+        """Return name -> ``Settings`` of every entry that has such a nested class."""
+        settings = {name: self._settings_of(name) for name in self.names()}
+        return {name: cls for name, cls in settings.items() if cls is not None}
 
     def summaries(self) -> dict[str, str]:
-        """Return name -> first line of the documentation of every entry, "" where it has none."""
+        """Return name -> first line of the docstring of every entry, "" if it has none."""
         return {name: self._summary_of(name) for name in self.names()}
 
     def names_with(self, fact: str) -> list[str]:
-        """Return the names of the entries whose class has an attribute that is true."""
+        """Return the names of the entries whose class sets an attribute to True."""
         return [name for name in self.names() if self._has(name, fact)]
 
     def _has(self, name: str, fact: str) -> bool:
@@ -161,49 +162,49 @@ class Registry(Generic[T]):
         try:
             return own_settings(self.get(name))
         except ConfigError:
-            # whoever asks for the entry itself is told
+            # looking up the entry itself reports the error
             return None
 
     def _own(self) -> Mapping[str, Declared]:
         return _declared_in(self._package, self._variable) if self._package else {}
 
     def _load(self, point: EntryPoint) -> T:
-        what = f"{self.kind} {point.name!r} of the package {_package(point)}"
+        entry = f"{self.kind} {point.name!r} of the package {_package(point)}"
         try:
             loaded = point.load()
         except Exception as error:  # whatever importing it may raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(
-                f"{what} cannot be loaded ({reason}): repair or uninstall the package"
+                f"{entry} cannot be loaded ({reason}): repair or uninstall the package"
             ) from error
         if not isinstance(loaded, self._of):
             raise ConfigError(
-                f"{what} is of the type {type(loaded).__name__} and not {self._of.__name__}: "
-                "repair or uninstall the package"
+                f"{entry} has type {type(loaded).__name__}, not {self._of.__name__}: repair or "
+                "uninstall the package"
             )
         return loaded
 
 
 def either(names: Sequence[str]) -> str:
-    """Return names as a text: "a, b or c"."""
+    """Join names as in "a, b or c"."""
     *first, last = names
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def own_settings(entry: Any) -> type | None:
-    """Return the class ``Settings`` in an entry's class; one that is inherited does not count."""
+    """Return the class ``Settings`` nested in an entry's class; inherited ones do not count."""
     return vars(entry).get("Settings") if isinstance(entry, type) else None
 
 
 @dataclass(frozen=True)
 class Declared:
-    """An entry as its source has it.
+    """An entry as declared in the source code.
 
     Attributes:
-        module: where it is.
-        settings: its class ``Settings``, None where there is none.
-        needs_import: that class needs names of its module, and so cannot be read by itself.
-        summary: first line of its documentation.
+        module: its module.
+        settings: its class ``Settings``; None if it has none.
+        needs_import: whether that class uses names of its module, so that it must be imported.
+        summary: first line of its docstring.
         facts: names of the attributes that its class sets to True.
     """
 
@@ -220,7 +221,7 @@ def _first_line(text: str | None) -> str:
 
 @functools.cache
 def _declared_in(package: str, variable: str) -> dict[str, Declared]:
-    """Return name -> what ``@variable.register(name)`` decorates, of all modules of a package."""
+    """Return name -> entry decorated by ``@variable.register(name)``, for a package's modules."""
     folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
     found = {}
     for path in sorted(folder.rglob("*.py")):
@@ -245,7 +246,7 @@ def _registered_names(node: ast.stmt, variable: str) -> Iterator[str]:
 
 @functools.cache
 def _declared_by(value: str) -> Declared | None:
-    """Return what an entry point names ("package.module:Name"); None where it is not found."""
+    """Return the entry of an entry point ("package.module:Name"); None if it is not found."""
     module, _, name = value.partition(":")
     with contextlib.suppress(ImportError, OSError, SyntaxError):
         spec = importlib.util.find_spec(module)
@@ -280,17 +281,17 @@ def _true_attributes(node: ast.stmt) -> Iterator[str]:
 
 
 def entry_points(group: str) -> Mapping[str, Sequence[EntryPoint]]:
-    """Return name -> entry points of a group, of all packages that are installed.
+    """Return name -> entry points of a group, of all installed packages.
 
     Args:
-        group: such as "raygkd.classifiers".
+        group: name of the group, such as "raygkd.classifiers".
     """
     return _entry_points(group, tuple(sys.path))
 
 
 @functools.cache
 def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
-    # takes longer to import than all that help needs
+    # imported here because it takes longer than everything else that --help imports
     import importlib.metadata
 
     found: dict[str, list[EntryPoint]] = {}
@@ -303,23 +304,23 @@ def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
 
 
-# what ``--method`` takes; the group keeps the name that it had when they were all baselines
+# values of ``--method``; the group keeps its name from when all methods were baselines
 METHODS: Registry[Any] = Registry(
     "method", "raygkd.baselines", type, variable="METHODS", package="raygkd.losses"
 )
-# what ``--dataset`` takes, beside "parquet"
+# values of ``--dataset``, besides "parquet"
 DATASETS: Registry[Any] = Registry(
     "dataset", "raygkd.datasets", type, variable="DATASETS", package="raygkd.data"
 )
-# what stands before the colon of a model's name
+# prefixes of model names, before the colon
 FAMILIES: Registry[Any] = Registry(
     "model family", "raygkd.model_families", type, variable="FAMILIES", package="raygkd.models"
 )
-# what ``raygkd export --format`` takes
+# values of ``raygkd export --format``
 FORMATS: Registry[Any] = Registry(
     "format", "raygkd.formats", type, variable="FORMATS", package="raygkd.deploy.exporters"
 )
-# measures beside those that models are ranked by
+# metrics besides those by which models are ranked
 METRICS: Registry[Any] = Registry(
     "metric", "raygkd.metrics", type, variable="METRICS", package="raygkd.metrics"
 )

@@ -1,12 +1,12 @@
-"""What makes the graph losses fast, and changes nothing of what they are.
+"""Faster implementation of the graph losses, with the same results.
 
-``raygkd.losses.GraphDistillationLoss`` takes all of it or, with ``accelerated=False``, none. A test
-holds its values and gradients to those of the plain way.
+``raygkd.losses.GraphDistillationLoss`` uses it unless ``accelerated=False``. Tests compare its
+values and gradients with those of the reference implementation.
 
-The loss calls ``backend``: ``fast_operators`` has gradients written by hand (``products``,
-``deflation``) and eigenproblems on threads (``eigenproblems``, ``threads``); ``parts`` takes a
-batch in parts; ``replayed`` is for a GPU, with CUDA graphs (``captured``) and leading eigenpairs by
-products (``subspace``).
+The loss calls ``backend``. ``fast_operators`` has hand-written gradients (``products``,
+``deflation``) and solves eigenproblems on threads (``eigenproblems``, ``threads``); ``parts``
+processes a batch in parts; ``replayed`` is for GPUs, with CUDA graphs (``captured``) and leading
+eigenpairs by subspace iteration (``subspace``).
 """
 
 from raygkd.accelerated.backend import AcceleratedBackend

@@ -1,4 +1,4 @@
-"""What ``raygkd.losses.GraphDistillationLoss`` calls to be fast.
+"""Entry point of the acceleration, called by ``raygkd.losses.GraphDistillationLoss``.
 
 Shape letters: B batch, C channels, H height, W width, T terms.
 """
@@ -18,7 +18,7 @@ from raygkd.graph import Operators, TeacherGraph
 
 
 class AcceleratedBackend:
-    """Gradients written by hand, batches in parts on threads, and CUDA graphs."""
+    """Hand-written gradients, batches processed in parts on threads, and CUDA graphs."""
 
     operators: Operators = FAST
 
@@ -27,11 +27,11 @@ class AcceleratedBackend:
 
     @property
     def held_bytes(self) -> int:
-        """Return how much memory of a GPU is held between calls."""
+        """Return the GPU memory held between calls, in bytes."""
         return self._replayed.nbytes
 
     def begin(self, loss: LevelLoss, teacher: Teacher) -> None:
-        """Start on a GPU what follows from the teacher alone, beside what it does from now on."""
+        """On a GPU, start the computations that need the teacher alone, on a parallel stream."""
         if can_be_replayed(loss, teacher):
             self._replayed.begin(loss, teacher)
 
@@ -40,12 +40,12 @@ class AcceleratedBackend:
         loss: LevelLoss,
         student_features: Mapping[int, Tensor],
         teacher: MutableMapping[int, Tensor] | MutableMapping[int, TeacherGraph],
-        of_positions: Mapping[int, Tensor],
+        position_weights: Mapping[int, Tensor],
         weights: Sequence[float],
     ) -> Tensor | None:
-        """Return what ``ReplayedTerms`` gives; None where it cannot have the loss."""
+        """Return the result of ``ReplayedTerms``; None if it does not support the loss."""
         if torch.is_grad_enabled() and can_be_replayed(loss, student_features):
-            return self._replayed(loss, student_features, teacher, of_positions, weights)
+            return self._replayed(loss, student_features, teacher, position_weights, weights)
         return None
 
     def over_samples(
@@ -57,23 +57,24 @@ class AcceleratedBackend:
         maps_BCHW: Tensor,
         *shared: Tensor,
     ) -> Tensor:
-        """Return terms (T,), summed over the samples of a batch that is taken in parts.
+        """Return terms (T,), summed over the samples of a batch that is processed in parts.
 
         Args:
-            terms_of: gives the sums of a part, of its teacher, its weights of positions, its maps,
-                and what is shared.
-            teacher: of the batch.
-            weights_BHW: of the positions, or None.
-            term_weights: of the terms, where no other sum of them will have a gradient.
-            maps_BCHW: of the batch.
-            shared: what every part is given besides its maps.
+            terms_of: returns the summed terms of a part, given its teacher graph, its position
+                weights, its maps and the shared tensors.
+            teacher: the teacher's graph of the batch.
+            weights_BHW: position weights, or None.
+            term_weights: weights of the terms, if only the gradient of this weighted sum will be
+                needed; None otherwise.
+            maps_BCHW: the student's maps of the batch.
+            shared: tensors passed to every part besides its maps.
         """
         size = part_size(teacher.maps_BCHW)
         graphs = list(teacher.split(size))
         weights = [None] * len(graphs) if weights_BHW is None else weights_BHW.split(size)
         parts = [
-            functools.partial(terms_of, graph, of_positions)
-            for graph, of_positions in zip(graphs, weights, strict=True)
+            functools.partial(terms_of, graph, position_weights)
+            for graph, position_weights in zip(graphs, weights, strict=True)
         ]
         tensors = (maps_BCHW, *shared)
         if not torch.is_grad_enabled():

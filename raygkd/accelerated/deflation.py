@@ -1,4 +1,4 @@
-"""The normalised graph without its trivial eigenpair, with gradients that take few passes.
+"""The normalised graph without its trivial eigenpair, with gradients in few passes.
 
 Shape letters: B batch, C channels, N positions, K columns of the factor (N or N + 1).
 """
@@ -17,8 +17,8 @@ from raygkd.graph.operators import degree_scales
 class Deflated(torch.autograd.Function):
     """``M' = M - u0 t^T`` with ``M = D^-1/2 G`` and ``t = M^T u0``, in few passes over G.
 
-    G is given by its rows X, before which there may be a column of ones: its scale is that of W,
-    which M does not depend on.
+    G is given by its rows X, optionally preceded by a column of ones. Its scale is that of W, on
+    which M does not depend.
     """
 
     @staticmethod
@@ -27,7 +27,7 @@ class Deflated(torch.autograd.Function):
 
         Args:
             rows_BCN: X.
-            ones: columns of ones before it, 1 or 0.
+            ones: number of columns of ones before X, 1 or 0.
         """
         batch, channels, positions = rows_BCN.shape
         sums_B1N = rows_BCN.sum(1, keepdim=True)
@@ -44,10 +44,10 @@ class Deflated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCK: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of X: that of M' scaled, and three matrices of rank one.
+        """Return the gradient of X: the scaled gradient of M' plus three matrices of rank one.
 
-        What of it is across u0 goes to M, and through D^-1/2 and ``u0 = sqrt(D) / |sqrt(D)|`` to
-        the degrees, which are ``G G^T 1``.
+        The component orthogonal to u0 flows to M. Through D^-1/2 and ``u0 = sqrt(D) / |sqrt(D)|``,
+        the gradient also flows to the degrees ``G G^T 1``.
         """
         rows_BCN, sums_B1N, degrees_BC1, projected_B1K = ctx.saved_tensors
         ones = grad_BCK.shape[2] - rows_BCN.shape[2]
@@ -74,7 +74,7 @@ class Deflated(torch.autograd.Function):
 
 
 class DeflatedAdjacency(torch.autograd.Function):
-    """``S' = D^-1/2 W D^-1/2 - u0 u0^T`` of ``W = A + shift``, whose scale S does not depend on."""
+    """``S' = D^-1/2 W D^-1/2 - u0 u0^T`` of ``W = A + shift``; S does not depend on its scale."""
 
     @staticmethod
     def forward(ctx: Any, adjacency_BCC: Tensor, shift: int) -> Tensor:
@@ -89,13 +89,13 @@ class DeflatedAdjacency(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCC: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of A, of a symmetric one of S', as that of its eigenpairs is."""
+        """Return the gradient of A; that of S' must be symmetric, as eigenpairs make it."""
         graph_BCC, degrees_BC1 = ctx.saved_tensors
         root_BC1, trivial_BC1 = degree_scales(degrees_BC1)
         volume_B11 = degrees_BC1.sum(1, keepdim=True)
         volume_B11 = volume_B11.masked_fill(volume_B11 <= 0, 1.0)
 
-        # halves of the gradients of u0, and of D^-1/2 times D^-1/2
+        # half the gradient of u0, and half that of D^-1/2, multiplied by D^-1/2
         to_trivial_BC1 = -(grad_BCC @ trivial_BC1)
         to_root_BC1 = (grad_BCC * graph_BCC).sum(2, keepdim=True) - trivial_BC1 * to_trivial_BC1
         to_length_B11 = (to_trivial_BC1 * trivial_BC1).sum(1, keepdim=True)
@@ -104,6 +104,6 @@ class DeflatedAdjacency(torch.autograd.Function):
         return (grad_BCC * root_BC1).mul_(root_BC1.mT).add_(to_degrees_BC1), None
 
 
-def _with_ones(of_ones_B11: Tensor, of_rows_B1N: Tensor, ones: int) -> Tensor:
-    """Return products with G (B, 1, K) of those with its column of ones and with its rows."""
-    return torch.cat([of_ones_B11, of_rows_B1N], 2) if ones else of_rows_B1N
+def _with_ones(ones_product_B11: Tensor, rows_product_B1N: Tensor, ones: int) -> Tensor:
+    """Return a product with G (B, 1, K), given those with its column of ones and with X."""
+    return torch.cat([ones_product_B11, rows_product_B1N], 2) if ones else rows_product_B1N

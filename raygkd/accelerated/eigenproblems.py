@@ -1,4 +1,4 @@
-"""Eigenproblems of many small matrices, on the threads of a CPU.
+"""Eigendecomposition of many small matrices, on CPU threads.
 
 Shape letters: B batch, P side of a square matrix.
 """
@@ -10,19 +10,20 @@ from torch import Tensor
 
 from raygkd.accelerated.threads import each_on_a_thread, one_thread_each
 
-# matrices larger than this keep all threads of LAPACK busy, and up to this a batch of them is done
-# before a second thread is
-LARGEST_SMALL, LARGEST_TINY = 512, 96
-# up to this side a GPU solves a whole batch at once
+# Larger matrices keep all LAPACK threads busy.
+LARGEST_SMALL = 512
+# A batch of matrices up to this size is solved before a second thread would have started.
+LARGEST_TINY = 96
+# Up to this size, a GPU solves a whole batch at once.
 LARGEST_BATCHED = 32
 
 
 def eigh(symmetric_BPP: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what ``torch.linalg.eigh`` does.
+    """Return the result of ``torch.linalg.eigh``.
 
-    That takes the matrices of a batch one after the other: on a CPU each with all threads, which a
-    small one has no work for, and on a GPU, beyond 32 rows, several times as slowly as a CPU. So
-    each thread of the CPU gets matrices of its own.
+    That function solves the matrices of a batch one after another. On a CPU it uses all threads for
+    each, which small matrices cannot keep busy; on a GPU, beyond 32 rows, it is several times
+    slower than a CPU. Here, the matrices are distributed over the CPU's threads.
     """
     side, device = symmetric_BPP.shape[1], symmetric_BPP.device
     if side > LARGEST_SMALL or (device.type != "cpu" and side <= LARGEST_BATCHED):

@@ -1,4 +1,4 @@
-"""The operators of the graph and its losses, with gradients written by hand.
+"""The tensor operations of the graph and its losses, with hand-written gradients.
 
 Shape letters: B batch, C channels, N positions, K columns of the factor (N or N + 1), P side of a
 square matrix, d vectors.
@@ -17,12 +17,12 @@ from raygkd.graph.eigen import leading_pairs
 from raygkd.graph.operators import Operators, square_safe_scale
 from raygkd.graph.precision import full_precision
 
-# norms of targets whose squares are far from overflowing
+# the squares of targets with a smaller norm are far from overflowing
 SAFE_LENGTH = 1e15
 
 
 class FastOperators(Operators):
-    """``Operators`` whose gradients are there once, and not for ``torch.func``."""
+    """``Operators`` that can be differentiated once, and not by ``torch.func``."""
 
     @full_precision
     def unit_rows(self, maps_BCN: Tensor) -> Tensor:
@@ -41,18 +41,18 @@ class FastOperators(Operators):
 
     @full_precision
     def covariance(self, maps_BCN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``Covariance``, a part of the batch at a time."""
+        """Return ``Covariance``, computed in parts of the batch."""
         return Covariance.apply(maps_BCN, part_size(maps_BCN))
 
     @full_precision
     def squared_errors(
         self, rows_BCN: Tensor, targets_BCN: Tensor, weights_BN1: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return ``WeightedSquares``, scaled on a CPU where targets are huge alone."""
+        """Return ``WeightedSquares``; on a CPU, they are only scaled if targets are huge."""
         scale_B11 = None
-        # a norm is one pass, and a mean of squares two
+        # a norm takes one pass, a mean of squares two
         length_B = torch.linalg.vector_norm(targets_BCN, dim=(1, 2))
-        # a GPU cannot be asked for a number here
+        # on a GPU, checking the norm would synchronise
         if targets_BCN.is_cuda or not bool(length_B.amax() < SAFE_LENGTH):
             scale_B11 = square_safe_scale(targets_BCN)
             targets_BCN = targets_BCN * scale_B11
@@ -67,11 +67,11 @@ class FastOperators(Operators):
 
     @full_precision
     def deflated_adjacency(self, adjacency_BCC: Tensor, shift: int) -> Tensor:
-        """Return ``DeflatedAdjacency``, for a symmetric gradient."""
+        """Return ``DeflatedAdjacency``, which needs a symmetric gradient."""
         return DeflatedAdjacency.apply(adjacency_BCC, shift)
 
     def leading_pairs(self, symmetric_BPP: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return the pairs of matrices that are decomposed on threads."""
+        """Return the leading eigenpairs, computed on threads."""
         return leading_pairs(symmetric_BPP, count, eigh)
 
 

@@ -1,4 +1,4 @@
-"""Products with the rows of a factor, each with its gradient in the fewest passes.
+"""Products with the rows of a factor, with gradients in the fewest passes.
 
 Shape letters: B batch, C channels, N positions, d vectors.
 """
@@ -17,19 +17,19 @@ from raygkd.graph.operators import largest_magnitude
 class UnitRows(torch.autograd.Function):
     """Rows divided by their Euclidean norms; a dead row becomes zero, and so does its gradient.
 
-    A row is dead when its norm is at most eps(dtype) times the largest one's of the same matrix.
+    A row is dead when its norm is at most eps(dtype) times the largest norm in the same matrix.
     """
 
     @staticmethod
     def forward(ctx: Any, maps_BCN: Tensor) -> Tensor:
         """Return the rows (B, C, N)."""
         limits = torch.finfo(maps_BCN.dtype)
-        # The result does not depend on this scale, and with it no square over- or underflows.
+        # Scaling does not change the result, and keeps squares from over- or underflowing.
         amplitude_B11 = largest_magnitude(maps_BCN, (1, 2))
         amplitude_B11 = amplitude_B11.masked_fill(amplitude_B11 < limits.tiny, 1.0)
         rows_BCN = maps_BCN / amplitude_B11
         lengths_BC1 = torch.linalg.vector_norm(rows_BCN, dim=2, keepdim=True)
-        # "<=" keeps a NaN alive, so that it reaches the loss and is noticed.
+        # "<=" is false for NaN, so that NaN reaches the loss and is noticed.
         dead_BC1 = lengths_BC1 <= limits.eps * lengths_BC1.amax(1, keepdim=True)
         scales_BC1 = lengths_BC1.masked_fill(dead_BC1, 1.0).reciprocal().masked_fill(dead_BC1, 0.0)
         rows_BCN *= scales_BC1
@@ -39,7 +39,7 @@ class UnitRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCN: Tensor) -> Tensor:
-        """Return what of the gradient is across each row, divided by the row's norm."""
+        """Return the component of the gradient orthogonal to each row, divided by its norm."""
         rows_BCN, scales_BC1 = ctx.saved_tensors
         along_BC1 = (grad_BCN * rows_BCN).sum(2, keepdim=True)
         return torch.addcmul(grad_BCN, rows_BCN, along_BC1, value=-1.0).mul_(scales_BC1)
@@ -69,17 +69,17 @@ class Covariance(torch.autograd.Function):
     def forward(ctx: Any, maps_BCN: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Return the mean (C,) and ``mean_{b,n} (x - mean) (x - mean)^T`` (C, C).
 
-        The mean is subtracted first: the difference of large second moments has no digits left
-        where a channel's mean is large beside its deviation.
+        The mean is subtracted first: the difference of second moments loses all precision where a
+        channel's mean is large compared with its standard deviation.
 
         Args:
             maps_BCN: channels of a batch.
-            size: samples whose products are there at a time.
+            size: number of samples whose products are in memory at a time.
         """
         batch, _, positions = maps_BCN.shape
         mean_C = maps_BCN.mean((0, 2))
-        rest = (part - mean_C[:, None] for part in maps_BCN.split(size))
-        sums = [(part @ part.mT).sum(0) for part in rest]
+        centred = (part - mean_C[:, None] for part in maps_BCN.split(size))
+        sums = [(part @ part.mT).sum(0) for part in centred]
         ctx.save_for_backward(maps_BCN, mean_C)
         return mean_C, torch.stack(sums).sum(0) / (batch * positions)
 
@@ -133,7 +133,7 @@ class WeightedSquares(torch.autograd.Function):
 
 
 class GramTimes(torch.autograd.Function):
-    """``P X X^T`` for a few rows P, without the matrix ``X X^T``."""
+    """``P X X^T`` for a few rows P, without forming ``X X^T``."""
 
     @staticmethod
     def forward(ctx: Any, vectors_BdC: Tensor, rows_BCN: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The graph losses and their gradient on a GPU: two CUDA graphs, and eigenproblems between them.
+"""The graph losses and their gradient on a GPU: two CUDA graphs with eigenproblems in between.
 
 Shape letters: B batch, C channels, H height, W width, Q vectors of a basis, X matrices of all
 levels, T terms, P side of a square matrix, d spectral dimension.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from raygkd.accelerated.captured import Captured, side_by_side
+from raygkd.accelerated.captured import Captured, on_parallel_streams
 from raygkd.accelerated.fast_operators import FAST
 from raygkd.accelerated.parts import common_ratio, filled
 from raygkd.accelerated.subspace import LARGEST_COUNT, leading_subspace
@@ -26,7 +26,7 @@ Teacher = Mapping[int, Tensor] | Mapping[int, TeacherGraph]
 
 
 class LevelLoss(Protocol):
-    """What is asked of a loss over levels: ``raygkd.losses.GraphDistillationLoss`` has it all."""
+    """The interface of ``raygkd.losses.GraphDistillationLoss`` that is used here."""
 
     adapters: nn.ModuleDict
     term_weights: dict[str, float]
@@ -38,12 +38,12 @@ class LevelLoss(Protocol):
 
     @property
     def takes_spectra(self) -> bool:
-        """Whether it takes the spectrum of each image of the teacher's."""
+        """Whether the loss needs the spectrum of each image's teacher graph."""
 
     def teacher_graph(
         self, level: int, teacher_BCHW: Tensor, spectrum: tuple[Tensor, Tensor] | None = None
     ) -> TeacherGraph:
-        """Return what it takes of a level of the teacher."""
+        """Return the teacher's graph at a level."""
 
     def level_terms(
         self,
@@ -57,7 +57,10 @@ class LevelLoss(Protocol):
 
 
 def can_be_replayed(loss: LevelLoss, features: Teacher) -> bool:
-    """Return whether ``ReplayedTerms`` has a loss: on a GPU, the student not decomposed."""
+    """Return whether ``ReplayedTerms`` supports a loss.
+
+    It must be on a GPU, and must not need eigenvectors of the student.
+    """
     products_alone = "spectral" not in loss.term_weights or (
         loss.takes_spectra and loss.mode == "residual" and loss.dim <= LARGEST_COUNT
     )
@@ -67,104 +70,104 @@ def can_be_replayed(loss: LevelLoss, features: Teacher) -> bool:
 class ReplayedTerms:
     """The terms of a graph loss, with the gradient of their weighted sum.
 
-    The first graph takes the teacher's maps to a small matrix for each image and level; all of them
-    are decomposed at once. The second takes both sides' maps to terms and gradients. A copy begins
-    anew.
+    The first CUDA graph reduces the teacher's maps to a small matrix for each image and level, and
+    all these matrices are decomposed at once. The second graph computes terms and gradients from
+    the maps of both sides. A copy starts without graphs.
 
     Attributes:
-        calls: how many there were.
+        calls: number of calls so far.
     """
 
     def __init__(self) -> None:
         self._captured = Captured()
-        self._beside: torch.cuda.Stream | None = None
-        self._begun: tuple[Teacher, list[Tensor]] | None = None
+        self._side_stream: torch.cuda.Stream | None = None
+        self._pending: tuple[Teacher, list[Tensor]] | None = None
         self.calls = 0
 
     def __reduce__(self) -> tuple[type[ReplayedTerms], tuple[()]]:
-        """Copies and pickles have no graphs."""
+        """Copy and pickle without the graphs."""
         return ReplayedTerms, ()
 
     @property
     def nbytes(self) -> int:
-        """Return how much memory the graphs hold between calls."""
+        """Return the memory that the graphs hold between calls, in bytes."""
         return self._captured.nbytes
 
     def begin(self, loss: LevelLoss, teacher: Teacher) -> None:
-        """Start what follows from the teacher alone, beside what the GPU does from now on."""
-        self._begun = None
-        graphs = [one for one in teacher.values() if isinstance(one, TeacherGraph)]
-        are_known = any(graph.spectrum is not None for graph in graphs)
-        if are_known or "spectral" not in loss.term_weights:
+        """Start the computations that need the teacher alone, on a parallel stream."""
+        self._pending = None
+        graphs = [level for level in teacher.values() if isinstance(level, TeacherGraph)]
+        have_spectra = any(graph.spectrum is not None for graph in graphs)
+        if have_spectra or "spectral" not in loss.term_weights:
             return
         function = functools.partial(subspaces, loss, bool(graphs))
         maps = [_maps(teacher[level]) for level in loss.student_shapes]
-        with torch.cuda.stream(self._stream_behind(maps[0])):
-            found = self._captured(function, maps, also=("subspaces", bool(graphs)))
-        self._begun = teacher, list(found)
+        with torch.cuda.stream(self._start_side_stream(maps[0])):
+            bases_and_matrices = self._captured(function, maps, key=("subspaces", bool(graphs)))
+        self._pending = teacher, list(bases_and_matrices)
 
-    def _stream_behind(self, maps: Tensor) -> torch.cuda.Stream | None:
-        """Return the stream beside the current one, which goes on behind it; None on a CPU."""
+    def _start_side_stream(self, maps: Tensor) -> torch.cuda.Stream | None:
+        """Return a second stream that waits for the current one's work so far; None on a CPU."""
         if not maps.is_cuda:
             return None
-        self._beside = self._beside or torch.cuda.Stream(maps.device)
-        self._beside.wait_stream(torch.cuda.current_stream(maps.device))
-        return self._beside
+        self._side_stream = self._side_stream or torch.cuda.Stream(maps.device)
+        self._side_stream.wait_stream(torch.cuda.current_stream(maps.device))
+        return self._side_stream
 
     def __call__(
         self,
         loss: LevelLoss,
         student_features: Mapping[int, Tensor],
         teacher: MutableMapping[int, Tensor] | MutableMapping[int, TeacherGraph],
-        of_positions: Mapping[int, Tensor],
+        position_weights: Mapping[int, Tensor],
         weights: Sequence[float],
     ) -> Tensor:
         """Return the terms (T,), averaged over levels and samples.
 
         Args:
-            loss: what is worked out.
+            loss: the loss to compute.
             student_features: level -> feature maps (B, C_s, H_s, W_s).
-            teacher: level -> feature maps (B, C_t, H_t, W_t), or its graph; they are taken out.
-            of_positions: level -> weights of the positions, or nothing.
-            weights: of the terms in the sum whose gradient is taken.
+            teacher: level -> feature maps (B, C_t, H_t, W_t), or graph; the levels are removed.
+            position_weights: level -> position weights, or empty.
+            weights: weights of the terms in the sum whose gradient is computed.
         """
-        if self._begun is None or self._begun[0] is not teacher:
+        if self._pending is None or self._pending[0] is not teacher:
             self.begin(loss, teacher)
-        pairs = self._found_pairs()
-        taken = [teacher.pop(level) for level in loss.student_shapes]
-        known = [one.spectrum for one in taken if isinstance(one, TeacherGraph) and one.spectrum]
-        if known and "spectral" in loss.term_weights:
-            pairs = [part[..., : loss.dim] for spectrum in known for part in spectrum]
-        form = (isinstance(taken[0], TeacherGraph), bool(known), bool(of_positions))
-        given = [*map(_maps, taken), *pairs, *of_positions.values()]
+        pairs = self._wait_for_eigenpairs()
+        teachers = [teacher.pop(level) for level in loss.student_shapes]
+        spectra = [t.spectrum for t in teachers if isinstance(t, TeacherGraph) and t.spectrum]
+        if spectra and "spectral" in loss.term_weights:
+            pairs = [part[..., : loss.dim] for spectrum in spectra for part in spectrum]
+        form = (isinstance(teachers[0], TeacherGraph), bool(spectra), bool(position_weights))
+        constants = [*map(_maps, teachers), *pairs, *position_weights.values()]
         students = [student_features[level] for level in loss.student_shapes]
         function = functools.partial(terms_and_gradients, loss, weights, *form)
         parameters = list(loss.adapters.parameters())
-        held = [*parameters, *loss.adapters.buffers()]
-        addresses = (tensor.data_ptr() for tensor in held)
-        also = ("terms", *form, *weights, loss.training, *addresses)
+        state = [*parameters, *loss.adapters.buffers()]
+        addresses = (tensor.data_ptr() for tensor in state)
+        key = ("terms", *form, *weights, loss.training, *addresses)
 
         def run(*students: Tensor) -> tuple[Tensor, ...]:
-            return self._captured(function, [*students, *given], also)
+            return self._captured(function, [*students, *constants], key)
 
         self.calls += 1
         return _Replay.apply(self, run, weights, len(students), *students, *parameters)
 
-    def _found_pairs(self) -> list[Tensor]:
-        """Return eigenvalues and vectors of the small matrices, and the bases; waits for these."""
-        if self._begun is None:
+    def _wait_for_eigenpairs(self) -> list[Tensor]:
+        """Wait for the bases; return eigenpairs of the small matrices, and the bases."""
+        if self._pending is None:
             return []
-        *bases, matrices_XQQ = self._begun[1]
-        self._begun = None
-        with torch.cuda.stream(self._beside):
+        *bases, matrices_XQQ = self._pending[1]
+        self._pending = None
+        with torch.cuda.stream(self._side_stream):
             pairs = torch.linalg.eigh(matrices_XQQ)
-        if self._beside is not None:
-            torch.cuda.current_stream().wait_stream(self._beside)
+        if self._side_stream is not None:
+            torch.cuda.current_stream().wait_stream(self._side_stream)
         return [*pairs, *bases]
 
 
 class _Replay(torch.autograd.Function):
-    """Terms whose gradient is there already, in memory that the next call overwrites."""
+    """Terms whose gradient is already computed, in memory that the next call overwrites."""
 
     @staticmethod
     def forward(
@@ -178,11 +181,11 @@ class _Replay(torch.autograd.Function):
         """Return the terms (T,).
 
         Args:
-            replayed: whose call it is.
-            run: of the student's maps -> terms, and the gradient of their weighted sum in all
+            replayed: the caller.
+            run: student's maps -> terms, and the gradient of their weighted sum with respect to all
                 inputs.
-            weights: of the terms.
-            count: how many of the inputs are maps.
+            weights: weights of the terms.
+            count: number of inputs that are maps.
             inputs: the student's maps and the adapters' parameters.
         """
         terms_T, *ctx.gradients = run(*inputs[:count])
@@ -195,10 +198,10 @@ class _Replay(torch.autograd.Function):
         """Return the gradients of the inputs.
 
         Raises:
-            RuntimeError: the terms of another batch were worked out since.
+            RuntimeError: the terms of another batch were computed since.
         """
         if ctx.replayed.calls != ctx.call:
-            raise RuntimeError("the gradient of a batch must be requested before the next batch")
+            raise RuntimeError("backward must run before the terms of the next batch are computed")
         ratio = common_ratio(grad_T, ctx.weights)
         return None, None, None, None, *(gradient * ratio for gradient in ctx.gradients)
 
@@ -207,84 +210,85 @@ def _maps(teacher: Tensor | TeacherGraph) -> Tensor:
     return teacher.maps_BCHW if isinstance(teacher, TeacherGraph) else teacher
 
 
-def subspaces(loss: LevelLoss, are_graphs: bool, *maps: Tensor) -> tuple[Tensor, ...]:
+def subspaces(loss: LevelLoss, have_graphs: bool, *maps: Tensor) -> tuple[Tensor, ...]:
     """Return ``leading_subspace`` of the teacher's graphs.
 
     Args:
-        loss: whose levels they are.
-        are_graphs: whether the maps are those of ``TeacherGraph``.
-        maps: of each level.
+        loss: the loss that defines the levels.
+        have_graphs: whether the maps come from a ``TeacherGraph``.
+        maps: the maps of each level.
 
     Returns:
-        a basis (B, P, Q) for each level, and all small matrices (X, Q, Q), with as many rows and
-        columns each as the largest.
+        a basis (B, P, Q) for each level, and all small matrices (X, Q, Q), padded to the size of
+        the largest.
     """
 
-    def of_level(level: int, maps_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        if not are_graphs:
+    def level_subspace(level: int, maps_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        if not have_graphs:
             maps_BCHW = loss.teacher_graph(level, maps_BCHW).maps_BCHW
         return leading_subspace(ChannelGraphs(maps_BCHW, loss.weights, FAST).smaller_matrix())
 
-    found = side_by_side(
-        functools.partial(of_level, *pair) for pair in zip(loss.student_shapes, maps, strict=True)
+    results = on_parallel_streams(
+        functools.partial(level_subspace, *pair)
+        for pair in zip(loss.student_shapes, maps, strict=True)
     )
-    side = max(ritz_BQQ.shape[1] for _, ritz_BQQ in found)
-    matrices = torch.cat([_grown(ritz_BQQ, side) for _, ritz_BQQ in found])
-    return *(basis_BPQ for basis_BPQ, _ in found), matrices
+    side = max(ritz_BQQ.shape[1] for _, ritz_BQQ in results)
+    matrices = torch.cat([_padded(ritz_BQQ, side) for _, ritz_BQQ in results])
+    return *(basis_BPQ for basis_BPQ, _ in results), matrices
 
 
-def _grown(matrix_BQQ: Tensor, side: int) -> Tensor:
-    """Return matrices with more rows and columns, whose eigenvalues are the lowest of all."""
-    batch, own = matrix_BQQ.shape[:2]
-    grown = matrix_BQQ.new_zeros(batch, side, side)
-    grown[:, :own, :own] = matrix_BQQ
-    grown.diagonal(dim1=1, dim2=2)[:, own:] = -1.0
-    return grown
+def _padded(matrix_BQQ: Tensor, side: int) -> Tensor:
+    """Return matrices padded so that the extra eigenvalues are lower than all others."""
+    batch, size = matrix_BQQ.shape[:2]
+    padded = matrix_BQQ.new_zeros(batch, side, side)
+    padded[:, :size, :size] = matrix_BQQ
+    padded.diagonal(dim1=1, dim2=2)[:, size:] = -1.0
+    return padded
 
 
 def terms_and_gradients(
     loss: LevelLoss,
     term_weights: Sequence[float],
-    are_graphs: bool,
-    are_known: bool,
-    are_weighted: bool,
-    *given: Tensor,
+    have_graphs: bool,
+    have_spectra: bool,
+    have_position_weights: bool,
+    *inputs: Tensor,
 ) -> tuple[Tensor, ...]:
     """Return the terms of a loss (T,), and the gradient of their weighted sum.
 
     Args:
-        loss: what is worked out.
-        term_weights: of the terms in the sum.
-        are_graphs: whether the teacher's maps are those of ``TeacherGraph``.
-        are_known: whether eigenpairs are those of ``TeacherGraph``.
-        are_weighted: whether there are weights of the positions.
-        given: the student's maps of each level; the teacher's; eigenvalues and vectors of each
-            level where they are known, or else those of what ``subspaces`` gives, and its bases;
-            weights of the positions of each level.
+        loss: the loss to compute.
+        term_weights: weights of the terms in the sum.
+        have_graphs: whether the teacher's maps come from a ``TeacherGraph``.
+        have_spectra: whether the eigenpairs come from a ``TeacherGraph``.
+        have_position_weights: whether there are position weights.
+        inputs: for each level, the student's maps; the teacher's maps; the teacher's eigenvalues
+            and vectors if available, otherwise those of the matrices from ``subspaces``, followed
+            by the bases; position weights.
 
     Returns:
-        the terms, and gradients of the student's maps and of the adapters' parameters.
+        the terms, and the gradients of the student's maps and of the adapters' parameters.
     """
-    levels, rest = list(loss.student_shapes), iter(given)
-    students = list(itertools.islice(rest, len(levels)))
-    teachers = list(itertools.islice(rest, len(levels)))
+    levels, remaining = list(loss.student_shapes), iter(inputs)
+    students = list(itertools.islice(remaining, len(levels)))
+    teachers = list(itertools.islice(remaining, len(levels)))
     spectra: list[tuple[Tensor, Tensor] | None] = [None] * len(levels)
-    if "spectral" in loss.term_weights and are_known:
-        spectra = [(next(rest), next(rest)) for _ in levels]
+    if "spectral" in loss.term_weights and have_spectra:
+        spectra = [(next(remaining), next(remaining)) for _ in levels]
     elif "spectral" in loss.term_weights:
-        values_XQ, rotations_XQQ = next(rest), next(rest)
-        bases = list(itertools.islice(rest, len(levels)))
-        spectra = _turned(values_XQ, rotations_XQQ, bases, loss.dim)
-    weights = list(rest) if are_weighted else [None] * len(levels)
+        values_XQ, ritz_vectors_XQQ = next(remaining), next(remaining)
+        bases = list(itertools.islice(remaining, len(levels)))
+        spectra = _level_eigenpairs(values_XQ, ritz_vectors_XQQ, bases, loss.dim)
+    weights = list(remaining) if have_position_weights else [None] * len(levels)
 
-    def of_level(
+    def level_results(
         level: int,
         student_BCHW: Tensor,
         teacher_BCHW: Tensor,
         spectrum: tuple[Tensor, Tensor] | None,
         weights_BHW: Tensor | None,
     ) -> list[Tensor]:
-        if are_graphs:
+        if have_graphs:
             graph = TeacherGraph(teacher_BCHW, spectrum)
         else:
             graph = loss.teacher_graph(level, teacher_BCHW, spectrum)
@@ -292,17 +296,17 @@ def terms_and_gradients(
             student_BCHW, graph, weights_BHW
         )
 
-    found = side_by_side(
-        functools.partial(of_level, *of_one)
-        for of_one in zip(levels, students, teachers, spectra, weights, strict=True)
+    results = on_parallel_streams(
+        functools.partial(level_results, *arguments)
+        for arguments in zip(levels, students, teachers, spectra, weights, strict=True)
     )
-    terms_T = torch.stack([of_one[0] for of_one in found]).mean(0)
-    of_parameters = itertools.chain.from_iterable(of_one[2:] for of_one in found)
-    return terms_T, *(of_one[1] for of_one in found), *of_parameters
+    terms_T = torch.stack([result[0] for result in results]).mean(0)
+    parameter_gradients = itertools.chain.from_iterable(result[2:] for result in results)
+    return terms_T, *(result[1] for result in results), *parameter_gradients
 
 
 class _LevelTerms(nn.Module):
-    """The terms of one level, with the adapter that ``functional_call`` may give other tensors."""
+    """The terms of one level, as a module whose parameters ``functional_call`` can replace."""
 
     def __init__(self, loss: LevelLoss, level: int, weights: Sequence[float]):
         super().__init__()
@@ -316,29 +320,29 @@ class _LevelTerms(nn.Module):
         return self._terms(self._level, student_BCHW, *others, self._weights)
 
     def with_gradient(self, student_BCHW: Tensor, *others: Any) -> list[Tensor]:
-        """Return the terms (T,), and the level's share of the gradient in maps and parameters.
+        """Return the terms (T,), and the level's share of the gradient of maps and parameters.
 
-        The parameters are others in the same memory: those that training has a graph of belong to
-        another stream than a capture's.
+        The parameters are replaced by new tensors in the same memory, because the autograd graph of
+        the originals belongs to a stream other than the capture's.
         """
         student_BCHW = student_BCHW.detach().requires_grad_()
-        own = {name: part.detach().requires_grad_() for name, part in self.named_parameters()}
+        parameters = {name: p.detach().requires_grad_() for name, p in self.named_parameters()}
         with torch.enable_grad():
-            terms_T = functional_call(self, own, (student_BCHW, *others))
+            terms_T = functional_call(self, parameters, (student_BCHW, *others))
         gradient_T = filled(terms_T, self._weights) / self._levels
-        gradients = torch.autograd.grad(terms_T, [student_BCHW, *own.values()], gradient_T)
+        gradients = torch.autograd.grad(terms_T, [student_BCHW, *parameters.values()], gradient_T)
         return [terms_T.detach(), *gradients]
 
 
-def _turned(
-    values_XQ: Tensor, rotations_XQQ: Tensor, bases: Sequence[Tensor], dim: int
+def _level_eigenpairs(
+    values_XQ: Tensor, ritz_vectors_XQQ: Tensor, bases: Sequence[Tensor], dim: int
 ) -> list[tuple[Tensor, Tensor] | None]:
     """Return eigenvalues (B, d), descending, and vectors (B, P, d) of each level."""
     pairs: list[tuple[Tensor, Tensor] | None] = []
     for number, basis_BPQ in enumerate(bases):
-        batch, _, own = basis_BPQ.shape
-        place = slice(number * batch, (number + 1) * batch)
-        values_Bd = values_XQ[place, -min(dim, own) :].flip(1)
-        rotations_BQd = rotations_XQQ[place, :own, -min(dim, own) :].flip(2)
-        pairs.append((values_Bd, basis_BPQ @ rotations_BQd))
+        batch, _, size = basis_BPQ.shape
+        samples = slice(number * batch, (number + 1) * batch)
+        values_Bd = values_XQ[samples, -min(dim, size) :].flip(1)
+        ritz_vectors_BQd = ritz_vectors_XQQ[samples, :size, -min(dim, size) :].flip(2)
+        pairs.append((values_Bd, basis_BPQ @ ritz_vectors_BQd))
     return pairs

@@ -1,4 +1,4 @@
-"""Independent pieces of work on a CPU, each on a thread of its own."""
+"""Independent tasks on a CPU, each on a thread of its own."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ R = TypeVar("R")
 
 
 def each_on_a_thread(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Return what a function gives of each item, as many at a time as torch has threads.
+    """Return a function's result for each item, with as many items at a time as torch has threads.
 
-    Small operators have too little work for all threads: these wait for each other, up to 50 times
-    as long as the work takes where other processes use the cores too (eigenpairs of 128 x 128). So
-    each thread has items of its own, and torch one thread for each of them.
+    Small tensor operations cannot keep all threads busy. Waiting for each other can take the
+    threads 50 times as long as the work itself when other processes use the cores too (eigenpairs
+    of 128 x 128 matrices). Here, each item runs on one thread, with torch limited to that thread.
 
     Args:
-        function: it may take gradients; grad mode and autocast are those that a new thread has.
-        items: what it is called with; a single one is left to all threads.
+        function: may compute gradients; grad mode and autocast are those of a new thread.
+        items: its arguments; a single item uses all threads.
     """
     threads = torch.get_num_threads()
     if threads == 1 or len(items) == 1:
@@ -35,7 +35,7 @@ def each_on_a_thread(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Keep torch and LAPACK at one thread for each thread that calls them."""
+    """Limit torch and LAPACK to one thread for each calling thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -51,5 +51,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     )
 
 
-# a child process has the pool, but not its threads
+# a forked process inherits the pool, but not its threads
 os.register_at_fork(after_in_child=_pool.cache_clear)

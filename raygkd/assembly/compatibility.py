@@ -1,4 +1,4 @@
-"""Whether settings, models and images go together."""
+"""Checks that settings, models and images are compatible."""
 
 from __future__ import annotations
 
@@ -8,37 +8,39 @@ from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
 from raygkd.data.transforms import build_transform
 from raygkd.errors import ConfigError
+from raygkd.metrics.ranking import check_score
 from raygkd.models import ModelFile, check_image_size, family_of, is_classifier, is_detector
 from raygkd.registry import METHODS
 
 
 def check_kind(name: str, task: str) -> None:
-    """Refuse a classifier for detection, or the other way round; an unknown name is neither.
+    """Check that a model is for the task of the images; unknown names pass.
 
     Raises:
-        ConfigError: the model is for another task than the images.
+        ConfigError: the model is for a different task.
     """
     if is_detector(name) and task == "classification":
         raise ConfigError(
-            f"{name} is a detector, and the images have labels but no boxes: choose a classifier "
+            f"{name} is a detector, but the images have labels and no boxes: choose a classifier "
             "such as resnet8"
         )
     if is_classifier(name) and task == "detection":
         raise ConfigError(
-            f"{name} is a classifier, and the images have boxes: choose a detector such as "
+            f"{name} is a classifier, but the images have boxes: choose a detector such as "
             "retinanet_resnet18_fpn"
         )
 
 
 def check_settings(config: Config, task: str) -> None:
-    """Refuse settings that the images' task does not know.
+    """Check that the settings apply to the task of the images.
 
     Raises:
-        ConfigError: a method of the other task or an image size it does not take, random changes of
-            the other task, or settings of detectors for classifiers.
+        ConfigError: method, score, image size or augmentation do not support the task, or a setting
+            applies to detectors only.
     """
     size, augment = config.data.image_size, config.data.augment
     method = config.method.method
+    check_score(config.data.score, task)
     if not suits(method, task):
         others = [name for name in METHODS.names() if suits(name, task)]
         raise ConfigError(
@@ -53,14 +55,13 @@ def check_settings(config: Config, task: str) -> None:
     else:
         if augment != "auto":
             build_transform(augment, size or 32, train=True)
-        # with a detector it is a default, and the model is refused elsewhere
+        # for detectors it is set by default, and check_kind rejects the model
         is_default = any(map(is_detector, (config.model.student, config.model.teacher)))
-        given = {
-            "--score": config.data.score != "auto",
+        detection_settings = {
             "--foreground": config.method.foreground and not is_default,
             "--inherit": config.model.inherit,
         }
-        for flag, value in given.items():
+        for flag, value in detection_settings.items():
             if value:
                 raise ConfigError(
                     f"{flag}: applies to detectors only, and these images have no boxes"
@@ -68,35 +69,35 @@ def check_settings(config: Config, task: str) -> None:
 
 
 def loads_weights(name: str) -> bool:
-    """Return whether a model is of a family that loads trained weights."""
+    """Return whether the model's family loads trained weights."""
     family = family_of(name)
     return family is not None and family.loads_weights
 
 
 def check_teacher(teacher: ModelFile, spec: ImageSpec) -> None:
-    """Refuse a teacher of other classes, or for another task.
+    """Check that a teacher has the task and the classes of the images.
 
     Raises:
-        ConfigError: it is for another task, or its classes are not the data's, in the same order.
+        ConfigError: the task differs, or the classes or their order differ.
     """
     check_kind(teacher.name, spec.task)
     check_classes(teacher.class_names, spec, "train a teacher on this data with 'raygkd teacher'")
 
 
 def check_classes(class_names: tuple[str, ...], spec: ImageSpec, advice: str) -> None:
-    """Refuse a model of other classes than the images'.
+    """Check that a model has the classes of the images.
 
     Args:
-        class_names: of the model.
-        spec: of the images.
+        class_names: classes of the model.
+        spec: spec of the images.
         advice: what to do, for the message.
 
     Raises:
-        ConfigError: they are not the same, in the same order.
+        ConfigError: the classes or their order differ.
     """
     if class_names != spec.class_names:
-        known, wanted = (
+        model_classes, image_classes = (
             f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
             for names in (class_names, spec.class_names)
         )
-        raise ConfigError(f"it knows {known} but the data has {wanted}: {advice}")
+        raise ConfigError(f"it knows {model_classes} but the data has {image_classes}: {advice}")

@@ -1,4 +1,4 @@
-"""The configurations that follow from that of a run: of its teacher, its control, its baseline."""
+"""Configurations derived from that of a run: for its teacher, its control and its baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raygkd.errors import ConfigError
 
 
 def teacher_alone(config: Config) -> Config:
-    """Return the configuration that trains the teacher's model in the student's place."""
+    """Return the configuration that trains the teacher's model instead of the student."""
     side = config.data.teacher_image_size
     return with_settings(
         config,
@@ -26,7 +26,7 @@ def teacher_alone(config: Config) -> Config:
 
 
 def teacher_training(config: Config) -> Config:
-    """Return the configuration that trains the teacher of a run by itself.
+    """Return the configuration that trains the teacher of a run.
 
     Raises:
         ConfigError: the warm-up, or the epochs with a frozen backbone, are too many for it.
@@ -45,11 +45,11 @@ def teacher_training(config: Config) -> Config:
 
 
 def student_alone(config: Config, params: Mapping[str, Any]) -> Config:
-    """Return a trial without its teacher: the control that its student is held to.
+    """Return the control of a trial: the same student, trained without the teacher.
 
     Args:
-        config: of the search.
-        params: the trial's settings, whose learning rate the control has too.
+        config: configuration of the search.
+        params: the trial's settings; the control has the same learning rate.
     """
     return with_settings(config, without_teacher(params))
 
@@ -60,11 +60,11 @@ def without_teacher(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def logit_baseline(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of plain logit distillation that a trial is held to.
+    """Return the settings of the plain logit distillation with which a trial is compared.
 
     Args:
-        params: the trial's settings, whose optimiser the baseline has too; what is distilled, and
-            how, is the default.
+        params: the trial's settings. The baseline has the same optimiser, and the default settings
+            of logit distillation.
     """
     known = settings()
     optim = {name: value for name, value in params.items() if known[name][0] == "optim"}

@@ -1,4 +1,4 @@
-"""What a method needs: a task, a teacher, a baseline."""
+"""The requirements of a method: a task, a teacher, a baseline."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from raygkd.registry import METHODS
 
 
 def suits(method: str, task: str) -> bool:
-    """Return whether a method is for the images of a task."""
-    known = baseline_of(method)
-    return known is None or baseline_class(known).task == task
+    """Return whether a method supports a task."""
+    baseline = baseline_of(method)
+    return baseline is None or baseline_class(baseline).task == task
 
 
 def matches_graphs(method: str) -> bool:
@@ -19,7 +19,7 @@ def matches_graphs(method: str) -> bool:
 
 
 def uses_teacher(config: Config) -> bool:
-    """Return whether a run needs a teacher, to learn from or to start from."""
+    """Return whether a run needs a teacher, for distillation or for initial weights."""
     return distils(config) or bool(config.model.inherit)
 
 

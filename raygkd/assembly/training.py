@@ -25,7 +25,6 @@ from raygkd.engine import (
     Detection,
     Objective,
     Recall,
-    Task,
     Teacher,
     TeacherStore,
     Training,
@@ -34,15 +33,15 @@ from raygkd.engine.loop import Stream
 from raygkd.models import ModelFile, build_from_file
 
 
-def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
-    """Return what is learnt from images.
+def build_task(spec: ImageSpec, boxes: Boxes | None) -> Classification | Detection:
+    """Return the task of the images.
 
     Args:
         spec: the images' classes and task.
-        boxes: of every image of the table, for detection.
+        boxes: the boxes of every image of the table, for detection.
     """
     if spec.task == "classification":
-        return Classification(len(spec.class_names))
+        return Classification(len(spec.class_names), spec.score)
     assert boxes is not None
     return Detection(len(spec.class_names), boxes, spec.score)
 
@@ -90,13 +89,13 @@ def build_training(
     Args:
         config: the settings.
         spec: the images' classes, size and normalisation.
-        teacher_file: the teacher; None where the method needs none.
+        teacher_file: the teacher; None if the method needs none.
         stream: the rank's images.
         device: where to train.
-        rank: of this process.
+        rank: rank of this process.
         parallel: wraps the objective for several ranks (DDP).
         begun: when its preparation began, by ``time.perf_counter``; None for now.
-        teacher_store: what is known of the teacher already; None to ask it every time.
+        teacher_store: cache of the teacher's outputs; None to run the teacher every time.
     """
     begun = time.perf_counter() if begun is None else begun
     optim = config.optim

@@ -1,1 +1,1 @@
-"""Speed and memory, measured side by side: ``raygkd bench``, ``python -m raygkd.bench core``."""
+"""Benchmarks of speed and memory: ``raygkd bench``, ``python -m raygkd.bench core``."""

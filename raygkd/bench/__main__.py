@@ -1,4 +1,4 @@
-"""``python -m raygkd.bench core``: the rows of the core, where torch and torchvision are enough."""
+"""``python -m raygkd.bench core``: benchmarks of the core, without Ray and MLflow."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def main() -> None:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    asked = parser.parse_args()
-    rows = measured(SUITES[asked.suite], quick=asked.quick)
-    print(report(rows, as_json=asked.json))
+    arguments = parser.parse_args()
+    rows = measured(SUITES[arguments.suite], quick=arguments.quick)
+    print(report(rows, as_json=arguments.json))
 
 
 if __name__ == "__main__":

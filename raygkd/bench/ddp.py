@@ -34,7 +34,7 @@ def seconds_of_epochs(
     device: torch.device,
     parallel: Callable[[nn.Module], nn.Module],
 ) -> list[float]:
-    """Return the seconds of each epoch of a rank after the first, which has the warming up."""
+    """Return the seconds of each epoch of a rank, without the first, which includes the warm-up."""
     spec = classes_spec(10, SIDE)
     stream = SameBatch(random_batch(BATCH // world_size, spec), steps_per_epoch=steps)
     settings = {**SETTINGS, "epochs": epochs}
@@ -51,7 +51,7 @@ def under_torchrun(steps: int, epochs: int) -> list[float]:
     """Return ``seconds_of_epochs`` of rank 0 of two processes that torchrun starts.
 
     Raises:
-        RunFailed: they did not come to their end.
+        RunFailed: torchrun failed.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(RANKS), "-m", "raygkd.bench.ddp", str(steps), str(epochs)]

@@ -1,4 +1,4 @@
-"""What Ray costs: starts, DDP, and the stream of images, each beside the plain way.
+"""The cost of Ray: start-up, DDP and the stream of images, compared with plain torch.
 
 Shapes: C channels, H height, W width.
 """
@@ -33,10 +33,10 @@ from raygkd.rayrun.image_stream import RayStream, share
 from raygkd.rayrun.measuring import on_workers, seconds_to_nested_step
 from raygkd.storage.atomic_files import place
 
-# sides of the photographs in pixels, and of what a model is given of them
+# sides of the photographs and of the model input, in pixels
 PHOTOGRAPH, INPUT = 256, 224
 BATCH = 32
-# of each of which the other way has as many
+# number of processes on either side
 PROCESSES = 2
 CLASSES = ("china", "flower")
 
@@ -76,7 +76,7 @@ def ddp_rows(folder: Path, *, quick: bool) -> Rows:
 
 
 def stream_rows(folder: Path, *, quick: bool) -> Rows:
-    """Yield images per second of Ray Data beside a DataLoader's, and what training waits for it."""
+    """Yield the rate of Ray Data relative to a DataLoader's, and how long training waits for it."""
     count, epochs = (1600, 3) if quick else (3200, 6)
     photographs = write_photographs(folder / "photographs", count)
     data = DataConfig(
@@ -115,7 +115,7 @@ def stream_rows(folder: Path, *, quick: bool) -> Rows:
     with contextlib.closing(stream(epochs=range(1))) as passes:
         batches = _training_batches(passes, 1)
         share_waited = _waiting(batches, images.spec, steps)
-        # Ray ends the process where it is shut down while Ray Data reads
+        # shutting Ray down while Ray Data reads would end the process
         for _ in batches:
             pass
     yield Row(
@@ -129,7 +129,7 @@ def stream_rows(folder: Path, *, quick: bool) -> Rows:
 
 
 def write_photographs(folder: Path, count: int) -> Path:
-    """Write cuttings of scikit-learn's two photographs as JPEG files, a folder for each."""
+    """Write crops of scikit-learn's two photographs as JPEG files, in one folder for each."""
     random = torch.Generator().manual_seed(0)
     for name, picture in zip(CLASSES, load_sample_images().images, strict=True):
         (folder / name).mkdir(parents=True)
@@ -168,14 +168,14 @@ def _training_batches(stream: RayStream, epochs: int) -> Iterator[Mapping[str, T
 
 
 def _images_per_second(batches: Iterator[Mapping[str, Tensor]], skipped: int) -> float:
-    """Return the rate of batches after the first ones.
+    """Return the rate of images after the first ones.
 
-    By then either way has started its processes and handed out what these had ready before anybody
-    asked; from then on nothing lies ready, since nothing is done with the images.
+    By then, both sides have started their processes and delivered the prefetched batches; no more
+    are prefetched, because the images are not used.
 
     Args:
-        batches: all of them.
-        skipped: how many images do not count, at least.
+        batches: all batches.
+        skipped: minimum number of images before the measurement starts.
     """
     while skipped > 0:
         skipped -= len(next(batches)["image"])
@@ -193,7 +193,7 @@ def _waiting(batches: Iterator[Mapping[str, Tensor]], spec: ImageSpec, steps: in
     for _ in range(steps):
         logits_BK = model(batch["image"].float() / 255)
         torch.nn.functional.cross_entropy(logits_BK, batch["label"]).backward()
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - requested
     return waited / (time.perf_counter() - started)

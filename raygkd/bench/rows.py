@@ -1,4 +1,4 @@
-"""What a measurement found, and whether it is as good as it is to be."""
+"""Results of measurements, and whether they meet their targets."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure beside what it is to be.
+    """One measurement and its target.
 
     Attributes:
-        what: was measured.
-        against: what it is held to; empty for a figure that stands alone.
-        value: the figure.
-        unit: of it: "x" for a multiple, "%", "s", "points".
-        bound: what it may be at most, or at least.
-        at_least: which of the two.
-        configuration: what was run, and the figures of both sides.
+        what: what was measured.
+        against: what it is compared with; empty for an absolute value.
+        value: the result.
+        unit: "x" for a ratio, "%", "s" or "points".
+        bound: the target, an upper or lower limit.
+        at_least: whether the target is a lower limit.
+        configuration: settings, and the results of both sides.
     """
 
     what: str
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure is within its bound; one that is not a number never is."""
+        """Whether the target is met; NaN never meets it."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     @property

@@ -1,4 +1,4 @@
-"""Training runs to be measured: random weights, random images, always the same batch.
+"""Training runs for benchmarks: random weights, random images, always the same batch.
 
 Shape letters: B batch, C channels, H height, W width.
 """
@@ -46,7 +46,7 @@ class SameBatch:
         return iter([self.batch])
 
     def close(self) -> None:
-        """Nothing reads ahead."""
+        """Do nothing: this stream does not prefetch."""
 
 
 def classes_spec(classes: int, side: int) -> ImageSpec:
@@ -100,8 +100,8 @@ def make_training(
 def _settle(training: Training, batch: Mapping[str, Tensor]) -> None:
     """Give the teacher's batch normalisation the statistics of a batch, as training would.
 
-    With those of a new network maps grow from layer to layer, all channels of the deepest have the
-    same pattern, and eigenpairs of such graphs come sooner than those of others.
+    With the statistics of a new network, maps grow from layer to layer, and all channels of the
+    deepest layer have the same pattern; the eigenpairs of such graphs converge unusually fast.
     """
     assert training.teacher is not None
     norms = [part for part in training.teacher.model.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -142,5 +142,5 @@ def random_scenes(size: int, side: int, boxes: int) -> tuple[ImageSpec, SameBatc
         "boxes": torch.from_numpy(xyxy),
         "classes": torch.from_numpy(labels),
     }
-    known = [ImageBoxes(*of_image, nothing, nothing) for of_image in zip(xyxy, labels, strict=True)]
-    return spec, SameBatch(batch, boxes=Boxes.of(known))
+    images = [ImageBoxes(*columns, nothing, nothing) for columns in zip(xyxy, labels, strict=True)]
+    return spec, SameBatch(batch, boxes=Boxes.of(images))

@@ -1,7 +1,7 @@
-"""What a search saves by stopping trials early, and what a trial costs to start.
+"""How much a search saves by stopping trials early, and how long a trial takes to start.
 
-All trials are trained to their end; then ASHA is told their epochs in the order in which it would
-have seen them, so that both sides have the same trials.
+All trials are trained to the end; their epochs are then reported to ASHA in the order in which it
+would have seen them, so that both sides have the same trials.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ Curve = list[dict[str, float]]
 
 
 def search_rows(folder: Path, nested_seconds: float | None, *, quick: bool) -> Rows:
-    """Yield what ASHA trains of what all trials would, what it finds, and the start of a trial.
+    """Yield the share of epochs that ASHA trains, the score it misses, and a trial's start time.
 
     Args:
-        folder: for the runs.
-        nested_seconds: that a trial takes to its first step through a trainer of its own, if known.
+        folder: folder for the runs.
+        nested_seconds: time to the first step of a trial with its own trainer, if measured.
         quick: fewer and shorter trials.
     """
     size = QUICK_SIZE if quick else SIZE
@@ -96,12 +96,12 @@ def search_rows(folder: Path, nested_seconds: float | None, *, quick: bool) -> R
 
 
 def full_trials(config: Config) -> tuple[list[Curve], list[float]]:
-    """Train a teacher, and the trials of a search; return what each epoch of each trial told.
+    """Train a teacher and the trials of a search; return the metrics of every epoch of each trial.
 
     Returns:
         the trials in the order of their numbers, and the seconds of each to its first step.
     """
-    with open_search(config, console=Console(quiet=True)) as (session, space):
+    with open_search(config, console=Console(quiet=True)) as (session, space, _):
         _, first_steps = run_trials(session, trained_teacher(session), space)
     epochs = read_epochs(session.folder / JOURNAL)
     return [epochs[number] for number in sorted(epochs)], first_steps
@@ -119,12 +119,12 @@ def trained_teacher(session: Session) -> ModelFile:
 
 
 def asha(curves: list[Curve], config: Config, folder: Path) -> list[Trial]:
-    """Return what is left of trials under ASHA, several at a time, if all epochs take as long.
+    """Return the trials under ASHA, several at a time, if all epochs take equally long.
 
     Args:
-        curves: of the trials as they are without it.
-        config: of the search, with the scheduler.
-        folder: for the journal.
+        curves: metrics of the full trials.
+        config: configuration of the search, with the scheduler.
+        folder: folder for the journal.
     """
     history = History(
         place(str(folder / "asha.jsonl")),

@@ -1,4 +1,4 @@
-"""The spectral embedding beside its plain form: the whole Laplacian, decomposed.
+"""The spectral embedding, compared with a full decomposition of the dense Laplacian.
 
 Shape letters: B batch, C channels, H height, W width, d spectral dimension.
 """
@@ -19,17 +19,17 @@ DIM = 8
 # B, C, H and W, from a small side of C to one of N + 1
 SHAPES = ((64, 64, 8, 8), (64, 256, 8, 8), (32, 512, 4, 4), (8, 256, 32, 32), (8, 2048, 7, 7))
 QUICK_SHAPES = ((64, 64, 8, 8), (8, 256, 32, 32), (2, 2048, 7, 7))
-# from how many channels on, and up to how many positions, a hundred times is asked for
+# from this many channels, and up to this many positions, the target is a factor of 100
 MANY_CHANNELS, FEW_POSITIONS = 2048, 49
 
 
 def fast_embedding(features_BCHW: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return ``spectral_embedding`` as the losses have it."""
+    """Return ``spectral_embedding`` as the losses compute it."""
     return ChannelGraphs(features_BCHW, operators=FAST).embedding(dim)
 
 
 def dense_embedding(features_BCHW: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return what ``spectral_embedding`` does, from the normalised Laplacian (B, C, C) itself."""
+    """Return ``spectral_embedding``, computed from the normalised Laplacian (B, C, C)."""
     weights_BCC = (1 + adjacency(features_BCHW)) / 2
     root_BC = weights_BCC.sum(2).rsqrt()
     normalised_BCC = weights_BCC * root_BC[:, :, None] * root_BC[:, None, :]
@@ -41,7 +41,7 @@ def dense_embedding(features_BCHW: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def spectral_rows(device: torch.device, *, quick: bool) -> Rows:
     """Yield a row for each shape: forward and backward, float32."""
     for shape in QUICK_SHAPES if quick else SHAPES:
-        # the plain way takes seconds for many channels
+        # the dense decomposition takes seconds for many channels
         yield _row(shape, device, repeats=1 if quick and shape[1] >= MANY_CHANNELS else 5)
 
 
@@ -52,7 +52,7 @@ def _row(shape: tuple[int, ...], device: torch.device, repeats: int) -> Row:
     timings = interleaved(
         {name: _there_and_back(side, features_BCHW) for name, side in sides.items()},
         repeats,
-        least_seconds=0.1,
+        min_seconds=0.1,
     )
     batch, channels, height, width = shape
     positions = height * width

@@ -1,4 +1,4 @@
-"""A training step with the graph losses beside the same step with what is common."""
+"""A training step with the graph losses, compared with a step of common methods."""
 
 from __future__ import annotations
 

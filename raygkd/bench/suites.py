@@ -1,4 +1,4 @@
-"""Which rows there are: of the core, which torch is enough for, and of the whole."""
+"""The benchmark suites: the core, which needs torch only, and everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELP_CALLS = 5
 
 
 def core_rows(*, quick: bool) -> Rows:
-    """Yield what the losses cost; they run on a GPU where there is one."""
+    """Yield the cost of the losses, on a GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from spectral_rows(device, quick=quick)
     yield from classifier_rows(device, quick=quick)
@@ -28,7 +28,7 @@ def core_rows(*, quick: bool) -> Rows:
 
 
 def whole_rows(*, quick: bool) -> Rows:
-    """Yield the rows of the core, and what Ray and the command line cost; starts Ray."""
+    """Yield the rows of the core, and the cost of Ray and the command line; starts Ray."""
     from raygkd.bench.ray_rows import ddp_rows, nested_seconds, stream_rows
     from raygkd.bench.search_rows import search_rows
     from raygkd.rayrun.cluster import cluster
@@ -38,7 +38,7 @@ def whole_rows(*, quick: bool) -> Rows:
     with tempfile.TemporaryDirectory(prefix="raygkd-bench-") as name:
         folder = Path(name)
         with cluster(None):
-            # a figure to compare with, which takes a quarter of a minute
+            # a value for comparison, which takes 15 seconds to measure
             nested = None if quick else nested_seconds(_new(folder / "nested"))
             yield from ddp_rows(_new(folder / "ddp"), quick=quick)
             yield from stream_rows(_new(folder / "stream"), quick=quick)
@@ -68,12 +68,12 @@ def help_row() -> Row:
 
 
 def measured(suite: Callable[..., Iterator[Row]], *, quick: bool) -> list[Row]:
-    """Return the rows of a suite; each is reported on standard error when done, with its time."""
+    """Return the rows of a suite; each is printed on standard error when done, with its time."""
     rows = []
     started = time.monotonic()
     for row in suite(quick=quick):
         seconds = time.monotonic() - started
-        told = f"{row.what}: {row.value:.3g} {row.unit} ({seconds:.0f} s)"
-        print(told, file=sys.stderr, flush=True)
+        line = f"{row.what}: {row.value:.3g} {row.unit} ({seconds:.0f} s)"
+        print(line, file=sys.stderr, flush=True)
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""One tree of settings for a run: keyword-only dataclasses, YAML in and out, all problems at once.
+"""The settings of a run: keyword-only dataclasses, read from and written to YAML.
 
 The search space is in ``raygkd.config.search_space``, which needs torch.
 """

@@ -10,15 +10,15 @@ from raygkd.registry import DATASETS, FAMILIES, entry_points
 
 # of raygkd.models.detectors, which needs torch
 DETECTOR_NAME = re.compile(r"[a-z]+_.+_fpn\d*")
-# what suits detectors where nothing else is given
+# defaults for detectors
 _DETECTOR = {
     "optimizer": "adamw",
     "batch_size": 8,
     "warmup_epochs": 0.5,
     "clip_norm": 10.0,
     "lr": 1e-4,
-    # a pyramid's maps have no ReLU, most of a channel is the same everywhere, and most positions
-    # are background
+    # the maps of a pyramid have no ReLU, their channels have large means, and most positions are
+    # background
     "adapter": "plain",
     "centre": True,
     "foreground": 0.5,
@@ -26,15 +26,15 @@ _DETECTOR = {
 
 
 def dataset_defaults(dataset: str) -> Mapping[str, Any]:
-    """Return the defaults of a run on a data set that are not those of the settings."""
+    """Return the defaults on a data set that differ from those of the settings."""
     if dataset not in DATASETS.names():
         return {}
-    known = DATASETS.get(dataset)
-    return {**(_DETECTOR if known.task == "detection" else {}), **known.recipe}
+    cls = DATASETS.get(dataset)
+    return {**(_DETECTOR if cls.task == "detection" else {}), **cls.recipe}
 
 
 def names_detector(model: str) -> bool:
-    """Return whether a model's name is that of a detector."""
+    """Return whether a name is that of a detector."""
     prefix, colon, _ = model.partition(":")
     if colon:
         return prefix in FAMILIES.names() and FAMILIES.get(prefix).task == "detection"
@@ -43,9 +43,9 @@ def names_detector(model: str) -> bool:
 
 
 def dependent_defaults(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the defaults that hang on the data set, or where it is of any task on the models.
+    """Return the defaults that depend on the data set, or on the models if its task is open.
 
-    Values that are no names are left to the checks that follow.
+    Values that are not names are left to later checks.
     """
     dataset, *models = (
         str(leaves.get(name)) if isinstance(leaves := tree.get(section), Mapping) else ""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raygkd.config.values import LevelPair, WorkerRange
-from raygkd.registry import DATASETS, METHODS, either, option
+from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
 PRESETS = ("ablation",)
 _WEIGHTS = (
@@ -77,8 +77,9 @@ class DataConfig:
     )
     score: str = option(
         "auto",
-        "metric that detectors are ranked by; auto is map for coco and map50 for other data sets",
-        choices=("auto", "map", "map50"),
+        "metric that models are ranked by; auto is accuracy; for detectors map on coco, and map50 "
+        "on other data sets",
+        choices=lambda: ("auto", *METRICS.names(), "map", "map50"),
     )
     skip_bad: bool = option(False, "skip and count unreadable images instead of stopping")
     cache_mb: int = option(
@@ -86,7 +87,7 @@ class DataConfig:
         "shared memory for decoded images, in MiB; data sets that do not fit are streamed",
         minimum=0,
     )
-    # options of registered data sets that were given: DATASET.OPTION -> value
+    # explicitly set options of registered data sets: DATASET.OPTION -> value
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -199,10 +200,10 @@ class MethodConfig:
     )
     baseline_weight: float | None = option(
         None,
-        "weight of the loss of the other methods, neither graph nor kd [default: as published]",
+        "weight of the loss of methods other than graph and kd [default: as published]",
         above=0.0,
     )
-    # settings of registered methods that were given: METHOD.SETTING -> value
+    # explicitly set settings of registered methods: METHOD.SETTING -> value
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -343,6 +344,11 @@ class SearchConfig:
         None,
         "YAML file that replaces the search space; an entry is 'lr: {loguniform: [0.02, 0.2]}'",
     )
+    warm_start: str | None = option(
+        None,
+        "an earlier search, the folder of its run or an output folder for the newest; its three "
+        "best trials are the first ones [default: the first ones are the default settings and kd]",
+    )
     repeat: int = option(
         0,
         "number of other seeds to retrain the best settings, the student alone and logit "
@@ -380,7 +386,7 @@ SECTIONS: dict[str, type] = {
 }
 
 
-# section -> registry whose entries declare settings of it
+# section -> registry whose entries declare settings in it
 REGISTRIES = {"method": METHODS, "data": DATASETS}
 # settings with a command line option of their own: METHOD.SETTING or DATASET.OPTION -> its name
 OTHER_NAMES = {

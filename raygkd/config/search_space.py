@@ -1,4 +1,4 @@
-"""The search space: which settings a search varies, and how they are drawn."""
+"""The search space: the settings that a search varies, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raygkd.config.schema import OTHER_NAMES, OptimConfig, registered_settings, settings
-from raygkd.config.tree import Config, owned_by, with_settings
+from raygkd.config.tree import Config, owned_by, value_of, with_settings
 from raygkd.config.values import LevelPair, base_type, coerce, plain
 from raygkd.config.yaml_text import yaml_mapping
 from raygkd.errors import ConfigError, near
@@ -23,13 +23,13 @@ KINDS = {
     "randint": "[low, high], high excluded",
 }
 _KINDS_OF_TYPE = {int: ("choice", "randint"), float: ("choice", "uniform", "loguniform")}
-# one search is of one method, epochs are ASHA's to spend, and the others change what a run costs
-# and not what it learns
+# a search is for one method, ASHA decides on epochs, and the others change the cost of a run but
+# not its results
 _FIXED = {"method", "optimizer", "epochs", "seed", "amp", "compile", "weights_unit"}
 
 
-# Around what has served, see the README's results. Edges and spectrum add little to vertices, and
-# may be left out; a sharp attention does harm.
+# Centred on good values, see the results in the README. Edges and spectrum add little to vertices
+# and may be omitted; a sharp attention does harm.
 _GRAPH = {
     "gradient": (
         ("temperature", "loguniform", (5.0, 100.0)),
@@ -44,7 +44,7 @@ _GRAPH = {
         ("gamma", "loguniform", (0.1, 10.0)),
     ),
 }
-# of a baseline, as a share of the labels' gradient
+# weight of a baseline, as a share of the labels' gradient
 _SHARES = (0.3, 10.0)
 
 
@@ -53,8 +53,8 @@ class Dimension:
     """One searched setting.
 
     Attributes:
-        name: of the setting.
-        kind: how it is drawn, one of KINDS.
+        name: name of the setting.
+        kind: distribution, one of KINDS.
         values: the choices, or low and high.
     """
 
@@ -84,10 +84,10 @@ def default_space(
     """Return the space that is searched unless ``--space`` replaces it.
 
     Args:
-        method: what is distilled.
-        channels: level -> the teacher's channels, of the levels that may be matched.
-        lr: what the learning rate is without a search; it is searched around it.
-        detection: the models are detectors.
+        method: the distillation method.
+        channels: level -> the teacher's channels, for the levels that can be matched.
+        lr: learning rate without a search; the search range is around it.
+        detection: whether the models are detectors.
         weights_unit: unit of the weights, "gradient" or "loss".
         fixed: settings that are not searched.
     """
@@ -123,10 +123,10 @@ def default_space(
 
 
 def _level_subsets(levels: list[int], *, detection: bool) -> list[tuple[int, ...]]:
-    """Return the sets of levels that are tried.
+    """Return the sets of levels to try.
 
-    All subsets of up to four; of more, the deepest ones of a classifier, and the finest ones of a
-    pyramid, whose coarsest maps have few positions.
+    They are all subsets of up to four levels. With more levels, they are the deepest levels of a
+    classifier, or the finest levels of a pyramid, whose coarsest maps have few positions.
     """
     sizes = range(1, len(levels) + 1)
     if len(levels) <= 4:
@@ -134,11 +134,47 @@ def _level_subsets(levels: list[int], *, detection: bool) -> list[tuple[int, ...
     return [tuple(levels[:size] if detection else levels[-size:]) for size in sizes]
 
 
+def default_settings(
+    space: Sequence[Dimension], config: Config, channels: Mapping[int, int]
+) -> dict[str, Any]:
+    """Return the values that the settings of a space have without a search.
+
+    Args:
+        space: the searched settings.
+        config: what the settings are.
+        channels: level -> the teacher's channels, of the levels that both models have; they take
+            the place of no levels, and limit the spectral dimension.
+    """
+    values = {}
+    for dimension in space:
+        value = value_of(config, dimension.name)
+        if dimension.name == "levels" and value is None and channels:
+            value = sorted(channels)
+        elif dimension.name == "dim":
+            value = min(value, max(extremes(dimension)))
+        values[dimension.name] = plain(value)
+    return values
+
+
+def in_space(params: Mapping[str, Any], space: Sequence[Dimension]) -> bool:
+    """Return whether settings could have been drawn from a space."""
+    return params.keys() == {dimension.name for dimension in space} and all(
+        _has(dimension, params[dimension.name]) for dimension in space
+    )
+
+
+def _has(dimension: Dimension, value: Any) -> bool:
+    if dimension.kind == "choice":
+        return value in dimension.values
+    low, high = min(extremes(dimension)), max(extremes(dimension))
+    return value is not None and low <= value <= high
+
+
 def read_space(path: str) -> tuple[Dimension, ...]:
     """Return the space of a YAML file: ``name: {kind: values}``.
 
     Raises:
-        ConfigError: no such file, or what is wrong in it, all problems at once.
+        ConfigError: the file cannot be read or is invalid; lists all problems.
     """
     try:
         text = Path(path).read_bytes()
@@ -182,19 +218,19 @@ def _dimension(name: Any, entry: Any) -> Dimension:
 
 
 def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[int, int]) -> None:
-    """Refuse a space that holds settings no trial can run with.
+    """Check that every trial of a search space can run.
 
     Args:
         space: the searched settings.
-        config: what the other settings are.
-        channels: level -> the teacher's channels, of the levels that both models have.
+        config: the other settings.
+        channels: level -> the teacher's channels, for the levels that both models have.
 
     Raises:
-        ConfigError: a value that is not allowed, a level that is not there, or a spectral dimension
-            that is too large for a level.
+        ConfigError: a value is not allowed, a level does not exist, or the spectral dimension is
+            too large for a level.
     """
     by_name = {dimension.name: dimension for dimension in space}
-    # the one mistake that only several searched settings make together
+    # the only mistake that depends on several searched settings: all weights 0
     weights = [by_name[name] for name in ("alpha", "beta", "gamma") if name in by_name]
     largest = {d.name: max(extremes(d)) for d in weights}
     drawn = [
@@ -206,7 +242,7 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
     drawn += [{**largest, **zeros}]
     method = config.method.method
     problems = [
-        f"search space: {name} is a setting of the method {owner}, and --method is {method}"
+        f"search space: {name} is a setting of the method {owner}, but --method is {method}"
         for name in by_name
         for owner, dot, _ in [name.rpartition(".")]
         if dot and owner not in (method, baseline_of(method))
@@ -219,21 +255,28 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
             problems.append(f"search space: {error}")
             wrong |= values.keys()
     if channels and not wrong & {"levels", "dim"}:
-        problems += _level_problems(by_name, config, channels)
+        problems += level_problems(by_name, config, channels)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
 def extremes(dimension: Dimension) -> tuple[Any, ...]:
-    """Return the choices, or the least and the largest value that can be drawn."""
+    """Return the choices, or the smallest and largest value that can be drawn."""
     if dimension.kind == "randint":
         return dimension.values[0], dimension.values[1] - 1
     return dimension.values
 
 
-def _level_problems(
+def level_problems(
     space: Mapping[str, Dimension], config: Config, channels: Mapping[int, int]
 ) -> list[str]:
+    """Return what is wrong with levels and spectral dimension.
+
+    Args:
+        space: name -> searched setting.
+        config: what the other settings are.
+        channels: level -> the teacher's channels, of the levels that both models have.
+    """
     given = space["levels"].values if "levels" in space else (plain(config.method.levels),)
     levels = {
         LevelPair.parse(level).student

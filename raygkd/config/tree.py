@@ -1,4 +1,4 @@
-"""The settings of a run as one tree, made of plain values and turned back into them.
+"""The settings of a run as one tree, and its conversion from and to plain values.
 
 All problems are collected and raised at once.
 """
@@ -75,7 +75,7 @@ def _leaves(config: Config) -> Iterator[tuple[str, dataclasses.Field, Any]]:
 
 
 def own_values(config: Config) -> dict[str, Any]:
-    """Return the settings of registered entries that are given: METHOD.SETTING -> value."""
+    """Return the explicitly set settings of registered entries: METHOD.SETTING -> value."""
     return {
         name: value
         for section in REGISTRIES
@@ -84,7 +84,7 @@ def own_values(config: Config) -> dict[str, Any]:
 
 
 def given_of_entries(config: Config) -> dict[str, Any]:
-    """Return the settings of method and data set that are given and have no option of their own."""
+    """Return the explicitly set METHOD.SETTING and DATASET.OPTION of the chosen entries."""
     chosen = (config.method.method, config.data.dataset)
     return {
         name: value
@@ -104,18 +104,18 @@ def owned_by(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def value_of(config: Config, name: str) -> Any:
-    """Return the value of a setting; for METHOD.SETTING its default where it is not given."""
+    """Return the value of a setting; for METHOD.SETTING, its default if it is not set."""
     section, leaf, _ = settings()[name]
     part = getattr(config, section)
     return part.own.get(name, leaf.default) if "." in name else getattr(part, name)
 
 
 def check_keys(tree: Mapping[str, Any], *, where: str) -> None:
-    """Refuse unknown sections and settings, with the near ones, all in one ConfigError.
+    """Raise one ConfigError for all unknown sections and settings, with similar names.
 
     Args:
         tree: section -> setting -> value.
-        where: the file, named in errors.
+        where: the file, for error messages.
     """
     problems = _key_problems(plain_names(tree), where)
     if problems:
@@ -123,13 +123,13 @@ def check_keys(tree: Mapping[str, Any], *, where: str) -> None:
 
 
 def plain_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree whose settings all have the names of ``settings``.
+    """Return a tree whose settings have the names in ``settings``.
 
-    ``{dkd: {beta: 8}}`` in a section becomes ``{"dkd.beta": 8}``, and a setting that has an option
-    of its own gets that name ("graph.alpha" becomes "alpha").
+    ``{dkd: {beta: 8}}`` in a section becomes ``{"dkd.beta": 8}``, and a setting with its own
+    command-line option gets that name ("graph.alpha" becomes "alpha").
 
     Raises:
-        ConfigError: one setting is given by both of its names.
+        ConfigError: a setting is given by both of its names.
     """
     named: dict[str, Any] = {}
     for section, leaves in tree.items():
@@ -173,17 +173,16 @@ def _key_problems(tree: Mapping[str, Any], where: str) -> list[str]:
 
 
 def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Config:
-    """Build a Config of a tree of plain values, as YAML gives it.
+    """Build a Config from a tree of plain values, such as YAML.
 
     Args:
-        tree: section -> setting -> value; what is left out has its default, which for some
-            settings is the data set's own (``dataset_defaults``), or what suits detectors where one
-            is named.
-        where: the file, named in errors.
+        tree: section -> setting -> value. Missing settings get their defaults, some of which depend
+            on the data set (``dataset_defaults``) or are different for detectors.
+        where: the file, for error messages.
 
     Raises:
-        ConfigError: an unknown section or setting (with the near ones) or a value that is not
-            allowed; all problems in one error, a line each.
+        ConfigError: a section or setting is unknown, or a value is not allowed; lists all problems,
+            one per line.
     """
     tree = plain_names(tree)
     problems = _key_problems(tree, where)
@@ -207,13 +206,13 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
         else:
             parts[section][name] = value
     if problems:
-        # no checks between settings: they would speak of defaults in the place of what is wrong
+        # skip checks between settings, which would refer to defaults instead of the wrong values
         raise ConfigError("\n".join(problems + beyond_limits))
     return Config(**{section: SECTIONS[section](**leaves) for section, leaves in parts.items()})
 
 
 def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
-    """Return the tree of plain values that ``from_mapping`` takes back."""
+    """Return the tree of plain values, the inverse of ``from_mapping``."""
     tree: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for section, leaf, value in _leaves(config):
         tree[section][leaf.name] = plain(value)
@@ -225,7 +224,7 @@ def to_mapping(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return ``config`` with the named settings replaced; unknown names and wrong values raise."""
+    """Return ``config`` with some settings replaced; unknown names and wrong values raise."""
     known = settings()
     values = {OTHER_NAMES.get(name, name): value for name, value in values.items()}
     unknown = [
@@ -240,7 +239,7 @@ def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def given(config: Config) -> set[str]:
-    """Return the names of the settings that are not what they are by default."""
+    """Return the names of the settings that differ from their defaults."""
     tree: dict[str, Any] = {"data": {"dataset": config.data.dataset}}
     models = from_mapping(tree).model
     tree["model"] = {"student": config.model.student, "teacher": config.model.teacher}

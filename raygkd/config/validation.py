@@ -1,4 +1,4 @@
-"""What is wrong with settings, each by itself and all together."""
+"""Checks of settings, individually and in combination."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raygkd.registry import METHODS
 
 
 def check_value(name: str, leaf: dataclasses.Field, value: Any) -> list[str]:
-    """Return what is wrong with the value of one setting."""
+    """Return the problems of the value of one setting."""
     if value is None:
         return []
     if isinstance(value, WorkerRange):
@@ -63,7 +63,7 @@ def check_together(
     search: SearchConfig,
     compare: CompareConfig,
 ) -> list[str]:
-    """Return what is wrong between settings that are right by themselves."""
+    """Return the problems of combinations of settings."""
     return [
         *_method_problems(method),
         *_worker_problems(cluster.workers, optim.batch_size),
@@ -104,7 +104,7 @@ def _are_levels(pairs: Sequence[LevelPair]) -> bool:
 
 def _worker_problems(workers: WorkerRange, batch_size: int) -> list[str]:
     if 0 < workers.most < workers.least:
-        return [f"--workers {workers}: the first number must not be the larger one"]
+        return [f"--workers {workers}: the first number must not be larger than the second"]
     if workers.least > 0 and any(batch_size % n for n in (workers.least, workers.most)):
         return [
             f"--batch-size {batch_size} cannot be split evenly over --workers {workers}: use "
@@ -116,7 +116,7 @@ def _worker_problems(workers: WorkerRange, batch_size: int) -> list[str]:
 def _year_problems(years: tuple[int, ...]) -> list[str]:
     if set(years) <= {2007, 2012}:
         return []
-    return [f"--years {','.join(map(str, years))!r}: must be of 2007 and 2012"]
+    return [f"--years {','.join(map(str, years))!r}: must be 2007 and 2012, or one of them"]
 
 
 def _epoch_problems(optim: OptimConfig, search: SearchConfig) -> list[str]:
@@ -135,8 +135,8 @@ def _epoch_problems(optim: OptimConfig, search: SearchConfig) -> list[str]:
         )
     if optim.seed <= LARGEST_SEED < optim.seed + search.repeat:
         problems.append(
-            f"--repeat {search.repeat}: takes the seeds after --seed {optim.seed}, and the "
-            f"largest is {LARGEST_SEED}: lower one of them"
+            f"--repeat {search.repeat}: uses the seeds after --seed {optim.seed}, but the largest "
+            f"allowed seed is {LARGEST_SEED}: lower one of them"
         )
     return problems
 
@@ -161,14 +161,14 @@ def _output_problems(output: OutputConfig) -> list[str]:
     authority = (output.tracking_uri or "").partition("://")[2].partition("/")[0]
     if ":" in authority.rpartition("@")[0]:
         problems.append(
-            "--tracking-uri: holds a password, which would be stored with the run: set "
+            "--tracking-uri: contains a password, which would be stored with the run: set "
             "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     name = output.name
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         problems.append(
-            f"--name {name!r}: must be of letters, digits, '-', '_' and '.', the first a letter or "
-            "a digit"
+            f"--name {name!r}: must consist of letters, digits, '-', '_' and '.', and start with a "
+            "letter or digit"
         )
     return problems
 

@@ -1,4 +1,4 @@
-"""The types of settings: what a value may be, and how it is read."""
+"""The types of settings, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from raygkd.errors import ConfigError
 
 @dataclass(frozen=True)
 class WorkerRange:
-    """How many training processes a run has: as many as there is room for, within limits.
+    """The number of training processes of a run: as many as fit, within limits.
 
     Attributes:
-        least: fewer do not start.
-        most: more are never started.
+        least: minimum number.
+        most: maximum number.
     """
 
     least: int
@@ -27,22 +27,22 @@ class WorkerRange:
 
     @classmethod
     def parse(cls, value: Any) -> WorkerRange:
-        """Return the range that a number (2) or a text ("1-4") means.
+        """Parse a number (2) or a range ("1-4").
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the value is neither.
         """
         least, dash, most = str(value).partition("-")
         return cls(int(least), int(most if dash else least))
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the number may change while a run is under way."""
+        """Whether the number may change during a run."""
         return self.least < self.most
 
     @property
     def plain(self) -> int | str:
-        """What ``parse`` takes back."""
+        """The value for YAML, which ``parse`` accepts."""
         return str(self) if self.is_elastic else self.least
 
     def __str__(self) -> str:
@@ -51,11 +51,11 @@ class WorkerRange:
 
 @dataclass(frozen=True, order=True)
 class LevelPair:
-    """A level of the student, and the level of the teacher that it is matched with.
+    """A level of the student, and the level of the teacher with which it is matched.
 
     Attributes:
         student: counted from 1.
-        teacher: counted from 1; None for the level that suits it best.
+        teacher: counted from 1; None to choose it automatically.
     """
 
     student: int
@@ -63,19 +63,19 @@ class LevelPair:
 
     @classmethod
     def parse(cls, value: Any) -> LevelPair:
-        """Return the pair that a number (2) or a text ("2:1", student:teacher) means.
+        """Parse a number (2) or a pair ("2:1", student:teacher).
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the value is neither.
         """
         if not isinstance(value, int | str) or isinstance(value, bool):
-            raise ValueError(f"{value!r} is no pair of levels")
+            raise ValueError(f"{value!r} is not a pair of levels")
         student, colon, teacher = str(value).partition(":")
         return cls(int(student), int(teacher) if colon else None)
 
     @property
     def plain(self) -> int | str:
-        """What ``parse`` takes back."""
+        """The value for YAML, which ``parse`` accepts."""
         return self.student if self.teacher is None else str(self)
 
     def __str__(self) -> str:
@@ -83,20 +83,20 @@ class LevelPair:
 
 
 def flag(name: str) -> str:
-    """Return how a setting is written on the command line."""
+    """Return the command-line option of a setting."""
     if "." in name:
         return f"--set {name}"
     return "--" + name.replace("_", "-")
 
 
 def base_type(kind: Any) -> Any:
-    """Return the type of a setting without its None."""
+    """Return the type of a setting without None."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return next(option for option in options if option is not type(None))
 
 
 def coerce(name: str, kind: Any, value: Any) -> Any:
-    """Return ``value`` as the type of setting ``name``; ConfigError where it is of another one."""
+    """Return ``value`` as the type of setting ``name``; ConfigError if the type is wrong."""
     if value is None and base_type(kind) is not kind:
         return None
     kind = base_type(kind)
@@ -124,19 +124,19 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
         kind in (bool, str) and isinstance(value, kind)
     ):
         return value
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
     lists = {
         int: "a list of whole numbers",
         float: "a list of numbers",
-        str: "a list of texts",
+        str: "a list of strings",
         LevelPair: "a list of levels",
     }
-    wanted = names.get(kind) or lists[typing.get_args(kind)[0]]
-    raise ConfigError(f"{flag(name)} {value!r}: must be {wanted}")
+    expected = names.get(kind) or lists[typing.get_args(kind)[0]]
+    raise ConfigError(f"{flag(name)} {value!r}: must be {expected}")
 
 
 def coerce_text(name: str, kind: Any, text: str) -> Any:
-    """Return what a text on the command line means for setting ``name``; ConfigError as coerce."""
+    """Parse the value of setting ``name`` on the command line; ConfigError as in ``coerce``."""
     base = base_type(kind)
     if text == "none" and base is not kind:
         return None
@@ -152,19 +152,19 @@ def coerce_text(name: str, kind: Any, text: str) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return how a value is written on the command line."""
+    """Return a value as it is written on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def plain(value: Any) -> Any:
-    """Return a setting's value as YAML and JSON have it."""
+    """Return a setting's value for YAML and JSON."""
     if isinstance(value, WorkerRange | LevelPair):
         return value.plain
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def fingerprint(values: Any) -> str:
-    """Return 16 hexadecimal digits that stand for plain values, as JSON holds them."""
+    """Return 16 hexadecimal digits of a hash of JSON-compatible values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

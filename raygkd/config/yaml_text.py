@@ -9,19 +9,19 @@ from raygkd.errors import ConfigError
 
 
 def to_yaml(config: Config) -> str:
-    """Return the YAML text of a configuration; ``--config`` takes it back."""
+    """Return a configuration as YAML, which ``--config`` accepts."""
     import yaml
 
     return yaml.safe_dump(to_mapping(config), sort_keys=False)
 
 
 def from_yaml(text: str, *, where: str) -> Config:
-    """Build a Config of YAML text; ConfigError names ``where`` and the line of a syntax error."""
+    """Build a Config from YAML; ConfigError names ``where`` and the line of a syntax error."""
     return from_mapping(yaml_mapping(text, where=where), where=where)
 
 
 def yaml_mapping(text: str | bytes, *, where: str) -> dict[str, Any]:
-    """Return the mapping a YAML text holds; ConfigError if it is no YAML or no mapping."""
+    """Parse YAML as a mapping; ConfigError if it is not valid YAML or not a mapping."""
     import yaml
 
     try:
@@ -35,5 +35,5 @@ def yaml_mapping(text: str | bytes, *, where: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: must hold keys and values, not {type(tree).__name__}")
+        raise ConfigError(f"{where}: must contain keys and values, not {type(tree).__name__}")
     return tree

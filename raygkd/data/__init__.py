@@ -1,7 +1,7 @@
-"""Data sets as samples and transforms: which rows, in which order, and what becomes of them.
+"""Data sets, samples and transforms: which rows are read, in which order, and how they change.
 
-Opening and writing Parquet needs pyarrow and is imported from ``raygkd.data.parquet`` and
-``raygkd.data.prepare``.
+To open and write Parquet files, import ``raygkd.data.parquet`` and ``raygkd.data.prepare``, which
+need pyarrow.
 """
 
 from raygkd.data.boxes import Boxes, ImageBoxes

@@ -1,4 +1,4 @@
-"""Annotated boxes as Pascal VOC's XML and COCO's JSON write them, and what can be wrong with them.
+"""Reading and checking of box annotations in Pascal VOC's XML and COCO's JSON.
 
 Shapes: M boxes of an image, 4 the sides of a box (x0, y0, x1, y1) in pixels.
 """
@@ -29,29 +29,29 @@ COCO_KEYS: dict[str, dict[str, type]] = {
     "annotations": {"image_id": int, "category_id": int, "bbox": list},
     "categories": {"id": int, "name": str},
 }
-KINDS = {int: "a whole number", str: "a text", list: "a list"}
+KINDS = {int: "a whole number", str: "a string", list: "a list"}
 
 
 class Fault(Enum):
-    """What can be wrong with an annotation: what becomes of it, and its name in messages."""
+    """A kind of faulty annotation: how it is handled, and its name in messages."""
 
     NO_FILE = "dropped", "image", "without a file"
     NO_ANNOTATION = "dropped", "image", "without a readable annotation"
-    REPEATED = "dropped", "image", "entered again"
-    WRONG_SIZE = "ignored", "image size", "unlike the file's"
+    REPEATED = "dropped", "image", "listed more than once"
+    WRONG_SIZE = "ignored", "image size", "different from the file's"
     UNKNOWN_IMAGE = "dropped", "box", "of an unknown image"
     UNKNOWN_CLASS = "dropped", "box", "of an unknown class"
     NOT_FINITE = "dropped", "box", "without four finite numbers"
     NO_AREA = "dropped", "box", "without area"
     OUTSIDE = "dropped", "box", "outside the image"
-    BEYOND = "clipped", "box", "beyond the image"
+    BEYOND = "clipped", "box", "partly outside the image"
 
     @property
     def action(self) -> str:
-        """What becomes of it where annotations are not strict."""
+        """How it is handled if annotations are not strict."""
         return self.value[0]
 
-    def named(self, count: int) -> str:
+    def describe(self, count: int) -> str:
         """Return "box without area" for one, "boxes without area" for more."""
         _, noun, fault = self.value
         plural = ("es" if noun.endswith("x") else "s") if count > 1 else ""
@@ -59,10 +59,10 @@ class Fault(Enum):
 
 
 class Faults:
-    """Counts the faults of a data set by kind, or refuses the first one.
+    """Counts the faults of a data set by kind, or raises at the first one.
 
     Args:
-        strict: refuse.
+        strict: whether to raise.
     """
 
     def __init__(self, strict: bool):
@@ -75,44 +75,44 @@ class Faults:
 
         Args:
             fault: its kind.
-            where: the file, and the place in it.
-            detail: what is wrong there.
+            where: the file and the position in it.
+            detail: the faulty value.
 
         Raises:
             DataError: in strict mode.
         """
-        explained = f" ({detail})" if detail else ""
+        suffix = f" ({detail})" if detail else ""
         if self._strict:
             raise DataError(
-                f"{where}: {fault.named(1)}{explained}; correct it, or leave out --strict to have "
-                f"it {fault.action}"
+                f"{where}: {fault.describe(1)}{suffix}; correct it, or omit --strict to have it "
+                f"{fault.action}"
             )
         self._counts[fault] += 1
-        self._first.setdefault(fault, where + explained)
+        self._first.setdefault(fault, where + suffix)
 
     def warnings(self) -> tuple[str, ...]:
-        """Return a line for each kind that occurred: what was done, how often, where first."""
+        """Return a line per kind of fault: how it was handled, how often, and where first."""
         return tuple(
-            f"{fault.action} {count:,} {fault.named(count)}, first in {self._first[fault]}"
+            f"{fault.action} {count:,} {fault.describe(count)}, first in {self._first[fault]}"
             for fault, count in self._counts.items()
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Annotation:
-    """What is written about one image; nothing in it is checked.
+    """The annotation of one image, not checked yet.
 
     Attributes:
-        place: the annotation's file, and where it has many images the image; for messages.
+        place: the annotation's file and, if it has many images, the image; for messages.
         image_id: the image's name or number in its data set.
         image: the image's file.
-        size: width and height in pixels, None where they are not written.
-        marks: place of each box in the annotation's file ("object 1"), for messages.
+        size: annotated width and height in pixels; None if missing.
+        marks: position of each box in the annotation's file ("object 1"), for messages.
         names: class name of each box.
-        xyxy: sides of each box in pixels, float64 (M, 4); NaN where there are not four numbers.
-        unread: what is written of a box instead of four numbers, by the box's position.
-        difficult: as in ``ImageBoxes`` (M,).
-        crowd: as in ``ImageBoxes`` (M,).
+        xyxy: sides of each box in pixels, float64 (M, 4); NaN if there are not four numbers.
+        unread: index of a box without four numbers -> its text in the file.
+        difficult: see ``ImageBoxes`` (M,).
+        crowd: see ``ImageBoxes`` (M,).
     """
 
     place: str
@@ -130,33 +130,33 @@ class Annotation:
 def read_voc(path: Path, images: Mapping[str, Path], folder: Path) -> Annotation:
     """Read one annotation in Pascal VOC's XML.
 
-    VOC counts pixels from 1 and names the first and the last pixel of a box, so that the box
-    (xmin, ymin, xmax, ymax) has the sides (xmin - 1, ymin - 1, xmax, ymax).
+    VOC counts pixels from 1 and stores the first and last pixel of a box, so the sides of a box
+    (xmin, ymin, xmax, ymax) are (xmin - 1, ymin - 1, xmax, ymax).
 
     Args:
         path: the XML file; its stem is the image's id.
         images: image files by file name and by stem; the name in the XML is looked up first,
             then the id.
-        folder: the image's path is put together with it where ``images`` has neither.
+        folder: folder of the image if ``images`` has neither.
 
     Raises:
-        ValueError: not readable, or not XML.
+        ValueError: the file cannot be read or is not XML.
     """
     try:
         root = ElementTree.parse(path).getroot()
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
-    # an encoding that Python does not know is a LookupError
+    # an encoding unknown to Python raises LookupError
     except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"not XML: {error}") from error
-    # some programs write the whole path, of whatever system
+    # some programs write the full path, of any operating system
     file_name = PureWindowsPath(root.findtext("filename", "").strip()).name
     objects = root.findall("object")
-    written = [
+    texts = [
         [box.findtext(f"bndbox/{side}", "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
         for box in objects
     ]
-    corners = [_numbers(sides) for sides in written]
+    corners = [_numbers(sides) for sides in texts]
     return Annotation(
         place=str(path),
         image_id=path.stem,
@@ -165,7 +165,7 @@ def read_voc(path: Path, images: Mapping[str, Path], folder: Path) -> Annotation
         marks=[f"object {number}" for number in range(1, len(objects) + 1)],
         names=[box.findtext("name", "").strip() for box in objects],
         xyxy=np.array(corners).reshape(-1, 4) - [1, 1, 0, 0],
-        unread=_unread(written, corners),
+        unread=_unread(texts, corners),
         difficult=np.array([box.findtext("difficult", "").strip() == "1" for box in objects], bool),
         crowd=np.zeros(len(objects), bool),
     )
@@ -174,10 +174,11 @@ def read_voc(path: Path, images: Mapping[str, Path], folder: Path) -> Annotation
 def load_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the lists images, annotations and categories of a COCO instances file.
 
-    Polygons are left out. Each entry has the keys of ``COCO_KEYS``.
+    Polygons are omitted. Each entry has the keys of ``COCO_KEYS``.
 
     Raises:
-        DataError: not readable, not JSON, without one of the lists or keys, or without images.
+        DataError: the file cannot be read or is not JSON, a list or key is missing, or there are no
+            images.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -189,7 +190,7 @@ def load_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
     for name, keys in COCO_KEYS.items():
         if not isinstance(contents, dict) or not isinstance(contents.get(name), list):
             raise DataError(
-                f"'{path}' has no list '{name}': give a COCO instances file, which has the lists "
+                f"'{path}' has no list '{name}': use a COCO instances file, which has the lists "
                 f"{', '.join(COCO_KEYS)}"
             )
         for number, entry in enumerate(contents[name]):
@@ -204,17 +205,16 @@ def load_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
 def read_coco(
     contents: Mapping[str, list[dict[str, Any]]], path: Path, folder: Path, faults: Faults
 ) -> tuple[list[str], list[Annotation]]:
-    """Return the class names in the order of their category ids, and what is written of each image.
+    """Return the class names in the order of their category ids, and each image's annotation.
 
-    COCO counts pixels from 0: the box [x, y, width, height] has the sides (x, y, x + width,
+    COCO counts pixels from 0: the sides of a box [x, y, width, height] are (x, y, x + width,
     y + height).
 
     Args:
-        contents: as ``load_coco`` returns them.
-        path: the file they are from.
-        folder: where the images lie.
-        faults: is called with ids that two images have, and of boxes of images or categories that
-            the file does not have.
+        contents: result of ``load_coco``.
+        path: path of the file.
+        folder: folder of the images.
+        faults: collects repeated image ids, and boxes of unknown images or categories.
     """
     categories = {category["id"]: category["name"] for category in contents["categories"]}
     images: dict[int, dict[str, Any]] = {}
@@ -232,7 +232,7 @@ def read_coco(
         else:
             boxes[box["image_id"]].append(box)
     names = dict.fromkeys(categories[key] for key in sorted(categories))
-    sides = {key: [_numbers(box["bbox"]) for box in found] for key, found in boxes.items()}
+    sides = {key: [_numbers(box["bbox"]) for box in entries] for key, entries in boxes.items()}
     return list(names), [
         Annotation(
             place=f"{path} image {key}",
@@ -251,31 +251,31 @@ def read_coco(
 
 
 def check_boxes(annotation: Annotation, labels: Mapping[str, int], faults: Faults) -> ImageBoxes:
-    """Return the boxes of an image that can be used, on the upright image and inside it.
+    """Return the valid boxes of an image, clipped to the upright image.
 
-    The size that counts is that of the image's file. Where the file asks for a quarter turn (EXIF
-    orientation 5 to 8), the written size tells which image the boxes were drawn on: they are
-    turned with the image if that is the stored one. A file that has no readable size counts with
-    the written one; its image is refused when it is decoded.
+    The size of the image is read from its file. If the file is to be rotated by a quarter turn
+    (EXIF orientation 5 to 8), the annotated size shows on which image the boxes were drawn: if it
+    is the size of the stored image, the boxes are rotated too. If the size cannot be read from the
+    file, the annotated size is used; decoding the image will fail later.
 
-    A clipped box of less than a pixel's width or height is dropped.
+    A clipped box less than one pixel wide or high is dropped.
 
     Args:
-        annotation: what is written.
+        annotation: the annotation.
         labels: class name -> label.
-        faults: is called with each fault.
+        faults: collects the faults.
 
     Raises:
         DataError: a fault in strict mode.
     """
     upright, xyxy = _upright(annotation, faults)
-    # in float32, where a sum that rounding moved beyond the edge is on it again
+    # in float32, a sum that rounding errors moved beyond the edge lies on the edge again
     with np.errstate(over="ignore"):
         sides = xyxy.astype(np.float32)
     clipped = np.clip(sides, 0, np.array([*upright, *upright], np.float32))
     label = np.array([labels.get(name, -1) for name in annotation.names], np.int64)
     beyond = (clipped != sides).any(axis=1)
-    found = {
+    faulty = {
         Fault.UNKNOWN_CLASS: label < 0,
         Fault.NOT_FINITE: ~np.isfinite(sides).all(axis=1),
         Fault.NO_AREA: (_extents(sides) <= 0).any(axis=1),
@@ -283,7 +283,7 @@ def check_boxes(annotation: Annotation, labels: Mapping[str, int], faults: Fault
         Fault.BEYOND: beyond,
     }
     boxes = ImageBoxes(clipped, label, annotation.difficult, annotation.crowd)
-    return boxes.keep(_report(annotation, found, faults))
+    return boxes.keep(_report(annotation, faulty, faults))
 
 
 def _upright(annotation: Annotation, faults: Faults) -> tuple[Size, NDArray[np.float64]]:
@@ -292,28 +292,28 @@ def _upright(annotation: Annotation, faults: Faults) -> tuple[Size, NDArray[np.f
     if header is None:
         return annotation.size or (0, 0), annotation.xyxy
     stored, orientation = header
-    is_turned = orientation in (5, 6, 7, 8)
-    upright = (stored[1], stored[0]) if is_turned else stored
+    is_rotated = orientation in (5, 6, 7, 8)
+    upright = (stored[1], stored[0]) if is_rotated else stored
     if annotation.size in (None, upright):
         return upright, annotation.xyxy
-    if is_turned and annotation.size == stored:
-        return upright, _turned(annotation.xyxy, stored, orientation)
-    written = "x".join(map(str, annotation.size or ()))
-    detail = f"{written}, the file has {upright[0]}x{upright[1]}"
+    if is_rotated and annotation.size == stored:
+        return upright, _rotated(annotation.xyxy, stored, orientation)
+    annotated = "x".join(map(str, annotation.size or ()))
+    detail = f"{annotated}, the file has {upright[0]}x{upright[1]}"
     faults.add(Fault.WRONG_SIZE, annotation.place, detail)
     return upright, annotation.xyxy
 
 
 def _report(
-    annotation: Annotation, found: Mapping[Fault, NDArray[np.bool_]], faults: Faults
+    annotation: Annotation, faulty: Mapping[Fault, NDArray[np.bool_]], faults: Faults
 ) -> NDArray[np.bool_]:
-    """Report each box's first fault; return which boxes remain (M,)."""
+    """Report each box's first fault; return a mask of the boxes to keep (M,)."""
     remain = np.ones(len(annotation.names), bool)
-    for fault, is_faulty in found.items():
+    for fault, is_faulty in faulty.items():
         for box in np.flatnonzero(is_faulty & remain):
             sides = " ".join(f"{side:g}" for side in annotation.xyxy[box])
-            written = annotation.unread.get(int(box), sides)
-            detail = repr(annotation.names[box]) if fault is Fault.UNKNOWN_CLASS else written
+            text = annotation.unread.get(int(box), sides)
+            detail = repr(annotation.names[box]) if fault is Fault.UNKNOWN_CLASS else text
             faults.add(fault, f"{annotation.place} {annotation.marks[box]}", detail)
         if fault.action == "dropped":
             remain &= ~is_faulty
@@ -322,29 +322,29 @@ def _report(
 
 def _extents(xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return widths and heights (M, 2)."""
-    # infinity less infinity: such boxes are dropped for not being finite
+    # infinity minus infinity is NaN; such boxes are dropped as not finite
     with np.errstate(invalid="ignore"):
         return xyxy[:, 2:] - xyxy[:, :2]
 
 
 def _header(path: Path) -> tuple[Size, Any] | None:
-    """Return the stored width and height and the EXIF orientation, None for a broken file."""
+    """Return the stored width and height and the EXIF orientation; None for an unreadable file."""
     try:
         with Image.open(path) as image:
-            # Pillow turns a TIFF by itself when it is decoded
+            # Pillow rotates a TIFF itself when it decodes it
             if image.format == "TIFF":
                 return ImageOps.exif_transpose(image).size, 1
-            # and would decode a PNG to look behind its pixels
+            # Pillow would decode the whole PNG to look for EXIF data after its pixels
             if image.format == "PNG" and "exif" not in image.info:
                 return image.size, 1
             return image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
-    # broken bytes make Pillow's readers raise nearly anything
+    # Pillow's readers raise almost any type of exception for corrupt files
     except Exception:
         return None
 
 
-def _turned(xyxy: NDArray[np.float64], stored: Size, orientation: int) -> NDArray[np.float64]:
-    """Return boxes of the stored image on the upright one, for the EXIF orientations 5 to 8."""
+def _rotated(xyxy: NDArray[np.float64], stored: Size, orientation: int) -> NDArray[np.float64]:
+    """Return boxes of the stored image on the upright one, for EXIF orientations 5 to 8."""
     width, height = stored
     x0, y0, x1, y1 = xyxy[:, [1, 0, 3, 2]].T
     if orientation in (6, 7):
@@ -355,7 +355,7 @@ def _turned(xyxy: NDArray[np.float64], stored: Size, orientation: int) -> NDArra
 
 
 def _without_polygon(entry: dict[str, Any]) -> dict[str, Any]:
-    # most of the file, and of the memory
+    # polygons are most of the file and would take most of the memory
     entry.pop("segmentation", None)
     return entry
 
@@ -365,7 +365,7 @@ def _mark(box: Mapping[str, Any]) -> str:
 
 
 def _numbers(values: Any) -> list[float]:
-    """Return four numbers, NaN if that is not what the values are."""
+    """Return values as four numbers; all NaN if they are not four numbers."""
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError, OverflowError):
@@ -373,10 +373,10 @@ def _numbers(values: Any) -> list[float]:
     return numbers if len(numbers) == 4 else [math.nan] * 4
 
 
-def _unread(written: Sequence[Sequence[Any]], numbers: list[list[float]]) -> dict[int, str]:
-    """Return what is written of the boxes that have not four numbers, by their position."""
+def _unread(values: Sequence[Sequence[Any]], numbers: list[list[float]]) -> dict[int, str]:
+    """Return the text of the boxes that do not have four numbers, by index."""
     return {
-        box: " ".join(repr(value) for value in written[box])
+        box: " ".join(repr(value) for value in values[box])
         for box, sides in enumerate(numbers)
         if np.isnan(sides).all()
     }
@@ -385,14 +385,14 @@ def _unread(written: Sequence[Sequence[Any]], numbers: list[list[float]]) -> dic
 def _sides(xywh: list[list[float]]) -> NDArray[np.float64]:
     """Return [x0, y0, x1, y1] for [x, y, width, height]."""
     sides = np.array(xywh, np.float64).reshape(-1, 4)
-    # infinity and minus infinity have no sum: not a number, which is what such a box is dropped for
+    # infinity plus minus infinity is NaN; such boxes are dropped as not finite
     with np.errstate(invalid="ignore"):
         sides[:, 2:] += sides[:, :2]
     return sides
 
 
 def _size(width: Any, height: Any) -> Size | None:
-    """Return the written width and height, None if there is none, zeros if they are no numbers."""
+    """Return the annotated width and height; None if missing, zeros if they are not numbers."""
     if width is None or height is None:
         return None
     sides = _numbers([width, height, 0, 0])

@@ -1,6 +1,6 @@
-"""Boxes as columns of a Parquet table: a list for each image.
+"""Boxes as columns of a Parquet table, with a list for each image.
 
-The columns are boxes (for each box the list of its sides x0, y0, x1, y1, in pixels of the upright
+The columns are boxes (for each box a list of its sides x0, y0, x1, y1, in pixels of the upright
 image), labels, and optionally difficult and crowd.
 
 Shapes: M boxes of all rows, 4 sides of a box.
@@ -32,7 +32,7 @@ EXPECTED = (
 
 
 def to_columns(boxes: ImageBoxes) -> dict[str, list[Any]]:
-    """Return what the columns hold for an image."""
+    """Return the values of the columns for an image."""
     return {
         "boxes": boxes.xyxy.tolist(),
         "labels": boxes.label.tolist(),
@@ -42,7 +42,7 @@ def to_columns(boxes: ImageBoxes) -> dict[str, list[Any]]:
 
 
 def are_box_columns(types: dict[str, pa.DataType]) -> bool:
-    """Return whether columns of these types can be read by ``from_columns``."""
+    """Return whether ``from_columns`` can read columns of these types."""
     sides, label = _inner(_inner(types.get("boxes"))), _inner(types.get("labels"))
     return (
         sides is not None
@@ -57,22 +57,22 @@ def from_columns(table: pa.Table, class_names: list[str] | None, path: str) -> B
     """Return the boxes of all rows.
 
     Args:
-        table: has the columns.
-        class_names: name of each label, None where they have none.
-        path: of the file; named in errors.
+        table: table with the columns.
+        class_names: name of each label; None if labels have no names.
+        path: path of the file, for error messages.
 
     Raises:
-        DataError: a row whose lists are missing or of different lengths, a box without four
-            finite sides or without area, a label that is no class; names file and row.
+        DataError: a row's lists are missing or have different lengths, a box does not have four
+            finite sides or has no area, or a label is not a class; names file and row.
     """
     counts = _counts(table["boxes"], path)
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     for name in ("labels", *FLAGS):
         if name in table.column_names:
-            others = _counts(table[name], path, name)
-            for row in np.flatnonzero(others != counts)[:1]:
+            lengths = _counts(table[name], path, name)
+            for row in np.flatnonzero(lengths != counts)[:1]:
                 raise DataError(
-                    f"'{path}' row {row}: {counts[row]} boxes and {others[row]} {name}; every box "
+                    f"'{path}' row {row}: {counts[row]} boxes but {lengths[row]} {name}; every box "
                     "needs one"
                 )
     every = ImageBoxes(
@@ -84,7 +84,7 @@ def from_columns(table: pa.Table, class_names: list[str] | None, path: str) -> B
 
 
 def _inner(kind: pa.DataType | None) -> pa.DataType | None:
-    """Return what lists of a type hold, None for what is no list."""
+    """Return the item type of a list type; None if the type is not a list."""
     if kind is None:
         return None
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -96,7 +96,7 @@ def _counts(column: pa.ChunkedArray, path: str, name: str = "boxes") -> NDArray[
     if column.null_count:
         row = pc.index(column.is_null(), True).as_py()
         raise DataError(
-            f"'{path}' row {row}: no list of {name}; an image without objects has an empty one"
+            f"'{path}' row {row}: no list of {name}; use an empty list for images without objects"
         )
     return pc.list_value_length(column).to_numpy().astype(np.int64)
 
@@ -125,7 +125,7 @@ def _labels(
     numbers = pc.fill_null(labels.cast(pa.int64()), -1).to_numpy()
     allowed = "at least 0" if class_names is None else f"0 to {highest}, the named classes"
     wrong = (numbers < 0) | (numbers > highest)
-    _refuse(wrong, labels, first, path, f", allowed is {allowed}", "label ")
+    _refuse(wrong, labels, first, path, f" (allowed: {allowed})", "label ")
     return numbers
 
 
@@ -145,8 +145,8 @@ def _refuse(
     rule: str,
     name: str = "",
 ) -> None:
-    """Raise DataError for the first wrong value of a box, if there is one."""
-    for place in np.flatnonzero(wrong)[:1]:
-        row = int(np.searchsorted(first, place, side="right")) - 1
-        value = values[int(place)].as_py()
-        raise DataError(f"'{path}' row {row} box {place - first[row]}: {name}{value}{rule}")
+    """Raise DataError for the first invalid value of a box, if there is one."""
+    for box in np.flatnonzero(wrong)[:1]:
+        row = int(np.searchsorted(first, box, side="right")) - 1
+        value = values[int(box)].as_py()
+        raise DataError(f"'{path}' row {row} box {box - first[row]}: {name}{value}{rule}")

@@ -1,4 +1,4 @@
-"""From an image of any size and its boxes to a square canvas, with random changes by row alone.
+"""Resizing of images and their boxes to a square canvas, with augmentation by row.
 
 Shapes: C channels (3: red, green, blue), H height, W width, S side of the canvas, M boxes,
 4 the sides of a box (x0, y0, x1, y1) in pixels.
@@ -24,10 +24,10 @@ KINDS = ("none", "jitter", "jitter-flip")
 # grey, near the mean of photographs
 FILL = 114
 SCALES = (0.75, 4 / 3)
-# a box that a crop leaves less of, or fewer pixels, is no object any more
+# a box of which a crop leaves a smaller part, or fewer pixels, is dropped
 LEAST_PART = 0.3
 LEAST_SIDE = 2.0
-# of torchvision's photometric distortion, each applied half of the time (after SSD, 1512.02325)
+# ranges of torchvision's photometric distortion, each applied half of the time (SSD, 1512.02325)
 BRIGHTNESS = (0.875, 1.125)
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
@@ -36,16 +36,16 @@ HUE = (-0.05, 0.05)
 
 @dataclass(frozen=True)
 class BoxTransform:
-    """Puts an image on a square canvas, with its boxes; when training, changes both at random.
+    """Places an image and its boxes on a square canvas and, in training, augments both.
 
-    Built by ``build_box_transform``. It holds no state: the result depends on the image, its boxes
-    and on (seed, epoch, row) alone, whatever process or order.
+    Built by ``build_box_transform``. It has no state: the result depends on the image, its boxes
+    and (seed, epoch, row) alone, not on the process or the order.
 
     Attributes:
         kind: one of ``KINDS``.
         image_size: side of the canvas in pixels.
-        train: with random changes; without, the image's longer side fills the canvas.
-        most: boxes that a sample has room for.
+        train: whether to augment; if not, the image's longer side fills the canvas.
+        most: maximum number of boxes in a sample.
     """
 
     kind: str
@@ -66,14 +66,14 @@ class BoxTransform:
 
         Args:
             image_CHW: uint8 (3, H, W).
-            boxes: of its objects; a box around a crowd is left out, since it marks no object.
-            seed: of the run.
+            boxes: boxes of its objects; crowd boxes are dropped, since they mark no single object.
+            seed: seed of the run.
             epoch: number of the epoch.
-            row: of the image in its table.
+            row: row of the image in its table.
 
         Returns:
             "image" uint8 (3, S, S); "boxes" float32 (most, 4) in pixels of the canvas and "classes"
-            int64 (most,), the objects first and then -1; "ratio", canvas pixels of an image pixel.
+            int64 (most,), padded with -1; "ratio", canvas pixels per image pixel.
         """
         draw = row_random(seed, epoch, row) if self.train and self.kind != "none" else None
         image_CHW, xyxy_M4, ratio, placed = self._place(image_CHW, boxes.xyxy, draw)
@@ -88,7 +88,7 @@ class BoxTransform:
     def _arrays(
         self, image_CSS: NDArray, xyxy_M4: NDArray, label_M: NDArray, ratio: float
     ) -> dict[str, NDArray]:
-        """Return a sample, its boxes filled up to ``most``."""
+        """Return a sample, with boxes padded to ``most``."""
         boxes = np.zeros((self.most, 4), np.float32)
         classes = np.full(self.most, -1, np.int64)
         boxes[: len(xyxy_M4)], classes[: len(label_M)] = xyxy_M4, label_M
@@ -98,7 +98,7 @@ class BoxTransform:
     def _place(
         self, image_CHW: Tensor, xyxy_M4: NDArray[np.float32], draw: random.Random | None
     ) -> tuple[Tensor, NDArray[np.float32], float, NDArray[np.bool_]]:
-        """Return the canvas, the boxes on it, its ratio, and which boxes are on it still."""
+        """Return the canvas, the boxes on it, its ratio, and a mask of the visible boxes."""
         size, (full_height, full_width) = self.image_size, image_CHW.shape[1:]
         ratio = size / max(full_height, full_width)
         if draw is not None:
@@ -124,24 +124,24 @@ class BoxTransform:
 def build_box_transform(kind: str, image_size: int, *, train: bool, most: int) -> BoxTransform:
     """Return the transform of one kind.
 
-    - "none": the image's longer side is resized to the canvas; what every kind evaluates with.
-    - "jitter": that, 0.75 to 1.33 times as large, at a random place, with random brightness,
+    - "none": the image's longer side is resized to the canvas; all kinds do this in evaluation.
+    - "jitter": the same, scaled by 0.75 to 1.33 and placed at random, with random brightness,
       contrast, saturation and hue.
     - "jitter-flip": "jitter", then mirrored half of the time.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: the kind is unknown.
     """
     if kind not in KINDS:
-        known = ", ".join(KINDS)
+        kinds = ", ".join(KINDS)
         raise ConfigError(
-            f"--augment {kind!r}: for object detection it must be one of {known}{near(kind, KINDS)}"
+            f"--augment {kind!r}: for object detection it must be one of {kinds}{near(kind, KINDS)}"
         )
     return BoxTransform(kind, image_size, train, max(1, most))
 
 
 def _offset(room: int, draw: random.Random) -> int:
-    """Return where an image begins: anywhere in the room, or as far outside as it is too large."""
+    """Return a random offset of an image within the free space, or of a crop if it is larger."""
     return int(draw.random() * (abs(room) + 1)) * (1 if room >= 0 else -1)
 
 

@@ -1,4 +1,4 @@
-"""The data sets with boxes: Pascal VOC, COCO, any folder in their layouts, scenes of digits."""
+"""Data sets with boxes: Pascal VOC, COCO, folders in their layouts, and scenes of digits."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _coco(options: SourceOptions) -> Source:
 
 
 def _digits_voc(options: SourceOptions) -> Source:
-    """Scenes of handwritten digits; where a folder is given, they are in it, in VOC layout."""
+    """Scenes of handwritten digits; with a folder, they are stored there in VOC layout."""
     root = options.data_dir
     if root is not None:
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
@@ -180,7 +180,7 @@ def _digits_voc(options: SourceOptions) -> Source:
 def _detection_source(
     name: str, root: Path, class_names: Sequence[str], annotated: Annotated, faults: Faults
 ) -> Source:
-    """Return the images that are there, each once, with the boxes that can be used."""
+    """Return the existing images, each once, with their valid boxes."""
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     samples: dict[Path, Sample] = {}
     for split, annotation in annotated:
@@ -194,7 +194,7 @@ def _detection_source(
             samples[path] = Sample(0, split, str(path), path.read_bytes, boxes, annotation.image_id)
     if not any(sample.boxes for sample in samples.values() if sample.split == "train"):
         dropped = "; ".join(faults.warnings()) or "the training annotations have none"
-        raise DataError(f"no box of '{root}' can be trained on: {dropped}")
+        raise DataError(f"no usable training boxes in '{root}': {dropped}")
     return Source(name, tuple(class_names), list(samples.values()), faults.warnings())
 
 
@@ -214,8 +214,8 @@ def _download_voc(root: Path, years: tuple[str, ...]) -> None:
 
 def _check_years(years: tuple[str, ...]) -> None:
     if not years or not set(years) <= set(VOC_YEARS):
-        known = " and ".join(VOC_YEARS)
-        raise ConfigError(f"--years {','.join(years)!r}: must be of {known}")
+        allowed = " and ".join(VOC_YEARS)
+        raise ConfigError(f"--years {','.join(years)!r}: must be {allowed}, or one of them")
 
 
 def _voc_parts(root: Path, years: tuple[str, ...]) -> list[VocPart]:
@@ -223,8 +223,8 @@ def _voc_parts(root: Path, years: tuple[str, ...]) -> list[VocPart]:
     folders = _voc_folders(root)
     if not folders:
         raise DataError(
-            f"no VOC layout in '{root}': expected {VOC_LAYOUT}; --dataset voc --download fetches "
-            "Pascal VOC there"
+            f"no VOC layout in '{root}': expected {VOC_LAYOUT}; --dataset voc --download downloads "
+            "Pascal VOC"
         )
     of_year = {
         year: folder for folder in folders for year in VOC_YEARS if folder.name == f"VOC{year}"
@@ -233,7 +233,7 @@ def _voc_parts(root: Path, years: tuple[str, ...]) -> list[VocPart]:
         return _year_parts(root, of_year, years)
     if len(folders) > 1:
         names = " and ".join(f"'{folder}'" for folder in folders)
-        raise DataError(f"{names} are data sets of their own: give one of them as --data-dir")
+        raise DataError(f"{names} are separate data sets: set --data-dir to one of them")
     return _own_parts(folders[0])
 
 
@@ -257,14 +257,13 @@ def _year_parts(root: Path, folders: dict[str, Path], years: tuple[str, ...]) ->
     for year in dict.fromkeys(years):
         if year not in folders:
             raise DataError(
-                f"no VOC{year} in '{root}': fetch it with --download, or train on "
-                f"--years {','.join(folders)}"
+                f"no VOC{year} in '{root}': add --download, or train on --years {','.join(folders)}"
             )
         lists = _image_sets(folders[year])
         if "trainval" not in lists:
             raise DataError(
-                f"no ImageSets/Main/trainval.txt in '{folders[year]}'; if that is a data set of "
-                "your own, give it as --data-dir"
+                f"no ImageSets/Main/trainval.txt in '{folders[year]}'; if that is your own data "
+                "set, set --data-dir to it"
             )
         parts.append(("train", folders[year], _listed(lists["trainval"])))
     lists = _image_sets(folders["2007"]) if "2007" in folders else {}
@@ -334,7 +333,7 @@ def _coco_files(root: Path) -> dict[str, Path]:
         return {"train": named[0][1] if named else files[0]}
     if len(found) < len(named):
         names = " ".join(str(path.relative_to(root)) for _, path in named)
-        raise DataError(f"several files of one split in '{root}': {names}; keep one of each")
+        raise DataError(f"several files for one split in '{root}': {names}; keep one per split")
     if "train" not in found:
         names = " ".join(str(path.relative_to(root)) for path in files) or "none"
         raise DataError(
@@ -360,4 +359,4 @@ def _coco_folder(contents: dict, path: Path) -> Path:
     for folder in folders:
         if any(os.path.isfile(folder / name) for name in names):
             return folder
-    raise DataError(f"no folder in '{above}' holds images of '{path}', such as '{names[0]}'")
+    raise DataError(f"no folder in '{above}' contains images of '{path}', such as '{names[0]}'")

@@ -1,4 +1,4 @@
-"""What is in a table: numbers, and a labelled sheet of sample images.
+"""The contents of a table: statistics, and a labelled sheet of sample images.
 
 Shapes: C channels (3), H height, W width, M boxes.
 """
@@ -27,7 +27,7 @@ from raygkd.storage.atomic_files import whole_file
 if TYPE_CHECKING:
     from raygkd.data.parquet import ImageTable
 
-# of the sheet, in pixels
+# measures of the sheet, in pixels
 TILE = 64
 BOX_TILE = 160
 BOX_ROWS = 5
@@ -43,18 +43,18 @@ def table_info(table: ImageTable, *, sample: int = 256) -> dict[str, Any]:
     """Return counts of a table, and the sizes and formats of a sample of its images.
 
     Args:
-        table: what to describe.
-        sample: most images whose header is read; they are the same every time.
+        table: the table.
+        sample: maximum number of images whose headers are read; the sample is fixed.
 
     Returns:
         "path", "dataset", "images", "files", "bytes", "splits" (name -> images), "classes" (class
-        name -> split -> images), "sampled" (images looked at), "width" and "height" (each "min",
-        "median", "max" in pixels, or empty), "uniform_size" (all sampled images have one size),
-        "formats" (name -> images), "bad" (sampled images whose header cannot be read).
+        name -> split -> images), "sampled" (number of sampled images), "width" and "height" (each
+        "min", "median", "max" in pixels, or empty), "uniform_size" (whether all sampled images have
+        the same size), "formats" (name -> images), "bad" (sampled images with unreadable headers).
 
-        Where there are boxes, "classes" is class name -> "images", "boxes", "difficult", "crowd",
-        and there are also "task" ("detection"), "boxes", "difficult", "crowd" (of all classes) and
-        "boxes_per_image" ("min", "median", "max").
+        For detection, "classes" is class name -> "images", "boxes", "difficult", "crowd"; "task"
+        ("detection"), "boxes", "difficult", "crowd" (over all classes) and "boxes_per_image"
+        ("min", "median", "max") are added.
     """
     rows = shuffled(np.arange(len(table)), table.units.first, seed=0)[:sample]
     sizes, formats, bad = _headers(table.read(rows))
@@ -81,16 +81,16 @@ def sample_sheet(
 ) -> None:
     """Write a PNG of sample images.
 
-    It has a row of images for each class, where small ones keep their pixels; or, where there are
-    boxes, five rows of images with their boxes and classes. Training images are shown first.
-    Broken images are left out.
+    It has a row of images for each class, in which small images are enlarged by whole factors. For
+    detection, it has five rows of images with their boxes and classes. Training images are shown
+    first, unreadable images are omitted.
 
     Args:
-        table: where the images lie.
-        path_png: file to write; replaced at once when the sheet is complete.
-        columns: images in a row.
-        max_classes: rows of the sheet; a line below states how many classes it omits. Without
-            effect where there are boxes.
+        table: table of the images.
+        path_png: file to write; replaced only when the sheet is complete.
+        columns: images per row.
+        max_classes: maximum number of rows; a line below them states how many classes are omitted.
+            Ignored for detection.
 
     Raises:
         DataError: the file cannot be written.
@@ -107,7 +107,7 @@ def sample_sheet(
 
 
 def _headers(images: list[bytes]) -> tuple[list[tuple[int, int]], Counter[str], int]:
-    """Return sizes, formats, and how many headers cannot be read."""
+    """Return sizes, formats, and the number of unreadable headers."""
     sizes, formats, bad = [], Counter[str](), 0
     for encoded in images:
         try:
@@ -162,7 +162,7 @@ def _box_facts(class_names: tuple[str, ...], boxes: Boxes) -> dict[str, Any]:
 
 
 def _mixed_rows(table: ImageTable) -> NDArray[np.int64]:
-    """Return all rows in mixed order, training rows first."""
+    """Return all rows in random order, training rows first."""
     mixed = shuffled(np.arange(len(table)), table.units.first, seed=0)
     return mixed[np.argsort(table.splits[mixed], kind="stable")]
 
@@ -203,7 +203,7 @@ def _box_sheet(table: ImageTable, boxes: Boxes, columns: int) -> Image.Image:
 
 
 def _box_tile(image_CHW: Tensor, boxes: ImageBoxes, class_names: tuple[str, ...]) -> Image.Image:
-    """Return an image with its boxes in the upper left corner of a square."""
+    """Return a square tile with an image and its boxes in the upper left corner."""
     image = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
     ratio = BOX_TILE / max(image.size)
     size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
@@ -226,9 +226,9 @@ def _box_tile(image_CHW: Tensor, boxes: ImageBoxes, class_names: tuple[str, ...]
 
 def _blank_sheet(table: ImageTable, classes: int, columns: int) -> Image.Image:
     """Return the sheet with its title and the classes' names and counts, without images."""
-    left_out = len(table.class_names) - classes
+    omitted = len(table.class_names) - classes
     width = 2 * MARGIN + LABEL_WIDTH + columns * (TILE + GAP) - GAP
-    height = _top(classes) - GAP + (2 * MARGIN if left_out else MARGIN)
+    height = _top(classes) - GAP + (2 * MARGIN if omitted else MARGIN)
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     _draw_title(sheet, table)
     draw = ImageDraw.Draw(sheet)
@@ -239,8 +239,8 @@ def _blank_sheet(table: ImageTable, classes: int, columns: int) -> Image.Image:
         name = _shortened(name, LABEL_WIDTH - MARGIN, font)
         draw.text((MARGIN, middle), name, INK, font, anchor="ls")
         draw.text((MARGIN, middle + 5), f"{counts[label]:,} images", FAINT, small, anchor="la")
-    if left_out:
-        note = f"and {left_out:,} more classes"
+    if omitted:
+        note = f"and {omitted:,} more classes"
         draw.text((MARGIN, height - MARGIN), note, FAINT, small, anchor="ls")
     return sheet
 
@@ -267,7 +267,7 @@ def _shortened(text: str, width: int, font: Any) -> str:
 
 
 def _tile(image_CHW: Tensor) -> Image.Image:
-    """Return an image inside a square, enlarged by whole pixels or reduced to fit."""
+    """Return a square tile with an image, enlarged by a whole factor or reduced to fit."""
     image = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
     factor = TILE // max(image.size)
     if factor:

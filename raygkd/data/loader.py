@@ -1,4 +1,4 @@
-"""The plain torch path from a table to batches, where Ray is not.
+"""Batches from a table in plain torch, without Ray.
 
 Shapes: B batch, C channels (3), S side of the square model input.
 """
@@ -25,39 +25,41 @@ WINDOW_ROWS = 1024
 
 
 def rebatch(windows: Iterable[Arrays], batch_size: int, *, drop_last: bool) -> Iterator[Arrays]:
-    """Yield the rows of the windows, in order, in batches of exactly ``batch_size``.
+    """Yield the rows of the windows, in order, in batches of ``batch_size`` rows.
 
     Args:
-        windows: arrays of equal names whose first axes are rows, any number of them.
-        batch_size: rows of a batch.
-        drop_last: leave out the rows that do not fill the last batch, else yield them.
+        windows: arrays with the same names, whose first axis is rows.
+        batch_size: rows per batch.
+        drop_last: drop the remaining rows that do not fill a batch; otherwise, yield them last.
     """
-    rest: Arrays = {}
+    remaining: Arrays = {}
     for window in windows:
-        arrays = {n: np.concatenate([rest[n], window[n]]) for n in window} if rest else window
+        arrays = window
+        if remaining:
+            arrays = {name: np.concatenate([remaining[name], window[name]]) for name in window}
         rows = len(next(iter(arrays.values())))
-        whole = rows - rows % batch_size
-        for start in range(0, whole, batch_size):
+        end = rows - rows % batch_size
+        for start in range(0, end, batch_size):
             yield {name: array[start : start + batch_size] for name, array in arrays.items()}
-        rest = {name: array[whole:] for name, array in arrays.items()} if whole < rows else {}
-    if rest and not drop_last:
-        yield rest
+        remaining = {name: array[end:] for name, array in arrays.items()} if end < rows else {}
+    if remaining and not drop_last:
+        yield remaining
 
 
 class PlainStream:
     """One rank's images, read and decoded in this process, a window at a time.
 
     Args:
-        table: where the images lie.
-        splits: which rows train, validate and test.
-        train_transform: changes training images.
-        eval_transform: changes the others.
-        batch_size: rows of a batch on one rank.
-        seed: of order and augmentation.
+        table: table of the images.
+        splits: rows for training, validation and testing.
+        train_transform: transform of training images.
+        eval_transform: transform of the others.
+        batch_size: rows per batch on one rank.
+        seed: seed of the order and the augmentation.
         rank: from 0 to ``world_size - 1``.
         world_size: number of ranks.
-        window_rows: most rows that are read and decoded at a time.
-        skip_bad: skip broken images and count them, instead of stopping.
+        window_rows: maximum number of rows that are read and decoded at a time.
+        skip_bad: skip and count unreadable images instead of stopping.
 
     Raises:
         ConfigError: there are not enough rows for one batch on every rank.
@@ -92,12 +94,12 @@ class PlainStream:
 
     @property
     def bad_images(self) -> int:
-        """How many different broken images this rank has met so far."""
+        """How many different unreadable images this rank has skipped so far."""
         return len(self._bad_rows)
 
     @property
     def boxes(self) -> Boxes | None:
-        """The boxes of every image of the table, where it is for detection."""
+        """The boxes of every image of the table, for detection; otherwise None."""
         return self.table.boxes
 
     def train_batches(self, epoch: int) -> Iterator[dict[str, Tensor]]:
@@ -106,7 +108,7 @@ class PlainStream:
         A batch has "image" uint8 (B, 3, S, S), "label" int64 (B,) and "row" int64 (B,).
 
         Raises:
-            DataError: a broken image, without ``skip_bad``.
+            DataError: an image is unreadable and ``skip_bad`` is off.
         """
         windows = plan.epoch_windows(
             self.splits.train,
@@ -127,14 +129,14 @@ class PlainStream:
             split: "train", "val" or "test".
 
         Raises:
-            DataError: a broken image, without ``skip_bad``; with it they are left out.
+            DataError: an image is unreadable and ``skip_bad`` is off.
         """
         rows = plan.evaluation_rows(getattr(self.splits, split), self.rank, self.world_size)
         windows = plan.cut_windows(rows, self.window_rows)
         return self._batches(windows, self.eval_transform, epoch=0, exact=False)
 
     def close(self) -> None:
-        """Do nothing: what is read ahead lies in the iterators alone."""
+        """Do nothing: this stream does not prefetch."""
 
     def _batches(
         self, windows: list[Rows], transform: Sampler, *, epoch: int, exact: bool

@@ -31,23 +31,22 @@ def channel_statistics(
     limit: int = SAMPLED_IMAGES,
     skip_bad: bool = False,
 ) -> tuple[Channels, Channels]:
-    """Return mean and standard deviation of red, green and blue, on the scale 0 to 1.
+    """Return mean and standard deviation of red, green and blue, in 0..1.
 
-    Computed exactly (in integers) from the same sample of images every time.
+    They are computed exactly, in integers, from a fixed sample of images.
 
     Args:
-        table: where the images lie.
+        table: table of the images.
         rows: the training rows.
-        transform: the evaluation transform: statistics are of what the model sees.
-        limit: most images to read.
-        skip_bad: leave out broken images instead of stopping.
+        transform: the evaluation transform, because the statistics are those of the model's input.
+        limit: maximum number of images to read.
+        skip_bad: skip unreadable images instead of stopping.
 
     Returns:
-        Means, and standard deviations of at least 0.001, so that dividing by them is safe where a
-        channel is constant.
+        means, and standard deviations of at least 0.001, by which constant channels can be divided.
 
     Raises:
-        DataError: a broken image without ``skip_bad``, or no good image.
+        DataError: an image is unreadable and ``skip_bad`` is off, or all images are unreadable.
     """
     sample = shuffled(rows, table.units.first, seed=0)[:limit]
     pixels, total_C, squares_C = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
@@ -60,7 +59,7 @@ def channel_statistics(
         total_C += images_NCSS.sum(axis=(0, 2, 3))
         squares_C += (images_NCSS**2).sum(axis=(0, 2, 3))
     if pixels == 0:
-        raise DataError(f"none of {len(sample)} sampled images of '{table.path}' can be decoded")
+        raise DataError(f"none of {len(sample)} sampled images in '{table.path}' can be decoded")
     mean_C = total_C / pixels
     std_C = np.sqrt(np.maximum(squares_C / pixels - mean_C**2, 0))
     red, green, blue = (mean_C / 255).tolist()

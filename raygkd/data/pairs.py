@@ -1,4 +1,4 @@
-"""Images and labels that a user has in Python: a dataset of pairs, or a loader of batches of them.
+"""Images and labels from Python: a dataset of pairs, or a loader of batches of pairs.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -47,29 +47,29 @@ class PairStream:
         return map(_batch, self._val)
 
     def close(self) -> None:
-        """Nothing reads ahead."""
+        """Do nothing: this stream does not prefetch."""
 
 
 def _batches(data: Data, name: str, batch_size: int, seed: int | None) -> Any:
-    """Return what yields batches and has a length; of a dataset with a seed they are shuffled.
+    """Return an iterable of batches with a length, shuffled if there is a seed.
 
     Raises:
         DataError: no length, or no batch.
     """
     count = _length(data, name)
-    # a loader cannot be asked for a single image
+    # a loader has no __getitem__
     if count and hasattr(data, "__getitem__"):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         data = DataLoader(
             data,  # type: ignore[arg-type]
             batch_size,
             shuffle=seed is not None,
-            # the statistics of a batch of one image are none
+            # batch normalisation needs more than one image
             drop_last=seed is not None and count >= batch_size,
             generator=generator,
         )
     if not count:
-        raise DataError(f"{name}: holds no image")
+        raise DataError(f"{name}: contains no images")
     return data
 
 
@@ -78,27 +78,27 @@ def _length(data: Any, name: str) -> int:
         return len(data)
     except TypeError as error:
         raise DataError(
-            f"{name}: a {type(data).__name__} has no length: give a map-style dataset of pairs "
+            f"{name}: a {type(data).__name__} has no length: use a map-style dataset of pairs "
             "(image, label), or a DataLoader of one"
         ) from error
 
 
-def _batch(given: Any) -> dict[str, Tensor]:
-    """Return a batch as the training loop takes it.
+def _batch(batch: Any) -> dict[str, Tensor]:
+    """Return a batch in the form that the training loop expects.
 
     Raises:
-        DataError: it is no pair of tensors.
+        DataError: it is not a pair of tensors.
     """
-    if not (isinstance(given, Sequence) and len(given) == 2):
+    if not (isinstance(batch, Sequence) and len(batch) == 2):
         raise DataError(
-            f"data: a batch is a {type(given).__name__} and no pair (images, labels): give a "
+            f"data: a batch is a {type(batch).__name__}, not a pair (images, labels): use a "
             "dataset of pairs (image, label)"
         )
-    images, labels = given
-    for what, value in (("images", images), ("labels", labels)):
+    images, labels = batch
+    for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise DataError(
-                f"data: the {what} of a batch are a {type(value).__name__} and no tensor: turn "
-                "them into tensors in the dataset (torchvision.transforms.v2.ToImage for pictures)"
+                f"data: the {name} of a batch are a {type(value).__name__}, not a tensor: convert "
+                "them to tensors in the dataset (torchvision.transforms.v2.ToImage for pictures)"
             )
     return {"image": images, "label": labels}

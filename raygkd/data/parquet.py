@@ -88,7 +88,7 @@ class ImageTable:
         path: absolute path or URI that was opened.
         dataset: name that the data set was prepared under; empty for foreign files.
         class_names: name of each class.
-        labels: class of each row, int64 (rows,); all 0 where there are boxes.
+        labels: class of each row, int64 (rows,); all 0 for detection.
         splits: position in ``SPLITS`` of each row, uint8 (rows,).
         units: the row groups, the smallest pieces that can be read.
         files: paths of the files, without the URI's scheme.
@@ -110,7 +110,7 @@ class ImageTable:
 
     @property
     def task(self) -> Literal["classification", "detection"]:
-        """What the images are for."""
+        """The task of the images."""
         return "classification" if self.boxes is None else "detection"
 
     def __len__(self) -> int:
@@ -123,10 +123,10 @@ class ImageTable:
     def read(self, rows: Rows) -> list[bytes]:
         """Return the encoded images of rows, in the order given; b"" for a null.
 
-        Only the row groups that hold them are read, one at a time.
+        Only the row groups that contain them are read, one at a time.
 
         Raises:
-            DataError: a file is gone or broken.
+            DataError: a file is missing or damaged.
         """
         filesystem, _ = resolve(self.path)
         images: list[bytes] = [b""] * len(rows)
@@ -156,10 +156,10 @@ class ImageTable:
         return f"{place} ({origins['origin'][row - int(self.units.first[unit])]})"
 
     def fingerprint(self) -> str:
-        """Return a hash of images, labels or boxes, splits and class names, wherever files lie.
+        """Return a hash of images, labels or boxes, splits and class names, but not of paths.
 
-        Images that were not prepared by raygkd are known by what Parquet tells of them: sizes and,
-        where there are, statistics of each row group.
+        Images that were not prepared by raygkd are identified by Parquet's metadata: sizes and, if
+        present, statistics of each row group.
         """
         digest = hashlib.sha256(self.content_hash.encode())
         digest.update(json.dumps(self.class_names).encode())
@@ -177,16 +177,17 @@ class ImageTable:
 def open_table(path: str) -> ImageTable:
     """Open a folder of shards, or one Parquet file, as a table.
 
-    Foreign files need the columns image and label, or image, boxes and labels; without a column
-    split all rows are for training. Class names come from raygkd's metadata, or from a
+    Files from other sources need the columns image and label, or image, boxes and labels; without a
+    column split, all rows are for training. Class names come from raygkd's metadata, or from a
     comma-separated list under the key "classes", or are "class-0" and so on. Images are not read.
 
     Args:
-        path: a local path, ``s3://`` or ``gs://``.
+        path: a local path, or an ``s3://`` or ``gs://`` URL.
 
     Raises:
-        DataError: nothing there, an incomplete folder, not Parquet, wrong columns, or a null label,
-            a label without a class name, a faulty box or an unknown split (names file and row).
+        DataError: the path does not exist, the folder is incomplete, a file is not Parquet or has
+            wrong columns, or a label is null or has no class name, a box is invalid or a split is
+            unknown (names file and row).
     """
     filesystem, inner = resolve(path)
     infos = _find_files(filesystem, inner, path)
@@ -220,7 +221,7 @@ def resolve(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
     Raises:
         ConfigError: a URI that holds a user name or password.
-        DataError: an unknown scheme, or a store that does not answer.
+        DataError: the scheme is unknown, or the store does not respond.
     """
     if not is_remote(path):
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
@@ -233,7 +234,7 @@ def resolve(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What one file says about itself."""
+    """Metadata and labels of one file."""
 
     path: str
     dataset: str
@@ -275,7 +276,7 @@ def _find_files(
 
 @contextmanager
 def _open_parquet(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    """Open a file; what goes wrong inside the ``with`` is a DataError that names it."""
+    """Open a file; errors inside the ``with`` block become a DataError that names it."""
     try:
         with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
             yield file
@@ -343,8 +344,8 @@ def _own_metadata(footer: dict[bytes, bytes], path: str) -> dict | None:
     facts = json.loads(footer[METADATA_KEY])
     if facts["version"] != FORMAT_VERSION:
         raise DataError(
-            f"'{path}' has format version {facts['version']}, this raygkd reads {FORMAT_VERSION}: "
-            "prepare the data again, or use the raygkd that wrote it"
+            f"'{path}' has format version {facts['version']}, but this version of raygkd reads "
+            f"{FORMAT_VERSION}: prepare the data again, or use the version that wrote it"
         )
     return facts
 
@@ -364,7 +365,7 @@ def _labels(column: pa.ChunkedArray, class_names: list[str] | None, path: str) -
     wrong = np.flatnonzero((labels < 0) | (labels > highest))
     if len(wrong):
         allowed = "at least 0" if class_names is None else f"0 to {highest}, the named classes"
-        raise DataError(f"'{path}' row {wrong[0]}: label {labels[wrong[0]]}, allowed is {allowed}")
+        raise DataError(f"'{path}' row {wrong[0]}: label {labels[wrong[0]]} (allowed: {allowed})")
     return labels
 
 
@@ -376,14 +377,13 @@ def _split_codes(table: pa.Table, path: str) -> NDArray[np.uint8]:
     if positions.null_count:
         row = pc.index(positions.is_null(), True).as_py()
         raise DataError(
-            f"'{path}' row {row}: split {column[row].as_py()!r}, allowed are "
-            f"{', '.join(SPLIT_NAMES)}"
+            f"'{path}' row {row}: split {column[row].as_py()!r} (allowed: {', '.join(SPLIT_NAMES)})"
         )
     return np.array(list(SPLIT_NAMES.values()), dtype=np.uint8)[positions.to_numpy()]
 
 
 def _image_hash(metadata: pq.FileMetaData) -> str:
-    """Return the hash of a shard's images, or of all that a foreign footer tells of them."""
+    """Return the hash of a shard's images, or of the image metadata in another file's footer."""
     footer = metadata.metadata or {}
     if DIGEST_KEY in footer:
         return footer[DIGEST_KEY].decode()
@@ -399,13 +399,13 @@ def _image_hash(metadata: pq.FileMetaData) -> str:
 
 
 def _check_complete(parts: list[_Part], path: str) -> None:
-    """Refuse a folder whose shards do not have the number of images stated in the last one."""
+    """Raise DataError if the shards do not have the number of images stated in the last one."""
     rows = sum(len(part.labels) for part in parts)
     totals = [part.total for part in parts if part.total is not None]
     if any(part.is_shard for part in parts) and totals != [rows]:
-        wanted = " + ".join(map(str, totals)) or "an unknown number (the last shard is missing)"
+        expected = " + ".join(map(str, totals)) or "an unknown number (the last shard is missing)"
         raise DataError(
-            f"'{path}' is incomplete: its shards hold {rows} images and should hold {wanted}; "
+            f"'{path}' is incomplete: its shards contain {rows} images instead of {expected}; "
             "copy or prepare it again"
         )
 

@@ -1,6 +1,6 @@
-"""Images that are only looked at: single files, folders and Parquet sets, in pieces to be read.
+"""Images to predict on: single files, folders and Parquet sets, read in pieces.
 
-Labels are not needed. Nothing is held but names, so that a set may be of any size.
+Labels are not needed. Only names are kept in memory, so a set may have any size.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from raygkd.data.parquet import resolve
 from raygkd.data.sources import IMAGE_SUFFIXES
 from raygkd.errors import DataError
 
-# image files that are read as one piece, and rows of a Parquet file that are in memory at a time
+# image files per piece, and rows of a Parquet file in memory at a time
 PIECE = 64
 _PARQUET = ".parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Neighbouring images: files, or a row group of a Parquet file.
+    """Consecutive images: files, or a row group of a Parquet file.
 
     Attributes:
-        given: path or URI of the file or folder that they are of.
+        source: path or URI of the file or folder that contains them.
         files: paths inside its file system.
-        names: of the files, as the user would write them.
-        row_group: of the only file, a Parquet file; None for image files.
-        first_row: number of its first row in the file.
-        images: how many there are.
+        names: names of the files, as the user would write them.
+        row_group: row group of a single Parquet file; None for image files.
+        first_row: number of the row group's first row in the file.
+        images: number of images.
     """
 
-    given: str
+    source: str
     files: tuple[str, ...]
     names: tuple[str, ...]
     row_group: int | None
@@ -45,13 +45,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image that is not decoded yet.
+    """An encoded image.
 
     Attributes:
-        name: of its file.
-        row: in the file, from 0; None for an image file.
-        content: the encoded image; empty where it cannot be read.
-        problem: why it cannot be read; empty where it can.
+        name: name of its file.
+        row: row in the file, from 0; None for an image file.
+        content: the encoded image; empty if it cannot be read.
+        problem: why it cannot be read; empty if it can.
     """
 
     name: str
@@ -61,25 +61,25 @@ class Encoded:
 
 
 def find_pictures(paths: Sequence[str]) -> list[Piece]:
-    """Return the images of files, folders and Parquet sets in order, those of a folder by name.
+    """Return the images of files, folders and Parquet sets, in order; folders are sorted by name.
 
-    A folder is searched with all folders in it for the suffixes of images; one that holds Parquet
-    files is a set of them.
+    A folder is searched recursively for files with the suffixes of images. If it contains Parquet
+    files, only these are used.
 
     Args:
-        paths: local, or ``s3://`` or ``gs://``.
+        paths: local paths, or ``s3://`` or ``gs://`` URLs.
 
     Raises:
-        DataError: there is no such file or folder, a folder without images, or a Parquet file
-            without a column of images.
-        ConfigError: a URL that cannot be used.
+        DataError: a path does not exist, a folder has no images, or a Parquet file has no image
+            column.
+        ConfigError: a URL is invalid.
     """
     return [piece for path in paths for piece in _pieces(path)]
 
 
 def read_piece(piece: Piece) -> Iterator[Encoded]:
-    """Yield the images of a piece, in order; one that cannot be read has a problem."""
-    filesystem, _ = resolve(piece.given)
+    """Yield the images of a piece, in order; ``problem`` is set for those that cannot be read."""
+    filesystem, _ = resolve(piece.source)
     if piece.row_group is not None:
         yield from _read_rows(filesystem, piece)
         return
@@ -107,8 +107,8 @@ def _read_rows(filesystem: pyarrow.fs.FileSystem, piece: Piece) -> Iterator[Enco
                     yield Encoded(name, row, content or b"")
                     row += 1
     except (OSError, pa.ArrowException) as error:
-        for lost in range(row, piece.first_row + piece.images):
-            yield Encoded(name, lost, b"", _one_line(error))
+        for unread in range(row, piece.first_row + piece.images):
+            yield Encoded(name, unread, b"", _one_line(error))
 
 
 def _pieces(path: str) -> Iterator[Piece]:
@@ -116,17 +116,17 @@ def _pieces(path: str) -> Iterator[Piece]:
     try:
         info = filesystem.get_file_info(inner)
         if info.type == pyarrow.fs.FileType.File:
-            found = [info]
+            infos = [info]
         else:
             selector = pyarrow.fs.FileSelector(inner, recursive=True, allow_not_found=True)
-            found = filesystem.get_file_info(selector)
+            infos = filesystem.get_file_info(selector)
     except OSError as error:
         raise DataError(f"PATH {path}: cannot be read: {_one_line(error)}") from error
-    if info.type == pyarrow.fs.FileType.NotFound and not found:
-        raise DataError(f"PATH {path}: there is no such file or folder")
+    if info.type == pyarrow.fs.FileType.NotFound and not infos:
+        raise DataError(f"PATH {path}: no such file or folder")
     names = {
         file.path: path.rstrip("/") + file.path[len(inner) :]
-        for file in sorted(found, key=lambda file: file.path)
+        for file in sorted(infos, key=lambda file: file.path)
         if file.type == pyarrow.fs.FileType.File and not _is_hidden(file.path[len(inner) :])
     }
     tables = [file for file in names if file.endswith(_PARQUET)]
@@ -142,7 +142,7 @@ def _pieces(path: str) -> Iterator[Piece]:
     for begin in range(0, len(images), PIECE):
         files = tuple(images[begin : begin + PIECE])
         yield Piece(
-            given=path,
+            source=path,
             files=files,
             names=tuple(names[file] for file in files),
             row_group=None,
@@ -152,7 +152,7 @@ def _pieces(path: str) -> Iterator[Piece]:
 
 
 def _row_groups(
-    filesystem: pyarrow.fs.FileSystem, given: str, path: str, name: str
+    filesystem: pyarrow.fs.FileSystem, source: str, path: str, name: str
 ) -> Iterator[Piece]:
     try:
         with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
@@ -171,7 +171,7 @@ def _row_groups(
     first_row = 0
     for number, count in enumerate(counts):
         yield Piece(
-            given=given,
+            source=source,
             files=(path,),
             names=(name,),
             row_group=number,

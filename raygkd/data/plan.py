@@ -1,8 +1,8 @@
-"""Which rows each rank reads in each epoch, in which order: pure functions of seeds and numbers.
+"""The rows that each rank reads in each epoch, and their order: pure functions of seeds and sizes.
 
-A *unit* is a run of neighbouring rows that storage reads together (a Parquet row group); a
-*window* is what is read, decoded and held at a time. Every machine that gets the same arguments
-makes the same plan, so ranks need not talk to each other.
+A *unit* is a range of rows that storage reads together (a Parquet row group); a *window* is the set
+of rows that is read, decoded and in memory at a time. The same arguments give the same plan on
+every machine, so ranks need not communicate.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def epoch_windows(
 ) -> list[Rows]:
     """Return the windows that one rank reads in one epoch, each in the order it trains on them.
 
-    Units, and the rows inside each, are shuffled by (seed, epoch) and laid end to end; the line is
-    cut into ``world_size`` equal parts of whole batches, a part into windows, and each window is
-    shuffled by (seed, epoch, rank, window). Rows that do not fill a batch on every rank are left
-    out; which ones differs from epoch to epoch.
+    Units, and the rows inside each, are shuffled by (seed, epoch) and concatenated. The result is
+    split into ``world_size`` equal parts of whole batches, each part into windows, and each window
+    is shuffled by (seed, epoch, rank, window). Rows that do not fill a batch on every rank are
+    dropped; they differ from epoch to epoch.
 
     Args:
         rows: training rows of all ranks (rows,).
@@ -80,7 +80,7 @@ def epoch_windows(
 def shuffled(rows: Rows, unit_starts: Rows, *, seed: int, epoch: int = 0) -> Rows:
     """Return ``rows`` with units in random order and random order inside each unit.
 
-    A prefix of the result is a random sample that few units hold, hence cheap to read.
+    A prefix of the result is a random sample from few units, and thus cheap to read.
     """
     rng = generator(seed, epoch)
     place_of_unit = rng.permutation(len(unit_starts))
@@ -90,9 +90,9 @@ def shuffled(rows: Rows, unit_starts: Rows, *, seed: int, epoch: int = 0) -> Row
 
 
 def evaluation_rows(rows: Rows, rank: int, world_size: int) -> Rows:
-    """Return a rank's neighbouring part of ``rows``; the ranks hold every row exactly once.
+    """Return a rank's consecutive part of ``rows``; the parts contain every row exactly once.
 
-    The parts' lengths differ by at most one.
+    Their lengths differ by at most one.
     """
     return np.array_split(rows, world_size)[rank]
 

@@ -57,26 +57,26 @@ def prepare(
 ) -> dict[str, Any]:
     """Write a data set as shards, its rows shuffled within each split by a fixed seed.
 
-    Every image is decoded once to check it. A local destination appears when it is complete and
-    not before. An object store cannot rename a folder: an interrupted write there leaves
-    shards without a last one, which ``open_table`` refuses. What the source leaves out for faulty
-    annotations is logged as warnings.
+    Every image is decoded once to check it. A local destination is created only when it is
+    complete. An object store cannot rename a folder: an interrupted write leaves shards without the
+    last one, which ``open_table`` rejects. Faulty annotations that the source drops are logged as
+    warnings.
 
     Args:
-        source: what to write.
+        source: the data set.
         destination: a folder that does not exist or is empty: a path, ``s3://`` or ``gs://``.
-        skip_bad: leave out broken images instead of stopping.
-        shard_bytes: a shard is closed when its images have this many bytes.
-        progress: called with the number of images done and of all images.
+        skip_bad: skip unreadable images instead of stopping.
+        shard_bytes: size of its images at which a shard is closed.
+        progress: called with the number of processed images and the total.
 
     Returns:
         "path", "dataset", "classes" (their number), "images" (written), "splits" (name -> images),
-        "bad" (images left out), "bad_examples" (the first few, with reasons), "shards", "bytes"
+        "bad" (images skipped), "bad_examples" (the first few, with reasons), "shards", "bytes"
         (of the encoded images); for detection also "boxes" (written) and "warnings" (the source's).
 
     Raises:
-        DataError: a broken image without ``skip_bad`` (names its path), no good image, or a
-            destination that is not empty or cannot be written.
+        DataError: an image is unreadable and ``skip_bad`` is off (names its path), all images are
+            unreadable, or the destination is not empty or cannot be written.
     """
     for warning in source.warnings:
         _log.warning(warning)
@@ -117,7 +117,7 @@ def _writing(destination: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # what pyarrow calls the reason spans several sentences
+        # pyarrow's own message spans several sentences
         reason = os.strerror(error.errno) if error.errno else error
         raise DataError(
             f"cannot write to '{destination}': {reason}; give another folder"
@@ -137,7 +137,7 @@ def _refuse_existing(filesystem: pyarrow.fs.FileSystem, target: str, destination
 def _write_images(
     source: Source, writer: _ShardWriter, *, skip_bad: bool, progress: Progress | None
 ) -> tuple[Counter[str], list[str]]:
-    """Write all good images; return how many there are of each split, and the bad ones."""
+    """Write all readable images; return the count of each split, and the unreadable images."""
     if not source.samples:
         raise DataError(f"{source.name} has no images")
     counts: Counter[str] = Counter()
@@ -153,20 +153,20 @@ def _write_images(
         if progress is not None:
             progress(done, len(source.samples))
     if not counts:
-        raise DataError(f"all {len(bad)} images of {source.name} are broken, {bad[0]} for one")
+        raise DataError(f"all {len(bad)} images of {source.name} are unreadable, such as {bad[0]}")
     writer.finish()
     return counts, bad
 
 
 def _ordered(samples: Sequence[Sample]) -> Iterator[Sample]:
-    """Yield split after split, each shuffled, so that neighbours are of mixed classes."""
+    """Yield the samples split by split, shuffled so that consecutive images have mixed classes."""
     order = generator(ORDER_SEED).permutation(len(samples))
     for split in SPLITS:
         yield from (samples[index] for index in order if samples[index].split == split)
 
 
 def _checked(samples: Iterable[Sample]) -> Iterator[tuple[Sample, bytes, str]]:
-    """Yield each sample with its bytes and what is wrong with it (or ""), decoding in threads."""
+    """Yield each sample with its bytes and its problem (or ""), decoding in threads."""
     iterator = iter(samples)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while chunk := list(itertools.islice(iterator, CHECKED_AT_ONCE)):
@@ -185,9 +185,9 @@ def _check(sample: Sample) -> tuple[Sample, bytes, str]:
 
 
 class _ShardWriter:
-    """Gathers images into row groups and row groups into shards, in a bounded piece of memory.
+    """Collects images into row groups and row groups into shards, in bounded memory.
 
-    A row group ends at ``ROW_GROUP_ROWS`` rows, ``ROW_GROUP_BYTES`` bytes or another split.
+    A row group ends at ``ROW_GROUP_ROWS`` rows, ``ROW_GROUP_BYTES`` bytes or a new split.
     """
 
     def __init__(
@@ -212,12 +212,12 @@ class _ShardWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # an open upload would end after the folder is removed
+        # an open upload would finish after the folder is removed
         if self._shard is not None:
             self._close_shard({})
 
     def add(self, sample: Sample, image: bytes) -> None:
-        """Take one image."""
+        """Add one image."""
         if self._group and (
             len(self._group) == ROW_GROUP_ROWS
             or self._bytes_in_group + len(image) > ROW_GROUP_BYTES
@@ -256,7 +256,7 @@ class _ShardWriter:
         self.shards += 1
         self._digest = hashlib.sha256()
         self._bytes_in_shard = 0
-        # images are compressed already, and their statistics would be whole images
+        # images are already compressed, and their statistics would contain whole images
         return pq.ParquetWriter(
             path,
             self._schema,

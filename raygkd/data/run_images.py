@@ -1,4 +1,4 @@
-"""Configuration -> images: prepared shards, splits, transforms, and what models must know."""
+"""The images of a configuration: prepared shards, splits, transforms, and their spec."""
 
 from __future__ import annotations
 
@@ -21,38 +21,44 @@ from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import ConfigError, DataError, near
+from raygkd.metrics.ranking import check_score
 from raygkd.registry import DATASETS
 from raygkd.storage.atomic_files import Place, is_remote, remove_folder, write_text
 
 Progress = Callable[[int, int], None]
 
-# images that are looked at to learn sizes, and pixel statistics
+# number of images from which sizes and pixel statistics are estimated
 SIZE_SAMPLE = 256
 STATISTICS_SAMPLE = 2048
 DEFAULT_SIZE = 224
-# beside shards in an object store when all of them are there
+# largest class / smallest class from which on imbalance is reported, and the scores that weigh all
+# classes equally
+IMBALANCE = 10
+BALANCED = ("balanced-accuracy", "macro-f1")
+# file that marks complete shards in an object store
 COMPLETE = "_SUCCESS"
-# of a detector's canvas, a multiple of the coarsest stride of most pyramids
+# largest default side of a detector's canvas; a multiple of the coarsest stride of most pyramids
 LARGEST_CANVAS = 640
 STRIDE = 32
-# decoded bytes of a window: below Ray Data's block size, so that a window stays one block
+# decoded size of a window, below Ray Data's block size, so that a window is one block
 WINDOW_BYTES = 64 << 20
 MAX_WINDOW_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
-    """Everything that is known of a run's images; no pixel is held.
+    """The images of a run, without their pixels.
 
     Attributes:
-        table: where they lie.
+        table: table of the images.
         rows: split -> row numbers.
         spec: classes, model input size, pixel statistics.
         augment: kind of the training transform.
-        skip_bad: skip and count broken images.
-        window_rows: rows that are decoded at a time.
-        decoded_bytes: of all rows, as estimated from a sample.
-        identity: 16 digits that stand for images, splits and input size.
+        skip_bad: whether to skip and count unreadable images.
+        window_rows: number of rows decoded at a time.
+        decoded_bytes: decoded size of all rows, estimated from a sample.
+        identity: hash of images, splits and input size, 16 digits.
+        evaluates: training images are transformed as for evaluation.
     """
 
     table: ImageTable
@@ -63,6 +69,7 @@ class Images:
     window_rows: int
     decoded_bytes: int
     identity: str
+    evaluates: bool = False
 
     @property
     def repeats(self) -> bool:
@@ -70,8 +77,9 @@ class Images:
         return self.augment == "none"
 
     def transform(self, split: str) -> Sampler:
-        """Return what brings an image of a split to the size that the models are given."""
-        return _transform(self.table, self.augment, self.spec.view[0], train=split == "train")
+        """Return the transform of the images of a split, to the size that both models get."""
+        train = split == "train" and not self.evaluates
+        return _transform(self.table, self.augment, self.spec.view[0], train=train)
 
 
 def open_images(
@@ -82,19 +90,19 @@ def open_images(
     progress: Progress | None = None,
     default_side: int = DEFAULT_SIZE,
 ) -> Images:
-    """Open a run's images; data sets that are no shards are prepared first, once.
+    """Open a run's images; data sets that are not shards are prepared first, once.
 
     Args:
-        data: which images.
-        seed: of the validation cut.
-        output: folder that prepared shards are kept in.
-        progress: is called with the images prepared and their number.
-        default_side: of the student's input in pixels, where neither the settings nor the images
-            say.
+        data: settings of the data set.
+        seed: seed of the splits.
+        output: folder for prepared shards.
+        progress: called with the number of prepared images and the total.
+        default_side: side of the student's input in pixels, if neither the settings nor the images
+            determine it.
 
     Raises:
-        DataError: what is wrong with the files.
-        ConfigError: an unknown data set, or fractions and limits that cannot be had.
+        DataError: files are missing or invalid.
+        ConfigError: the data set is unknown, or fractions or limits are out of range.
     """
     table = open_table(shards(data, output, progress))
     splits = split_rows(
@@ -156,7 +164,7 @@ def _is_uniform(sizes: NDArray[np.int64]) -> bool:
 
 
 def _default_side(table: ImageTable, sizes: NDArray[np.int64], otherwise: int) -> int:
-    """Return the side of the model input: the images' own where one side suits them all."""
+    """Return the default side of the model input, which is the images' own if they agree."""
     if table.boxes is not None:
         longest = int(np.ceil(sizes.max() / STRIDE)) * STRIDE
         return min(longest, LARGEST_CANVAS)
@@ -164,9 +172,9 @@ def _default_side(table: ImageTable, sizes: NDArray[np.int64], otherwise: int) -
 
 
 def _default_augment(table: ImageTable, sizes: NDArray[np.int64]) -> str:
-    suited = dataset_class(table.dataset).augment
-    if suited is not None:
-        return suited
+    augment = dataset_class(table.dataset).augment
+    if augment is not None:
+        return augment
     return default_augment(_is_uniform(sizes)) if table.boxes is None else "jitter-flip"
 
 
@@ -178,21 +186,37 @@ def _transform(table: ImageTable, augment: str, side: int, *, train: bool) -> Sa
 
 
 def _score(table: ImageTable, wanted: str) -> str:
-    """Return what models are ranked by."""
-    if table.boxes is None:
-        return "accuracy"
-    if wanted == "auto":
-        return dataset_class(table.dataset).score
-    return wanted
+    """Return the metric by which models are ranked; see ``check_score`` for errors."""
+    check_score(wanted, table.task)
+    if wanted != "auto":
+        return wanted
+    return "accuracy" if table.boxes is None else dataset_class(table.dataset).score
+
+
+def imbalance(images: Images) -> str | None:
+    """Return a note if a class has far more training images than another; else None."""
+    if images.spec.task != "classification" or images.spec.score in BALANCED:
+        return None
+    labels = images.table.labels[images.rows["train"]]
+    counts = np.bincount(labels, minlength=len(images.spec.class_names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] <= IMBALANCE * counts[least]:
+        return None
+    names = images.spec.class_names
+    return (
+        f"classes are imbalanced: {names[most]} has {counts[most]:,} training images and "
+        f"{names[least]} {counts[least]:,}; accuracy hardly counts small classes, and --score "
+        "balanced-accuracy counts all alike"
+    )
 
 
 def shards(data: DataConfig, output: Place, progress: Progress | None = None) -> str:
-    """Return the path of a data set's Parquet shards, preparing them in ``output`` if need be."""
-    known = [*DATASETS.names(), "parquet"]
-    if data.dataset not in known:
+    """Return the path of a data set's Parquet shards, preparing them in ``output`` if needed."""
+    names = [*DATASETS.names(), "parquet"]
+    if data.dataset not in names:
         raise ConfigError(
-            f"--dataset {data.dataset!r}: unknown{near(data.dataset, known)} "
-            f"(known: {', '.join(known)})"
+            f"--dataset {data.dataset!r}: unknown{near(data.dataset, names)} "
+            f"(known: {', '.join(names)})"
         )
     if data.dataset == "parquet":
         if data.data_dir is None:
@@ -208,7 +232,7 @@ def shards(data: DataConfig, output: Place, progress: Progress | None = None) ->
         own=owned_by(data.dataset, data.own),
     )
     folder = output / "data" / f"{data.dataset}-{_source_identity(source, data.skip_bad)}"
-    # a local folder appears when it is complete; in an object store its shards do, one by one
+    # a local folder is created when complete; in an object store, shards appear one by one
     complete = folder / COMPLETE if is_remote(folder) else folder
     if not complete.exists():
         remove_folder(folder)
@@ -219,22 +243,22 @@ def shards(data: DataConfig, output: Place, progress: Progress | None = None) ->
 
 
 def _source_identity(source: Source, skip_bad: bool) -> str:
-    """Return a hash that changes when a file is added, removed, or written again."""
+    """Return a hash that changes when a file is added, removed or rewritten."""
     facts = []
     for sample in source.samples:
         stat = os.stat(sample.origin) if os.path.exists(sample.origin) else None
-        place = [stat.st_size, stat.st_mtime_ns] if stat else []
-        known = [] if sample.boxes is None else vars(sample.boxes).values()
-        objects = [part.tolist() for part in known]
-        facts.append([sample.origin, sample.label, sample.split, *objects, *place])
+        file_facts = [stat.st_size, stat.st_mtime_ns] if stat else []
+        columns = [] if sample.boxes is None else vars(sample.boxes).values()
+        objects = [column.tolist() for column in columns]
+        facts.append([sample.origin, sample.label, sample.split, *objects, *file_facts])
     return fingerprint([list(source.class_names), skip_bad, facts])
 
 
 def _sizes(table: ImageTable, rows: NDArray[np.int64], *, skip_bad: bool) -> NDArray[np.int64]:
-    """Return height and width of some training images, which few row groups hold (images, 2)."""
+    """Return height and width of a sample of training images from few row groups (images, 2)."""
     sample = shuffled(rows, table.units.first, seed=0)[:SIZE_SAMPLE]
     decoded = decode_rows(table, sample, skip_bad=skip_bad)
     sizes = [image_CHW.shape[1:] for image_CHW in decoded if image_CHW is not None]
     if not sizes:
-        raise DataError(f"none of {len(sample)} sampled images of '{table.path}' can be decoded")
+        raise DataError(f"none of {len(sample)} sampled images in '{table.path}' can be decoded")
     return np.array(sizes)

@@ -1,8 +1,8 @@
-"""Scenes of handwritten digits with boxes: data for detection that needs no download.
+"""Scenes of handwritten digits with boxes: detection data that needs no download.
 
-A scene has 96 to 160 pixels a side and 1 to 8 digits on a noisy background, each enlarged to 12 to
-48 pixels a side, no two of whose boxes overlap by an IoU above 0.3. The digits are those of
-``raygkd.data.sources.load_digits``; no digit is in the scenes of two splits.
+A scene has sides of 96 to 160 pixels and 1 to 8 digits on a noisy background. The digits are
+enlarged to sides of 12 to 48 pixels; their boxes overlap with an IoU of at most 0.3. The digits are
+those of ``raygkd.data.sources.load_digits``; no digit appears in two splits.
 
 Shapes: N digits, M boxes, H height, W width.
 """
@@ -36,7 +36,7 @@ MAX_IOU = 0.3
 VAL_FRACTION = 0.1
 PLACING_TRIES = 20
 PAINTING = 1
-# share of full ink below which there is none, so that a box has a clear edge
+# opacity below which ink is removed, so that a box has clear edges
 FAINTEST_INK = 0.2
 # brightness, of 255
 DARK, BRIGHT = (0, 90), (150, 255)
@@ -70,13 +70,13 @@ class PlacedDigit:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """An image of digits that is not painted yet.
+    """An image of digits that is drawn on request.
 
     Attributes:
-        height: in pixels.
-        width: in pixels.
-        placed: its digits, from the lowest to the topmost.
-        rng_key: of the random numbers that it is painted with.
+        height: height in pixels.
+        width: width in pixels.
+        placed: its digits, from bottom to top.
+        rng_key: key of the random numbers for drawing.
     """
 
     height: int
@@ -95,7 +95,7 @@ class Scene:
         )
 
     def paint(self) -> NDArray[np.uint8]:
-        """Return the grey pixels: uneven dark ground, bright digits, noise over all of it."""
+        """Return the grey pixels: uneven dark background, bright digits, and noise."""
         rng = generator(*self.rng_key)
         coarse = Image.fromarray(rng.normal(size=(4, 4)).astype(np.float32))
         uneven_HW = np.asarray(coarse.resize((self.width, self.height), Image.Resampling.BICUBIC))
@@ -108,12 +108,12 @@ class Scene:
         return np.rint(canvas_HW.clip(0, 255)).astype(np.uint8)
 
     def png(self) -> bytes:
-        """Return the painted scene as a PNG."""
+        """Return the scene as a PNG."""
         return encode_png(self.paint())
 
 
 def make_scenes(split: str, images: int, *, seed: int = 0) -> Iterator[Scene]:
-    """Yield the scenes of a split; the first ones do not depend on how many are requested."""
+    """Yield scenes of a split; a scene does not depend on how many are requested."""
     digits = load_digits()
     chosen = digits_of_split(digits, split)
     for index in range(images):
@@ -125,7 +125,7 @@ def make_scenes(split: str, images: int, *, seed: int = 0) -> Iterator[Scene]:
 
 
 def digits_of_split(digits: Digits, split: str) -> NDArray[np.int64]:
-    """Return the numbers of the digits that a split's scenes are made of."""
+    """Return the indices of the digits in a split's scenes."""
     if split == "test":
         return np.flatnonzero(digits.is_test)
     others = np.flatnonzero(~digits.is_test)
@@ -141,14 +141,14 @@ def place_digits(
     width: int,
     rng: np.random.Generator,
 ) -> list[PlacedDigit]:
-    """Return 1 to 8 digits for a scene; one that finds no free place is left out.
+    """Return 1 to 8 digits for a scene; digits for which no free position is found are omitted.
 
     Args:
-        digits: where they are from.
-        chosen: numbers of the digits that may be taken (N,).
-        height: of the scene in pixels.
-        width: of the scene in pixels.
-        rng: makes the choices.
+        digits: the handwritten digits.
+        chosen: indices of the digits that may be used (N,).
+        height: height of the scene in pixels.
+        width: width of the scene in pixels.
+        rng: random generator.
     """
     placed: list[PlacedDigit] = []
     for _ in range(rng.integers(1, MOST_DIGITS, endpoint=True)):
@@ -166,12 +166,12 @@ def place_digits(
 
 
 def write_scenes(folder: Path, *, images: Mapping[str, int], seed: int = 0) -> None:
-    """Write scenes as a folder in Pascal VOC's layout, which appears when it is complete.
+    """Write scenes to a folder in Pascal VOC's layout, which is created when complete.
 
     Args:
         folder: a folder that does not exist or is empty.
         images: split -> number of scenes.
-        seed: of the scenes.
+        seed: seed of the scenes.
 
     Raises:
         DataError: the folder is not empty or cannot be written.
@@ -205,7 +205,7 @@ def scene_name(split: str, index: int) -> str:
 
 
 def _ink(image_HW: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
-    """Return the ink of a digit, enlarged to a side and cut to where it is."""
+    """Return the ink of a digit, enlarged to a side and cropped to its bounding box."""
     enlarged = Image.fromarray(image_HW).resize((side, side), Image.Resampling.BICUBIC)
     ink_HW = np.asarray(enlarged) / 255
     ink_HW[ink_HW < FAINTEST_INK] = 0
@@ -220,7 +220,7 @@ def _iou(one: PlacedDigit, other: PlacedDigit) -> float:
 
 
 def _voc_tree(name: str, scene: Scene) -> ElementTree.ElementTree:
-    """Return a scene's annotation; VOC counts pixels from 1 and names the last one of a box."""
+    """Return a scene's annotation; VOC counts pixels from 1 and includes a box's last pixel."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = f"{name}.png"
     size = ElementTree.SubElement(root, "size")

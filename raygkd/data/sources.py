@@ -1,6 +1,6 @@
-"""The data sets that can be turned into Parquet shards: their images, labels and splits.
+"""The data sets that can be converted to Parquet shards: their images, labels and splits.
 
-Those with boxes are in ``raygkd.data.detection_sources``.
+Data sets with boxes are in ``raygkd.data.detection_sources``.
 
 Shapes: B images, H height, W width.
 """
@@ -37,15 +37,15 @@ VOC_YEARS = ("2007", "2012")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image that is not read yet, with its label or its boxes.
+    """One image, read on request, with its label or its boxes.
 
     Attributes:
-        label: position in the class names; 0 where there are boxes.
+        label: index into the class names; 0 for detection.
         split: "train", "val" or "test".
-        origin: the file's path, or the data set and its index; shown in errors.
-        read: returns the encoded image (PNG, JPEG...); OSError where the file cannot be read.
-        boxes: its objects, all of them inside the upright image; None for classification.
-        image_id: name or number of an image with boxes in its data set.
+        origin: path of the file, or data set and index; for error messages.
+        read: returns the encoded image (PNG, JPEG...); raises OSError if the file is unreadable.
+        boxes: its objects, all inside the upright image; None for classification.
+        image_id: for detection, name or number of the image in its data set.
     """
 
     label: int
@@ -61,10 +61,10 @@ class Source:
     """A data set.
 
     Attributes:
-        name: as it was asked for.
+        name: name in ``--dataset``.
         class_names: name of each class.
-        samples: its images in any order; all have boxes, or none has.
-        warnings: what was wrong with its annotations and is left out, a line a kind.
+        samples: its images in any order; either all or none have boxes.
+        warnings: faults that were dropped from its annotations, a line per kind.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Source:
 
     @property
     def task(self) -> Literal["classification", "detection"]:
-        """What its images are for."""
+        """The task of its images."""
         boxes = self.samples[0].boxes if self.samples else None
         return "classification" if boxes is None else "detection"
 
@@ -92,17 +92,17 @@ class SourceOptions:
 
 
 class DataSet(ABC):
-    """What ``--dataset`` takes.
+    """A value of ``--dataset``.
 
-    ``@DATASETS.register(name)`` enters a subclass. Options of its own are the fields of a dataclass
-    ``Settings`` in it, each declared by ``option``, and named ``DATASET.OPTION`` in settings.
+    ``@DATASETS.register(name)`` registers a subclass. Its own options are the fields of a nested
+    dataclass ``Settings``, each declared by ``option``; they are called ``DATASET.OPTION``.
 
     Attributes:
-        task: "classification" or "detection"; None if only the images determine it.
-        can_fetch: whether ``open`` fetches its files with ``options.download``.
-        augment: random changes that suit it; None for those that suit its task and sizes.
-        score: what detectors are ranked by, "map" or "map50".
-        recipe: setting -> default of a run on it, where another than for its task.
+        task: "classification" or "detection"; None if it depends on the images.
+        can_fetch: whether ``open`` downloads its files if ``options.download`` is set.
+        augment: default augmentation; None for the default of its task and image sizes.
+        score: metric by which detectors are ranked, "map" or "map50".
+        recipe: setting -> default of a run on it, if different from the task's default.
     """
 
     task: ClassVar[str | None] = None
@@ -117,7 +117,7 @@ class DataSet(ABC):
 
 
 def dataset_class(name: str) -> type[DataSet]:
-    """Return a data set's class; the base for images that are of none that is known."""
+    """Return a data set's class; the base class if the name is not registered."""
     return DATASETS.get(name) if name in DATASETS.names() else DataSet
 
 
@@ -131,23 +131,21 @@ def open_source(
     classes: Sequence[str] | None = None,
     own: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Return a data set whose images are read later, one by one.
+    """Open a data set; its images are read later, one by one.
 
     Args:
         name: one of ``DATASETS``: digits, cifar10, cifar100, imagefolder, and with boxes voc, coco,
             digits-voc.
-        data_dir: folder that holds the files; digits and digits-voc need none.
-        download: fetch the files of cifar10, cifar100 or voc into ``data_dir`` when they are
-            missing.
-        strict: refuse faulty annotations of boxes instead of dropping them.
-        years: of Pascal VOC, to train on; "2007" and "2012".
+        data_dir: folder of the files; digits and digits-voc need none.
+        download: download missing files of cifar10, cifar100 or voc into ``data_dir``.
+        strict: stop at faulty box annotations instead of dropping them.
+        years: years of Pascal VOC to train on; "2007" and "2012".
         classes: names of the classes whose boxes are kept; None for all.
-        own: options of the data set's own that are not the defaults.
+        own: the data set's own options that differ from their defaults.
 
     Raises:
-        ConfigError: an unknown name, year or class, or a folder that is needed and not given.
-        DataError: the folder does not hold what the data set needs, or a faulty annotation in
-            strict mode.
+        ConfigError: the name, a year or a class is unknown, or ``data_dir`` is required.
+        DataError: files are missing in the folder, or an annotation is faulty in strict mode.
     """
     opened: type[DataSet] = DATASETS.get(name)
     settings: Any = own_settings(opened)
@@ -163,37 +161,37 @@ def open_source(
     return source if classes is None else _of_classes(source, classes)
 
 
-def check_classes(dataset: str, known: Sequence[str], wanted: Sequence[str]) -> None:
-    """Refuse classes that a data set does not have, or none at all.
+def check_classes(dataset: str, available: Sequence[str], chosen: Sequence[str]) -> None:
+    """Check the classes that were chosen from a data set.
 
     Raises:
-        ConfigError: such a class, with the near ones.
+        ConfigError: no class was chosen, or the data set does not have one.
     """
-    if not wanted:
+    if not chosen:
         raise ConfigError("--classes: name at least one class")
-    for name in wanted:
-        if name not in known:
+    for name in chosen:
+        if name not in available:
             raise ConfigError(
-                f"--classes {name!r}: no class of {dataset}{near(name, known)} "
-                f"(known: {', '.join(known)})"
+                f"--classes {name!r}: not a class of {dataset}{near(name, available)} "
+                f"(known: {', '.join(available)})"
             )
 
 
 def _of_classes(source: Source, classes: Sequence[str]) -> Source:
-    """Return a data set with the boxes of some classes; the images stay, also those without."""
+    """Return a data set with the boxes of some classes; images without such boxes are kept."""
     if source.task != "detection":
-        raise ConfigError(f"--classes: {source.name} has no boxes to choose from; leave it out")
+        raise ConfigError(f"--classes: {source.name} has no boxes; omit the option")
     check_classes(source.name, source.class_names, classes)
     kept = [name for name in source.class_names if name in classes]
     new_label = np.array(
         [kept.index(name) if name in kept else -1 for name in source.class_names], np.int64
     )
 
-    def cut(boxes: ImageBoxes) -> ImageBoxes:
+    def of_kept(boxes: ImageBoxes) -> ImageBoxes:
         label = new_label[boxes.label]
         return replace(boxes, label=label).keep(label >= 0)
 
-    samples = [replace(s, boxes=cut(s.boxes)) for s in source.samples if s.boxes is not None]
+    samples = [replace(s, boxes=of_kept(s.boxes)) for s in source.samples if s.boxes is not None]
     return replace(source, class_names=tuple(kept), samples=samples)
 
 
@@ -213,7 +211,7 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """Return the digits that scikit-learn brings."""
+    """Return the digits that come with scikit-learn."""
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -231,7 +229,7 @@ def load_digits() -> Digits:
 
 @DATASETS.register("digits")
 class DigitsSet(DataSet):
-    """The digits of ``load_digits``, which must not be mirrored."""
+    """The digits of ``load_digits``; images must not be mirrored."""
 
     task = "classification"
     augment = "crop"
@@ -287,8 +285,8 @@ def _cifar(name: str, loader: Any, options: SourceOptions) -> Source:
             if options.download:
                 raise DataError(f"{name} cannot be downloaded into '{root}': {error}") from error
             raise DataError(
-                f"no complete {loader.base_folder} in '{root}': give the folder that holds it as "
-                "--data-dir, or fetch it with --download"
+                f"no complete {loader.base_folder} in '{root}': set --data-dir to the folder that "
+                "contains it, or add --download"
             ) from error
         samples += (
             _array_sample(image_HWC, label, split, f"{name} {split} {index}")
@@ -299,7 +297,7 @@ def _cifar(name: str, loader: Any, options: SourceOptions) -> Source:
 
 @DATASETS.register("imagefolder")
 class ImageFolder(DataSet):
-    """Any tree of a folder per class."""
+    """A folder of images per class."""
 
     task = "classification"
 
@@ -309,7 +307,7 @@ class ImageFolder(DataSet):
 
 
 def _imagefolder(options: SourceOptions) -> Source:
-    """Any tree of a folder per class, with or without folders train, val and test above them."""
+    """A folder of images per class, optionally inside folders train, val and test."""
     root = existing_folder("imagefolder", options)
     labels: dict[str, int] = {}
     samples: list[Sample] = []
@@ -327,18 +325,18 @@ def _imagefolder(options: SourceOptions) -> Source:
 
 
 def needed_folder(name: str, options: SourceOptions) -> Path:
-    """Return the folder of a data set that needs one; ConfigError where it is not given."""
+    """Return the folder of a data set that needs one; ConfigError if it is not set."""
     if options.data_dir is None:
-        fetched = "; --download fetches them into it" if dataset_class(name).can_fetch else ""
-        raise ConfigError(f"--dataset {name} needs --data-dir, the folder with its files{fetched}")
+        hint = "; --download fetches them into it" if dataset_class(name).can_fetch else ""
+        raise ConfigError(f"--dataset {name} needs --data-dir, the folder with its files{hint}")
     return options.data_dir
 
 
 def existing_folder(name: str, options: SourceOptions) -> Path:
-    """Return a data set's folder; DataError where there is no such folder."""
+    """Return a data set's folder; DataError if it does not exist."""
     root = needed_folder(name, options)
     if not root.is_dir():
-        raise DataError(f"no folder '{root}': give an existing one as --data-dir")
+        raise DataError(f"no folder '{root}': set --data-dir to an existing folder")
     return root
 
 
@@ -360,7 +358,7 @@ def _class_folders(parent: Path) -> list[Path]:
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return split -> folder; "train" -> ``root`` itself where the tree has no split folders."""
-    # a folder "train" without folders in it is a class of that name
+    # a folder "train" without subfolders is a class of that name
     if not (root / "train").is_dir() or not _class_folders(root / "train"):
         return {"train": root}
     found = {}

@@ -1,4 +1,4 @@
-"""What a model must know of the images."""
+"""Properties of the images that a model needs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """What models must know of the images.
+    """Properties of the images that models need.
 
     Attributes:
-        class_names: the classes, in the order of the labels.
+        class_names: names of the classes, in the order of the labels.
         image_size: height and width of the student's input in pixels.
-        mean, std: per channel, of pixels scaled to 0..1.
+        mean, std: statistics per channel, of pixels scaled to 0..1.
         task: "classification" or "detection".
-        score: what models are ranked by: "accuracy", "map" or "map50".
-        augment: kind of the training transform, and with it how an image is brought to the model's
-            size; "auto" where it is not known.
-        teacher_size: height and width of the teacher's input; None for the student's.
-        view_size: height and width of the images that both are given, which each model resizes to
-            its own input; None for the student's.
+        score: metric by which models are ranked: "map", "map50" or a registered metric.
+        augment: kind of the training transform, which also determines how images are resized;
+            "auto" if unknown.
+        teacher_size: height and width of the teacher's input; None if it is the student's.
+        view_size: height and width of the images that both models get and resize to their own
+            input; None if it is the student's.
     """
 
     class_names: tuple[str, ...]

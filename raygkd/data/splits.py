@@ -1,4 +1,4 @@
-"""Which rows train, which validate and which test: cut once from a seed, stratified by class."""
+"""Rows for training, validation and testing: split once by a seed, stratified by class."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ def split_rows(
         seed: of the cuts and of the choice that ``limit_train`` makes.
 
     Raises:
-        ConfigError: fractions or a limit that cannot be had.
-        DataError: a class that is left without a training row, or an empty validation split.
+        ConfigError: fractions or a limit are out of range.
+        DataError: a class has no training row, or the validation split is empty.
     """
     rows = [np.flatnonzero(table_splits == split) for split in range(len(SPLITS))]
-    given = rows[TRAIN]
+    train = rows[TRAIN]
     _check_fractions(val_fraction, test_fraction, has_val=len(rows[VAL]) > 0)
     for split, fraction in ((TEST, test_fraction), (VAL, val_fraction)):
         if len(rows[split]) == 0:
-            count = round(fraction * len(given))
+            count = round(fraction * len(train))
             rows[split] = choose(
                 rows[TRAIN], table_labels, count, rng=generator(seed, split), spare=1
             )
             rows[TRAIN] = np.setdiff1d(rows[TRAIN], rows[split], assume_unique=True)
     if len(rows[VAL]) == 0:
         raise DataError(
-            f"no image is left for validation: {len(given)} training images in "
+            f"no image is left for validation: {len(train)} training images in "
             f"{len(np.unique(table_labels))} classes are too few for --val-fraction {val_fraction}"
         )
     if limit_train is not None:
@@ -125,9 +125,7 @@ def _shares(sizes: Rows, count: int, *, least: Rows, most: Rows) -> Rows:
 def _limit(train: Rows, labels: NDArray[np.integer], limit: int, seed: int) -> Rows:
     classes = len(np.unique(labels[train]))
     if limit < classes:
-        raise ConfigError(
-            f"--limit-train {limit}: must be at least {classes}, an image for each class"
-        )
+        raise ConfigError(f"--limit-train {limit}: must be at least {classes}, one image per class")
     return choose(train, labels, limit, rng=generator(seed, TRAIN), floor=1)
 
 
@@ -151,6 +149,6 @@ def _check_classes(labels: NDArray[np.integer], train: Rows) -> None:
     if len(untrained):
         label = int(untrained[0])
         raise DataError(
-            f"class {label} has {int(np.sum(labels == label))} images and none of them to train "
-            "on: every class needs a training image; add some or leave the class out"
+            f"class {label} has {int(np.sum(labels == label))} images but none for training: every "
+            "class needs a training image; add some or omit the class"
         )

@@ -1,4 +1,4 @@
-"""From encoded bytes to pixels of one size, with random changes that depend on the row alone.
+"""Decoding and resizing of images, with augmentation that depends on the row alone.
 
 Shapes: C channels (3: red, green, blue), H height, W width, S side of the square model input.
 """
@@ -29,7 +29,7 @@ CROP_TRIES = 10
 EVAL_ENLARGEMENT = 256 / 224
 
 # Three times as fast as Pillow for small images. torchvision 0.29 deprecates it and a later
-# release removes it; Pillow reads everything that it reads, with equal pixels.
+# release removes it; Pillow reads the same formats and gives the same pixels.
 _torch_decode = getattr(torchvision.io, "decode_image", None)
 _TORCH_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
@@ -37,11 +37,12 @@ _TORCH_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 def decode(encoded: bytes) -> Tensor:
     """Return the pixels of an encoded image as uint8 (3, H, W), upright.
 
-    Any format that Pillow reads; grey, palette, CMYK and 16-bit images become 8-bit RGB, opacity is
-    dropped, an animation gives its first frame, and the EXIF orientation is applied.
+    All formats that Pillow reads are supported. Greyscale, palette, CMYK and 16-bit images become
+    8-bit RGB, transparency is dropped, an animation gives its first frame, and the EXIF orientation
+    is applied.
 
     Raises:
-        ValueError: the bytes are not a whole image.
+        ValueError: the bytes are not a complete image.
     """
     if _torch_decode is not None and encoded.startswith(_TORCH_SIGNATURES):
         data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
@@ -49,7 +50,7 @@ def decode(encoded: bytes) -> Tensor:
             image_CHW = _torch_decode(data, mode="RGB", apply_exif_orientation=True)
         except RuntimeError:
             return _pillow_decode(encoded)
-        # 16-bit PNG keeps its depth
+        # a 16-bit PNG keeps its depth
         return image_CHW if image_CHW.dtype == torch.uint8 else (image_CHW.int() // 257).byte()
     return _pillow_decode(encoded)
 
@@ -61,9 +62,9 @@ def _pillow_decode(encoded: bytes) -> Tensor:
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    # broken bytes make Pillow's readers raise nearly anything
+    # Pillow's readers raise almost any type of exception for corrupt files
     except Exception as error:
-        raise ValueError(f"not a whole image ({_reason(encoded, error)})") from error
+        raise ValueError(f"not a complete image ({_reason(encoded, error)})") from error
 
 
 def _reason(encoded: bytes, error: Exception) -> str:
@@ -76,15 +77,15 @@ def _reason(encoded: bytes, error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Transform:
-    """Brings an image to the model's size; when training, changes it at random.
+    """Resizes an image to the model's input and, in training, augments it.
 
-    Built by ``build_transform``. It holds no state: the result depends on the image and on (seed,
-    epoch, row) alone, whatever process or order, and torch's own generator is not touched.
+    Built by ``build_transform``. It has no state: the result depends on the image and on (seed,
+    epoch, row) alone, not on the process or the order, and does not use torch's generator.
 
     Attributes:
         kind: one of ``KINDS``.
         image_size: side of the result in pixels.
-        train: with random changes; without, the result depends on the image alone.
+        train: whether to augment; if not, the result depends on the image alone.
     """
 
     kind: str
@@ -94,8 +95,8 @@ class Transform:
     def __call__(self, image_CHW: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
         """Return uint8 (3, S, S) for uint8 (3, H, W)."""
         if not self.train:
-            evaluated = _centre_crop if self.kind == "resized-crop" else _fit
-            return evaluated(image_CHW, self.image_size)
+            resize = _centre_crop if self.kind == "resized-crop" else _fit
+            return resize(image_CHW, self.image_size)
         draw = row_random(seed, epoch, row)
         if self.kind == "resized-crop":
             return _flip(_resized_crop(image_CHW, self.image_size, draw), draw)
@@ -120,26 +121,27 @@ class Transform:
 def build_transform(kind: str, image_size: int, *, train: bool) -> Transform:
     """Return the transform of one kind.
 
-    - "none": a resize to the square, where needed; also what "crop" and "crop-flip" evaluate with.
-    - "crop": a random shift by up to an eighth of the side, edges filled with black.
+    - "none": resize to the square if needed; "crop" and "crop-flip" do the same in evaluation.
+    - "crop": random shift by up to an eighth of the side; edges are filled with black.
     - "crop-flip": "crop", then mirrored half of the time: the usual recipe for CIFAR.
-    - "resized-crop": a random area (8-100%) and shape (3:4-4:3) resized to the square, then
-      mirrored half of the time (arXiv 1409.4842); evaluated on the centre, of 7/8 of the side.
+    - "resized-crop": a crop of random area (8-100%) and aspect ratio (3:4-4:3), resized to the
+      square and mirrored half of the time (arXiv 1409.4842); in evaluation, a centre crop of 7/8 of
+      the side.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: the kind is unknown.
     """
     if kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise ConfigError(f"--augment {kind!r}: must be one of {known}{near(kind, KINDS)}")
+        kinds = ", ".join(KINDS)
+        raise ConfigError(f"--augment {kind!r}: must be one of {kinds}{near(kind, KINDS)}")
     return Transform(kind, image_size, train)
 
 
 def default_augment(uniform_size: bool) -> str:
-    """Return the kind that suits labelled images, such as photographs, which may be mirrored.
+    """Return the default kind for labelled images that may be mirrored, such as photographs.
 
     Args:
-        uniform_size: all images have one size.
+        uniform_size: whether all images have the same size.
     """
     return "crop-flip" if uniform_size else "resized-crop"
 
@@ -170,9 +172,9 @@ def _resized_crop(image_CHW: Tensor, size: int, draw: random.Random) -> Tensor:
     for _ in range(CROP_TRIES):
         area = full_height * full_width * _between(*CROP_AREA, draw)
         ratio = math.exp(_between(*log_ratio, draw))
-        wanted = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
-        if wanted[0] <= full_height and wanted[1] <= full_width:
-            height, width = wanted
+        crop = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
+        if crop[0] <= full_height and crop[1] <= full_width:
+            height, width = crop
             break
     top = _below(full_height - height + 1, draw)
     left = _below(full_width - width + 1, draw)

@@ -1,10 +1,10 @@
-"""Reading, decoding and changing a window of rows: one pure function for every runner.
+"""Reading, decoding and transforming a window of rows: one pure function for every runner.
 
-A Ray task, a plain loop and a cache of decoded images get equal results, because all of them go
-through ``transform_window`` and nothing in it depends on who calls it, or when.
+Ray tasks, a plain loop and a cache of decoded images give the same results, because all of them
+call ``transform_window``, which depends on its arguments alone.
 
 Shapes: N rows of a window, C channels (3), H height, W width, S side of the square model input,
-K most boxes of an image.
+K maximum number of boxes in an image.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Targets = Sequence[ImageBoxes] | NDArray[np.int64]
 
 
 class Sampler(Protocol):
-    """Turns an image and what is known of it into arrays, all of one shape in every sample."""
+    """Converts an image and its label or boxes to arrays of the same shapes for all samples."""
 
     def blank(self) -> Arrays:
-        """Return a sample that stands for no image."""
+        """Return an empty sample, with the shapes of all samples."""
 
     def sample(self, image_CHW: Tensor, target: Any, *, seed: int, epoch: int, row: int) -> Arrays:
         """Return the arrays of an image uint8 (3, H, W) and its label, or its boxes."""
@@ -41,12 +41,12 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A window that is ready for batching.
+    """A transformed window, ready for batching.
 
     Attributes:
         arrays: "image" uint8 (N, 3, S, S), "row" int64 (N,), and for classification "label" int64
             (N,), for detection "boxes" float32 (N, K, 4), "classes" int64 (N, K), "ratio" (N,).
-        bad_rows: rows whose image could not be decoded (int64).
+        bad_rows: rows whose images cannot be decoded, int64.
     """
 
     arrays: Arrays
@@ -66,16 +66,16 @@ def load_window(
     """Read, decode and transform rows, in the order given.
 
     Args:
-        table: where the images lie.
+        table: table of the images.
         rows: row numbers (N,).
-        transform: brings each image to the model's size.
-        seed: of the run.
+        transform: resizes each image to the model's input.
+        seed: seed of the run.
         epoch: number of the epoch.
         skip_bad: skip unreadable images instead of stopping.
-        exact: what becomes of a broken image; see ``transform_window``.
+        exact: how unreadable images are replaced, see ``transform_window``.
 
     Raises:
-        DataError: a broken image without ``skip_bad``, or a window with no good one.
+        DataError: an image is unreadable and ``skip_bad`` is off, or all images are unreadable.
     """
     images = decode_rows(table, rows, skip_bad=skip_bad)
     return transform_window(
@@ -84,17 +84,17 @@ def load_window(
 
 
 def targets_of(table: ImageTable, rows: Rows) -> Targets:
-    """Return what is known of the images of rows: their labels, or their boxes."""
+    """Return the labels or boxes of the images of rows."""
     if table.boxes is None:
         return table.labels[rows]
     return [table.boxes[row] for row in rows]
 
 
 def decode_rows(table: ImageTable, rows: Rows, *, skip_bad: bool) -> Iterator[Tensor | None]:
-    """Yield each row's image as uint8 (3, H, W), one decoded at a time; None for a broken one.
+    """Yield each row's image as uint8 (3, H, W), decoded one by one; None for unreadable images.
 
     Raises:
-        DataError: a broken image without ``skip_bad``; names its file and row.
+        DataError: an image is unreadable and ``skip_bad`` is off; names its file and row.
     """
     for row, encoded in zip(rows, table.read(rows), strict=True):
         try:
@@ -117,23 +117,23 @@ def transform_window(
     epoch: int,
     exact: bool,
 ) -> Window:
-    """Transform decoded images and lay them side by side.
+    """Transform decoded images and stack them.
 
     Args:
-        images: uint8 (3, H, W) for each row, None for a broken one; may be an iterator.
+        images: uint8 (3, H, W) for each row, None if unreadable; may be an iterator.
         rows: row numbers (N,).
-        targets: label or ImageBoxes of each (N,).
-        transform: brings each image to the model's size.
-        seed: of the run.
+        targets: label or ImageBoxes of each row (N,).
+        transform: resizes each image to the model's input.
+        seed: seed of the run.
         epoch: number of the epoch.
-        exact: the window keeps N rows: the next good row after a broken one, from the end on to
-            the start, takes its place (training, where all ranks need as many steps). Otherwise a
-            broken row is left out (evaluation, where no image may count twice).
+        exact: keep N rows: an unreadable row is replaced by the next readable one, wrapping around
+            at the end (training, where all ranks need the same number of steps). Otherwise,
+            unreadable rows are omitted (evaluation, where no image may count twice).
 
     Raises:
-        DataError: ``exact``, and every image is broken.
+        DataError: ``exact`` is set and every image is unreadable.
     """
-    # copies: what a Ray task gets is read-only, and a batch must not be
+    # copies, because arguments of a Ray task are read-only and batches must not be
     arrays: Arrays = {"row": np.array(rows)}
     for name, value in transform.blank().items():
         arrays[name] = np.empty((len(rows), *value.shape), value.dtype)
@@ -146,14 +146,16 @@ def transform_window(
             is_good[index] = True
     bad_rows = rows[~is_good]
     if len(bad_rows):
-        taken = _next_good(is_good) if exact else np.flatnonzero(is_good)
-        arrays = {name: array[taken] for name, array in arrays.items()}
+        kept = _next_good(is_good) if exact else np.flatnonzero(is_good)
+        arrays = {name: array[kept] for name, array in arrays.items()}
     return Window(arrays, bad_rows)
 
 
 def _next_good(is_good: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return, for each place of a window, the place whose image it gets."""
+    """Return the position of the next readable image for each position of a window."""
     good = np.flatnonzero(is_good)
     if len(good) == 0:
-        raise DataError(f"all {len(is_good)} images of a window are broken: nothing to train on")
+        raise DataError(
+            f"all {len(is_good)} images of a window are unreadable: nothing to train on"
+        )
     return good[np.searchsorted(good, np.arange(len(is_good))) % len(good)]

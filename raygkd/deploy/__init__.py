@@ -1,1 +1,1 @@
-"""Models in use: loading them, running them, and writing them in other formats."""
+"""Deployment of models: loading, running and exporting them."""

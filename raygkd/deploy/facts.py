@@ -1,4 +1,4 @@
-"""What a user of a model must know, and what the model predicts.
+"""The properties of a model that its users need, and its predictions.
 
 Shapes: H height, W width, S side of the square input, T predictions of an image, 4 the sides of a
 box (x0, y0, x1, y1) in pixels.
@@ -23,7 +23,7 @@ from raygkd.errors import DataError
 from raygkd.models import ModelFile, is_detector
 from raygkd.storage.atomic_files import Place
 
-# how an image of any size becomes a square: stretched, cut from the middle, or fitted with grey
+# how an image of any size becomes a square: stretched, centre-cropped, or padded with grey
 STRETCH, CENTRE, CANVAS = "stretch", "centre-crop", "canvas"
 # key of all facts in the metadata of an exported file
 METADATA = "raygkd"
@@ -34,14 +34,14 @@ NO_BOXES = ImageBoxes(
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a user of a model must know; it travels in the metadata of exported files.
+    """Properties of a model that its users need, stored in the metadata of exported files.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         task: "classification" or "detection".
-        class_names: in the order of the logits, or of a detector's labels.
+        class_names: names of the classes, in the order of the logits or of a detector's labels.
         image_size: S in pixels.
-        resize: how an image is brought to that, "stretch", "centre-crop" or "canvas".
+        resize: how images are resized to S, "stretch", "centre-crop" or "canvas".
     """
 
     model: str
@@ -51,15 +51,15 @@ class Facts:
     resize: str
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the facts as an exported file holds them."""
+        """Return the facts as metadata of an exported file."""
         return {METADATA: json.dumps({"version": __version__, **asdict(self)})}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], path: Place) -> Facts:
-        """Return the facts that an exported file holds.
+        """Return the facts in the metadata of an exported file.
 
         Raises:
-            DataError: it holds none.
+            DataError: there are none.
         """
         try:
             facts = json.loads(metadata[METADATA])
@@ -71,7 +71,7 @@ class Facts:
         return cls(**{**facts, "class_names": tuple(facts["class_names"])})
 
     def prepare(self, image_CHW: Tensor) -> tuple[NDArray[np.uint8], float]:
-        """Return an image uint8 (3, H, W) as uint8 (3, S, S), and the new pixels of an old one."""
+        """Resize an image uint8 (3, H, W) to uint8 (3, S, S); return it and the scale of boxes."""
         size = self.image_size
         if self.resize == CANVAS:
             sample = build_box_transform("none", size, train=False, most=1).sample(
@@ -85,14 +85,14 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model says of one image.
+    """The predictions of a model for one image.
 
     Attributes:
-        name: of the image's file.
-        row: in a Parquet file, from 0; None for an image file.
-        problem: why it could not be read or decoded; empty where it could.
-        label: positions in the class names, best first, int64 (T,).
-        score: in 0..1, float32 (T,).
+        name: name of the image's file.
+        row: row in a Parquet file, from 0; None for an image file.
+        problem: why the image could not be read or decoded; empty if it could.
+        label: indices into the class names, best first, int64 (T,).
+        score: scores in 0..1, float32 (T,).
         box: sides of the boxes in pixels of the image, float32 (T, 4); None for a classifier.
         content: the encoded image, if requested.
     """
@@ -107,7 +107,7 @@ class Prediction:
 
 
 def facts_of(model_file: ModelFile) -> Facts:
-    """Return what a model file says of its images."""
+    """Return the facts of a model file."""
     data = yaml_mapping(model_file.config, where="the model file's settings").get("data", {})
     detection = is_detector(model_file.name)
     resize = CENTRE if data.get("augment") == "resized-crop" else STRETCH

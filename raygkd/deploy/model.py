@@ -36,20 +36,20 @@ def unpacked(files: Mapping[str, bytes], folder: Path) -> Path:
 
 
 def load_model(path: Place) -> tuple[Facts, Run]:
-    """Return what is known of a model, and the model on this process's device.
+    """Return the facts of a model, and the model on this process's device.
 
     Args:
-        path: of a model file that raygkd wrote, or of an exported file that can be read.
+        path: path of a model file written by raygkd, or of an exported file in a readable format.
 
     Raises:
-        DataError: there is no such file, or it is neither.
+        DataError: the file does not exist or is neither.
         ConfigError: it needs a package that is not installed.
     """
     exported = format_of(path.name)
     if exported is not None and exported.unread:
         readable = " or ".join(readable_suffixes())
         raise DataError(
-            f"{path} {exported.unread}: give the model file that it was exported from, or an "
+            f"{path} {exported.unread}: use the model file from which it was exported, or an "
             f"{readable} file"
         )
     if exported is not None:

@@ -1,4 +1,4 @@
-"""Models in use, as modules whose input is pixels.
+"""Deployed models, as modules whose input is pixels.
 
 Shapes: B batch, H height, W width, S side of the square input, K classes, D most detections of an
 image.
@@ -30,7 +30,7 @@ class Deployed(nn.Module):
         self.register_buffer("std_1C11", torch.tensor(model_file.std).view(1, -1, 1, 1))
 
     def normalised(self, images_BCHW: Tensor) -> Tensor:
-        """Return images as the model was trained on."""
+        """Return images normalised as in training."""
         return (images_BCHW - self.mean_1C11) / self.std_1C11
 
 
@@ -52,9 +52,9 @@ class DeployedDetector(Deployed):
     def forward(self, images_BCSS: Tensor) -> Tensor:
         """Return the detections, on the CPU."""
         packed_BD6 = torch.full((len(images_BCSS), MOST_DETECTIONS, 6), -1.0)
-        for packed_D6, found in zip(packed_BD6, self.model(self.normalised(images_BCSS))):
-            columns = [found["scores"][:, None], found["labels"][:, None].float()]
-            packed_D6[: len(found["scores"])] = torch.cat([found["boxes"], *columns], dim=1)
+        for packed_D6, output in zip(packed_BD6, self.model(self.normalised(images_BCSS))):
+            columns = [output["scores"][:, None], output["labels"][:, None].float()]
+            packed_D6[: len(output["scores"])] = torch.cat([output["boxes"], *columns], dim=1)
         return packed_BD6
 
 
@@ -69,7 +69,7 @@ def student(model_file: ModelFile) -> nn.Module:
 
 
 def on_device(module: nn.Module | torch.fx.GraphModule, device: torch.device) -> Run:
-    """Return a module as what takes images from the CPU and gives its output there."""
+    """Return a function that runs a module on a device, with inputs and outputs on the CPU."""
 
     def run(images_BCSS: Tensor) -> Tensor:
         with torch.inference_mode():

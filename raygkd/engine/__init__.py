@@ -1,4 +1,4 @@
-"""Training: one step, the loop over epochs, and the state it can be resumed from."""
+"""Training: one step, the loop over epochs, and the state from which it can be resumed."""
 
 from raygkd.engine.epoch import evaluate, run_epoch
 from raygkd.engine.loop import Training

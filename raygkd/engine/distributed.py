@@ -13,32 +13,32 @@ T = TypeVar("T")
 
 
 class StopVote:
-    """Whether any rank has been asked to stop, told to all of them after the same step.
+    """Lets all ranks stop after the same step once any rank has been asked to stop.
 
-    With several ranks the answer is that of the step before, so that none waits for the others.
+    With several ranks the answer is one step old, so that no rank waits for the others.
 
     Args:
-        is_asked: whether this rank has been.
+        is_asked_to_stop: whether this rank has been asked to stop.
         device: where the ranks exchange tensors.
     """
 
-    def __init__(self, is_asked: Callable[[], bool], device: torch.device):
-        self._is_asked = is_asked
+    def __init__(self, is_asked_to_stop: Callable[[], bool], device: torch.device):
+        self._is_asked_to_stop = is_asked_to_stop
         self._device = device
         self._pending: tuple[Any, Tensor] | None = None
 
     def __call__(self) -> bool:
-        """Return the answer; every rank must call, equally often."""
+        """Return whether to stop; every rank must call this equally often."""
         if not active():
-            return self._is_asked()
-        known = False
+            return self._is_asked_to_stop()
+        must_stop = False
         if self._pending is not None:
             work, votes = self._pending
             work.wait()
-            known = bool(votes.item())
-        votes = torch.tensor(float(self._is_asked()), device=self._device)
+            must_stop = bool(votes.item())
+        votes = torch.tensor(float(self._is_asked_to_stop()), device=self._device)
         self._pending = dist.all_reduce(votes, async_op=True), votes
-        return known
+        return must_stop
 
 
 def active() -> bool:
@@ -47,7 +47,7 @@ def active() -> bool:
 
 
 def all_sum(values: Tensor) -> Tensor:
-    """Return the sum of a tensor over all ranks (any shape; the argument is changed in place)."""
+    """Return the sum of a tensor of any shape over all ranks; the argument changes in place."""
     if active():
         dist.all_reduce(values)
     return values
@@ -63,7 +63,7 @@ def gather(value: T) -> list[T]:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every rank the buffers of rank 0 (batch statistics), so that all score one model."""
+    """Copy rank 0's buffers (batch statistics) to all ranks, so that all score the same model."""
     if active():
         with torch.no_grad():
             for buffer in model.buffers():

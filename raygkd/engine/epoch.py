@@ -1,4 +1,4 @@
-"""The loop over an epoch. It calls no framework: data, ranks and the reporter are given to it.
+"""The loop over an epoch. It calls no framework: data, ranks and the reporter are arguments.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -22,26 +22,26 @@ from raygkd.errors import Diverged, Stopped
 def run_epoch(
     training: Training, is_asked_to_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float]:
-    """Train one epoch, or what is left of it, and score the validation split; return metrics.
+    """Train one epoch, or the rest of it, score the validation split, and return the metrics.
 
     The metrics are "epoch" (from 1), "train_loss" (the weighted sum), "loss_NAME" for every
-    unweighted term, what the task measures in training ("train_accuracy"), "val_score" and the
-    other measures of the validation split ("val_loss"), "lr" (of the next step), "epoch_seconds",
-    "images_per_second" (training only, all ranks together), "bad_images"; the first epoch has
-    "gradient_NAME" too, what ``check_terms`` returns; where weights are shares of the labels'
-    gradient, "factor_NAME" is what the term is multiplied by. With ``recall`` there is
-    "teacher_cached", the share of the batches that the teacher did not see. The first epoch of this
-    process has "first_step_seconds", from ``begun`` to the end of its first step. They are equal on
-    every rank, but for the times, which each rank measures.
+    unweighted term, the task's training metrics ("train_accuracy"), "val_score" and the other
+    metrics of the validation split ("val_loss"), "lr" (of the next step), "epoch_seconds",
+    "images_per_second" (training only, all ranks together) and "bad_images". The first epoch adds
+    "gradient_NAME", as returned by ``check_terms``. If weights are shares of the labels' gradient,
+    "factor_NAME" is the factor of the term in the total. With ``recall``, "teacher_cached" is the
+    share of batches that skipped the teacher. The first epoch of this process adds
+    "first_step_seconds", from ``begun`` to the end of its first step. All metrics are equal on
+    every rank, except the times, which each rank measures itself.
 
     Args:
         training: the run, which changes in place.
-        is_asked_to_stop: is called after each step.
+        is_asked_to_stop: called after each step.
 
     Raises:
-        Stopped: it was asked to, on one rank or more; ``training.part`` is what is done.
-        Diverged: the loss of this epoch is not finite; on all ranks alike.
-        ConfigError: see ``check_terms``; in the first epoch, on all ranks alike.
+        Stopped: one or more ranks were asked to stop; ``training.part`` holds the partial epoch.
+        Diverged: the loss of this epoch is not finite; raised on all ranks.
+        ConfigError: see ``check_terms``; in the first epoch, raised on all ranks.
     """
     part = training.part = training.part or training.new_part()
     first_step = _train_steps(training, part, StopVote(is_asked_to_stop, training.device))
@@ -61,7 +61,7 @@ def run_epoch(
 
 @torch.no_grad()
 def evaluate(training: Training, split: str) -> dict[str, float]:
-    """Return the numbers that ``Task.score`` does, of the student on a split."""
+    """Return the scalar results of ``Task.score`` for the student on a split."""
 
     def inputs(batch: Mapping[str, Tensor]) -> Tensor:
         return training.normalise(pixels(batch, training.device))
@@ -75,7 +75,7 @@ def evaluate(training: Training, split: str) -> dict[str, float]:
 
 
 def _train_steps(training: Training, part: EpochPart, must_stop: StopVote) -> dict[str, float]:
-    """Train the steps of an epoch that are left; return "first_step_seconds" where it is."""
+    """Train the remaining steps of an epoch; return "first_step_seconds" if measured."""
     first_step: dict[str, float] = {}
     started = time.perf_counter() - part.seconds
     training.objective.train()
@@ -96,7 +96,7 @@ def _train_steps(training: Training, part: EpochPart, must_stop: StopVote) -> di
 
 
 def _measure(training: Training, part: EpochPart, batch: Mapping[str, Tensor]) -> None:
-    """Before the first step check the terms; before the first few, measure their gradients."""
+    """Check the terms before the first step; measure their gradients before the first few."""
     if training.epoch > 0 or part.steps > 0:
         measure_shares(training, batch)
         return
@@ -109,9 +109,9 @@ def _training_metrics(training: Training, part: EpochPart) -> dict[str, float]:
     device = training.device
     bad = torch.tensor(float(training.stream.bad_images), dtype=torch.float64, device=device)
     means = part.losses.compute()
-    broken = [name for name, mean in means.items() if not abs(mean) < float("inf")]
-    if broken:
-        raise Diverged(broken[0], training.epoch + 1)
+    non_finite = [name for name, mean in means.items() if not abs(mean) < float("inf")]
+    if non_finite:
+        raise Diverged(non_finite[0], training.epoch + 1)
     return {
         "train_loss": means.pop("total"),
         **{f"loss_{name}": mean for name, mean in means.items()},
@@ -124,6 +124,6 @@ def _training_metrics(training: Training, part: EpochPart) -> dict[str, float]:
 
 
 def _factors(training: Training) -> dict[str, float]:
-    """Return what shares of the labels' gradient have become."""
+    """Return the factors of the terms whose weights are shares of the labels' gradient."""
     units, factors = training.objective.units, training.objective.factors
     return {f"factor_{name}": factors[name] for name in (units.terms if units else ())}

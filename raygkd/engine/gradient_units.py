@@ -1,7 +1,7 @@
 """Weights of loss terms as shares of the labels' gradient.
 
-A weight of 1 then moves the student as much as its labels do, whatever the pair of networks, the
-layer and the form of the loss.
+With a weight of 1, a term has as large a gradient as the labels, whatever the networks, the layer
+and the form of the loss.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any
 
 # steps whose gradients are averaged before the weights are fixed
 STEPS = 10
-# the norm that stands for the labels' gradient where there are no labels: cross-entropy of a
-# network that has just been initialised has about this one
+# norm used for the labels' gradient if there are no labels: about that of the cross-entropy of a
+# newly initialised network
 WITHOUT_LABELS = 1.0
 
 
 class GradientUnits:
-    """Turns shares of the labels' gradient into factors of the terms.
+    """Converts shares of the labels' gradient into factors of the terms.
 
-    The norms of the terms' gradients in the student's parameters are averaged over the first
-    ``STEPS`` steps, and stay as they are from then on. Until then the factors follow what has been
-    measured so far. Every rank must add the same norms.
+    The norms of the terms' gradients with respect to the student's parameters are averaged over the
+    first ``STEPS`` steps and then fixed. Until then, the factors follow the norms measured so far.
+    Every rank must add the same norms.
 
     Args:
         terms: names of the terms whose weights are shares.
 
-    Source: [ours]; that terms are balanced by the norms of their gradients is GradNorm's, arXiv
-    1711.02257, which goes on changing them.
+    Source: [ours]; GradNorm, arXiv 1711.02257, balances terms by the norms of their gradients, but
+    keeps adjusting them.
     """
 
     def __init__(self, terms: Collection[str]):
@@ -37,24 +37,24 @@ class GradientUnits:
 
     @property
     def is_measuring(self) -> bool:
-        """Whether the norms of the next step are wanted."""
+        """Whether the norms of the next step are needed."""
         return self._steps < STEPS
 
     def add(self, norms: Mapping[str, float]) -> None:
-        """Take the norms of a step: term -> norm of its gradient, "task" among them if it has one.
+        """Add the norms of a step.
 
         Args:
-            norms: of the unweighted terms.
+            norms: unweighted term -> norm of its gradient, including "task" if there is one.
         """
         for name, norm in norms.items():
             self._sums[name] = self._sums.get(name, 0.0) + norm
         self._steps += 1
 
     def factor(self, name: str, weight: float) -> float:
-        """Return what a term is multiplied by for a weight; the weight itself of any other term.
+        """Return the factor of a term in the total; for other terms, the weight itself.
 
         Args:
-            name: of the term.
+            name: name of the term.
             weight: its share of the labels' gradient.
 
         Raises:
@@ -63,14 +63,14 @@ class GradientUnits:
         if name not in self.terms:
             return weight
         if not self._steps:
-            raise RuntimeError("weights are shares of gradients that nobody has measured yet")
-        # a detector's first batches may have no boxes, and so nothing to move it by
+            raise RuntimeError("weights are shares of gradients that have not been measured yet")
+        # a detector's first batches may have no boxes, and hence no gradient
         labels = self._sums.get("task") or self._steps * WITHOUT_LABELS
-        own = self._sums[name]
-        return weight * labels / own if own else weight
+        norm = self._sums[name]
+        return weight * labels / norm if norm else weight
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been measured."""
+        """Return the measurements."""
         return {"sums": dict(self._sums), "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

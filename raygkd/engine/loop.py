@@ -1,4 +1,4 @@
-"""What the loop over epochs works on: the run, as one rank of it has it.
+"""The state of a run on one rank, on which the loop over epochs works.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -31,11 +31,11 @@ class Stream(Protocol):
 
     @property
     def bad_images(self) -> int:
-        """How many different broken images this rank has met so far."""
+        """How many different unreadable images this rank has skipped so far."""
 
     @property
     def boxes(self) -> Boxes | None:
-        """The boxes of every image of the table, where it is for detection."""
+        """The boxes of every image of the table, for detection; otherwise None."""
 
     def train_batches(self, epoch: int) -> Iterator[Mapping[str, Tensor]]:
         """Yield ``steps_per_epoch`` batches: "image" uint8 (B, C, H, W) and the task's targets."""
@@ -44,7 +44,7 @@ class Stream(Protocol):
         """Yield this rank's share of a split; the shares hold every image exactly once."""
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop prefetching."""
 
 
 @dataclass(kw_only=True)
@@ -52,10 +52,10 @@ class EpochPart:
     """The part of an epoch that this rank has trained.
 
     Attributes:
-        meter, losses: of its steps.
-        gradient_norms: what ``check_terms`` found, in the first epoch.
-        steps: how many are done.
-        seconds: that they took.
+        meter, losses: training metrics and mean losses of its steps.
+        gradient_norms: result of ``check_terms``, in the first epoch.
+        steps: number of completed steps.
+        seconds: time they took.
     """
 
     meter: TrainingMeter
@@ -70,19 +70,19 @@ class Training:
     """Everything one rank of a run owns.
 
     Attributes:
-        task: what is learnt.
+        task: classification or detection.
         objective: student, adapters and losses.
-        parallel: the objective, wrapped by DDP where there are several ranks.
+        parallel: the objective, wrapped by DDP if there are several ranks.
         teacher: the frozen model, or None.
-        recall: spares the teacher what is known of it already, or None.
+        recall: returns cached outputs of the teacher where possible, or None.
         stream: the rank's images.
-        normalise, teacher_normalise: pixels in 0..1 to each model's own input.
-        epochs: how many epochs the run has.
-        epoch: how many are done.
-        metrics: of the last epoch that is done.
-        part: what is done of the epoch after it; None between epochs.
-        begun: when this process began to prepare the run, by ``time.perf_counter``; None
-            from its first step on.
+        normalise, teacher_normalise: map pixels in 0..1 to each model's input.
+        epochs: number of epochs of the run.
+        epoch: number of completed epochs.
+        metrics: metrics of the last completed epoch.
+        part: the completed part of the current epoch; None between epochs.
+        begun: when this process began to prepare the run, by ``time.perf_counter``; None once its
+            first step is done.
         amp: dtype of autocast, or None.
     """
 
@@ -111,7 +111,7 @@ class Training:
 
     @property
     def progress(self) -> float:
-        """The share of the run's steps that are done, from 0 to 1."""
+        """The completed share of the run's steps, from 0 to 1."""
         return self.schedule.last_epoch / max(1, self.epochs * self.stream.steps_per_epoch)
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
@@ -123,13 +123,13 @@ class Training:
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
     def new_part(self) -> EpochPart:
-        """Return an epoch of which nothing is done yet."""
-        # the state of the generator is a function of (seed, epoch, rank), whatever ran before
+        """Return the empty part of a new epoch."""
+        # seeds the generator by (seed, epoch, rank), independent of anything that ran before
         torch.manual_seed(hash_seed(self.seed, self.epoch, self.rank))
         return EpochPart(meter=self.task.meter(self.device), losses=RunningMeans(self.device))
 
 
 def hash_seed(seed: int, epoch: int, rank: int) -> int:
-    """Return one seed for (seed, epoch, rank), by torch-independent integer mixing."""
+    """Return one seed for (seed, epoch, rank), by integer mixing that does not depend on torch."""
     value = (seed * 1_000_003 + epoch) * 1_000_003 + rank
     return (value * 0x9E3779B97F4A7C15) % (1 << 63)

@@ -11,10 +11,10 @@ from raygkd.engine.distributed import all_sum
 
 
 class RunningMeans:
-    """Sums named scalars step by step, in float64 and on their device, without waiting for it.
+    """Sums named scalars step by step, in float64 on their device, without synchronising.
 
     Args:
-        device: of the scalars.
+        device: device of the scalars.
     """
 
     def __init__(self, device: torch.device):
@@ -32,12 +32,12 @@ class RunningMeans:
         return {"steps": self._steps, **{f"sum_{name}": s for name, s in self._sums.items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Continue from the result of ``state_dict``."""
         sums = {name: value.to(self._steps.device) for name, value in state.items()}
         self._steps = sums.pop("steps")
         self._sums = {name.removeprefix("sum_"): value for name, value in sums.items()}
 
     def compute(self) -> dict[str, float]:
-        """Return name -> mean, equal on every rank; every rank must call, after a step or more."""
+        """Return name -> mean over steps and ranks; every rank must call, after a step or more."""
         steps, *sums = all_sum(torch.stack([self._steps, *self._sums.values()])).tolist()
         return {name: total / steps for name, total in zip(self._sums, sums, strict=True)}

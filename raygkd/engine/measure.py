@@ -1,7 +1,7 @@
-"""How long work takes beside other work, and how much memory it needs.
+"""Measures how long functions take, relative to each other, and how much memory they need.
 
-Seconds are compared in one process and in turns, so that what else the machine does slows all sides
-alike: a ratio is worth more than the seconds it is made of.
+Functions are timed in turns in one process, so that other load on the machine slows all of them
+equally: ratios are more reliable than the times themselves.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from torch.utils._pytree import tree_leaves
 from raygkd.engine.loop import Training
 
 Function = Callable[[], Any]
-# the second captures CUDA graphs
-CALLS_BEFORE = 2
-# bytes of a MiB
+# the second call captures CUDA graphs
+WARMUP_CALLS = 2
+# bytes in a MiB
 MIB = float(1 << 20)
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of several functions that took turns.
+    """Times of several functions that took turns.
 
     Attributes:
-        seconds: name -> seconds of one call, in each round.
+        seconds: name -> seconds per call in each round.
     """
 
     seconds: Mapping[str, Sequence[float]]
 
     @property
     def medians(self) -> dict[str, float]:
-        """Return name -> median of the seconds of a call."""
+        """Return name -> median of the seconds per call."""
         return {name: statistics.median(rounds) for name, rounds in self.seconds.items()}
 
     def ratios(self, name: str, to: str) -> list[float]:
-        """Return how many times the seconds of ``to`` a call of ``name`` took, in each round."""
+        """Return the time of ``name`` relative to that of ``to``, in each round."""
         return [a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True)]
 
     def ratio(self, name: str, to: str) -> float:
-        """Return the median of ``ratios``: both sides of a round met the same machine."""
+        """Return the median of ``ratios``."""
         return statistics.median(self.ratios(name, to))
 
 
@@ -56,24 +56,25 @@ def interleaved(
     repeats: int,
     *,
     warmup: int = 1,
-    least_seconds: float = 0.0,
+    min_seconds: float = 0.0,
 ) -> Timings:
-    """Time functions in rounds that call each of them, every other round in the opposite order.
+    """Time functions in rounds that call each of them, every other round in reverse order.
 
-    A function is called as often in a round as its ``least_seconds`` need, and counted by the call.
-    Work that it leaves to the current CUDA device is waited for.
+    In a round, a function is called repeatedly for about ``min_seconds``, and the time per call is
+    recorded. Pending work on the current CUDA device is waited for.
 
     Args:
-        functions: name -> what is timed; it may change what it works on, as a training step does.
-        repeats: rounds that count.
-        warmup: rounds before them that do not; one or more.
-        least_seconds: that a function runs in a round; 0 for one call.
+        functions: name -> function to time; it may change state, as a training step does.
+        repeats: number of measured rounds.
+        warmup: number of rounds before them that are not measured; at least 1.
+        min_seconds: minimum time of a function in a round; 0 for one call.
     """
     calls = dict.fromkeys(functions, 1)
     for _ in range(max(1, warmup)):
         for name, function in functions.items():
-            once = _seconds(function, 1)
-            calls[name] = max(1, round(least_seconds / once)) if once > 0 else 1
+            seconds_per_call = _seconds(function, 1)
+            repeated = round(min_seconds / seconds_per_call) if seconds_per_call > 0 else 1
+            calls[name] = max(1, repeated)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     for turn in range(repeats):
@@ -97,20 +98,20 @@ def _wait() -> None:
 
 
 def peak_bytes(function: Function, device: torch.device) -> int:
-    """Return by how many bytes the tensors alive grow while a function runs, at their most.
+    """Return the peak of additional memory, in bytes, that a function's tensors take.
 
-    It is called before and the last call counts, so that what it keeps from call to call (the
-    gradients of a training step, CUDA graphs) is there, and what of it is freed meanwhile is
-    subtracted. On a GPU that is ``torch.cuda.max_memory_allocated`` above what was allocated
-    before. On a CPU it is the bytes of the storages that operators return, from then until they are
-    freed; what an operator allocates for itself and frees before it returns is not counted.
+    The function is called once or twice before the measured call, so that memory it keeps between
+    calls (the gradients of a training step, CUDA graphs) already exists. On a GPU, the result is
+    ``torch.cuda.max_memory_allocated`` minus the memory allocated before. On a CPU, it counts the
+    storages that operators return until they are freed; memory that an operator frees before it
+    returns is not counted.
 
     Args:
-        function: what is measured; it may change what it works on.
+        function: function to measure; it may change state.
         device: where its tensors are.
     """
     if device.type == "cuda":
-        for _ in range(CALLS_BEFORE):
+        for _ in range(WARMUP_CALLS):
             function()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -127,9 +128,9 @@ def peak_bytes(function: Function, device: torch.device) -> int:
 def state_bytes(training: Training) -> int:
     """Return the bytes that a run holds between its steps.
 
-    Parameters, gradients and buffers of student, adapters and teacher, the optimiser's state, and
-    what the graph losses hold on a GPU. With ``peak_bytes`` of its step it is the memory that the
-    run needs on its device.
+    They are the parameters, gradients and buffers of student, adapters and teacher, the optimiser's
+    state, and the GPU memory held by the graph losses. Together with ``peak_bytes`` of a step, they
+    are the memory that the run needs on its device.
     """
     modules: list[nn.Module] = [training.objective]
     modules += [training.teacher.model] if training.teacher is not None else []
@@ -145,17 +146,17 @@ def state_bytes(training: Training) -> int:
 
 
 def _storages(values: Iterable[Any]) -> dict[int, int]:
-    """Return the storages of those values that are tensors, each once, with their bytes."""
+    """Return storage -> bytes of those values that are tensors, each storage once."""
     storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
     return {storage._cdata: storage.nbytes() for storage in storages}
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages made while it is on, as long as they are alive.
+    """Counts the bytes of live storages that were created while the mode is active.
 
     Attributes:
-        now: bytes at the moment.
-        peak: most bytes since it was last set.
+        now: current bytes.
+        peak: maximum of ``now`` since it was last set.
     """
 
     def __init__(self) -> None:
@@ -166,15 +167,15 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run an operator and note the storages that it returns and was not given."""
+        """Run an operator and record the new storages that it returns."""
         kwargs = kwargs or {}
-        given = _storages(tree_leaves((args, kwargs)))
+        input_storages = _storages(tree_leaves((args, kwargs)))
         result = func(*args, **kwargs)
         for value in tree_leaves(result):
             if not isinstance(value, Tensor):
                 continue
             storage = value.untyped_storage()
-            if storage._cdata not in given and storage._cdata not in self._alive:
+            if storage._cdata not in input_storages and storage._cdata not in self._alive:
                 self._alive[storage._cdata] = storage.nbytes()
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._freed, storage._cdata)

@@ -1,4 +1,4 @@
-"""The checkpoint a run is resumed from."""
+"""The checkpoint from which a run is resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _rng(training: Training) -> dict[str, Tensor]:
 
 
 def _part(training: Training) -> dict[str, Any] | None:
-    """Return what is done of the epoch that is under way, on this rank."""
+    """Return the completed part of the current epoch on this rank."""
     part = training.part
     if part is None:
         return None
@@ -38,11 +38,11 @@ def _part(training: Training) -> dict[str, Any] | None:
 
 
 def save_checkpoint(path: Place, training: Training) -> None:
-    """Write all that changes in a run; rank 0 writes, and every rank must call.
+    """Write the state of a run; rank 0 writes, and every rank must call.
 
-    Student, adapters, optimiser, schedule, scaler, epoch and its metrics, every rank's random state
-    and its part of the epoch under way, and the configuration as YAML. The file appears whole or
-    not at all.
+    The state is student, adapters, optimiser, schedule, scaler, epoch and its metrics, every rank's
+    random state and part of the current epoch, and the configuration as YAML. The file is written
+    completely or not at all.
 
     Raises:
         StorageError: it cannot be written.
@@ -72,11 +72,11 @@ def save_checkpoint(path: Place, training: Training) -> None:
 
 
 def read_checkpoint(path: Place) -> dict[str, Any]:
-    """Return a checkpoint's content on the CPU.
+    """Return the content of a checkpoint, on the CPU.
 
     Raises:
-        DataError: the file is missing, damaged or no checkpoint of raygkd.
-        StorageError: the store does not give it.
+        DataError: the file is missing, damaged or not a checkpoint of raygkd.
+        StorageError: the object store fails.
     """
     try:
         state = read_tensors(path)
@@ -92,14 +92,14 @@ def read_checkpoint(path: Place) -> dict[str, Any]:
 
 
 def restore(training: Training, state: dict[str, Any]) -> None:
-    """Put a run back to where ``save_checkpoint`` found it; every rank must call.
+    """Restore the state written by ``save_checkpoint``; every rank must call.
 
     Args:
         training: a run of the same configuration.
-        state: what ``read_checkpoint`` gave.
+        state: result of ``read_checkpoint``.
 
     Raises:
-        DataError: it was written in the middle of an epoch by another number of ranks.
+        DataError: it was written in the middle of an epoch by a different number of ranks.
     """
     objective = training.objective
     objective.student.load_state_dict(state["student"])
@@ -114,7 +114,7 @@ def restore(training: Training, state: dict[str, Any]) -> None:
     training.scaler.load_state_dict(state["scaler"])
     training.epoch, training.metrics = state["epoch"], state["metrics"]
     _restore_part(training, state["parts"])
-    # with another number of ranks the states do not fit, and each epoch seeds itself anyway
+    # ranks that the checkpoint does not cover keep the seed of the epoch
     if training.rank < len(state["rng"]):
         rng = state["rng"][training.rank]
         torch.set_rng_state(rng["cpu"])

@@ -1,4 +1,4 @@
-"""One optimiser step, and the check before the first that every loss term reaches the student.
+"""One optimiser step, and a check before the first that every loss term trains the student.
 
 Shapes: B batch, C channels, H height, W width, T loss terms.
 """
@@ -19,14 +19,14 @@ from raygkd.errors import ConfigError
 
 
 def training_step(training: Training, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
-    """Change the student by one batch.
+    """Train the student on one batch.
 
     Args:
         training: the run; its objective's parameters and optimiser change in place.
         batch: "image" uint8 (B, C, H, W) and the arrays of the task's targets.
 
     Returns:
-        The unweighted loss terms and their weighted sum "total" (scalars), and the objective's
+        the unweighted loss terms and their weighted sum "total" (scalars), and the objective's
         output for the training meter, all detached.
     """
     terms, output = _forward(training, training.parallel, batch)
@@ -50,34 +50,34 @@ def _forward(
     with training.autocast():
         teacher = None
         if training.teacher is not None:
-            seen_BCHW = training.teacher_normalise(images_BCHW)
+            teacher_images_BCHW = training.teacher_normalise(images_BCHW)
             if training.recall is not None:
-                teacher = training.recall(training.epoch, batch["row"], seen_BCHW)
+                teacher = training.recall(training.epoch, batch["row"], teacher_images_BCHW)
             else:
-                teacher = training.teacher(seen_BCHW)
+                teacher = training.teacher(teacher_images_BCHW)
             if training.objective.graph is not None:
                 training.objective.graph.begin(teacher.features)
         return model(training.normalise(images_BCHW), targets, teacher)
 
 
 def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the ``gradient_norms`` of one batch, if every term reaches the student.
+    """Return the ``gradient_norms`` of one batch, after checking that every term is effective.
 
-    A term that is zero, not finite, or does not move the student is a mistake in the set-up that
-    would otherwise pass in silence. Only where no image has a box a detector's own loss may be
-    zero. All ranks stop, or none.
+    A term that is zero, not finite, or without a gradient in the student is a mistake in the set-up
+    that would otherwise go unnoticed. A detector's own loss may be zero if no image has a box.
+    Either all ranks raise or none does.
 
     Raises:
-        ConfigError: such a term, by name.
+        ConfigError: a term fails the check; the message names it.
     """
     values, norms = gradient_norms(training, batch)
-    labelled = all_sum(
+    labelled_ranks = all_sum(
         torch.tensor(float(not training.task.is_blank(batch)), device=training.device)
     )
     for name, norm in norms.items():
         value = values[name]
-        reaches = math.isfinite(value) and value != 0.0 and math.isfinite(norm) and norm > 0.0
-        if not reaches and not (name == "task" and value == 0.0 and labelled == 0.0):
+        is_effective = math.isfinite(value) and value != 0.0 and math.isfinite(norm) and norm > 0.0
+        if not is_effective and not (name == "task" and value == 0.0 and labelled_ranks == 0.0):
             raise ConfigError(
                 f"loss term '{name}' is {value:g} with a gradient of norm {norm:g} in the "
                 "student at the first step, so the student cannot learn from it: check --levels, "
@@ -87,10 +87,10 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
 
 
 def measure_shares(training: Training, batch: Mapping[str, Tensor]) -> None:
-    """Measure on a batch what shares of the labels' gradient are, as long as that is not fixed.
+    """Update the gradient norms that scale shares of the labels' gradient, until they are fixed.
 
-    A run whose weights are shares needs it once before its first ``training_step``; ``run_epoch``
-    does it by itself. Every rank must call.
+    A run whose weights are shares needs this once before its first ``training_step``; ``run_epoch``
+    calls it. Every rank must call.
     """
     units = training.objective.units
     if units is not None and units.is_measuring:
@@ -102,28 +102,31 @@ def gradient_norms(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the terms of one batch, and the norms of their gradients in the student's parameters.
 
-    Terms and norms are unweighted. Several ranks average what they find, each on its own batch, so
-    both are equal on all of them. Parameters, gradients and buffers stay as they were.
+    Terms and norms are unweighted. Each rank measures them on its own batch, and they are averaged
+    over ranks, so they are equal on all ranks. Parameters, gradients and buffers do not change.
     """
     objective = training.objective
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     try:
-        # what has been compiled for a step cannot go back more than once
+        # a function compiled for a step allows one backward pass only
         with torch.compiler.set_stance("force_eager"), objective.separate_terms():
             terms, _ = _forward(training, objective, batch)
-        found = [[float(t.detach()), _gradient_norm(t, objective.student)] for t in terms.values()]
+        values_and_norms = [
+            [float(term.detach()), _gradient_norm(term, objective.student)]
+            for term in terms.values()
+        ]
     finally:
         with torch.no_grad():
             for name, buffer in objective.named_buffers():
                 buffer.copy_(buffers[name])
-    found_T2 = torch.tensor(found, dtype=torch.float64, device=training.device)
-    means_T2 = all_sum(found_T2) / all_sum(torch.ones_like(found_T2))
+    totals_T2 = torch.tensor(values_and_norms, dtype=torch.float64, device=training.device)
+    means_T2 = all_sum(totals_T2) / all_sum(torch.ones_like(totals_T2))
     values_T, norms_T = means_T2.T.tolist()
     return dict(zip(terms, values_T, strict=True)), dict(zip(terms, norms_T, strict=True))
 
 
 def _gradient_norm(term: Tensor, student: nn.Module) -> float:
-    """Return the norm of a scalar's gradient in all trainable parameters of the student."""
+    """Return the norm of a scalar's gradient with respect to the student's trainable parameters."""
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]

@@ -1,4 +1,4 @@
-"""What models are trained for, classification or detection: targets, training meter and scores.
+"""The tasks, classification and detection: targets, training metrics and scores.
 
 Shapes: B batch, C channels, H height, W width, S side of the square input, K classes, M boxes of an
 image, D detections of an image.
@@ -25,58 +25,59 @@ Inputs = Callable[[Batch], Tensor]
 
 
 def pixels(batch: Batch, device: torch.device) -> Tensor:
-    """Return a batch's images as float (B, 3, S, S) in 0..1, on a device."""
+    """Return a batch's images on a device, as float (B, 3, S, S) in 0..1."""
     return batch["image"].to(device, non_blocking=True).float().div_(255.0)
 
 
 class TrainingMeter(Protocol):
-    """Gathers what the training steps of an epoch give besides the loss terms."""
+    """Accumulates metrics of an epoch's training steps, besides the loss terms."""
 
     def update(self, output: Any, batch: Batch) -> None:
         """Add the objective's output for a batch."""
 
     def compute(self) -> dict[str, float]:
-        """Return "images", how many there were, and the measures, of all ranks together."""
+        """Return "images", their number, and the metrics, over all ranks."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums of this rank so far."""
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Continue from the result of ``state_dict``."""
 
 
 class Task(Protocol):
-    """What depends on the kind of targets; the loop is the same for all kinds."""
+    """The part of training that depends on the kind of targets."""
 
     def targets(self, batch: Batch, device: torch.device) -> Any:
         """Return the targets of a batch for the objective."""
 
     def is_blank(self, batch: Batch) -> bool:
-        """Return whether a batch has nothing that its images could be asked for."""
+        """Return whether a batch has no targets at all."""
 
     def meter(self, device: torch.device) -> TrainingMeter:
         """Return a meter for one epoch of training."""
 
     def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
-        """Return "score", what models are ranked by, the other measures of a model, and lists by
-        class.
+        """Return "score", by which models are ranked, other metrics, and lists by class.
 
         Args:
-            model: in eval mode.
+            model: model in eval mode.
             batches: this rank's share of the images.
-            inputs: turns a batch into the model's input (B, 3, S, S) on its device.
+            inputs: converts a batch to the model's input (B, 3, S, S) on its device.
         """
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Whole images have one of K classes; the score is the top-1 accuracy.
+    """Images belong to one of K classes.
 
     Attributes:
         num_classes: K.
+        measure: the registered metric that is the score.
     """
 
     num_classes: int
+    measure: str = "accuracy"
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return the labels (B,)."""
@@ -87,25 +88,33 @@ class Classification:
         return False
 
     def meter(self, device: torch.device) -> TrainingMeter:
-        """Return a meter of the "train_accuracy"."""
+        """Return a meter of "train_accuracy"."""
         return _AccuracyMeter(self.num_classes, device)
 
     @torch.no_grad()
-    def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
-        """Return "score", "loss", beyond 5 classes "top5", and the registered metrics."""
+    def score(
+        self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs, *, by_image: bool = False
+    ) -> dict[str, Any]:
+        """Return "score", "loss", beyond 5 classes "top5", and the registered metrics.
+
+        With ``by_image``, for one rank alone, also "parts": the sums of every image (N, size) that
+        the score follows from, None if there are too many.
+        """
         device = next(model.parameters()).device
         meter = ClassificationMeter(self.num_classes, device=device)
-        registered = RegisteredMeter("classification", self.num_classes)
+        kept = self.measure if by_image else None
+        registered = RegisteredMeter("classification", self.num_classes, kept)
         for batch in batches:
             logits_BK, labels_B = model(inputs(batch)), self.targets(batch, device)
             meter.update(logits_BK, labels_B)
             registered.update(logits_BK, labels_B)
         meter.reduce(all_sum)
         registered.reduce(all_sum, device)
-        scores = meter.compute()
-        keep = {"score": scores["accuracy"], "loss": scores["loss"]}
-        keep |= {"top5": scores["top5"]} if "top5" in scores else {}
-        return registered.added_to(keep)
+        found = meter.compute()
+        keep: dict[str, Any] = {name: found[name] for name in ("loss", "top5") if name in found}
+        scores = registered.added_to(keep)
+        parts = {"parts": registered.parts()} if by_image else {}
+        return {"score": scores[self.measure], **scores, **parts}
 
 
 class _AccuracyMeter:
@@ -129,12 +138,13 @@ class _AccuracyMeter:
 
 @dataclass(frozen=True)
 class Detection:
-    """Images hold boxes of K classes; the score is a mean average precision.
+    """Images contain boxes of K classes; the score is a mean average precision.
 
     Attributes:
         num_classes: K.
-        boxes: of every image of the table, by row, in pixels of the original image.
-        measure: which one is the score, "map" (mean of IoU 0.5 to 0.95) or "map50".
+        boxes: boxes of every image of the table, by row, in pixels of the original image.
+        measure: metric used as score: "map" (mean over IoU 0.5 to 0.95), "map50", or a registered
+            metric.
     """
 
     num_classes: int
@@ -160,31 +170,39 @@ class Detection:
         return _PartsMeter(device)
 
     @torch.no_grad()
-    def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
-        """Return "score", what ``DetectionMeter.compute`` does, and the registered metrics."""
+    def score(
+        self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs, *, by_image: bool = False
+    ) -> dict[str, Any]:
+        """Return "score", what ``DetectionMeter.compute`` does, and the registered metrics.
+
+        With ``by_image`` as for classification; "parts" is None for an average precision.
+        """
         meter = DetectionMeter(self.num_classes)
-        registered = RegisteredMeter("detection", self.num_classes)
+        kept = self.measure if by_image else None
+        registered = RegisteredMeter("detection", self.num_classes, kept)
         for batch in batches:
-            found = [
-                on_image(one, float(ratio))
-                for one, ratio in zip(model(inputs(batch)), batch["ratio"])
+            detections = [
+                on_image(output, float(ratio))
+                for output, ratio in zip(model(inputs(batch)), batch["ratio"])
             ]
-            meter.update(batch["row"], found)
-            registered.update(found, [self.boxes[row] for row in batch["row"].tolist()])
+            meter.update(batch["row"], detections)
+            registered.update(detections, [self.boxes[row] for row in batch["row"].tolist()])
         meter.reduce(lambda rows: torch.cat(gather(rows)))
-        # what has no parameters is on the CPU
-        device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        # a model without parameters is on the CPU
+        devices = (parameter.device for parameter in model.parameters())
+        device = next(devices, torch.device("cpu"))
         registered.reduce(all_sum, device)
-        scores = meter.compute(self.boxes)
-        return registered.added_to({"score": scores[self.measure], **scores})
+        scores = registered.added_to(meter.compute(self.boxes))
+        parts = {"parts": registered.parts()} if by_image else {}
+        return {"score": scores[self.measure], **scores, **parts}
 
 
-def on_image(found: Mapping[str, Tensor], ratio: float) -> Detections:
+def on_image(output: Mapping[str, Tensor], ratio: float) -> Detections:
     """Return a detector's output on the canvas as detections on the original image."""
     return Detections(
-        xyxy=(found["boxes"].float() / ratio).cpu().numpy(),
-        label=found["labels"].cpu().numpy(),
-        score=found["scores"].float().cpu().numpy(),
+        xyxy=(output["boxes"].float() / ratio).cpu().numpy(),
+        label=output["labels"].cpu().numpy(),
+        score=output["scores"].float().cpu().numpy(),
     )
 
 

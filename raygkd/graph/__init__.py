@@ -1,4 +1,4 @@
-"""Feature maps -> quantities of their channels relational graph (arXiv 2405.08547)."""
+"""The channels relational graph of a feature map and its properties (arXiv 2405.08547)."""
 
 from raygkd.graph.adjacency import adjacency, centred, normalised_channels
 from raygkd.graph.attention import (

@@ -1,6 +1,6 @@
-"""Where to look: weights of positions, channels and pairs of channels.
+"""Attention weights for positions, channels and pairs of channels.
 
-They come from the teacher's features, and from the boxes around the objects of an image.
+They are computed from the teacher's features and from the boxes around the objects of an image.
 
 Shape letters: B batch, C channels, H height, W width, N = H * W positions, M boxes of an image,
 L cells along one axis.
@@ -23,7 +23,7 @@ ATTENTION_MODES = ("outer", "softmax")
 def attention_masks(
     features_BCHW: Tensor, temperature: float, *, relative: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return ``softmax_masks`` of a teacher's features, without gradient."""
+    """Return ``softmax_masks`` of the teacher's features, detached."""
     return softmax_masks(features_BCHW.detach(), temperature, relative=relative)
 
 
@@ -31,15 +31,15 @@ def attention_masks(
 def softmax_masks(
     features_BCHW: Tensor, temperature: float, *, relative: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return spatial and channel attention, each averaging to 1 over what it weighs.
+    """Return spatial and channel attention masks, each with a mean of 1.
 
     ``a_S = N softmax_n(mean_c |F| / T)`` and ``a_C = C softmax_c(mean_n |F| / T)``.
 
     Args:
         features_BCHW: feature maps (B, C, H, W).
         temperature: T > 0; a higher one gives flatter masks.
-        relative: whether T is in units of the mean magnitude of each sample's map, so that it means
-            the same for every network, or in those of the features.
+        relative: whether T is in units of the mean magnitude of each sample's map, which makes it
+            comparable across networks, rather than in units of the features.
 
     Returns:
         spatial (B, 1, H, W) and channel (B, C) masks.
@@ -47,7 +47,7 @@ def softmax_masks(
     Raises:
         ConfigError: the temperature is not above 0.
 
-    Source: FGD, arXiv 2111.11837; that graphs are weighed by them is [ours].
+    Source: FGD, arXiv 2111.11837; weighting graphs with them is [ours].
     """
     require(temperature_problem(temperature))
     _, channels, height, width = features_BCHW.shape
@@ -65,19 +65,19 @@ def softmax_masks(
 def relational_attention(
     features_BCHW: Tensor, temperature: float, mode: str = "outer", *, relative: bool = False
 ) -> Tensor:
-    """Return weights of the graph's edges, averaging to 1 over all pairs of channels.
+    """Return weights for the graph's edges, with a mean of 1 over all pairs of channels.
 
     Mode "outer" is ``R = a_C a_C^T`` with the channel mask of ``attention_masks``; "softmax" is
     ``R_ij = C softmax_j(|A_ij| / T)``, where each row averages to 1 and R need not be symmetric.
 
     Args:
-        features_BCHW: feature maps (B, C, H, W) of the teacher.
+        features_BCHW: the teacher's feature maps (B, C, H, W).
         temperature: T > 0, in units of the features ("outer") or of cosines ("softmax").
         mode: "outer" or "softmax".
         relative: whether T is in units of the mean magnitude of each sample's features or cosines.
 
     Returns:
-        (B, C, C) weights without gradient.
+        (B, C, C) weights, detached.
 
     Raises:
         ConfigError: the temperature is not above 0, or the mode is unknown.
@@ -101,34 +101,34 @@ def relational_attention(
 def foreground_weights(
     boxes: Sequence[Tensor], canvas: int, grid: tuple[int, int], share: float
 ) -> Tensor:
-    """Return weights of positions that give the objects a fixed share, averaging to 1.
+    """Return position weights that give the objects a fixed share of the total, with a mean of 1.
 
-    A cell of the grid is foreground where its centre lies inside a box. A box that is too thin for
-    that, across or down, counts as one cell wide or high, at its middle; so every box marks a cell.
-    The foreground holds ``share`` of all weight and the background, padding included, the rest;
-    both are uniform inside. An image that is all background or all foreground has weights of 1.
+    A grid cell is foreground if its centre lies inside a box. A box too thin to contain a centre is
+    widened to one cell at its middle, so every box marks at least one cell. The foreground gets
+    ``share`` of the total weight; the background, including padding, gets the rest. Weights are
+    uniform within each. An image that is all background or all foreground has weights of 1.
 
     Args:
-        boxes: of each image, (M, 4) as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
-        canvas: side of the square that the model sees, in pixels.
+        boxes: (M, 4) for each image, as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
+        canvas: side in pixels of the model's square input.
         grid: H and W of the feature map that covers the canvas.
-        share: of the foreground in the total, from 0 to 1.
+        share: of the foreground in the total weight, from 0 to 1.
 
     Returns:
-        (B, H, W) float32 without gradient, on the device of the boxes.
+        (B, H, W) float32, detached, on the device of the boxes.
 
     Raises:
         ConfigError: the share is outside 0..1.
 
-    Source: [ours]; that objects and background are weighted apart is FGD's, arXiv 2111.11837.
+    Source: [ours]; FGD, arXiv 2111.11837, weights objects and background separately.
     """
     require(share_problem(share))
     height, width = grid
     foreground_BHW = torch.stack(
         [
             (
-                _covered(boxes_M4[:, 1], boxes_M4[:, 3], canvas, height)[:, :, None]
-                & _covered(boxes_M4[:, 0], boxes_M4[:, 2], canvas, width)[:, None, :]
+                _covered_cells(boxes_M4[:, 1], boxes_M4[:, 3], canvas, height)[:, :, None]
+                & _covered_cells(boxes_M4[:, 0], boxes_M4[:, 2], canvas, width)[:, None, :]
             ).any(0)
             for boxes_M4 in boxes
         ]
@@ -143,8 +143,8 @@ def foreground_weights(
     return weights_BHW.masked_fill((marked_B11 == 0) | (marked_B11 == cells), 1.0)
 
 
-def _covered(begin_M: Tensor, end_M: Tensor, canvas: int, cells: int) -> Tensor:
-    """Return which of the L cells along an axis each box covers, bool (M, L), at least one."""
+def _covered_cells(begin_M: Tensor, end_M: Tensor, canvas: int, cells: int) -> Tensor:
+    """Return a bool mask (M, L) of the cells along an axis that each box covers, at least one."""
     begin_M1, end_M1 = (side_M.float()[:, None] * (cells / canvas) for side_M in (begin_M, end_M))
     place = torch.arange(cells, device=begin_M.device)
     middle_M1 = ((begin_M1 + end_M1) / 2).floor().clamp(0, cells - 1)

@@ -1,7 +1,7 @@
-"""Checks of what a caller gave: each returns a line that says what is wrong, or None.
+"""Argument checks: each returns a one-line description of the problem, or None.
 
-``require`` raises the lines it is given, so one check serves a function that stops at the first
-mistake and a constructor that reports all of them at once.
+``require`` raises them, so the same check serves a function that stops at the first problem and a
+constructor that reports all problems at once.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from raygkd.errors import ConfigError, near
 
 
 def require(*problems: str | None) -> None:
-    """Raise one ConfigError with every problem that is not None; return when there is none."""
-    found = [problem for problem in problems if problem]
-    if found:
-        raise ConfigError("; ".join(found))
+    """Raise one ConfigError that lists every problem that is not None, if there is any."""
+    messages = [problem for problem in problems if problem]
+    if messages:
+        raise ConfigError("; ".join(messages))
 
 
 def temperature_problem(temperature: float, name: str = "temperature") -> str | None:
-    """Return a problem if a softmax temperature is not a finite positive number."""
+    """Return a problem if a softmax temperature is not finite and positive."""
     if 0 < temperature < math.inf:
         return None
     return f"{name} must be a finite number above 0; got {temperature}"
 
 
 def weight_problems(**weights: float) -> list[str]:
-    """Return what is wrong with weights of the terms of a loss; one of them must be positive."""
+    """Return the problems of a loss's term weights; at least one must be positive."""
     problems = [
         f"{name} must be a finite number, 0 or above; got {weight}"
         for name, weight in weights.items()
@@ -41,7 +41,7 @@ def weight_problems(**weights: float) -> list[str]:
 
 
 def share_problem(share: float) -> str | None:
-    """Return a problem if the foreground's share of the weights is not in 0..1."""
+    """Return a problem if the foreground's share of the total weight is outside 0..1."""
     if 0 <= share <= 1:
         return None
     return f"foreground share must be from 0 to 1; got {share}"
@@ -65,10 +65,10 @@ def dimension_problem(dim: int, channels: int) -> str | None:
 
 
 def shape_problem(name: str, student: Tensor, teacher: Tensor) -> str | None:
-    """Return a problem if student and teacher do not have one shape."""
+    """Return a problem if the shapes of student and teacher differ."""
     if student.shape == teacher.shape:
         return None
     return (
-        f"{name} of student and teacher must have one shape;"
+        f"{name} of student and teacher must have the same shape;"
         f" got {tuple(student.shape)} and {tuple(teacher.shape)}"
     )

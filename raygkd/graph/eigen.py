@@ -24,9 +24,9 @@ def leading_pairs(
     """Return the leading eigenpairs of symmetric matrices, see ``LeadingPairs``.
 
     Args:
-        symmetric_BPP: matrices, of which the lower triangles are read.
-        count: how many pairs d, from 1 to P.
-        eigh: what decomposes them.
+        symmetric_BPP: matrices; only their lower triangles are read.
+        count: number of pairs d, from 1 to P.
+        eigh: solver for the full eigenproblem.
 
     Returns:
         eigenvalues (B, d), descending, and vectors (B, P, d) in columns.
@@ -38,11 +38,11 @@ def leading_pairs(
 class LeadingPairs(torch.autograd.Function):
     """Leading eigenpairs of symmetric matrices, descending, with a gradient that is always finite.
 
-    The gradient of a vector holds the reciprocals of the gaps ``D = l_j - l_i``, which are infinite
-    in a repeated eigenvalue. They are replaced by ``D^3 / (D^4 + e^4)`` with
-    ``e = sqrt(eps) max|l|``: zero at D = 0, never above 0.6 / e, and within ``(e / D)^4`` of 1 / D
-    relative to it. A matrix that is not finite gives NaN, where LAPACK would raise, so that a
-    diverged run is noticed in the loss on every process alike.
+    The gradient of an eigenvector contains reciprocals of the gaps ``D = l_j - l_i``, which are
+    infinite for repeated eigenvalues. They are replaced by ``D^3 / (D^4 + e^4)`` with
+    ``e = sqrt(eps) max|l|``: zero at D = 0, never above 0.6 / e, with a relative error below
+    ``(e / D)^4``. A non-finite matrix gives NaN, where LAPACK would raise, so that every process
+    sees a diverged run in the loss.
 
     Source: [ours]; the exact derivative is textbook perturbation theory.
     """
@@ -51,30 +51,30 @@ class LeadingPairs(torch.autograd.Function):
     def forward(
         symmetric_BPP: Tensor, count: int, eigh: Eigh
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return ``leading_pairs``, and all pairs as ``eigh`` gives them."""
-        finite_BPP, broken_B11 = without_broken(symmetric_BPP)
+        """Return ``leading_pairs``, followed by all pairs as returned by ``eigh``."""
+        finite_BPP, nonfinite_B11 = without_nonfinite(symmetric_BPP)
         spectrum_BP, basis_BPP = eigh(finite_BPP)
-        values_Bd = spectrum_BP.flip(1)[:, :count].masked_fill(broken_B11[:, :, 0], math.nan)
-        vectors_BPd = basis_BPP[:, :, -count:].flip(2).masked_fill(broken_B11, math.nan)
+        values_Bd = spectrum_BP.flip(1)[:, :count].masked_fill(nonfinite_B11[:, :, 0], math.nan)
+        vectors_BPd = basis_BPP[:, :, -count:].flip(2).masked_fill(nonfinite_B11, math.nan)
         return values_Bd, vectors_BPd, spectrum_BP, basis_BPP
 
     @staticmethod
     def setup_context(
         ctx: Any, inputs: tuple[Tensor, int, Eigh], output: tuple[Tensor, ...]
     ) -> None:
-        """Keep all pairs for the gradient."""
+        """Save all pairs for the backward pass."""
         ctx.save_for_backward(*output)
-        # only a second derivative asks for the gradient of all pairs
+        # only a second derivative needs the gradient of all pairs
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
-        """Return ``(Y V^T + V Y^T) / 2`` (B, P, P), for the vectors V and as many others Y."""
-        leading, everything = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+        """Return ``(Y V^T + V Y^T) / 2`` (B, P, P), for eigenvectors V and a factor Y of each."""
+        leading, all_pairs = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
         products = [
-            _symmetric_product(*pairs, *of_pairs, *everything)
-            for pairs, of_pairs in ((leading, gradients[:2]), (everything, gradients[2:]))
-            if any(gradient is not None for gradient in of_pairs)
+            _symmetric_product(*pairs, *pair_gradients, *all_pairs)
+            for pairs, pair_gradients in ((leading, gradients[:2]), (all_pairs, gradients[2:]))
+            if any(gradient is not None for gradient in pair_gradients)
         ]
         return (sum(products[1:], products[0]) if products else None), None, None
 
@@ -82,7 +82,7 @@ class LeadingPairs(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], symmetric: Tensor, count: int, eigh: Eigh
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """Return the pairs of several batches (V, B, ...), taken as one batch."""
+        """Return the pairs of several batches (V, B, ...), flattened into one batch."""
         assert in_dims[0] is not None
         symmetric_VBPP = symmetric.movedim(in_dims[0], 0)
         pairs = LeadingPairs.apply(symmetric_VBPP.flatten(0, 1), count, eigh)
@@ -98,25 +98,25 @@ def _symmetric_product(
     spectrum_BP: Tensor,
     basis_BPP: Tensor,
 ) -> Tensor:
-    """Return the gradient (B, P, P) that some of the eigenpairs give the matrix."""
+    """Return the contribution of some eigenpairs to the gradient of the matrix (B, P, P)."""
     vectors_BdP = vectors_BPd.mT
-    others_BdP = torch.zeros_like(vectors_BdP)
+    factors_BdP = torch.zeros_like(vectors_BdP)
     if grad_vectors_BPd is not None:
         eps = torch.finfo(values_Bd.dtype).eps
         scale_B11 = spectrum_BP.detach().abs().amax(1)[:, None, None].clamp_min(eps**2)
         gaps_BdP = (values_Bd[:, :, None] - spectrum_BP[:, None, :]) / scale_B11
         cubes_BdP = gaps_BdP * gaps_BdP * gaps_BdP
         reciprocal_BdP = cubes_BdP / (cubes_BdP * gaps_BdP + eps**2) / scale_B11
-        others_BdP = reciprocal_BdP * (grad_vectors_BPd.mT @ basis_BPP) @ basis_BPP.mT
+        factors_BdP = reciprocal_BdP * (grad_vectors_BPd.mT @ basis_BPP) @ basis_BPP.mT
     if grad_values_Bd is not None:
-        others_BdP = others_BdP + grad_values_Bd[:, :, None] * vectors_BdP
-    left_BdP = torch.cat([others_BdP, vectors_BdP], 1)
-    right_BdP = torch.cat([vectors_BdP, others_BdP], 1) / 2
+        factors_BdP = factors_BdP + grad_values_Bd[:, :, None] * vectors_BdP
+    left_BdP = torch.cat([factors_BdP, vectors_BdP], 1)
+    right_BdP = torch.cat([vectors_BdP, factors_BdP], 1) / 2
     return left_BdP.mT @ right_BdP
 
 
-def without_broken(matrix_BPP: Tensor) -> tuple[Tensor, Tensor]:
-    """Return matrices without what is not finite, and which had something of it (B, 1, 1)."""
-    # a sum is finite only where all of its summands are
-    broken_B11 = ~matrix_BPP.sum(2).isfinite().all(1)[:, None, None]
-    return matrix_BPP.nan_to_num(0.0, 0.0, 0.0), broken_B11
+def without_nonfinite(matrix_BPP: Tensor) -> tuple[Tensor, Tensor]:
+    """Return matrices with non-finite entries set to 0, and a mask of those affected (B, 1, 1)."""
+    # a non-finite entry makes the sum of its row non-finite
+    nonfinite_B11 = ~matrix_BPP.sum(2).isfinite().all(1)[:, None, None]
+    return matrix_BPP.nan_to_num(0.0, 0.0, 0.0), nonfinite_B11

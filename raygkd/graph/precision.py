@@ -1,4 +1,4 @@
-"""The one place that keeps graph and loss arithmetic out of half precision."""
+"""Keeps the arithmetic of graphs and losses in full precision."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ R = TypeVar("R")
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function of tensors to run in float32 or float64, outside autocast.
 
-    Tensor arguments are cast to their common type, at least float32; float64 stays float64, and
-    integers stay integers.
-    Autocast is off inside for the device of the first tensor, so products are not cast down again.
+    Floating-point arguments are cast to their common type, at least float32; integers stay as they
+    are. Autocast is off for the device of the first tensor, so that products are not cast down.
     """
 
     @functools.wraps(function)

@@ -1,11 +1,11 @@
-"""Spectral embedding of the channels relational graph, through its smaller side.
+"""Spectral embedding of the channels relational graph, from the smaller of two eigenproblems.
 
-The graph's weights are ``W = G G^T``, its normalised form ``S = D^-1/2 W D^-1/2 = M M^T`` with
+The graph's weights are ``W = G G^T``, its normalised adjacency ``S = D^-1/2 W D^-1/2 = M M^T`` with
 ``M = D^-1/2 G`` and degrees ``D_i = sum_j W_ij``. The top eigenpair of S, (1, u0) with
-``u0 ~ D^1/2 1``, is known and says nothing, so what counts is ``S' = S - u0 u0^T = M' M'^T`` with
-``M' = M - u0 (u0^T M)``. Its eigenvectors follow from S' itself (C x C), or from ``M'^T M'``
-(K x K) where there are more channels than positions. All of it is [ours]; the paper
-(arXiv 2405.08547) names a spectral embedding.
+``u0 ~ D^1/2 1``, is known in advance and carries no information, so it is removed:
+``S' = S - u0 u0^T = M' M'^T`` with ``M' = M - u0 (u0^T M)``. The eigenvectors are computed from S'
+itself (C x C), or from ``M'^T M'`` (K x K) if there are more channels than positions. All of this
+is [ours]; the paper (arXiv 2405.08547) mentions a spectral embedding.
 
 Shape letters: B batch, C channels, H height, W width, N = H * W positions,
 K columns of the factor (N + 1 "shifted", N "cosine"), P side of a square matrix,
@@ -28,8 +28,8 @@ from raygkd.graph.operators import PLAIN, Operators, degree_scales
 from raygkd.graph.precision import full_precision
 
 WEIGHTS = ("shifted", "cosine")
-# what rounding leaves of the adjacency of a complete graph, in units of eps
-COMPLETE = 16
+# rounding error left in S' of a complete graph, in units of eps
+COMPLETE_GRAPH_ROUNDING = 16
 
 
 @full_precision
@@ -37,10 +37,10 @@ def normalised_factor(features_BCHW: Tensor, weights: str = "shifted") -> tuple[
     """Return the factor M of the normalised graph ``S = M M^T`` and its trivial eigenvector.
 
     "shifted" weights are ``W = (1 + A) / 2``, in [0, 1] for every map: ``G = [1, X] / sqrt(2)``.
-    "cosine" weights are ``W = A``, with ``G = X``. They must not be negative, as holds after a
-    ReLU, so the map is rectified first: nothing changes for a layer that ends in a ReLU, and
-    elsewhere the graph is that of the positive parts. A dead channel is isolated there: its row of
-    M and its entry of u0 are zero.
+    "cosine" weights are ``W = A``, with ``G = X``. They must not be negative, so the map is
+    rectified first. That changes nothing for a layer that ends in a ReLU; for other layers, the
+    graph is that of the positive parts. A dead channel is an isolated vertex: its row of M and its
+    entry of u0 are zero.
 
     Args:
         features_BCHW: feature maps (B, C, H, W).
@@ -82,7 +82,7 @@ def deflated_factor(features_BCHW: Tensor, weights: str = "shifted") -> Tensor:
 
 
 def unit_rows(features_BCHW: Tensor, weights: str, operators: Operators = PLAIN) -> Tensor:
-    """Return the rows X (B, C, N) whose products the weights of the graph are made of."""
+    """Return the rows X (B, C, N) from whose products the graph's weights are computed."""
     require(choice_problem("graph weights", weights, WEIGHTS))
     if weights == "cosine":
         features_BCHW = features_BCHW.relu()
@@ -90,24 +90,24 @@ def unit_rows(features_BCHW: Tensor, weights: str, operators: Operators = PLAIN)
 
 
 def nontrivial_pairs(channels: int, positions: int, weights: str = "shifted") -> int:
-    """Return min(C, K) - 1: how many non-zero eigenvalues the rank of the factor lets S' have."""
+    """Return min(C, K) - 1, the largest number of non-zero eigenvalues that S' can have."""
     columns = positions + int(weights == "shifted")
     return max(0, min(channels, columns) - 1)
 
 
 class ChannelGraphs:
-    """The graphs of a batch of feature maps, and what several quantities take of them, once each.
+    """The graphs of a batch of feature maps; intermediate results are computed once and cached.
 
-    With no more channels than positions all of it follows from the adjacencies (B, C, C); with more
-    it follows from the rows, and nothing of size C x C is formed.
+    If there are no more channels than positions, everything is computed from the adjacencies
+    (B, C, C); otherwise from the rows, without forming any C x C matrix.
 
     Args:
         features_BCHW: feature maps (B, C, H, W).
         weights: "shifted" or "cosine", see ``normalised_factor``.
-        operators: what all of it is made of.
+        operators: implementation of the tensor operations.
 
     Attributes:
-        rows_BCN: what ``unit_rows`` gives of the maps.
+        rows_BCN: ``unit_rows`` of the maps.
         dense: whether there are no more channels than positions.
 
     Raises:
@@ -120,16 +120,16 @@ class ChannelGraphs:
         self._operators = operators
         self.rows_BCN = unit_rows(features_BCHW, weights, operators)
         self.dense = self.rows_BCN.shape[1] <= self.rows_BCN.shape[2]
-        # W = A + shift, whose scale S does not depend on
+        # W = A + shift up to a factor, on which S does not depend
         self._shift = int(weights == "shifted")
 
     @functools.cached_property
     def adjacency_BCC(self) -> Tensor:
-        """Return ``adjacency`` of the maps, of their positive parts with "cosine" weights."""
+        """Return ``adjacency`` of the maps, or of their positive parts with "cosine" weights."""
         return self._operators.gram(self.rows_BCN)
 
     def times(self, vectors_BCd: Tensor) -> Tensor:
-        """Return ``S' U`` (B, C, d), the graph without its trivial eigenpair applied to vectors."""
+        """Return ``S' U`` (B, C, d) for vectors U."""
         if self.dense:
             return _adjacency_times(self.adjacency_BCC, vectors_BCd, self._shift)
         return _rows_times(self.rows_BCN, vectors_BCd, self._shift, self._operators)
@@ -138,7 +138,7 @@ class ChannelGraphs:
         """Return leading eigenpairs of ``smaller_matrix``.
 
         Args:
-            count: how many, at most P; None for all of them.
+            count: number of pairs, at most P; None for all.
 
         Returns:
             eigenvalues (B, d), descending, and vectors (B, P, d) in columns.
@@ -148,7 +148,7 @@ class ChannelGraphs:
         return self._operators.leading_pairs(small_BPP, side if count is None else min(count, side))
 
     def smaller_matrix(self) -> Tensor:
-        """Return S' (B, C, C), or ``M'^T M'`` (B, K, K) with more channels than positions."""
+        """Return S' (B, C, C), or ``M'^T M'`` (B, K, K) for more channels than positions."""
         if self.dense:
             return self._operators.deflated_adjacency(self.adjacency_BCC, self._shift)
         return self._operators.gram(self._factor_BCK.mT)
@@ -160,8 +160,8 @@ class ChannelGraphs:
 
         Args:
             dim: number of pairs d, from 1 to C - 1.
-            spectrum: what ``spectrum`` gives of the same maps, where it is known; the embedding is
-                then the same bit for bit.
+            spectrum: result of ``spectrum`` for the same maps, if available; it gives the same
+                embedding bit for bit.
 
         Raises:
             ConfigError: dim is outside 1..C-1.
@@ -170,7 +170,9 @@ class ChannelGraphs:
         require(dimension_problem(dim, channels))
         values_BP, vectors_BPP = self.spectrum(dim) if spectrum is None else spectrum
         factor_BCK = None if self.dense else self._factor_BCK
-        return _leading(values_BP[:, :dim], vectors_BPP[:, :, :dim], dim, channels, factor_BCK)
+        return _embedding_from_pairs(
+            values_BP[:, :dim], vectors_BPP[:, :, :dim], dim, channels, factor_BCK
+        )
 
     @functools.cached_property
     def _factor_BCK(self) -> Tensor:
@@ -186,7 +188,7 @@ def _adjacency_times(adjacency_BCC: Tensor, vectors_BCd: Tensor, shift: int) -> 
 
 @full_precision
 def _rows_times(rows_BCN: Tensor, vectors_BCd: Tensor, shift: int, operators: Operators) -> Tensor:
-    """Return ``S' U`` (B, C, d), by a chain of products with the rows."""
+    """Return ``S' U`` (B, C, d), by products with the rows."""
     degrees_BC1 = (rows_BCN * rows_BCN.sum(1, keepdim=True)).sum(2, keepdim=True)
     return _times(
         lambda scaled_BdC: operators.gram_times(scaled_BdC, rows_BCN),
@@ -202,10 +204,10 @@ def _times(
     """Return ``S' U`` (B, C, d).
 
     Args:
-        product: ``P A`` (B, d, C) of rows P.
-        degrees_BC1: sums of A.
+        product: returns ``P A`` (B, d, C) for rows P.
+        degrees_BC1: row sums of A.
         vectors_BCd: U.
-        shift: what is added to A, which is not written out.
+        shift: constant added to the entries of A, which is not formed.
     """
     vectors_BdC = vectors_BCd.mT.contiguous()
     root_BC1, trivial_BC1 = degree_scales(degrees_BC1 + shift * degrees_BC1.shape[1])
@@ -220,12 +222,13 @@ def spectral_embedding(
 ) -> tuple[Tensor, Tensor]:
     """Return the ``dim`` leading non-trivial eigenpairs of the normalised graph S.
 
-    They are the ``dim`` smallest non-trivial ones of the normalised Laplacian I - S. A vector has
-    no sign, and inside a repeated eigenvalue no direction: compare embeddings only by what does
-    not depend on them. A null space has no preferred basis at all: pairs whose eigenvalue is zero
-    to rounding, and those beyond the rank the factor can have (``nontrivial_pairs``), are returned
-    as eigenvalue 0 with a zero vector, and have zero gradient. With no more channels than positions
-    eigenvalues up to 2e-6 are zero in float32, where all cosines are above 0.99999.
+    They correspond to the ``dim`` smallest non-trivial eigenvalues of the normalised Laplacian
+    I - S. The sign of an eigenvector is arbitrary, and so is the basis of the eigenspace of a
+    repeated eigenvalue: compare embeddings only by quantities that do not depend on these choices.
+    Pairs whose eigenvalue is zero up to rounding, and pairs beyond the possible rank
+    (``nontrivial_pairs``), are returned as eigenvalue 0 with a zero vector and have zero gradient.
+    In float32, with no more channels than positions, eigenvalues up to 2e-6 count as zero if all
+    cosines are above 0.99999.
 
     Args:
         features_BCHW: feature maps (B, C, H, W).
@@ -234,7 +237,7 @@ def spectral_embedding(
 
     Returns:
         eigenvalues (B, d) in [0, 1], descending, and vectors (B, C, d) in columns of unit length.
-        NaN, without an exception, for a sample that is not finite.
+        NaN, not an exception, for a sample that is not finite.
 
     Raises:
         ConfigError: dim is outside 1..C-1, or the weights are unknown.
@@ -245,33 +248,33 @@ def spectral_embedding(
 
 
 @full_precision
-def _leading(
+def _embedding_from_pairs(
     values_Bd: Tensor,
     vectors_BPd: Tensor,
     dim: int,
     channels: int,
     factor_BCK: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the embedding that the leading eigenpairs of the smaller matrix hold.
+    """Return the embedding, given the leading eigenpairs of the smaller matrix.
 
     Args:
-        values_Bd: eigenvalues, descending; there may be fewer than dim.
+        values_Bd: eigenvalues, descending; possibly fewer than dim.
         vectors_BPd: vectors in columns.
         dim: number of pairs d.
         channels: C.
-        factor_BCK: M' where the matrix is ``M'^T M'``, None where it is S'.
+        factor_BCK: M' if the matrix is ``M'^T M'``; None if it is S'.
     """
-    # Rounding of eigenvalues is relative to the largest; the second term is what is left of a
-    # complete graph, whose S' is the rounding of S, and M' that of M.
+    # The rounding error of eigenvalues is relative to the largest one. The second term is for a
+    # complete graph, whose S' and M' consist of the rounding errors of S and M.
     eps = torch.finfo(values_Bd.dtype).eps
-    left = COMPLETE * eps if factor_BCK is None else 100 * eps**2 * channels
-    null_Bd = values_Bd <= eps * channels * values_Bd[:, :1].detach() + left
+    rounding = COMPLETE_GRAPH_ROUNDING * eps if factor_BCK is None else 100 * eps**2 * channels
+    null_Bd = values_Bd <= eps * channels * values_Bd[:, :1].detach() + rounding
     vectors_BCd = vectors_BPd
     if factor_BCK is not None:
         vectors_BCd = factor_BCK @ vectors_BPd
         vectors_BCd = vectors_BCd * values_Bd.masked_fill(null_Bd, 1.0).rsqrt()[:, None, :]
-    missing = (0, dim - values_Bd.shape[1])
+    padding = (0, dim - values_Bd.shape[1])
     return (
-        F.pad(values_Bd.masked_fill(null_Bd, 0.0), missing),
-        F.pad(vectors_BCd.masked_fill(null_Bd[:, None, :], 0.0), missing),
+        F.pad(values_Bd.masked_fill(null_Bd, 0.0), padding),
+        F.pad(vectors_BCd.masked_fill(null_Bd[:, None, :], 0.0), padding),
     )

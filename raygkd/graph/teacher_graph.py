@@ -1,4 +1,4 @@
-"""What the graph losses take of the teacher.
+"""The teacher's input to the graph losses.
 
 Shape letters: B batch, C channels, H height, W width, P side of a square matrix, d spectral
 dimension.
@@ -14,21 +14,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TeacherGraph:
-    """What the losses of one level take of the teacher, at any temperature and dimension.
+    """The teacher's side of the losses of one level, for any temperature and dimension.
 
-    Masks and adjacency are not held but follow from the maps: masks cost next to nothing, and an
-    adjacency has the size of a basis at a fifth of its arithmetic.
+    Masks and adjacency are computed from the maps when needed: masks are cheap, and an adjacency
+    is as large as an eigenbasis but takes a fifth of the arithmetic.
 
     Attributes:
-        maps_BCHW: on the grid of the comparison, centred where the loss centres.
-        spectrum: what ``ChannelGraphs.spectrum`` gives of the maps, where it is known.
+        maps_BCHW: feature maps on the comparison grid, centred if the loss centres.
+        spectrum: ``ChannelGraphs.spectrum`` of the maps, if already computed.
     """
 
     maps_BCHW: Tensor
     spectrum: tuple[Tensor, Tensor] | None = None
 
     def split(self, size: int) -> Iterator[TeacherGraph]:
-        """Yield the graphs of so many samples each, in order; the last may have fewer."""
+        """Yield the graphs in parts of ``size`` samples, in order; the last part may be smaller."""
         maps = self.maps_BCHW.split(size)
         if self.spectrum is None:
             yield from map(TeacherGraph, maps)

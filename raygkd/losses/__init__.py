@@ -1,4 +1,4 @@
-"""Distillation losses: functions of tensors, modules that hold the adapters, and baselines."""
+"""Distillation losses: functions of tensors, modules with adapters, and baselines."""
 
 from raygkd.graph import TeacherGraph
 from raygkd.losses.adapters import ADAPTERS

@@ -1,4 +1,4 @@
-"""From the student's channels to the teacher's: a 1x1 convolution, plain or normalised.
+"""Adapter from the student's channels to the teacher's: a 1x1 convolution, plain or normalised.
 
 Shape letters: B batch, C channels of the student, O channels of the teacher, H height, W width,
 N = H * W positions.
@@ -17,16 +17,16 @@ ADAPTERS = ("plain", "normalised")
 class Adapter(nn.Module):
     """A 1x1 convolution that starts as the identity, folded or repeated to fit.
 
-    Each output starts as the mean of the inputs of the same place, counted modulo the smaller
-    width. The first graph is so the student's own; random signs would make antipodal channels
-    out of the non-negative maps of a ReLU, far from any teacher's. A "normalised" one has batch
-    normalisation behind it.
+    Each output channel starts as the mean of the input channels with the same index modulo the
+    smaller width. The initial graph is therefore the student's own. Random signs would turn the
+    non-negative maps after a ReLU into antipodal channels, unlike those of any teacher. A
+    "normalised" adapter is followed by batch normalisation.
 
     Args:
-        student_channels: of its inputs.
-        teacher_channels: of its outputs.
+        student_channels: number of input channels.
+        teacher_channels: number of output channels.
         kind: "plain" or "normalised".
-        operators: what the statistics are made of.
+        operators: implementation of the statistics.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Adapter(nn.Module):
         self.conv = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(teacher_channels) if kind == "normalised" else None
         width = min(student_channels, teacher_channels)
-        place_out = torch.arange(teacher_channels)[:, None] % width
-        place_in = torch.arange(student_channels)[None, :] % width
-        shared = (place_out == place_in).float()
+        output_index = torch.arange(teacher_channels)[:, None] % width
+        input_index = torch.arange(student_channels)[None, :] % width
+        matches = (output_index == input_index).float()
         with torch.no_grad():
-            self.conv.weight.copy_((shared / shared.sum(1, keepdim=True))[:, :, None, None])
+            self.conv.weight.copy_((matches / matches.sum(1, keepdim=True))[:, :, None, None])
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
         """Return (B, O, H, W) of maps (B, C, H, W)."""
@@ -55,18 +55,18 @@ class Adapter(nn.Module):
     def mixing(
         self, maps_BCHW: Tensor, moments: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the weights (O, C) and the bias (O,) by which the channels of a batch are mixed.
+        """Return the weights (O, C) and the bias (O,) that mix the channels of a batch.
 
-        What batch normalisation has to know of the convolution's output, mean and variance of each
-        channel, follows from mean and covariance of the input's; so the output need not be there
-        as a whole, and the images can be taken in parts.
+        The mean and variance that batch normalisation needs of the convolution's output follow from
+        the mean and covariance of its input. So the output need not be in memory as a whole, and
+        the images can be processed in parts.
 
         Args:
             maps_BCHW: the batch.
-            moments: its ``channel_moments``, where they are known.
+            moments: its ``channel_moments``, if already computed.
 
         Raises:
-            ConfigError: it normalises a single position of a single image in training.
+            ConfigError: batch normalisation of a single position of a single image in training.
         """
         dtype = torch.promote_types(self.conv.weight.dtype, maps_BCHW.dtype)
         weight_OC, maps_BCHW = self.conv.weight[:, :, 0, 0].to(dtype), maps_BCHW.to(dtype)
@@ -84,7 +84,7 @@ class Adapter(nn.Module):
         weight_OC: Tensor,
         norm: nn.BatchNorm2d,
     ) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of the convolution's output (O,): the batch's in training."""
+        """Return mean and variance of the convolution's output (O,); in training, the batch's."""
         assert norm.running_mean is not None
         assert norm.running_var is not None
         assert norm.num_batches_tracked is not None
@@ -114,12 +114,12 @@ def channel_moments(maps_BCHW: Tensor, operators: Operators = PLAIN) -> tuple[Te
 
 @full_precision
 def mixed_covariance(covariance_CC: Tensor, weight_OC: Tensor) -> Tensor:
-    """Return the covariance (O, O) of channels that are mixed by weights."""
+    """Return the covariance (O, O) of channels after mixing by weights."""
     return weight_OC @ covariance_CC @ weight_OC.mT
 
 
 def statistics_problem(count: int) -> str | None:
-    """Return a problem if a channel has a single value in a batch, and so no variance."""
+    """Return a problem if a channel has a single value in a batch, and hence no variance."""
     if count != 1:
         return None
     return "batch normalisation of a 1x1 map needs at least 2 images in a batch; got 1"
@@ -127,8 +127,8 @@ def statistics_problem(count: int) -> str | None:
 
 @full_precision
 def mixed(maps_BCHW: Tensor, weight_OC: Tensor, bias_O: Tensor) -> Tensor:
-    """Return the channels of maps, mixed by weights and shifted (B, O, H, W)."""
-    # on a CPU up to four times as fast as the convolution, for the few samples of a part
+    """Return maps (B, O, H, W) whose channels are mixed by weights and shifted."""
+    # on a CPU, up to four times as fast as the convolution for the few samples of a part
     batch, _, height, width = maps_BCHW.shape
     bias_BON = bias_O[:, None].expand(batch, -1, height * width)
     weight_BOC = weight_OC.expand(batch, -1, -1)

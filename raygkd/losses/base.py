@@ -1,4 +1,4 @@
-"""How every baseline is called: one set of keywords, of which each takes what it needs.
+"""Common interface of the baselines: one set of keyword arguments, of which each uses some.
 
 Shape letters: B batch, C channels, H height, W width, K classes, M boxes of an image.
 """
@@ -17,10 +17,10 @@ from raygkd.errors import ConfigError
 from raygkd.graph import full_precision, require
 from raygkd.losses.levels import (
     Shape,
-    absent_problem,
     chosen_levels,
     levels_problem,
     maps_problem,
+    missing_levels_problem,
     on_one_grid,
     without_gradient,
 )
@@ -29,15 +29,15 @@ from raygkd.registry import own_settings
 
 @dataclass(frozen=True)
 class Setup:
-    """What a baseline is built for, whatever its settings.
+    """What a baseline is built for, apart from its settings.
 
     Attributes:
-        name: of the baseline.
+        name: name of the baseline.
         weight: published weight of its term in the total.
-        levels: those it reads, or "all", "middle" or "last" of those that there are.
-        student_shapes: level -> (C, H, W) of the student's feature maps; None where unknown.
-        teacher_shapes: the same of the teacher, for the same levels.
-        canvas: side in pixels of the square that both detectors see; None where unknown.
+        levels: levels that it reads, or "all", "middle" or "last" of the available levels.
+        student_shapes: level -> (C, H, W) of the student's feature maps; None if unknown.
+        teacher_shapes: the same for the teacher, with the same levels.
+        canvas: side in pixels of both detectors' square input; None if unknown.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Setup:
 
 
 class Method:
-    """What ``--method`` takes: what a student learns from besides the labels.
+    """A value of ``--method``: what a student learns from besides the labels.
 
     Attributes:
-        task: that it is for, "classification" or "detection"; None for both.
+        task: "classification" or "detection"; None for both.
         matches_graphs: whether graphs of channels are matched.
-        baseline: name of a baseline whose loss is a part of it, where it is none itself.
-        baseline_share: weight of that loss as a share of the labels' gradient; None for the
-            published one.
+        baseline: name of a baseline whose loss is added, for methods that are not baselines.
+        baseline_share: weight of that loss as a share of the labels' gradient; None for its
+            published weight.
     """
 
     task: ClassVar[str | None] = None
@@ -68,25 +68,25 @@ class Method:
 class BaselineLoss(nn.Module, Method, ABC):
     """A published distillation loss, without its weight.
 
-    ``@METHODS.register(name)`` enters a subclass. Its settings are the fields of a dataclass
-    ``Settings`` in it, each declared by ``option``; they are the keywords of its ``__init__``. The
-    total is ``task_weight * task loss + weight * loss``.
+    ``@METHODS.register(name)`` registers a subclass. Its settings are the fields of a nested
+    dataclass ``Settings``, each declared by ``option``; they are keyword arguments of its
+    ``__init__``. The total is ``task_weight * task loss + weight * loss``.
 
     Args:
         setup: what it is built for.
 
     Attributes:
-        name: of the baseline, for errors.
-        weight: published weight of its term in the total; of a detector's, for one-stage detectors.
-        source: authors, and where it was published; the weight is that of RepDistiller for
-            CIFAR-100 where nothing else is said.
-        needs: the keywords that ``forward`` cannot do without.
+        name: name of the baseline, for error messages.
+        weight: published weight of its term in the total; for detectors, of one-stage detectors.
+        source: authors and publication; unless stated otherwise, the weight is RepDistiller's for
+            CIFAR-100.
+        needs: required keyword arguments of ``forward``.
         reads: "logits" or "features".
-        levels: those it reads of those that there are: "all", "middle" or "last"; None of logits.
-        task_weight: published weight of the task's loss beside it.
-        ramp: share of the training over which the weight rises from 0, linearly.
-        two_stage_weight: published weight for two-stage detectors, where it is another.
-        two_stage_settings: setting -> published value for two-stage detectors, where another.
+        levels: which of the available levels it reads: "all", "middle" or "last"; None for logits.
+        task_weight: published weight of the task's loss in the total.
+        ramp: share of the training over which the weight rises linearly from 0.
+        two_stage_weight: published weight for two-stage detectors, if different.
+        two_stage_settings: setting -> published value for two-stage detectors, if different.
     """
 
     task: ClassVar[str | None] = "classification"
@@ -120,7 +120,7 @@ class BaselineLoss(nn.Module, Method, ABC):
 
     @classmethod
     def levels_of(cls, levels: Iterable[int]) -> tuple[int, ...]:
-        """Return those of the levels, at least one, that it reads by default; none for logits."""
+        """Return the levels that it reads by default, at least one; none for logits."""
         return chosen_levels(cls.levels, levels) if cls.levels else ()
 
     def forward(
@@ -133,7 +133,7 @@ class BaselineLoss(nn.Module, Method, ABC):
         targets: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Return the loss, without its published weight; the teacher gets no gradient.
+        """Return the loss without its published weight; the teacher gets no gradient.
 
         Args:
             student_logits: class scores (B, K).
@@ -141,15 +141,15 @@ class BaselineLoss(nn.Module, Method, ABC):
             student_features: level -> feature maps (B, C_s, H_s, W_s).
             teacher_features: level -> feature maps (B, C_t, H_t, W_t).
             targets: class of each image (B,), int64.
-            boxes: of each image, (M, 4) as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
+            boxes: (M, 4) for each image, as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
 
         Returns:
-            A scalar, float32 (float64 for float64 inputs) under autocast too.
+            A scalar, float32 (float64 for float64 inputs), under autocast too.
 
         Raises:
-            ConfigError: something in ``needs`` is missing, or the shapes do not fit.
+            ConfigError: an argument in ``needs`` is missing, or the shapes do not match.
         """
-        given = {
+        arguments = {
             "student_logits": student_logits,
             "teacher_logits": teacher_logits,
             "student_features": student_features,
@@ -157,25 +157,25 @@ class BaselineLoss(nn.Module, Method, ABC):
             "targets": targets,
             "boxes": boxes,
         }
-        missing = [name for name in self.needs if given[name] is None]
+        missing = [name for name in self.needs if arguments[name] is None]
         if missing:
             raise ConfigError(f"{self.name} needs {' and '.join(missing)}")
-        return self.loss(**{name: given[name] for name in self.needs})
+        return self.loss(**{name: arguments[name] for name in self.needs})
 
     @abstractmethod
     def loss(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss of what is in ``needs``."""
+        """Return the loss, given the arguments in ``needs``."""
 
 
 class FeatureLoss(BaselineLoss):
-    """A loss of feature maps: the sum of what each level gives, as the baselines are published.
+    """A loss of feature maps, summed over levels, as the baselines were published.
 
     Args:
-        setup: what it is built for. Where it has shapes, they say which levels there are;
-            otherwise those do that student and teacher share in a call.
+        setup: what it is built for. Its shapes define the available levels; without shapes, they
+            are the levels that student and teacher share in a call.
 
     Raises:
-        ConfigError: the shapes are not of the same levels, or lack a level that is wanted.
+        ConfigError: the shapes have different levels, or lack a requested level.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("student_features", "teacher_features")
@@ -188,10 +188,10 @@ class FeatureLoss(BaselineLoss):
         self.teacher_shapes = dict(setup.teacher_shapes or {})
         if not setup.levels:
             raise ConfigError(f"{self.name}: no levels: choose at least one")
-        self._wanted = setup.levels
+        self._requested_levels = setup.levels
         if setup.student_shapes is not None or setup.teacher_shapes is not None:
             require(levels_problem(self.student_shapes, self.teacher_shapes))
-            self._wanted = self._levels(self.student_shapes)
+            self._requested_levels = self._levels(self.student_shapes)
 
     def loss(
         self,
@@ -209,7 +209,9 @@ class FeatureLoss(BaselineLoss):
         for level in levels:
             self._require(maps_problem(level, student_features[level], teacher_features[level]))
         terms = [
-            self._of_level(level, student_features[level], teacher_features[level], **others)
+            self._checked_level_loss(
+                level, student_features[level], teacher_features[level], **others
+            )
             for level in levels
         ]
         return torch.stack(terms).sum()
@@ -220,42 +222,42 @@ class FeatureLoss(BaselineLoss):
     ) -> Tensor:
         """Return the loss of one level (scalar), in full precision; the teacher is detached."""
 
-    def require_shapes(self, why: str) -> None:
-        """Raise ConfigError with the reason when the setup has no shapes."""
+    def require_shapes(self, reason: str) -> None:
+        """Raise ConfigError with the reason if the setup has no shapes."""
         if not self.student_shapes:
-            raise ConfigError(f"{self.name} needs student_shapes and teacher_shapes: {why}")
+            raise ConfigError(f"{self.name} needs student_shapes and teacher_shapes: {reason}")
 
     def require_pairs(self, features_BCHW: Tensor) -> None:
-        """Raise ConfigError when a batch has no two images to compare."""
+        """Raise ConfigError if a batch has fewer than two images to compare."""
         if len(features_BCHW) < 2:
             raise ConfigError(
                 f"{self.name} compares the images of a batch: it needs at least 2; got 1"
             )
 
     def _require(self, problem: str | None) -> None:
-        """Raise ConfigError with the name before the problem, where there is one."""
+        """Raise ConfigError with the baseline's name and the problem, if there is one."""
         require(problem and f"{self.name}: {problem}")
 
     @full_precision
-    def _of_level(
+    def _checked_level_loss(
         self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor, **others: Any
     ) -> Tensor:
         return self.level_loss(level, student_BCHW, without_gradient(teacher_BCHW), **others)
 
-    def _levels(self, known: Sequence[int] | Mapping[int, Shape]) -> tuple[int, ...]:
-        """Return the levels to read of those that there are."""
-        if isinstance(self._wanted, str):
-            if not known:
+    def _levels(self, available: Sequence[int] | Mapping[int, Shape]) -> tuple[int, ...]:
+        """Return which of the available levels to read."""
+        if isinstance(self._requested_levels, str):
+            if not available:
                 raise ConfigError(f"{self.name}: student and teacher share no level")
-            return chosen_levels(self._wanted, known)
-        self._require(absent_problem(self._wanted, known))
-        return tuple(self._wanted)
+            return chosen_levels(self._requested_levels, available)
+        self._require(missing_levels_problem(self._requested_levels, available))
+        return tuple(self._requested_levels)
 
 
 class AlignedLoss(FeatureLoss):
-    """A loss of maps of one shape: an adapter per level gives the student the teacher's channels.
+    """A loss of maps of the same shape, with an adapter per level for the student's channels.
 
-    Without shapes there are no adapters, and the channels must be the same.
+    Without shapes there are no adapters, and the numbers of channels must be equal.
     """
 
     def __init__(self, setup: Setup):
@@ -273,14 +275,14 @@ class AlignedLoss(FeatureLoss):
     def aligned(
         self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return both maps on the coarser grid, the student's with the teacher's channels."""
+        """Return both maps on the coarser grid, the student's adapted to the teacher's channels."""
         student_BCHW, teacher_BCHW = on_one_grid(student_BCHW, teacher_BCHW)
         if self.adapters:
             return self.adapters[str(level)](student_BCHW), teacher_BCHW
         if student_BCHW.shape[1] != teacher_BCHW.shape[1]:
             raise ConfigError(
                 f"{self.name}: level {level} has {student_BCHW.shape[1]} channels in the student"
-                f" and {teacher_BCHW.shape[1]} in the teacher: give student_shapes and"
-                " teacher_shapes, so that there is an adapter"
+                f" and {teacher_BCHW.shape[1]} in the teacher: pass student_shapes and"
+                " teacher_shapes to add an adapter"
             )
         return student_BCHW, teacher_BCHW

@@ -1,4 +1,4 @@
-"""The methods that are ours, and the losses of others by name."""
+"""Our own methods, and published losses by name."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from raygkd.registry import METHODS
 
 @METHODS.register("none")
 class LabelsAlone(Method):
-    """Nothing is distilled."""
+    """No distillation."""
 
 
 @METHODS.register("graph")
 class Graph(Method):
-    """Graphs of channels are matched."""
+    """Matching of channel graphs."""
 
     matches_graphs = True
 
 
 @METHODS.register("graph+kd")
 class GraphAndKD(Method):
-    """Graphs of channels are matched, and logits distilled."""
+    """Matching of channel graphs, and distillation of logits."""
 
     matches_graphs = True
     baseline = "kd"
@@ -33,7 +33,7 @@ class GraphAndKD(Method):
 
 @METHODS.register("graph+dist")
 class GraphAndDIST(Method):
-    """Graphs of channels are matched, and correlations of the predictions."""
+    """Matching of channel graphs, and of correlations of the predictions."""
 
     matches_graphs = True
     baseline = "dist"
@@ -41,26 +41,26 @@ class GraphAndDIST(Method):
 
 
 def baseline_of(method: str) -> str | None:
-    """Return the name of the baseline whose loss is a part of a method; None if there is none."""
+    """Return the name of the baseline whose loss a method uses; None if there is none."""
     entry = METHODS.get(method)
     return method if issubclass(entry, BaselineLoss) else entry.baseline
 
 
 def baseline_names() -> list[str]:
-    """Return the methods that are a baseline by themselves."""
+    """Return the names of the methods that are baselines themselves."""
     return [name for name in METHODS.names() if baseline_of(name) == name]
 
 
 def baseline_class(name: str) -> type[BaselineLoss]:
-    """Return the loss of a baseline.
+    """Return the loss class of a baseline.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: the name is unknown.
     """
     if name not in METHODS.names() or baseline_of(name) != name:
-        known = baseline_names()
+        names = baseline_names()
         raise ConfigError(
-            f"unknown baseline {name!r}{near(name, known)} (known: {', '.join(known)})"
+            f"unknown baseline {name!r}{near(name, names)} (known: {', '.join(names)})"
         )
     return METHODS.get(name)
 
@@ -75,23 +75,24 @@ def baseline_loss(
     two_stage: bool = False,
     **settings: Any,
 ) -> BaselineLoss:
-    """Return a published loss as a module; its ``weight`` is the published one of its term.
+    """Return a published loss as a module; its ``weight`` is the published weight of its term.
 
-    What a baseline has no use for (the shapes, for logits) is not looked at.
+    Arguments that a baseline does not use (such as the shapes, for logits) are ignored.
 
     Args:
         name: one of ``baseline_names()``.
         student_shapes: level -> (C, H, W) of the student's feature maps, for adapters.
-        teacher_shapes: the same of the teacher, for the same levels.
-        levels: those it reads; None for its default choice of the levels of the shapes or, without
-            shapes, of the features in a call.
-        canvas: side in pixels of the square that both detectors see; "fgd" needs it.
+        teacher_shapes: the same for the teacher, with the same levels.
+        levels: levels to read; None for the baseline's default choice among the levels of the
+            shapes or, without shapes, among those of the features in a call.
+        canvas: side in pixels of both detectors' square input; "fgd" needs it.
         two_stage: whether the student is a two-stage detector, for which other weights were
             published.
-        settings: of the baseline, in place of the published ones.
+        settings: settings of the baseline that replace the published ones.
 
     Raises:
-        ConfigError: an unknown name or setting, or one out of range; shapes or canvas are missing.
+        ConfigError: the name or a setting is unknown, a setting is out of range, or shapes or
+            canvas are missing.
     """
     baseline = baseline_class(name)
     published = baseline.settings_for(two_stage=two_stage)

@@ -1,13 +1,13 @@
-"""Edges and spectrum of one graph of channels for a whole batch.
+"""Edge and spectral losses of one channel graph for a whole batch.
 
-The vertices of the graph are a level's channels, and its edges are their correlations over all
-positions of all images of the batch: cosines of centred maps. One image has too few positions at a
-deep level to tell channels apart, and without centring the channels behind a ReLU are all alike.
-Behind a 1x1 convolution the correlations follow from the covariance of its input, so nothing of the
-size of the maps is formed.
+The vertices of the graph are a level's channels. Its edges are their correlations over all
+positions of all images of the batch, that is, cosines of centred maps. At a deep level, a single
+image has too few positions to tell channels apart; without centring, all channels look alike after
+a ReLU. The correlations after a 1x1 convolution follow from the covariance of its input, so its
+output need not be formed.
 
-[paper] (arXiv 2405.08547): channels as vertices, cosines as edges, and that edges and a spectral
-embedding are aligned. [ours]: one graph for a batch, which channels count, and both formulas.
+[paper] (arXiv 2405.08547): channels as vertices, cosines as edges, and the alignment of edges and
+of a spectral embedding. [ours]: one graph per batch, the weights of channels, and both formulas.
 
 Shape letters: C channels, d spectral dimension.
 """
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from raygkd.graph import full_precision
-from raygkd.graph.eigen import without_broken
+from raygkd.graph.eigen import without_nonfinite
 
-# of a channel's variance, in units of the mean variance of all channels
+# added to each channel's variance, in units of the mean variance of all channels
 VARIANCE_FLOOR = 1e-2
 # how sharply the weights of eigenpairs fall around the spectral dimension
 CUT_POWER = 8
@@ -30,10 +30,10 @@ CUT_POWER = 8
 
 @full_precision
 def correlations(covariance_CC: Tensor) -> Tensor:
-    """Return correlations of channels, which fade for channels that hardly vary.
+    """Return correlations of channels, damped for channels that hardly vary.
 
-    ``R_ij = C_ij / sqrt((C_ii + f) (C_jj + f))`` with f a hundredth of the mean variance. So a
-    dying channel has correlations, and a gradient, that go to zero with it, and its diagonal entry
+    ``R_ij = C_ij / sqrt((C_ii + f) (C_jj + f))``, where f is a hundredth of the mean variance. The
+    correlations and the gradient of a dying channel thus go to zero with it, and its diagonal entry
     is below 1.
 
     Args:
@@ -46,7 +46,7 @@ def correlations(covariance_CC: Tensor) -> Tensor:
     """
     variances_C = covariance_CC.diagonal()
     floor = VARIANCE_FLOOR * variances_C.mean()
-    # where no channel varies there is no scale, and any will do
+    # if no channel varies, any scale will do
     floor = torch.where(floor > torch.finfo(floor.dtype).tiny, floor, 1.0)
     scales_C = (variances_C + floor).rsqrt()
     return covariance_CC * scales_C[:, None] * scales_C
@@ -54,19 +54,19 @@ def correlations(covariance_CC: Tensor) -> Tensor:
 
 @full_precision
 def batch_edge_loss(student_CC: Tensor, teacher_CC: Tensor) -> Tensor:
-    """Return ``sum_{i != j} w_ij (R_t,ij - R_s,ij)^2`` with ``w_ij ~ sigma_i sigma_j`` of sum 1.
+    """Return ``sum_{i != j} w_ij (R_t,ij - R_s,ij)^2`` with ``w_ij ~ sigma_i sigma_j``, sum 1.
 
-    A pair of channels counts by the teacher's standard deviations sigma, so that pairs which carry
-    nothing count for nothing.
+    Pairs of channels are weighted by the teacher's standard deviations sigma, so that pairs without
+    a signal have no effect.
 
     Args:
-        student_CC: covariance of the student's channels, behind its adapter.
+        student_CC: covariance of the student's channels after the adapter.
         teacher_CC: covariance of the teacher's channels; it gets no gradient.
 
     Returns:
         A scalar in squared correlations, 0 for fewer than two channels that vary.
 
-    Source: [paper] that edges are aligned; the formula is [ours].
+    Source: [paper] alignment of edges; the formula is [ours].
     """
     teacher_CC = teacher_CC.detach()
     deviations_C = teacher_CC.diagonal().clamp_min(0.0).sqrt()
@@ -84,25 +84,27 @@ def batch_spectral_loss(student_CC: Tensor, teacher_CC: Tensor, dim: int) -> Ten
 
     ``sum_k g_k |S_s u_k - l_k u_k|^2 / sum_k g_k l_k^2`` over the eigenpairs (l_k, u_k) of the
     teacher's ``S = D^-1/2 W D^-1/2`` with ``W = (1 + R) / 2``, without its trivial pair. The
-    weights ``g_k = 1 / (1 + (c / l_k)^8)`` fall from 1 to 0 around the cut c, the mean of the
-    eigenvalues d and d + 1. They depend on eigenvalues alone, so where an eigenvalue repeats, at
-    the cut too, it does not matter which vectors are chosen for it.
+    weights ``g_k = 1 / (1 + (c / l_k)^8)`` fall from 1 to 0 around the cutoff c, the mean of
+    eigenvalues d and d + 1. They depend on eigenvalues alone, so the loss does not depend on the
+    choice of eigenvectors for a repeated eigenvalue, not even at the cutoff.
 
     Args:
-        student_CC: covariance of the student's channels, behind its adapter.
+        student_CC: covariance of the student's channels after the adapter.
         teacher_CC: covariance of the teacher's channels; it gets no gradient.
         dim: spectral dimension d, from 1 to C - 1.
 
     Returns:
-        A scalar without unit, 0 where the teacher's graph has no spectrum.
+        A scalar without unit, 0 if the teacher's graph has no spectrum.
 
-    Source: [paper] that a spectral embedding is aligned; the formula is [ours].
+    Source: [paper] alignment of a spectral embedding; the formula is [ours].
     """
     with torch.no_grad():
-        [finite_CC], [broken_11] = without_broken(_normalised_graph(correlations(teacher_CC))[None])
+        [finite_CC], [nonfinite_11] = without_nonfinite(
+            _normalised_graph(correlations(teacher_CC))[None]
+        )
         values_C, vectors_CC = torch.linalg.eigh(finite_CC)
-        values_C = values_C.clamp_min(0.0).masked_fill(broken_11[0], math.nan)
-        # one of the C is the trivial pair, whose eigenvalue is 0 now
+        values_C = values_C.clamp_min(0.0).masked_fill(nonfinite_11[0], math.nan)
+        # the C pairs include the trivial one, whose eigenvalue is now 0
         cut = (values_C[-dim] + values_C[-dim - 1]) / 2
         powers_C = values_C**CUT_POWER
         tiny = torch.finfo(values_C.dtype).tiny

@@ -45,9 +45,9 @@ def hint_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 def ickd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """Return ``sum_ij (g_t,ij - g_s,ij)^2 / C``, averaged over samples.
 
-    ``g_i`` is row i, divided by its Euclidean norm, of the matrix (C, C) of the inner products of
-    the channels' maps. Neither the scale of a channel of its own nor that of the others is taken
-    out of the products before. The row of a channel whose map is zero is zero, without gradient.
+    ``g_i`` is row i, divided by its Euclidean norm, of the matrix (C, C) of inner products between
+    the channels' maps. The maps themselves are not normalised. The row of a channel whose map is
+    zero is zero and has no gradient.
 
     Args:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's channels.
@@ -68,7 +68,7 @@ def ickd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
 
 def _correlations(features_BCHW: Tensor) -> Tensor:
-    """Return the rows (B, C, C) of the products of the channels of each sample."""
+    """Return the normalised rows (B, C, C) of inner products between each sample's channels."""
     maps_BCN = features_BCHW.flatten(2)
     return normalised_channels((maps_BCN @ maps_BCN.mT)[..., None])
 
@@ -77,8 +77,8 @@ def _correlations(features_BCHW: Tensor) -> Tensor:
 def at_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """Return the mean squared difference of two attention maps, over positions and samples.
 
-    The attention map of a sample is the mean over channels of the squared features, divided by its
-    Euclidean norm; that of a map of zeros is zero.
+    A sample's attention map is the mean over channels of the squared features, divided by its
+    Euclidean norm; if all features are zero, it is zero.
 
     Args:
         student_BCHW: feature maps (B, C_s, H, W).
@@ -90,15 +90,15 @@ def at_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     Raises:
         ConfigError: B, H or W differ.
 
-    Source: Zagoruyko and Komodakis, arXiv 1612.03928; the paper has the norm of the difference, its
-    code the mean of the squares, as here.
+    Source: Zagoruyko and Komodakis, arXiv 1612.03928; the paper uses the norm of the difference,
+    its code the mean of the squares, as here.
     """
     require(shape_problem("attention maps", student_BCHW[:, 0], teacher_BCHW[:, 0]))
     return F.mse_loss(_attention(student_BCHW), _attention(teacher_BCHW.detach()))
 
 
 def _attention(features_BCHW: Tensor) -> Tensor:
-    """Return where the squared activations are (B, N), of unit length."""
+    """Return the attention maps (B, N), of unit length."""
     return F.normalize(features_BCHW.square().mean(1).flatten(1))
 
 
@@ -106,11 +106,11 @@ def _attention(features_BCHW: Tensor) -> Tensor:
 def vid_loss(mean_BCHW: Tensor, variance_1C11: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """Return ``mean ((mu - t)^2 / v + log v) / 2`` over all entries.
 
-    It is the negative log likelihood of the teacher's maps t under normal distributions, without
-    the constant.
+    It is the negative log likelihood of the teacher's maps t under normal distributions, up to a
+    constant.
 
     Args:
-        mean_BCHW: mu, what is predicted from the student (B, C, H, W).
+        mean_BCHW: mu, the maps predicted from the student (B, C, H, W).
         variance_1C11: v > 0 of each channel (1, C, 1, 1), in squared units of the features.
         teacher_BCHW: feature maps (B, C, H, W); they get no gradient.
 
@@ -128,7 +128,7 @@ def vid_loss(mean_BCHW: Tensor, variance_1C11: Tensor, teacher_BCHW: Tensor) -> 
 
 
 class NormalisedConvolution(nn.Sequential):
-    """A 1x1 convolution with batch normalisation, which takes any bias of it out again."""
+    """A 1x1 convolution without bias, which would cancel in the batch normalisation after it."""
 
     def __init__(self, student_channels: int, teacher_channels: int):
         super().__init__(
@@ -137,7 +137,7 @@ class NormalisedConvolution(nn.Sequential):
         )
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        """Return (B, C_t, H, W); ConfigError when training on one position of one image."""
+        """Return (B, C_t, H, W); ConfigError if training on one position of one image."""
         batch, _, height, width = features_BCHW.shape
         if self.training:
             require(statistics_problem(batch * height * width))
@@ -146,11 +146,11 @@ class NormalisedConvolution(nn.Sequential):
 
 @METHODS.register("fitnet")
 class FitNet(AlignedLoss):
-    """Hints: the student's map, behind a regressor, against the teacher's, see ``hint_loss``.
+    """Hints: a regressor predicts the teacher's map from the student's, see ``hint_loss``.
 
-    The regressor is RepDistiller's for maps of one size, a 1x1 convolution, batch normalisation
-    and ReLU; maps of different sizes are first pooled to the coarser grid, where RepDistiller's
-    convolution strides.
+    The regressor is the one that RepDistiller uses for maps of equal size: a 1x1 convolution, batch
+    normalisation and ReLU. Maps of different sizes are first pooled to the coarser grid, whereas
+    RepDistiller uses a strided convolution.
     """
 
     weight = 100.0
@@ -168,7 +168,7 @@ class FitNet(AlignedLoss):
 
 @METHODS.register("ickd")
 class ICKD(AlignedLoss):
-    """Correlations of channels, see ``ickd_loss``, behind a ``NormalisedConvolution``."""
+    """Correlations between channels after a ``NormalisedConvolution``, see ``ickd_loss``."""
 
     weight = 2.5
     levels = "last"
@@ -185,7 +185,7 @@ class ICKD(AlignedLoss):
 
 @METHODS.register("at")
 class AT(FeatureLoss):
-    """Attention transfer: where on the map the squared activations are, see ``at_loss``."""
+    """Attention transfer: the spatial distribution of squared activations, see ``at_loss``."""
 
     weight = 1000.0
     source = "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928"
@@ -198,13 +198,13 @@ class AT(FeatureLoss):
 class VariationalRegressor(nn.Module):
     """Predicts the teacher's maps from the student's: a mean per entry, a variance per channel.
 
-    The mean comes from three 1x1 convolutions without bias, with ReLU between them; the variance is
-    a learned number behind a softplus.
+    The mean comes from three 1x1 convolutions without bias, with ReLU in between; the variance is
+    the softplus of a learned parameter.
 
     Args:
-        student_channels: of its inputs.
-        teacher_channels: of its outputs.
-        variance: with which every channel starts, above the floor.
+        student_channels: number of input channels.
+        teacher_channels: number of output channels.
+        variance: initial variance of every channel, above the floor.
         floor: added to the softplus, so that the variance stays above 0.
 
     Source: Ahn et al., arXiv 1904.05835.
@@ -224,9 +224,9 @@ class VariationalRegressor(nn.Module):
             first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True), third
         )
         # the inverse of the softplus, in a form that does not overflow
-        above = variance - floor
-        start = above + math.log(-math.expm1(-above))
-        self.soft_plus_param = nn.Parameter(torch.full((teacher_channels,), start))
+        target = variance - floor
+        initial = target + math.log(-math.expm1(-target))
+        self.soft_plus_param = nn.Parameter(torch.full((teacher_channels,), initial))
         self.floor = floor
 
     def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,7 +241,7 @@ class VID(FeatureLoss):
 
     Args:
         setup: what it is built for; it needs the shapes.
-        variance: with which every channel starts.
+        variance: initial variance of every channel.
         floor: added to the variance, so that it stays above 0.
 
     Raises:

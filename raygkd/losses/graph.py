@@ -1,9 +1,9 @@
 """Matching the channels relational graphs of a student and a teacher (arXiv 2405.08547).
 
 The total is ``L_task + alpha L_V + beta L_E + gamma L_S`` [paper]. Each term is a mean over levels;
-those of one level are in ``raygkd.losses.level_terms`` and ``raygkd.losses.batch_graph``.
+the terms of one level are in ``raygkd.losses.level_terms`` and ``raygkd.losses.batch_graph``.
 
-Shape letters: B batch, C channels, O of them after the adapter, H height, W width, T terms,
+Shape letters: B batch, C channels, O channels after the adapter, H height, W width, T terms,
 d spectral dimension.
 """
 
@@ -37,10 +37,10 @@ from raygkd.losses.batch_graph import batch_edge_loss, batch_spectral_loss
 from raygkd.losses.level_terms import SPECTRAL_MODES, LevelMaps, in_full_precision
 from raygkd.losses.levels import (
     Shape,
-    absent_problem,
     coarser_grid,
     levels_problem,
     maps_problem,
+    missing_levels_problem,
     pooled,
 )
 
@@ -51,12 +51,13 @@ class GraphDistillationLoss(nn.Module):
     """The graph losses over several levels, with one adapter per level.
 
     An adapter is a 1x1 convolution from the student's channels to the teacher's, with or without
-    batch normalisation behind it. The finer of both maps is average-pooled to the coarser grid.
-    Adapters train with the student and are no part of it. A term whose weight is 0 is not computed.
+    batch normalisation after it. The finer of the two maps is average-pooled to the coarser grid.
+    Adapters are trained with the student, but are not part of it. A term whose weight is 0 is not
+    computed.
 
     Args:
         student_shapes: level -> (C, H, W) of the student's feature map.
-        teacher_shapes: the same of the teacher, for the same levels.
+        teacher_shapes: the same for the teacher, with the same levels.
         temperature: T > 0 of the attention.
         relative_temperature: whether T is relative to the maps, see ``softmax_masks``, or in units
             of the features.
@@ -67,25 +68,26 @@ class GraphDistillationLoss(nn.Module):
         mode: mode of ``spectral_loss``.
         attention: mode of ``edge_loss``.
         weights: graph weights of ``spectral_loss``.
-        adapter: "plain", the convolution alone, or "normalised", where the step that SGD can take
-            without diverging does not depend on how large and how alike the student's maps are, so
-            that alpha can be in the hundreds. A sample's losses then depend on its batch.
-        graphs: "batch" for edges and spectrum of one graph for the whole batch, see
-            ``raygkd.losses.batch_graph``, or "image" for those of a graph for each image, see
-            ``edge_loss`` and ``spectral_loss``, which alone ``mode``, ``attention`` and ``weights``
-            are for.
-        centre: compare maps whose channels are ``centred``, so that what a channel has everywhere
-            counts for nothing; of a map of one position nothing is left, and its losses are 0.
+        adapter: "plain", the convolution alone, or "normalised", with batch normalisation. With the
+            latter, the largest stable step of SGD does not depend on the scale and the similarity
+            of the student's maps, so alpha can be in the hundreds; but a sample's losses depend on
+            its batch.
+        graphs: "batch" for the edges and spectrum of one graph of the whole batch, see
+            ``raygkd.losses.batch_graph``, or "image" for those of one graph per image, see
+            ``edge_loss`` and ``spectral_loss``. ``mode``, ``attention`` and ``weights`` apply to
+            the latter only.
+        centre: compare maps whose channels are ``centred``, so that a channel's mean over the
+            positions does not matter; a map with one position becomes zero, and its losses are 0.
         foreground: share of the objects' boxes in the weights of the vertex loss, from 0 to 1, see
-            ``foreground_weights``; None weighs all positions alike.
-        canvas: side in pixels of the square that both models see; ``foreground`` needs it.
-        accelerated: take what ``raygkd.accelerated`` has, which gives the same terms faster, but a
-            gradient of first order only, and not to ``torch.func``.
+            ``foreground_weights``; None weights all positions equally.
+        canvas: side in pixels of both models' square input; ``foreground`` needs it.
+        accelerated: use ``raygkd.accelerated``, which computes the same terms faster, but supports
+            first-order gradients only and not ``torch.func``.
 
     Raises:
-        ConfigError: wrong settings, all of them in one error.
+        ConfigError: invalid settings, all of them in one error.
 
-    Source: [paper] several levels and three terms; adapters and average over levels are [ours].
+    Source: [paper] several levels and three terms; adapters and the mean over levels are [ours].
     """
 
     def __init__(
@@ -141,55 +143,54 @@ class GraphDistillationLoss(nn.Module):
             }
         )
         if graphs == "batch" and not alpha and adapter == "normalised":
-            # correlations do not see it, and DDP wants a gradient of every parameter that trains
+            # correlations do not depend on it, and DDP needs a gradient of every trained parameter
             for name, parameter in self.adapters.named_parameters():
                 parameter.requires_grad_(not name.endswith("norm.bias"))
 
     @property
-    def _of_samples(self) -> list[str]:
-        """Return the terms that are means over samples."""
+    def _per_sample_terms(self) -> list[str]:
+        """Return the names of the terms that are means over samples."""
         return ["vertex"] if self.graphs == "batch" else list(self.term_weights)
 
     @property
     def takes_spectra(self) -> bool:
-        """Whether the losses take the spectrum of each image of the teacher's."""
+        """Whether the losses need the spectrum of each image's teacher graph."""
         return self.graphs == "image" and "spectral" in self.term_weights
 
     def teacher_graph(
         self, level: int, teacher_BCHW: Tensor, spectrum: tuple[Tensor, Tensor] | None = None
     ) -> TeacherGraph:
-        """Return what the losses of a level take of the teacher.
+        """Return the teacher's input to the losses of a level.
 
         Args:
-            level: of the feature maps.
+            level: level of the feature maps.
             teacher_BCHW: feature maps (B, C_t, H_t, W_t).
-            spectrum: what ``with_spectrum`` has found of the same maps, where it is known.
+            spectrum: the spectrum that ``with_spectrum`` computed for the same maps, if available.
         """
         teacher_BCHW = self._on_grid(level, teacher_BCHW.detach())
         return TeacherGraph(centred(teacher_BCHW) if self.centre else teacher_BCHW, spectrum)
 
     def student_maps(self, level: int, student_BCHW: Tensor) -> Tensor:
-        """Return a level's maps (B, C_t, H, W) as the losses compare them with the teacher's.
+        """Return a level's maps (B, C_t, H, W) in the form that is compared with the teacher's.
 
-        They have gone through the adapter, on the grid of the comparison, and are centred where
-        the loss centres.
+        They are pooled to the comparison grid, adapted, and centred if the loss centres.
 
         Args:
-            level: of the feature maps.
+            level: level of the feature maps.
             student_BCHW: feature maps (B, C_s, H_s, W_s).
         """
         maps_BCHW = self.adapters[str(level)](self._on_grid(level, student_BCHW))
         return centred(maps_BCHW) if self.centre else maps_BCHW
 
     def _on_grid(self, level: int, maps_BCHW: Tensor) -> Tensor:
-        """Average-pool either side's maps of a level to the grid of the comparison."""
+        """Average-pool the student's or teacher's maps of a level to the comparison grid."""
         return pooled(maps_BCHW, self._grid(level))
 
     def _grid(self, level: int) -> tuple[int, int]:
         return coarser_grid(self.student_shapes[level], self.teacher_shapes[level])
 
     def with_spectrum(self, graph: TeacherGraph) -> TeacherGraph:
-        """Return a level's graph with its spectrum, of the weights that this loss has."""
+        """Return a level's graph with its spectrum, for the graph weights of this loss."""
         graphs = ChannelGraphs(graph.maps_BCHW, self.weights, self._operators)
         return TeacherGraph(graph.maps_BCHW, graphs.spectrum())
 
@@ -203,29 +204,28 @@ class GraphDistillationLoss(nn.Module):
 
         Args:
             student_features: level -> feature maps (B, C_s, H_s, W_s).
-            teacher: level -> feature maps (B, C_t, H_t, W_t), or what ``teacher_graph`` makes of
-                them.
-            boxes: of each image, (M, 4) in pixels of the canvas; ``foreground`` needs them.
+            teacher: level -> feature maps (B, C_t, H_t, W_t), or ``teacher_graph`` of them.
+            boxes: (M, 4) for each image, in pixels of the canvas; ``foreground`` needs them.
 
         Returns:
-            "vertex", "edge" and "spectral", as far as their weight is not 0.
+            those of "vertex", "edge" and "spectral" whose weight is not 0.
 
         Raises:
             ConfigError: a level is missing, its maps are not (B, C, H, W) of one batch, or
                 ``foreground`` is set and there are no boxes.
         """
         self._require_maps(student_features, teacher)
-        of_positions = self.position_weights(boxes)
-        terms_T = self._over_levels(student_features, teacher.__getitem__, of_positions)
+        position_weights = self.position_weights(boxes)
+        terms_T = self._mean_over_levels(student_features, teacher.__getitem__, position_weights)
         return dict(zip(self.term_weights, terms_T, strict=True))
 
     def begin(self, teacher: Mapping[int, Tensor] | Mapping[int, TeacherGraph]) -> None:
-        """Start on a GPU what ``terms_with_gradient`` takes of the teacher alone.
+        """On a GPU, start the part of ``terms_with_gradient`` that needs the teacher alone.
 
-        What the GPU is given meanwhile, as the student's forward pass, is done beside it.
+        It runs in parallel with later work on the GPU, such as the student's forward pass.
 
         Args:
-            teacher: what ``terms_with_gradient`` will be given next.
+            teacher: the argument of the next ``terms_with_gradient``.
         """
         if self._backend is not None:
             self._backend.begin(self, teacher)
@@ -237,32 +237,34 @@ class GraphDistillationLoss(nn.Module):
         boxes: Sequence[Tensor] | None = None,
         weights: Sequence[float] | None = None,
     ) -> dict[str, Tensor]:
-        """Return what ``forward`` does, for a sum with weights that are known.
+        """Return the result of ``forward``, for a weighted sum whose weights are known.
 
-        Accelerated, the gradient of that sum is taken with the terms, which saves a third of the
-        work. It can be asked for once, before the next batch, and that of any other sum not at all.
-        On a GPU, in mode "residual" with up to 16 dimensions, the teacher's eigenpairs are those of
-        ``raygkd.accelerated.subspace``, and kernels are replayed.
+        If accelerated, the gradient of that sum is computed with the terms, which saves a third of
+        the work. Only that gradient is available, once, before the terms of the next batch are
+        computed. On a GPU, in mode "residual" with up to 16 dimensions, the teacher's eigenpairs
+        are computed by ``raygkd.accelerated.subspace``, and kernels are replayed.
 
         Args:
             student_features: see ``forward``.
-            teacher: see ``forward``; a level that is done is taken out, so that its memory is free.
+            teacher: see ``forward``; levels are removed once processed, which frees their memory.
             boxes: see ``forward``.
-            weights: of the terms in the sum, in their order; None for those that this loss has.
+            weights: weights of the terms in the sum, in their order; None for this loss's own.
 
         Raises:
             ConfigError: see ``forward``.
         """
         self._require_maps(student_features, teacher)
         weights = list(self.term_weights.values() if weights is None else weights)
-        of_positions = self.position_weights(boxes)
+        position_weights = self.position_weights(boxes)
         terms_T = None
         if self._backend is not None:
             terms_T = self._backend.replayed_terms(
-                self, student_features, teacher, of_positions, weights
+                self, student_features, teacher, position_weights, weights
             )
         if terms_T is None:
-            terms_T = self._over_levels(student_features, teacher.pop, of_positions, weights)
+            terms_T = self._mean_over_levels(
+                student_features, teacher.pop, position_weights, weights
+            )
         return dict(zip(self.term_weights, terms_T, strict=True))
 
     def _require_maps(
@@ -270,30 +272,34 @@ class GraphDistillationLoss(nn.Module):
         student_features: Mapping[int, Tensor],
         teacher: Mapping[int, Tensor] | Mapping[int, TeacherGraph],
     ) -> None:
-        """Raise ConfigError when a level is missing, or has no two maps to compare."""
+        """Raise ConfigError if a level is missing, or its maps cannot be compared."""
         shared = [level for level in student_features if level in teacher]
-        require(absent_problem(self.student_shapes, shared))
+        require(missing_levels_problem(self.student_shapes, shared))
         for level in self.student_shapes:
-            other = teacher[level]
-            maps_BCHW = other.maps_BCHW if isinstance(other, TeacherGraph) else other
+            teacher_level = teacher[level]
+            maps_BCHW = (
+                teacher_level.maps_BCHW
+                if isinstance(teacher_level, TeacherGraph)
+                else teacher_level
+            )
             require(maps_problem(level, student_features[level], maps_BCHW))
 
     @property
     def held_bytes(self) -> int:
-        """Return how much memory of a GPU is held between calls, beside parameters and buffers."""
+        """Return the bytes of GPU memory held between calls, besides parameters and buffers."""
         return 0 if self._backend is None else self._backend.held_bytes
 
-    def _over_levels(
+    def _mean_over_levels(
         self,
         student_features: Mapping[int, Tensor],
         teacher_of: Callable[[int], Tensor | TeacherGraph],
-        of_positions: Mapping[int, Tensor],
+        position_weights: Mapping[int, Tensor],
         term_weights: Sequence[float] | None = None,
     ) -> Tensor:
         """Return the mean over the levels of ``level_terms`` (T,)."""
         terms = []
         for level in self.student_shapes:
-            maps_BCHW, weights_BHW = student_features[level], of_positions.get(level)
+            maps_BCHW, weights_BHW = student_features[level], position_weights.get(level)
             teacher = teacher_of(level)
             terms.append(self.level_terms(level, maps_BCHW, teacher, weights_BHW, term_weights))
         return torch.stack(terms).mean(0)
@@ -309,11 +315,12 @@ class GraphDistillationLoss(nn.Module):
         """Return the losses of one level (T,), averaged over the samples.
 
         Args:
-            level: of the feature maps.
+            level: level of the feature maps.
             student_BCHW: feature maps (B, C_s, H_s, W_s).
-            teacher: its feature maps, or what ``teacher_graph`` makes of them.
-            weights_BHW: of the positions, see ``position_weights``.
-            term_weights: of the terms, where no other sum of them needs a gradient; None otherwise.
+            teacher: the teacher's feature maps, or ``teacher_graph`` of them.
+            weights_BHW: position weights, see ``position_weights``.
+            term_weights: weights of the terms, if only the gradient of this weighted sum will be
+                needed; None otherwise.
         """
         if isinstance(teacher, Tensor):
             teacher = self.teacher_graph(level, teacher)
@@ -325,7 +332,7 @@ class GraphDistillationLoss(nn.Module):
                 adapter, student_BCHW, teacher.maps_BCHW, weights_BHW, term_weights
             )
         mixing = adapter.mixing(student_BCHW)
-        return self._over_samples(student_BCHW, mixing, teacher, weights_BHW, term_weights)
+        return self._mean_over_samples(student_BCHW, mixing, teacher, weights_BHW, term_weights)
 
     def _with_batch_graph(
         self,
@@ -335,7 +342,7 @@ class GraphDistillationLoss(nn.Module):
         weights_BHW: Tensor | None,
         term_weights: Sequence[float] | None,
     ) -> Tensor:
-        """Return the losses of one level (T,) with edges and spectrum of the batch's graph."""
+        """Return the losses of one level (T,), with the edges and spectrum of the batch's graph."""
         compared_BCHW = centred(student_BCHW) if self.centre else student_BCHW
         moments = self._moments(adapter, compared_BCHW)
         mixing = adapter.mixing(student_BCHW, None if self.centre else moments)
@@ -347,7 +354,7 @@ class GraphDistillationLoss(nn.Module):
                 weight = None if term_weights is None else term_weights[number : number + 1]
                 graph = TeacherGraph(teacher_BCHW)
                 terms.append(
-                    self._over_samples(student_BCHW, mixing, graph, weights_BHW, weight)[0]
+                    self._mean_over_samples(student_BCHW, mixing, graph, weights_BHW, weight)[0]
                 )
             elif name == "edge":
                 terms.append(batch_edge_loss(student_CC, teacher_CC))
@@ -360,7 +367,7 @@ class GraphDistillationLoss(nn.Module):
         maps_BCHW, _ = in_full_precision(maps_BCHW, adapter.conv.weight)
         return channel_moments(maps_BCHW, self._operators)
 
-    def _over_samples(
+    def _mean_over_samples(
         self,
         student_BCHW: Tensor,
         mixing: tuple[Tensor, Tensor],
@@ -368,17 +375,17 @@ class GraphDistillationLoss(nn.Module):
         weights_BHW: Tensor | None,
         term_weights: Sequence[float] | None,
     ) -> Tensor:
-        """Return the losses that are means over the samples of what depends on one alone."""
+        """Return the losses (T,) that are means over the samples."""
         tensors = in_full_precision(student_BCHW, *mixing)
         if self._backend is None:
-            sums_T = self._sums(teacher, weights_BHW, *tensors)
+            sums_T = self._sum_over_samples(teacher, weights_BHW, *tensors)
         else:
             sums_T = self._backend.over_samples(
-                self._sums, teacher, weights_BHW, term_weights, *tensors
+                self._sum_over_samples, teacher, weights_BHW, term_weights, *tensors
             )
         return sums_T / len(student_BCHW)
 
-    def _sums(
+    def _sum_over_samples(
         self,
         teacher: TeacherGraph,
         weights_BHW: Tensor | None,
@@ -398,7 +405,7 @@ class GraphDistillationLoss(nn.Module):
             relative=self.relative_temperature,
         )
         terms: list[Tensor] = []
-        for name in self._of_samples:
+        for name in self._per_sample_terms:
             if name == "vertex":
                 terms.append(maps.vertex(weights_BHW).sum())
             elif name == "edge":
@@ -410,13 +417,13 @@ class GraphDistillationLoss(nn.Module):
         return torch.stack(terms)
 
     def position_weights(self, boxes: Sequence[Tensor] | None) -> dict[int, Tensor]:
-        """Return level -> weights of the positions (B, H, W), none where all count alike.
+        """Return level -> position weights (B, H, W); empty if all positions count equally.
 
         Args:
-            boxes: of each image, (M, 4) in pixels of the canvas.
+            boxes: (M, 4) for each image, in pixels of the canvas.
 
         Raises:
-            ConfigError: ``foreground`` is set, and there are no boxes.
+            ConfigError: ``foreground`` is set, but there are no boxes.
         """
         if self.foreground is None or self.canvas is None or "vertex" not in self.term_weights:
             return {}
@@ -430,18 +437,18 @@ class GraphDistillationLoss(nn.Module):
     def describe(self) -> list[dict[str, object]]:
         """Return one row per level for a table: shapes, common grid, adapter, spectral dimension.
 
-        "spectral_pairs" is how many of the "spectral_dim" pairs there can be; the others are zero.
+        "spectral_pairs" is how many of the "spectral_dim" pairs can be non-zero.
         """
-        behind = ", batch norm" if self.adapter == "normalised" else ""
+        suffix = ", batch norm" if self.adapter == "normalised" else ""
         rows: list[dict[str, object]] = []
         for level, student in self.student_shapes.items():
             teacher = self.teacher_shapes[level]
             height, width = coarser_grid(student, teacher)
             if self.graphs == "batch":
-                # all positions of the images together are more than channels
+                # a batch has more positions than channels
                 pairs = teacher[0] - 1
             else:
-                # centred channels lie in a space of one dimension less
+                # centring removes one dimension
                 pairs = nontrivial_pairs(teacher[0], height * width - self.centre, self.weights)
             rows.append(
                 {
@@ -449,7 +456,7 @@ class GraphDistillationLoss(nn.Module):
                     "student_shape": student,
                     "teacher_shape": teacher,
                     "grid": (height, width),
-                    "adapter": f"1x1 conv {student[0]} -> {teacher[0]}{behind}",
+                    "adapter": f"1x1 conv {student[0]} -> {teacher[0]}{suffix}",
                     "spectral_dim": self.dim,
                     "spectral_pairs": min(self.dim, pairs),
                 }
@@ -458,7 +465,7 @@ class GraphDistillationLoss(nn.Module):
 
 
 def _foreground_problems(foreground: float | None, canvas: int | None) -> list[str]:
-    """Return what is wrong with the weighting by boxes."""
+    """Return the problems of foreground weighting."""
     if foreground is None:
         return []
     problems = [share_problem(foreground)]
@@ -470,7 +477,7 @@ def _foreground_problems(foreground: float | None, canvas: int | None) -> list[s
 def _level_problems(
     student_shapes: Mapping[int, Shape], teacher_shapes: Mapping[int, Shape], dim: int
 ) -> list[str]:
-    """Return what is wrong with the levels and with the spectral dimension at each of them."""
+    """Return the problems of the levels, and of the spectral dimension at each level."""
     problem = levels_problem(student_shapes, teacher_shapes)
     if problem:
         return [problem]
@@ -478,5 +485,7 @@ def _level_problems(
     problem = dimension_problem(dim, fewest)
     if problem is None:
         return []
-    narrow = [str(level) for level in sorted(teacher_shapes) if teacher_shapes[level][0] == fewest]
-    return [f"level{'s' if len(narrow) > 1 else ''} {', '.join(narrow)}: {problem}"]
+    narrowest = [
+        str(level) for level in sorted(teacher_shapes) if teacher_shapes[level][0] == fewest
+    ]
+    return [f"level{'s' if len(narrowest) > 1 else ''} {', '.join(narrowest)}: {problem}"]

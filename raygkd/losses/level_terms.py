@@ -1,9 +1,9 @@
 """The terms of one level: three distances between the channels relational graphs of two maps.
 
-The formulas are [ours]; that vertices, edges and a spectral embedding are aligned under attention
-is the paper's (arXiv 2405.08547). Every loss is a mean over samples of what depends on one sample
-alone, so that steps over parts of a batch average to the step over the whole batch. The teacher
-never gets a gradient.
+The formulas are [ours]; aligning vertices, edges and a spectral embedding under attention is the
+paper's idea (arXiv 2405.08547). Every loss is a mean over samples of terms that depend on a single
+sample, so results for parts of a batch average to the result for the whole batch. The teacher gets
+no gradient.
 
 Shape letters: B batch, C channels, H height, W width, N = H * W positions, d spectral dimension.
 """
@@ -46,14 +46,14 @@ def vertex_loss(
     """Return ``L_V = mean_{c,n} a_C a_S (F_t - F_s)^2 / mean(F_t^2)``, averaged over samples.
 
     The masks are the teacher's ``attention_masks``. The division makes the loss relative, so that
-    its weight means the same for every layer; a sample whose teacher's map is zero counts as 0.
+    its weight is comparable across layers. A sample whose teacher map is zero counts as 0.
 
     Args:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
         teacher_BCHW: feature maps (B, C, H, W).
         temperature: T > 0 of the attention, in units of the features.
-        weights_BHW: weights of the positions (B, H, W) that multiply a_S, averaging to 1 over the
-            positions of a sample, as ``foreground_weights`` gives them; None for 1 everywhere.
+        weights_BHW: position weights (B, H, W) that multiply a_S, with a mean of 1 over the
+            positions of a sample, see ``foreground_weights``; None for 1 everywhere.
 
     Returns:
         A scalar without unit.
@@ -61,7 +61,7 @@ def vertex_loss(
     Raises:
         ConfigError: the shapes differ, or the temperature is not above 0.
 
-    Source: [paper] that vertices are aligned under attention; the formula is [ours].
+    Source: [paper] alignment of vertices under attention; the formula is [ours].
     """
     return LevelMaps(student_BCHW, teacher_BCHW, temperature).vertex(weights_BHW).mean()
 
@@ -83,7 +83,7 @@ def edge_loss(
     Raises:
         ConfigError: the shapes differ, the temperature is not above 0, or the mode is unknown.
 
-    Source: [paper] that edges are aligned under relational attention; the formula is [ours].
+    Source: [paper] alignment of edges under relational attention; the formula is [ours].
     """
     return LevelMaps(student_BCHW, teacher_BCHW, temperature).edge(attention).mean()
 
@@ -95,7 +95,7 @@ def spectral_loss(
     mode: str = "residual",
     weights: str = "shifted",
 ) -> Tensor:
-    """Return the distance of the spectral embeddings of both graphs, averaged over samples.
+    """Return the distance between the spectral embeddings of both graphs, averaged over samples.
 
     Args:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
@@ -110,19 +110,19 @@ def spectral_loss(
     Raises:
         ConfigError: the shapes differ, dim is outside 1..C-1, or mode or weights are unknown.
 
-    Source: [paper] that a spectral embedding is aligned; the formulas are [ours].
+    Source: [paper] alignment of a spectral embedding; the formulas are [ours].
     """
     return LevelMaps(student_BCHW, teacher_BCHW).spectral(dim, mode, weights).mean()
 
 
 class LevelMaps:
-    """The maps of one level, and what several of its losses take of them, worked out once.
+    """The maps of one level; intermediate results that several losses share are computed once.
 
     Args:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
         teacher_BCHW: feature maps (B, C, H, W).
         temperature: T > 0 of the attention.
-        operators: what the losses are made of.
+        operators: implementation of the tensor operations.
         relative: whether T is relative to the maps, see ``softmax_masks``.
 
     Raises:
@@ -194,10 +194,10 @@ class LevelMaps:
             dim: spectral dimension d, from 1 to C - 1.
             mode: see ``spectral_loss``.
             weights: see ``spectral_loss``.
-            spectrum: the teacher's, as ``ChannelGraphs.spectrum`` gives it, where it is known.
+            spectrum: the teacher's ``ChannelGraphs.spectrum``, if already computed.
         """
         require(choice_problem("spectral mode", mode, SPECTRAL_MODES))
-        # the edges have shifted weights, too
+        # the edge loss uses shifted weights, too
         student, teacher = self._graphs if weights == "shifted" else self._graphs_of(weights)
         embedding = teacher.embedding(dim, spectrum)
         if mode == "residual":
@@ -247,18 +247,18 @@ def _outer_edges(student_BCC: Tensor, teacher_BCC: Tensor, channel_BC: Tensor) -
 def _outer_edges_of_rows(
     student_BCN: Tensor, teacher_BCN: Tensor, channel_BC: Tensor, operators: Operators
 ) -> Tensor:
-    """Return ``_outer_edges`` of the adjacencies of rows, without anything of size C x C.
+    """Return ``_outer_edges`` of the adjacencies of rows, without forming any C x C matrix.
 
-    With rows ``Y = a^1/2 X``, ``P = Y_t - Y_s`` and ``Q = Y_t + Y_s`` the difference of both
-    weighted adjacencies is ``(P Q^T + Q P^T) / 2``, and so its squared norm half the sum of the
-    entries of ``P^T P * Q^T Q + P^T Q * Q^T P``. Other than the difference of three norms it keeps
-    its precision where both graphs are nearly equal.
+    With rows ``Y = a^1/2 X``, ``P = Y_t - Y_s`` and ``Q = Y_t + Y_s``, the difference of the
+    weighted adjacencies is ``(P Q^T + Q P^T) / 2``. Its squared norm is half the sum of the entries
+    of ``P^T P * Q^T Q + P^T Q * Q^T P``. Unlike a difference of three norms, it keeps its precision
+    if both graphs are nearly equal.
     """
     root_BC1 = channel_BC.sqrt()[:, :, None]
     student_BCN, teacher_BCN = student_BCN * root_BC1, teacher_BCN * root_BC1
     difference_BCN, sum_BCN = teacher_BCN - student_BCN, teacher_BCN + student_BCN
     mixed_BNN = difference_BCN.mT @ sum_BCN
     even_BNN = operators.gram(difference_BCN.mT) * operators.gram(sum_BCN.mT)
-    # both parts cancel where the graphs are equal and the maps are not
+    # the parts cancel if the graphs are equal, and rounding can make their sum slightly negative
     error_B = ((even_BNN + mixed_BNN * mixed_BNN.mT).sum((1, 2)) / 2).clamp_min(0.0)
     return error_B / channel_BC.shape[1] ** 2

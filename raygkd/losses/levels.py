@@ -1,4 +1,4 @@
-"""What the losses over several levels share: levels, checks of their maps, and one grid for both.
+"""Helpers for losses over several levels: choosing levels, checking maps, and a common grid.
 
 Shape letters: B batch, C channels, H height, W width.
 """
@@ -15,20 +15,20 @@ Shape = tuple[int, int, int]
 
 
 def coarser_grid(student: Sequence[int], teacher: Sequence[int]) -> tuple[int, int]:
-    """Return H and W of the coarser of two maps; both shapes end with theirs."""
+    """Return H and W of the coarser of two maps, whose shapes end with H and W."""
     return min(student[-2], teacher[-2]), min(student[-1], teacher[-1])
 
 
 def pooled(maps_BCHW: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Average-pool maps to a grid of H and W, where they have another."""
-    # pooling to the same grid changes no bit, and takes longer than an adjacency
+    """Average-pool maps to a grid of H and W, unless they have it already."""
+    # pooling to the same grid would change nothing, and take longer than an adjacency
     if maps_BCHW.shape[2:] == grid:
         return maps_BCHW
     return F.adaptive_avg_pool2d(maps_BCHW, grid)
 
 
 def on_one_grid(student_BCHW: Tensor, teacher_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Average-pool the finer of two maps to the grid of the coarser one; channels stay."""
+    """Average-pool the finer of two maps to the grid of the coarser one."""
     grid = coarser_grid(student_BCHW.shape, teacher_BCHW.shape)
     return pooled(student_BCHW, grid), pooled(teacher_BCHW, grid)
 
@@ -36,7 +36,7 @@ def on_one_grid(student_BCHW: Tensor, teacher_BCHW: Tensor) -> tuple[Tensor, Ten
 def levels_problem(
     student_shapes: Mapping[int, Shape], teacher_shapes: Mapping[int, Shape]
 ) -> str | None:
-    """Return a problem if student and teacher do not have the same levels, or none."""
+    """Return a problem if student and teacher have different levels, or no levels."""
     student_levels, teacher_levels = sorted(student_shapes), sorted(teacher_shapes)
     if student_levels != teacher_levels:
         return (
@@ -46,23 +46,23 @@ def levels_problem(
     return None if student_levels else "no levels: choose at least one"
 
 
-def absent_problem(wanted: Iterable[int], known: Iterable[int]) -> str | None:
-    """Return a problem if some of the levels that are wanted are not among those known."""
-    known = sorted(known)
-    absent = [str(level) for level in wanted if level not in known]
-    if not absent:
+def missing_levels_problem(requested: Iterable[int], available: Iterable[int]) -> str | None:
+    """Return a problem if some of the requested levels are not available."""
+    available = sorted(available)
+    missing = [str(level) for level in requested if level not in available]
+    if not missing:
         return None
     return (
-        f"no features of level {', '.join(absent)}"
-        f" (there are those of {', '.join(map(str, known)) or 'none'})"
+        f"no features of level {', '.join(missing)}"
+        f" (there are those of {', '.join(map(str, available)) or 'none'})"
     )
 
 
 def maps_problem(level: int, student: Tensor, teacher: Tensor) -> str | None:
-    """Return a problem if a level's maps are not (B, C, H, W) of as many images, at least one."""
+    """Return a problem if a level's maps are not (B, C, H, W) with the same B, or are empty."""
     shapes = tuple(student.shape), tuple(teacher.shape)
-    whole = all(len(shape) == 4 and all(shape) for shape in shapes)
-    if whole and len(student) == len(teacher):
+    complete = all(len(shape) == 4 and all(shape) for shape in shapes)
+    if complete and len(student) == len(teacher):
         return None
     return (
         f"the feature maps of level {level} must be (B, C, H, W), with the same B in student and"
@@ -73,14 +73,14 @@ def maps_problem(level: int, student: Tensor, teacher: Tensor) -> str | None:
 def without_gradient(teacher: Tensor) -> Tensor:
     """Return a teacher's tensor detached, as a copy if it was made in inference mode.
 
-    Autograd refuses to keep a tensor of inference mode for the backward pass.
+    Autograd cannot save inference-mode tensors for the backward pass.
     """
     teacher = teacher.detach()
     return teacher.clone() if teacher.is_inference() else teacher
 
 
 def chosen_levels(rule: str, levels: Iterable[int]) -> tuple[int, ...]:
-    """Return those of the levels that a rule stands for, shallow to deep.
+    """Return the levels that a rule selects, from shallow to deep.
 
     Args:
         rule: "all", "last" (the deepest), or "middle" (the shallower one of two in the middle).

@@ -22,9 +22,9 @@ from raygkd.graph import (
 from raygkd.losses.base import BaselineLoss, Setup
 from raygkd.registry import METHODS, option
 
-# what is added to the deviation of logits, in units of the logits
+# added to the standard deviation of logits, in units of the logits
 DEVIATION = 1e-7
-# the smallest norm that a correlation divides by
+# smallest norm that a correlation divides by
 SMALLEST_NORM = 1e-8
 
 
@@ -35,13 +35,13 @@ def kd_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: f
     Args:
         student_logits_BK: logits (B, K).
         teacher_logits_BK: logits (B, K); they get no gradient.
-        temperature: T > 0, which divides the logits; T^2 keeps the gradient's size.
+        temperature: T > 0, which divides the logits; T^2 restores the scale of the gradient.
 
     Returns:
         A scalar in nats times T^2, in float32 (float64 for float64 logits) under autocast too.
 
     Raises:
-        ConfigError: the logits are not (B, K) of one shape, or the temperature is not above 0.
+        ConfigError: the logits are not (B, K) of the same shape, or the temperature is not above 0.
 
     Source: Hinton et al., arXiv 1503.02531.
     """
@@ -66,9 +66,9 @@ def dkd_loss(
 ) -> Tensor:
     """Return ``T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s))``, averaged over the batch.
 
-    b are the two probabilities of the target class and of all others together, q those of the
-    other classes among themselves. With alpha = 1 and beta the teacher's probability that it is
-    not the target, it would be ``kd_loss``.
+    b are the two probabilities of the target class and of all other classes together; q are the
+    probabilities among the other classes. With alpha = 1, and beta equal to the teacher's
+    probability of the other classes, it would be ``kd_loss``.
 
     Args:
         student_logits_BK: logits (B, K), K at least 2.
@@ -82,7 +82,7 @@ def dkd_loss(
         A scalar in nats times T^2, in float32 (float64 for float64 logits) under autocast too.
 
     Raises:
-        ConfigError: the logits are not (B, K) of one shape, there is one class only, or the
+        ConfigError: the logits are not (B, K) of the same shape, there is one class only, or the
             temperature is not above 0.
 
     Source: Zhao et al., arXiv 2203.08679.
@@ -93,18 +93,18 @@ def dkd_loss(
     )
     target_s, others_s = _decoupled(student_logits_BK / temperature, targets_B)
     target_t, others_t = _decoupled(teacher_logits_BK.detach() / temperature, targets_B)
-    of_target = F.kl_div(target_s, target_t, reduction="batchmean", log_target=True)
-    of_others = F.kl_div(others_s, others_t, reduction="batchmean", log_target=True)
-    return temperature**2 * (alpha * of_target + beta * of_others)
+    target_term = F.kl_div(target_s, target_t, reduction="batchmean", log_target=True)
+    others_term = F.kl_div(others_s, others_t, reduction="batchmean", log_target=True)
+    return temperature**2 * (alpha * target_term + beta * others_term)
 
 
 def _decoupled(logits_BK: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log probabilities of target and rest (B, 2), and of the rest by itself (B, K - 1)."""
+    """Return log probabilities of target and non-target (B, 2), and among the latter (B, K - 1)."""
     log_BK = logits_BK.log_softmax(1)
     is_target_BK = torch.zeros_like(log_BK, dtype=torch.bool).scatter(1, targets_B[:, None], True)
-    rest_BJ = log_BK[~is_target_BK].unflatten(0, (len(log_BK), -1))
-    whole_rest_B1 = rest_BJ.logsumexp(1, keepdim=True)
-    return torch.cat([log_BK[is_target_BK][:, None], whole_rest_B1], 1), rest_BJ - whole_rest_B1
+    others_BJ = log_BK[~is_target_BK].unflatten(0, (len(log_BK), -1))
+    sum_B1 = others_BJ.logsumexp(1, keepdim=True)
+    return torch.cat([log_BK[is_target_BK][:, None], sum_B1], 1), others_BJ - sum_B1
 
 
 @full_precision
@@ -113,9 +113,9 @@ def standardised_kd_loss(
 ) -> Tensor:
     """Return ``kd_loss`` of logits that are standardised per sample.
 
-    From a sample's logits their mean over the classes is subtracted, and the rest is divided by its
-    deviation (with K - 1, as in the authors' code) plus 1e-7. Logits that are all equal, to
-    rounding, become zero, without gradient.
+    Each sample's mean over the classes is subtracted from its logits, and the result is divided by
+    its standard deviation (with K - 1, as in the authors' code) plus 1e-7. Logits that are all
+    equal up to rounding become zero and have no gradient.
 
     Args:
         student_logits_BK: logits (B, K), K at least 2.
@@ -126,7 +126,7 @@ def standardised_kd_loss(
         A scalar in nats times T^2, in float32 (float64 for float64 logits) under autocast too.
 
     Raises:
-        ConfigError: the logits are not (B, K) of one shape, there is one class only, or the
+        ConfigError: the logits are not (B, K) of the same shape, there is one class only, or the
             temperature is not above 0.
 
     Source: Sun et al., arXiv 2403.01427.
@@ -141,34 +141,34 @@ def standardised_kd_loss(
 
 
 def _standardised(logits_BK: Tensor) -> Tensor:
-    """Subtract each row's mean and divide by its deviation."""
-    rest_BK = _centred_rows(logits_BK)
-    return rest_BK / (rest_BK.std(1, keepdim=True) + DEVIATION)
+    """Subtract each row's mean and divide by its standard deviation."""
+    centred_BK = _centred_rows(logits_BK)
+    return centred_BK / (centred_BK.std(1, keepdim=True) + DEVIATION)
 
 
 @full_precision
 def dist_loss(
     student_logits_BK: Tensor, teacher_logits_BK: Tensor, beta: float, gamma: float, tau: float
 ) -> Tensor:
-    """Return ``tau^2 (beta (1 - r_b) + gamma (1 - r_w))`` of two mean correlations of Pearson.
+    """Return ``tau^2 (beta (1 - r_b) + gamma (1 - r_w))`` of two mean Pearson correlations.
 
-    They are those of the class probabilities of student and teacher: r_b between the classes of an
-    image, averaged over images, and r_w within a class between the images, averaged over classes.
-    What is constant to rounding has correlation 0 with everything, without gradient.
+    They are correlations between the class probabilities of student and teacher: r_b over the
+    classes of an image, averaged over images, and r_w over the images for a class, averaged over
+    classes. Values that are constant up to rounding have correlation 0 and no gradient.
 
     Args:
         student_logits_BK: logits (B, K).
         teacher_logits_BK: logits (B, K); they get no gradient.
-        beta: weight between classes.
-        gamma: weight within classes.
+        beta: weight of the inter-class relation.
+        gamma: weight of the intra-class relation.
         tau: temperature, above 0, which divides the logits.
 
     Returns:
         A scalar without unit, in float32 (float64 for float64 logits) under autocast too.
 
     Raises:
-        ConfigError: the logits are not (B, K) of one shape, a weight is negative, both are 0, or
-            tau is not above 0.
+        ConfigError: the logits are not (B, K) of the same shape, a weight is negative, both are 0,
+            or tau is not above 0.
 
     Source: Huang et al., arXiv 2205.10536.
     """
@@ -185,7 +185,7 @@ def dist_loss(
 
 
 def _correlations(student_RN: Tensor, teacher_RN: Tensor) -> Tensor:
-    """Return the correlation of Pearson of each row of both (R,)."""
+    """Return the Pearson correlation between corresponding rows (R,)."""
     rows = _centred_rows(student_RN), _centred_rows(teacher_RN)
     return F.cosine_similarity(*rows, dim=1, eps=SMALLEST_NORM)
 
@@ -196,7 +196,7 @@ def _centred_rows(values_RN: Tensor) -> Tensor:
 
 
 def _logits_problem(student_BK: Tensor, teacher_BK: Tensor, classes: int = 1) -> str | None:
-    """Return a problem if logits are not (B, K) of one shape, or there are too few classes."""
+    """Return a problem if logits are not (B, K) of the same shape, or there are too few classes."""
     shape = tuple(student_BK.shape)
     if len(shape) != 2 or shape[0] < 1 or shape[1] < classes:
         return (
@@ -298,8 +298,8 @@ class DIST(BaselineLoss):
 
     Args:
         setup: what it is built for.
-        beta: weight between classes.
-        gamma: weight within classes.
+        beta: weight of the inter-class relation.
+        gamma: weight of the intra-class relation.
         tau: temperature of the logits.
 
     Raises:

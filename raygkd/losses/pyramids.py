@@ -1,4 +1,4 @@
-"""Distillation of a detector's pyramid: FGD, CWD and PKD.
+"""Distillation of a detector's feature pyramid: FGD, CWD and PKD.
 
 Shape letters: B batch, C channels, H height, W width, N = H * W positions, M boxes of an image.
 """
@@ -27,7 +27,7 @@ from raygkd.graph import (
 from raygkd.losses.base import AlignedLoss, Setup
 from raygkd.registry import METHODS, option
 
-# PKD's guard of a channel that is the same everywhere, in units of the features
+# added by PKD to a channel's standard deviation, in units of the features
 DEVIATION = 1e-6
 
 
@@ -63,9 +63,9 @@ def cwd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, tau: float) -> Tensor:
 def pkd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """Return half the mean squared difference of maps that are standardised per channel.
 
-    A channel's mean and deviation (with n - 1) are those over its n positions in all samples; so
-    this is ``(n - 1) / n`` times 1 minus the correlation of Pearson, averaged over the channels.
-    A channel that is the same everywhere becomes 0, as all do where n is 1.
+    A channel's mean and standard deviation (with n - 1) are taken over its n positions in all
+    samples. The loss is thus ``(n - 1) / n`` times 1 minus the Pearson correlation, averaged over
+    channels. A constant channel becomes 0, as does every channel if n is 1.
 
     Args:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
@@ -84,27 +84,28 @@ def pkd_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
 
 def _standardised(features_BCHW: Tensor) -> Tensor:
-    """Subtract each channel's mean over the batch and divide by its deviation."""
-    over = (0, 2, 3)
+    """Subtract each channel's mean over the batch and divide by its standard deviation."""
+    dims = (0, 2, 3)
     samples = features_BCHW.numel() // features_BCHW.shape[1]
-    deviation_1C11 = features_BCHW.std(over, correction=min(1, samples - 1), keepdim=True)
-    return (features_BCHW - features_BCHW.mean(over, keepdim=True)) / (deviation_1C11 + DEVIATION)
+    deviation_1C11 = features_BCHW.std(dims, correction=min(1, samples - 1), keepdim=True)
+    return (features_BCHW - features_BCHW.mean(dims, keepdim=True)) / (deviation_1C11 + DEVIATION)
 
 
 @torch.no_grad()
 def focal_masks(
     boxes: Sequence[Tensor], canvas: int, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Return weights of the positions for objects and for background.
+    """Return position weights for objects and for background.
 
-    In units of cells, a box covers those from floor(x0) to ceil(x1), both included, and the same
-    down: as in the authors' code, up to one more than it touches. Each of them weighs the inverse
-    of their number, also where some lie beyond the grid; where boxes overlap, the largest counts.
-    The cells that no box covers share a weight of 1 equally.
+    In units of grid cells, a box covers the cells from floor(x0) to ceil(x1) inclusive, and
+    likewise for y. As in the authors' code, that can be one cell more than the box touches. Each
+    covered cell has the inverse of their number as its weight, even if some of the cells lie
+    outside the grid; where boxes overlap, the largest weight counts. The cells that no box covers
+    share a total weight of 1 equally.
 
     Args:
-        boxes: of each image, (M, 4) as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
-        canvas: side of the square that the model sees, in pixels.
+        boxes: (M, 4) for each image, as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
+        canvas: side in pixels of the model's square input.
         grid: H and W of the feature map that covers the canvas.
 
     Returns:
@@ -119,7 +120,7 @@ def focal_masks(
 
 
 def _object_weights(boxes_M4: Tensor, canvas: int, grid: tuple[int, int]) -> Tensor:
-    """Return the weights (H, W) of the objects of one image."""
+    """Return the position weights (H, W) for the objects of one image."""
     height, width = grid
     cells_M4 = boxes_M4.float() / canvas * boxes_M4.new_tensor([width, height, width, height])
     left_M, top_M = cells_M4[:, :2].floor().unbind(1)
@@ -133,9 +134,9 @@ def _object_weights(boxes_M4: Tensor, canvas: int, grid: tuple[int, int]) -> Ten
 
 
 def _between(first_M: Tensor, last_M: Tensor, cells: int) -> Tensor:
-    """Return which cells of an axis lie from first to last, both of them in (M, cells)."""
-    place = torch.arange(cells, device=first_M.device)
-    return (first_M[:, None] <= place) & (place <= last_M[:, None])
+    """Return a mask (M, cells) of the cells along an axis from first to last, inclusive."""
+    index = torch.arange(cells, device=first_M.device)
+    return (first_M[:, None] <= index) & (index <= last_M[:, None])
 
 
 @full_precision
@@ -147,7 +148,7 @@ def focal_loss(
     Args:
         student_BCHW: feature maps (B, C, H, W), already of the teacher's shape.
         teacher_BCHW: feature maps (B, C, H, W); they get no gradient.
-        mask_BHW: m, weights of the positions (B, H, W), see ``focal_masks``.
+        mask_BHW: m, position weights (B, H, W), see ``focal_masks``.
         temperature: T > 0 of the teacher's ``attention_masks`` a_S and a_C.
 
     Returns:
@@ -177,22 +178,23 @@ def attention_loss(student_BCHW: Tensor, teacher_BCHW: Tensor, temperature: floa
     """
     spatial_s, channel_s = softmax_masks(student_BCHW, temperature)
     spatial_t, channel_t = attention_masks(teacher_BCHW, temperature)
-    of_positions = (spatial_s - spatial_t).abs().sum((1, 2, 3))
-    return (of_positions + (channel_s - channel_t).abs().sum(1)).mean()
+    spatial_difference_B = (spatial_s - spatial_t).abs().sum((1, 2, 3))
+    return (spatial_difference_B + (channel_s - channel_t).abs().sum(1)).mean()
 
 
 class GlobalContext(nn.Module):
-    """Adds to a map what it says as a whole: the block of GCNet (arXiv 1904.11492).
+    """Adds global context to a map: the block of GCNet (arXiv 1904.11492).
 
-    A softmax over the positions weighs them into one vector of C, which goes through a bottleneck
-    of C / 2 and is added everywhere. The last layer starts at zero, and so the block as identity.
+    A softmax over the positions pools them into one vector of C, which passes a bottleneck of C / 2
+    and is added at every position. The last layer starts at zero, so the block starts as the
+    identity.
     """
 
     def __init__(self, channels: int):
         super().__init__()
         hidden = max(1, channels // 2)
         last = nn.Conv2d(hidden, channels, kernel_size=1)
-        # the softmax would take a bias out again
+        # a bias would cancel in the softmax
         self.attention = nn.Conv2d(channels, 1, kernel_size=1, bias=False)
         self.transform = nn.Sequential(
             nn.Conv2d(channels, hidden, kernel_size=1),
@@ -213,10 +215,10 @@ class GlobalContext(nn.Module):
 
 
 class PyramidLoss(AlignedLoss, ABC):
-    """A loss of pyramids; where the channels differ, a 1x1 convolution adapts the student's.
+    """A loss of pyramids; if the channels differ, a 1x1 convolution adapts the student's.
 
     Attributes:
-        bias: whether that has a bias; a loss that centres maps takes it out again.
+        bias: whether the convolution has a bias, which cancels in losses that centre maps.
     """
 
     task = "detection"
@@ -231,7 +233,7 @@ class PyramidLoss(AlignedLoss, ABC):
 
 @METHODS.register("cwd")
 class CWD(PyramidLoss):
-    """Where each channel looks, see ``cwd_loss``.
+    """Spatial distribution of each channel, see ``cwd_loss``.
 
     Raises:
         ConfigError: tau is not above 0.
@@ -258,7 +260,7 @@ class CWD(PyramidLoss):
 
 @METHODS.register("pkd")
 class PKD(PyramidLoss):
-    """Correlation of the maps, see ``pkd_loss``."""
+    """Correlation between the maps, see ``pkd_loss``."""
 
     weight = 10.0
     two_stage_weight = 6.0
@@ -279,11 +281,11 @@ class FGD(PyramidLoss):
         foreground: weight (the paper's alpha) of ``focal_loss`` on the objects.
         background: weight (beta) of ``focal_loss`` on the background.
         attention: weight (gamma) of ``attention_loss``.
-        relation: weight (lambda) of the summed squared difference of both maps behind a
-            ``GlobalContext`` each, averaged over samples. Both blocks train with the student.
+        relation: weight (lambda) of the summed squared difference of both maps, each passed through
+            a ``GlobalContext``, averaged over samples. Both blocks are trained with the student.
 
     Raises:
-        ConfigError: the shapes or the canvas are missing, or a setting is wrong.
+        ConfigError: the shapes or the canvas are missing, or a setting is invalid.
 
     Source: Yang et al., arXiv 2111.11837.
     """
@@ -358,12 +360,15 @@ class FGD(PyramidLoss):
         maps = student_BCHW, teacher_BCHW
         _, _, height, width = teacher_BCHW.shape
         objects_BHW, background_BHW = focal_masks(boxes, self.canvas, (height, width))
-        related_s = self.student_context[str(level)](student_BCHW)
-        related_t = self.teacher_context[str(level)](teacher_BCHW)
+        student_context_BCHW = self.student_context[str(level)](student_BCHW)
+        teacher_context_BCHW = self.teacher_context[str(level)](teacher_BCHW)
         terms = {
             "foreground": focal_loss(*maps, objects_BHW, self.temperature),
             "background": focal_loss(*maps, background_BHW, self.temperature),
             "attention": attention_loss(*maps, self.temperature),
-            "relation": (related_s - related_t).square().sum((1, 2, 3)).mean(),
+            "relation": (student_context_BCHW - teacher_context_BCHW)
+            .square()
+            .sum((1, 2, 3))
+            .mean(),
         }
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()

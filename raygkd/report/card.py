@@ -20,11 +20,11 @@ model.load_state_dict(load_file({file!r}))
 model.eval()
 ```"""
 # settings that may be paths of this machine
-_PATHS = ("data_dir", "teacher", "teacher_weights", "student_weights", "space")
+_PATHS = ("data_dir", "teacher", "teacher_weights", "student_weights", "space", "warm_start")
 _RESIZE = {
-    "stretch": "stretched to the square",
-    "centre-crop": "cut from the middle, 7/8 of the shorter side",
-    "canvas": "fitted into the square, the rest filled with grey (114)",
+    "stretch": "stretched to a square",
+    "centre-crop": "cropped to the centre square, 7/8 of the shorter side",
+    "canvas": "fitted into a square and padded with grey (114)",
 }
 
 
@@ -95,7 +95,7 @@ def model_card(
         "## Input",
         "",
         f"RGB images of {facts.image_size} x {facts.image_size} pixels, {_RESIZE[facts.resize]}; "
-        f"values in 0..1, less the mean {mean}, divided by the standard deviation {std}.",
+        f"values in 0..1, minus the mean {mean}, divided by the standard deviation {std}.",
         "",
         "## Use",
         "",

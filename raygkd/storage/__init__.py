@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, journals, and object stores."""
+"""Atomically written files, journals, and object stores."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on this machine or in an object store."""
+"""Atomically written files, on this machine or in an object store."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 from raygkd.errors import StorageError
 from raygkd.storage.object_store import RemotePath, remote_path
 
-# where a file or folder is; it is a RemotePath in an object store
+# the path of a file or folder; a RemotePath if it is in an object store
 Place = Path | RemotePath
 
-# what no other content of a file would help against
+# errors that do not depend on the content of the file
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def place(text: str | os.PathLike[str] | RemotePath) -> Place:
-    """Return the absolute place of a file or folder.
+    """Return the absolute path of a file or folder.
 
     Args:
-        text: a path, or ``s3://BUCKET/KEY`` or ``gs://BUCKET/KEY``; a place stays what it is.
+        text: a path, or ``s3://BUCKET/KEY`` or ``gs://BUCKET/KEY``; a RemotePath is returned as is.
 
     Raises:
-        ConfigError: a URL that cannot be used.
+        ConfigError: the URL is invalid.
     """
     if isinstance(text, RemotePath):
         return text
@@ -41,29 +41,29 @@ def is_remote(text: str | os.PathLike[str] | RemotePath) -> bool:
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str] | RemotePath) -> Iterator[Path]:
-    """Yield a temporary path; what is written there takes the place of ``path`` at the end.
+    """Yield a temporary path; the file written there replaces ``path`` at the end.
 
-    If the block raises, the temporary file is removed and ``path`` is as it was.
+    If the block raises, the temporary file is removed and ``path`` does not change.
 
     Raises:
-        StorageError: there is no space left, the folder is read-only, or the store refuses it.
-        OSError: the file cannot be moved to its place for another reason.
+        StorageError: no space is left, the folder is read-only, or the object store fails.
+        OSError: the file cannot be renamed for another reason.
     """
     if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory(prefix="raygkd-") as folder:
             temporary = Path(folder, path.name)
-            with telling_of_storage(temporary):
+            with storage_errors(temporary):
                 yield temporary
             path.upload(temporary)
         return
     path = Path(path)
-    # beside the file, so that it need only be renamed
+    # in the same folder, so that a rename suffices
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with telling_of_storage(path):
+    with storage_errors(path):
         try:
             yield temporary
             with temporary.open("rb") as file:
-                # a machine that stops leaves the old file or the new one, not an empty one
+                # if the machine crashes, either the old or the new file remains, never an empty one
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
@@ -73,11 +73,11 @@ def whole_file(path: str | os.PathLike[str] | RemotePath) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_copy(path: Place) -> Iterator[Path]:
-    """Yield the path of a file on this machine: the file itself, or a copy until the block's end.
+    """Yield the path of a file on this machine: the file itself, or a temporary copy.
 
     Raises:
-        FileNotFoundError: there is no such file in the store.
-        StorageError: the store does not give it.
+        FileNotFoundError: the file does not exist in the object store.
+        StorageError: the object store fails.
     """
     if isinstance(path, Path):
         yield path
@@ -89,23 +89,23 @@ def local_copy(path: Place) -> Iterator[Path]:
 
 
 def modified(path: Place) -> float:
-    """Return when a file was written, in seconds since 1970."""
+    """Return the time of a file's last change, in seconds since 1970."""
     return path.stat().st_mtime if isinstance(path, Path) else path.modified()
 
 
 def make_folder(path: Place) -> None:
-    """Make a folder, with those above it, where there is none; an object store needs none.
+    """Create a folder and its parents if missing; object stores need no folders.
 
     Raises:
-        StorageError: there is no space left, or the folder above is read-only.
+        StorageError: no space is left, or the parent folder is read-only.
     """
     if isinstance(path, Path):
-        with telling_of_storage(path):
+        with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
 
 
 def remove_folder(path: Place) -> None:
-    """Remove a folder with all that is in it, if it is there."""
+    """Remove a folder and its contents, if it exists."""
     if isinstance(path, RemotePath):
         path.remove()
     elif path.exists():
@@ -113,7 +113,7 @@ def remove_folder(path: Place) -> None:
 
 
 def write_text(path: Place, text: str) -> None:
-    """Write a text file, and the folder for it where there is none.
+    """Write a text file, and create its folder if missing.
 
     Raises:
         StorageError: it cannot be written.
@@ -124,13 +124,13 @@ def write_text(path: Place, text: str) -> None:
 
 
 @contextlib.contextmanager
-def telling_of_storage(path: Path) -> Iterator[None]:
-    """Raise a StorageError for what fails because nothing can be written to ``path``."""
+def storage_errors(path: Path) -> Iterator[None]:
+    """Raise a StorageError if the block fails because ``path`` cannot be written."""
     try:
         yield
     except Exception as error:
         cause: BaseException | None = error
-        # torch.save has an error of its own, raised while it handled the system's
+        # torch.save raises its own error while handling the system's
         while cause is not None:
             if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
                 raise StorageError(f"cannot write {path}: {os.strerror(cause.errno)}") from error

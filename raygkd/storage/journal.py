@@ -1,4 +1,4 @@
-"""Journals: lines that are appended one by one, each there as a whole or not at all."""
+"""Journals: lines that are appended one by one, each atomically."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from raygkd.storage.atomic_files import Place, telling_of_storage
+from raygkd.storage.atomic_files import Place, storage_errors
 from raygkd.storage.object_store import RemotePath
 
-# of a part in an object store, which is written again with each of its lines
+# size of a part in an object store, which is rewritten for each of its lines
 PART_BYTES = 64 << 10
 
 
 class Journal(Protocol):
-    """What one process appends lines to, and any reads."""
+    """A file to which one process appends lines, and that any process can read."""
 
     def lines(self) -> list[str]:
-        """Return the lines, in the order in which they were appended; none if there is nothing."""
+        """Return the lines in the order in which they were appended."""
         ...
 
     def append(self, line: str) -> None:
-        """Write a line; it stays, whatever happens to this process after that.
+        """Write a line durably: it survives a crash of this process.
 
         Raises:
             StorageError: it cannot be written.
@@ -31,7 +31,7 @@ class Journal(Protocol):
 
 
 def open_journal(place: Place) -> Journal:
-    """Return a journal: a file, or in an object store a folder of parts."""
+    """Return a journal: a file or, in an object store, a folder of parts."""
     return PartsJournal(place) if isinstance(place, RemotePath) else FileJournal(place)
 
 
@@ -47,16 +47,16 @@ class FileJournal:
         self._is_repaired = False
 
     def lines(self) -> list[str]:
-        """Return the whole lines: one that a crash has cut off is none."""
+        """Return the complete lines, without a line that a crash truncated."""
         if not self._path.exists():
             return []
         text = self._path.read_bytes()
         return text[: text.rfind(b"\n") + 1].decode().splitlines()
 
     def append(self, line: str) -> None:
-        """Write a line in one piece, in the place of one that a crash has cut off."""
+        """Write a line atomically, after removing a line that a crash truncated."""
         text = f"{line}\n".encode()
-        with telling_of_storage(self._path):
+        with storage_errors(self._path):
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 if not self._is_repaired:
@@ -70,7 +70,7 @@ class FileJournal:
                 os.close(file)
 
     def _repair(self, file: int) -> None:
-        """Remove what comes after the last whole line."""
+        """Remove a truncated line at the end."""
         text = self._path.read_bytes()
         whole = text.rfind(b"\n") + 1
         if whole < len(text):
@@ -79,14 +79,14 @@ class FileJournal:
 
 
 class PartsJournal:
-    """A journal in an object store, which can write objects and not append to them.
+    """A journal in an object store, whose objects can be written but not appended to.
 
-    The newest part is written again with each line until it is full. Every process begins a part of
-    its own, and so does one whose write was interrupted: what may still arrive late at the store
-    then takes nothing away that was written after it. Threads must not append at the same time.
+    The newest part is rewritten with each line until it is full. Every process starts a new part,
+    also after an interrupted write, so that a delayed write cannot overwrite later lines. Threads
+    must not append at the same time.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
     """
 
     def __init__(self, path: RemotePath):
@@ -100,12 +100,12 @@ class PartsJournal:
         return b"".join(part.read_bytes() for part in parts).decode().splitlines()
 
     def append(self, line: str) -> None:
-        """Write the newest part with one line more."""
+        """Rewrite the newest part with the new line."""
         if self._number is None:
             numbers = [int(part.name[5:10]) for part in self._path.iterdir()]
             self._number = max(numbers, default=-1) + 1
         number, text = self._number, self._text + f"{line}\n".encode()
-        # the next line is for another part, unless this one is known to be there
+        # the next line starts a new part, unless this write succeeds
         self._number, self._text = number + 1, b""
         (self._path / f"part-{number:05d}.jsonl").write_bytes(text)
         if len(text) < PART_BYTES:

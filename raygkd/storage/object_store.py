@@ -1,7 +1,7 @@
-"""Files and folders in an object store: Amazon S3 (and what speaks its protocol), Google's GCS.
+"""Files and folders in an object store: Amazon S3 and compatible stores, and Google's GCS.
 
-fsspec's file systems do the work. Credentials, regions and endpoints come from where the store's
-own tools look for them (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ...).
+They are accessed through fsspec. Credentials, regions and endpoints are configured as for the
+store's own tools (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ...).
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import Any
 
 from raygkd.errors import ConfigError, StorageError
 
-# scheme -> the package that speaks to the store, and the extra of ours that brings it
+# scheme -> the package for the store, and our extra that installs it
 _PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
-# what neither a URI nor a pattern gives another meaning
+# only characters without a special meaning in URIs and patterns
 _URL = re.compile(r"(s3|gs)://[\w.-]+(/[\w.=-]+)*/?", re.ASCII)
 _USER_INFO = re.compile(r"://[^/\s]*@")
-# of one request, which is made up to three times: a store that is not there is noticed in seconds
+# limits of a request, which is made up to three times: a missing store is noticed in seconds
 _S3_CLIENT = {
     "connect_timeout": 5,
     "read_timeout": 15,
     "retries": {"total_max_attempts": 3, "mode": "standard"},
 }
-# no timeout of the client's holds while it waits for a server's leave to send a file
+# the client's own timeouts do not apply while it waits for the server to accept a file
 _WRITE_SECONDS, _SLOWEST_BYTES_PER_SECOND = 30.0, 250e3
 
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """A file or a folder in an object store, with those methods of a ``Path`` that are needed.
+    """A file or folder in an object store, with some of the methods of ``Path``.
 
-    A folder is there as long as something is in it. A file appears whole or not at all. What goes
-    wrong is a StorageError that names the file; but a file to be read that is not there is a
-    FileNotFoundError, as with a ``Path``.
+    A folder exists as long as it is not empty. Files are written atomically. Errors are raised as
+    StorageError with the name of the file, except that reading a missing file raises
+    FileNotFoundError, as with ``Path``.
 
     Attributes:
         url: ``s3://BUCKET/KEY`` or ``gs://BUCKET/KEY``, without a slash at the end.
@@ -61,37 +61,37 @@ class RemotePath:
 
     @property
     def parent(self) -> RemotePath:
-        """The folder that it is in."""
+        """The folder that contains it."""
         return RemotePath(self.url.rpartition("/")[0])
 
     def exists(self) -> bool:
-        """Return whether there is such a file, or a file in such a folder."""
-        with self._telling("read"):
+        """Return whether the file exists, or the folder contains a file."""
+        with self._as_storage_error("read"):
             return self._store.exists(self.url)
 
     def is_dir(self) -> bool:
-        """Return whether there is a file in such a folder."""
+        """Return whether the folder contains a file."""
         return any(True for _ in self.iterdir())
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """Yield what is in the folder, nothing if that is not there."""
-        with self._telling("read"):
+        """Yield the contents of the folder; nothing if it does not exist."""
+        with self._as_storage_error("read"):
             try:
-                found = self._store.ls(self.url, detail=False)
+                paths = self._store.ls(self.url, detail=False)
             except FileNotFoundError:
-                found = []
-        names = {path.rstrip("/").rpartition("/")[2] for path in found}
-        # an empty object of the folder's own name stands for the folder with some tools
+                paths = []
+        names = {path.rstrip("/").rpartition("/")[2] for path in paths}
+        # some tools mark a folder by an empty object with the folder's name
         yield from (self / name for name in sorted(names - {self.name}))
 
     def modified(self) -> float:
-        """Return when the file was written, in seconds since 1970."""
-        with self._telling("read"):
+        """Return the time of the file's last change, in seconds since 1970."""
+        with self._as_storage_error("read"):
             return self._store.modified(self.url).timestamp()
 
     def read_bytes(self) -> bytes:
         """Return the content."""
-        with self._telling("read"):
+        with self._as_storage_error("read"):
             return self._store.cat_file(self.url)
 
     def read_text(self) -> str:
@@ -99,29 +99,29 @@ class RemotePath:
         return self.read_bytes().decode()
 
     def write_bytes(self, content: bytes) -> None:
-        """Write the file, in the place of what was there."""
-        with self._telling("write"):
+        """Write the file, or replace it."""
+        with self._as_storage_error("write"):
             self._store.pipe_file(self.url, content, timeout=_write_seconds(len(content)))
 
     def upload(self, source: Path) -> None:
-        """Write the file with the content of one on this machine."""
-        with self._telling("write"):
+        """Upload a file from this machine."""
+        with self._as_storage_error("write"):
             seconds = _write_seconds(source.stat().st_size)
             self._store.put_file(str(source), self.url, timeout=seconds)
 
     def download(self, target: Path) -> None:
-        """Write the content to a file on this machine."""
-        with self._telling("read"):
+        """Download the content to a file on this machine."""
+        with self._as_storage_error("read"):
             self._store.get_file(self.url, str(target))
 
     def unlink(self) -> None:
         """Remove the file."""
-        with self._telling("write"):
+        with self._as_storage_error("write"):
             self._store.rm_file(self.url)
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it; nothing need be there."""
-        with self._telling("write"), contextlib.suppress(FileNotFoundError):
+        """Remove the folder and its contents, if it exists."""
+        with self._as_storage_error("write"), contextlib.suppress(FileNotFoundError):
             self._store.rm(self.url, recursive=True)
 
     @property
@@ -129,8 +129,8 @@ class RemotePath:
         return client(self.url.partition("://")[0])
 
     @contextlib.contextmanager
-    def _telling(self, verb: str) -> Iterator[None]:
-        """Raise what a store's client does, which has no common type, as what this class does."""
+    def _as_storage_error(self, verb: str) -> Iterator[None]:
+        """Convert the exceptions of a store's client, which have no common type."""
         try:
             yield
         except FileNotFoundError as error:
@@ -144,16 +144,16 @@ class RemotePath:
 
 
 def remote_path(url: str) -> RemotePath:
-    """Return the file or folder of a URL; the store is not asked.
+    """Return the file or folder of a URL, without accessing the store.
 
     Raises:
-        ConfigError: a URL of another form, or the package for its store is not installed.
+        ConfigError: the URL is invalid, or the package for its store is not installed.
     """
     check_no_secret(url)
     if not _URL.fullmatch(url):
         raise ConfigError(
-            f"{url}: must be a path, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER, of letters, digits "
-            "and any of . _ - ="
+            f"{url}: must be a path, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER, with letters, "
+            "digits and . _ - = only"
         )
     package, extra = _PACKAGES[url.partition("://")[0]]
     if importlib.util.find_spec(package) is None:
@@ -162,36 +162,36 @@ def remote_path(url: str) -> RemotePath:
 
 
 def check_no_secret(url: str) -> None:
-    """Refuse a URL that holds a user name or password: it is stored with what is run.
+    """Reject a URL with a user name or password, because URLs are stored with the run.
 
     Raises:
-        ConfigError: it does; the message does not show them.
+        ConfigError: the URL contains one; the message does not show it.
     """
     if _USER_INFO.search(url):
         raise ConfigError(
-            f"{_shown(url)}: leave out user name and password, and set them where the store's own "
-            "tools read them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{_shown(url)}: remove the user name and password; set them as for the store's own "
+            "tools, for example in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
 
 
 @functools.cache
 def client(scheme: str) -> Any:
-    """Return this process's client of the stores of a scheme, an fsspec file system."""
+    """Return this process's client for a scheme, an fsspec file system."""
     import fsspec
 
-    # other processes write, so what was listed once is not what is there
+    # no cache of listings, because other processes write, too
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme == "s3":
         options["config_kwargs"] = dict(_S3_CLIENT)
     store = fsspec.filesystem(scheme, **options)
     if scheme == "s3":
-        # the client repeats requests itself; to repeat that too would take minutes
+        # the client retries requests itself; retrying again would take minutes
         store.retries = 1
     return store
 
 
 def _write_seconds(size: int) -> float:
-    """Return how long the write of so many bytes may take."""
+    """Return the timeout for writing ``size`` bytes, in seconds."""
     return _WRITE_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
 
 
@@ -204,5 +204,5 @@ def _reason(error: Exception) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return a text whose URLs have no user names and passwords."""
+    """Return a text with user names and passwords removed from its URLs."""
     return _USER_INFO.sub("://", text)

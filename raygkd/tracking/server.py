@@ -54,8 +54,8 @@ def serve(output: Path, host: str, port: int) -> None:
         _check_password(host)
     elif not store.is_file():
         raise ConfigError(
-            f"--output {output}: holds no mlflow.db; give the --output of an earlier run, or start "
-            "one: raygkd tune --dataset digits --trials 8"
+            f"--output {output}: contains no mlflow.db; give the --output of an earlier run, or "
+            "start one: raygkd tune --dataset digits --trials 8"
         )
     check_port(host, port)
     if shared:
@@ -99,7 +99,7 @@ def _make_store(store: Path) -> None:
         store.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(
-            f"--output {store.parent}: cannot be made ({error.strerror}); give another folder"
+            f"--output {store.parent}: cannot be created ({error.strerror}); give another folder"
         ) from error
     make_store(store, SERVED)
 

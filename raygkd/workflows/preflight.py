@@ -46,6 +46,7 @@ def with_lasting_paths(config: Config, output: Place) -> Config:
         "data_dir": config.data.data_dir,
         "output": config.output.output,
         "space": config.search.space,
+        "warm_start": config.search.warm_start,
         "teacher": config.model.teacher if is_model_file(config.model.teacher) else None,
     }
     names = {}

@@ -27,7 +27,10 @@ _FREE = {
 }
 # what Ray sets for the driver of a job
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_PATHS = {"data_dir", "output", "space", "teacher", "student", "teacher_weights", "student_weights"}
+_PATHS = {
+    *("data_dir", "output", "space", "teacher", "student", "teacher_weights", "student_weights"),
+    "warm_start",
+}
 
 
 def new_run_folder(output: Place, command: str, name: str | None) -> Place:

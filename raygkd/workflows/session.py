@@ -15,7 +15,7 @@ from rich.console import Console
 
 from raygkd.assembly.methods import uses_teacher
 from raygkd.config import Config, to_yaml
-from raygkd.data.run_images import Images, open_images
+from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import StorageError, UserError
 from raygkd.models import LoadedWeights, ModelFile
@@ -151,6 +151,8 @@ def open_session(
                 progress=advance,
                 default_side=default_side(config),
             )
+        if note := imbalance(images):
+            console.print(note, soft_wrap=True)
         folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
         facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}
         weights = starting_weights(

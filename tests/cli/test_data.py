@@ -59,10 +59,10 @@ def test_skipped_images_are_counted_and_named(
     ran = raygkd(*command, "--output", tmp_path / "one")
     assert ran.code == 0
     assert ran.out.startswith("7 images of 2 classes (train 7, val 0, test 0) in 1 shard(s)")
-    assert f"skipped 1 unreadable images: {root}/dog/2.png: not a whole image" in ran.out
+    assert f"skipped 1 unreadable images: {root}/dog/2.png: not a complete image" in ran.out
     result = json.loads(raygkd(*command, "--output", tmp_path / "two", "--json").out)
     assert (result["images"], result["bad"], result["path"]) == (7, 1, str(tmp_path / "two"))
-    assert result["bad_examples"][0].startswith(f"{root}/dog/2.png: not a whole image")
+    assert result["bad_examples"][0].startswith(f"{root}/dog/2.png: not a complete image")
 
 
 def test_info_shows_counts_and_classes_and_writes_a_sheet(

@@ -81,7 +81,7 @@ def test_folder_that_is_missing_not_given_or_of_another_layout(
     run = (*command, "--dataset", dataset)
     assert f"error: --dataset {dataset} needs --data-dir, the folder with its f" in refused(*run)
     error = refused(*run, "--data-dir", tmp_path / "gone")
-    assert f"error: no folder '{tmp_path}/gone': give an existing one as --data-dir" in error
+    assert f"error: no folder '{tmp_path}/gone': set --data-dir to an existing folder" in error
     layouts = {
         "voc": f"no VOC layout in '{tmp_path}': expected the folders JPEGImages and Annotations, ",
         "coco": f"no training annotations in '{tmp_path}': expected annotations/instances_train*.",
@@ -92,7 +92,7 @@ def test_folder_that_is_missing_not_given_or_of_another_layout(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_years(refused: Refused, voc: Path, command: tuple[str, ...]) -> None:
     run = (*command, "--dataset", "voc", "--data-dir", voc.parent, "--years")
-    assert "error: --years '2008': must be of 2007 and 2012" in refused(*run, "2008")
+    assert "error: --years '2008': must be 2007 and 2012, or one of them" in refused(*run, "2008")
     voc.rename(voc.parent / "VOC2007")
     message = f"error: no VOC2012 in '{voc.parent}': fetch it with --download, or train on --years"
     assert f"{message} 2007\n" in refused(*run, "2012")
@@ -102,7 +102,7 @@ def test_lists_that_do_not_name_training_images(refused: Refused, voc: Path) -> 
     lists = voc / "ImageSets" / "Main"
     (lists / "train.txt").write_text("elsewhere\n")
     error = refused(*VOC, voc)
-    assert f"error: no box of '{voc}' can be trained on: dropped 1 image without a rea" in error
+    assert f"error: no usable training boxes in '{voc}': dropped 1 image without a rea" in error
     assert f"first in {voc}/Annotations/elsewhere.xml (cannot be read: No such file" in error
     (lists / "train.txt").write_text("\n")
     assert f"error: '{lists}/train.txt' lists no image: fill it or remove" in refused(*VOC, voc)
@@ -115,7 +115,7 @@ def test_lists_that_do_not_name_training_images(refused: Refused, voc: Path) -> 
     ("text", "message"),
     [
         ("{}", " has no list 'images': give a COCO instances file, which has the lists images, a"),
-        ('{"images": [{"id": 1}]}', ": images[0] has no 'file_name' (a text)"),
+        ('{"images": [{"id": 1}]}', ": images[0] has no 'file_name' (a string)"),
         (
             '{"images": [], "annotations": [], "categories": []}',
             " lists no images: fill its list 'images' or remove the file",
@@ -136,11 +136,13 @@ def test_classes_that_the_data_does_not_have(
     refused: Refused, coco: Path, scenes: tuple[str, ...]
 ) -> None:
     error = refused(*COCO, coco, "--classes", "dog,cats")
-    assert "--classes 'cats': no class of coco; did you mean 'cat'? (known: cat, dog)" in error
+    assert "--classes 'cats': not a class of coco; did you mean 'cat'? (known: cat, dog)" in error
     error = refused("tune", *scenes, "--classes", "11")
-    assert "--classes '11': no class of digits-voc; did you mean '1'? (known: 0, 1, 2, 3," in error
+    assert (
+        "--classes '11': not a class of digits-voc; did you mean '1'? (known: 0, 1, 2, 3," in error
+    )
     error = refused("train", "--dataset", "digits", "--classes", "1")
-    assert "--classes: digits has no boxes to choose from; leave it out" in error
+    assert "--classes: digits has no boxes; omit the option" in error
 
 
 # annotations
@@ -157,9 +159,9 @@ def test_classes_that_the_data_does_not_have(
             " object 1: box without four finite numbers ('abc' '",
             "dropped",
         ),
-        ("train_00001", "xmax", "900", " object 1: box beyond the image (", "clipped"),
+        ("train_00001", "xmax", "900", " object 1: box partly outside the image (", "clipped"),
         ("test_00000", "name", "cat", " object 1: box of an unknown class ('cat')", "dropped"),
-        ("test_00000", "width", "7", ": image size unlike the file's (7x", "ignored"),
+        ("test_00000", "width", "7", ": image size different from the file's (7x", "ignored"),
         ("test_00000", "filename", "", ": image without a file (", "dropped"),
     ],
 )
@@ -178,14 +180,14 @@ def test_faulty_annotations_of_voc(
     path.write_text(re.sub(f"(?<=<{tag}>).*?(?=<)", value, path.read_text(), count=1))
     error = refused(*COMMANDS[1], "--dataset", "voc", "--data-dir", voc, "--strict")
     assert error.startswith(f"error: {path}{fault}")
-    assert error.endswith(f"; correct it, or leave out --strict to have it {action}\n")
+    assert error.endswith(f"; correct it, or omit --strict to have it {action}\n")
 
 
 @pytest.mark.parametrize(
     ("right", "wrong", "fault"),
     [
         ("2, 2, 9, 9", "2, 2, 0, 9", "image 1 annotation 31: box without area ("),
-        ("2, 2, 9, 9", "2, 2, 50, 9", "image 1 annotation 31: box beyond the image ("),
+        ("2, 2, 9, 9", "2, 2, 50, 9", "image 1 annotation 31: box partly outside the image ("),
         ('"category_id": 2', '"category_id": 7', "annotation 31: box of an unknown class (cate"),
         ("dog.png", "wolf.png", "image 1: image without a file ("),
     ],
@@ -196,7 +198,7 @@ def test_faulty_annotations_of_coco(
     coco.write_text(coco.read_text().replace(right, wrong))
     error = refused(*COCO, coco, "--strict")
     assert error.startswith(f"error: {coco} {fault}")
-    assert "; correct it, or leave out --strict to have it " in error
+    assert "; correct it, or omit --strict to have it " in error
 
 
 # models and settings
@@ -205,9 +207,9 @@ def test_faulty_annotations_of_coco(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("train", "--student", "resnet8"), "--student: resnet8 is a classifier, and the images h"),
-        (("tune", "--teacher", "resnet20"), "--teacher: resnet20 is a classifier, and the images "),
-        (("teacher", "--teacher", "resnet20"), "--teacher: resnet20 is a classifier, and the imag"),
+        (("train", "--student", "resnet8"), "--student: resnet8 is a classifier, but the images h"),
+        (("tune", "--teacher", "resnet20"), "--teacher: resnet20 is a classifier, but the images "),
+        (("teacher", "--teacher", "resnet20"), "--teacher: resnet20 is a classifier, but the imag"),
         (
             ("train", "--student", "fasterrcnn_resnet18_fpn50"),
             "--student: unknown detector 'fasterrcnn_resnet18_fpn50'; did you mean 'fasterrcnn_res",
@@ -226,7 +228,10 @@ def test_faulty_annotations_of_coco(
         (("teacher", "--image-size", "100"), "--image-size 100: must be a multiple of 32 for a d"),
         (("tune", "--augment", "crop"), "--augment 'crop': for object detection it must be one o"),
         (("tune", "--score", "map75"), "invalid value for '--score': 'map75' is not one of 'auto"),
-        (("train", "--data-dir", "new", "--classes", "zebra"), "--classes 'zebra': no class of d"),
+        (
+            ("train", "--data-dir", "new", "--classes", "zebra"),
+            "--classes 'zebra': not a class of d",
+        ),
         (("train", "--student-weights", "imagent"), "--student-weights: cannot read weights image"),
         (("teacher", "--teacher-weights", "gone.pt"), "--teacher-weights: cannot read weights go"),
     ],
@@ -266,15 +271,15 @@ def test_settings_that_detectors_do_not_take(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("train", "--student", FCOS), f"--student: {FCOS} is a detector, and the images have la"),
+        (("train", "--student", FCOS), f"--student: {FCOS} is a detector, but the images have la"),
         (("tune", "--teacher", FCOS), "have labels but no boxes: choose a classifier such as res"),
         (("train", "--foreground", "0.5"), "--foreground: applies to detectors only, and these"),
         (("train", "--inherit"), "--inherit: applies to detectors only, and these images"),
+        (("tune", "--student-weights", "imagenet"), "--student-weights: imagenet: is for"),
         (
-            ("tune", "--student-weights", "imagenet"),
-            "--student-weights: imagenet: is for",
+            ("train", "--score", "map"),
+            "--score map: is no score for classification, the task",
         ),
-        (("train", "--score", "map"), "--score: applies to detectors only, and these images"),
         (("train", "--augment", "jitter"), "--augment 'jitter': must be one of none, crop, crop-f"),
     ],
 )
@@ -296,14 +301,14 @@ def test_teacher_file_that_is_for_the_other_task_or_has_weights(
     detection = ("--dataset", "digits-voc", *PAIR)
     path = model_file("cat", "dog")
     error = refused("train", *detection, "--teacher", path)
-    assert error.startswith(f"error: --teacher {path}: resnet20 is a classifier, and the images ha")
+    assert error.startswith(f"error: --teacher {path}: resnet20 is a classifier, but the images ha")
     path = tmp_path / "detector.pt"
     sizes = {"image_size": (64, 64), "mean": (0.5,) * 3, "std": (0.2,) * 3}
     spec = ImageSpec(class_names=("a",), task="detection", **sizes)
     save_model_file(path, untrained_file(FCOS, spec))
     for data in (("--dataset", "digits"), good):
         error = refused("tune", *data, "--teacher", path)
-        assert error.startswith(f"error: --teacher {path}: {FCOS} is a detector, and the images ha")
+        assert error.startswith(f"error: --teacher {path}: {FCOS} is a detector, but the images ha")
     error = refused("train", *detection, "--teacher", path, "--teacher-weights", path)
     assert f"error: --teacher-weights: the teacher {path} is already trained: leave it" in error
 

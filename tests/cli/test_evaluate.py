@@ -131,4 +131,4 @@ def test_what_cannot_be_evaluated(
     )
     (tmp_path / "weights.safetensors").write_bytes(b"")
     error = refused("evaluate", tmp_path / "weights.safetensors", *good)
-    assert "holds weights alone: give the model file" in error
+    assert "contains weights only: use the model file" in error

@@ -255,13 +255,27 @@ def test_a_search_draws_the_settings_of_a_method_of_another_package(
     raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = ("--dataset", "fpn-noise", "--method", "telegraph", "--output", tmp_path / "out")
-    options += ("--trials", "2", "--json")
+    # lower doubt is better
+    options += ("--trials", "2", "--scheduler", "none", "--score", "fpn-doubt", "--json")
     ran = raygkd("tune", "--teacher", model_file(*NAMES), *options)
     assert ran.code == 0, ran.err
     result = json.loads(ran.out)
+    doubts = [trial["val_score"] for trial in result["trials"]]
+    assert 0 < doubts[0] < doubts[1] < 1
+    assert result["best"]["val_score"] == doubts[0]
+    journal = (Path(result["run"]) / "trials.jsonl").read_text().splitlines()
+    told = [one["metrics"] for one in map(json.loads, journal) if "metrics" in one]
+    assert all(one["val_score"] == one["val_fpn-doubt"] for one in told)
+    verdict, best, alone = (result[name] for name in ("verdict", "best", "student_alone"))
+    assert verdict["score"] == "fpn-doubt"
+    assert verdict["standard_error"] > 0
+    assert "mean doubt" in verdict["line"]
+    is_better = best["test_score"] < alone["test_score"]
+    assert verdict["outcome"] in ("no different", "better" if is_better else "worse")
     drawn = [trial["params"] for trial in result["trials"]]
     assert all(one.keys() == {"lr", "baseline_weight", "telegraph.power"} for one in drawn)
     assert all(1.0 <= one["telegraph.power"] <= 3.0 for one in drawn)
+    assert {"lr": 0.05, "baseline_weight": None, "telegraph.power": 2.0} in drawn
     logged = {value for name, value in params(tmp_path / "out") if name == "telegraph.power"}
     assert logged == {str(one["telegraph.power"]) for one in drawn}
     ran = raygkd("report", result["run"], "--json")
@@ -336,7 +350,7 @@ def test_wrong_settings_of_a_method_are_refused(
     assert "graph.alpha and alpha are the same setting" in refused("train", "--config", path)
     path = yaml_file("dkd.beta: {choice: [1, 2]}")
     error = refused("tune", *good, "--method", "telegraph", "--space", path)
-    assert "dkd.beta is a setting of the method dkd, and --method is telegraph" in error
+    assert "dkd.beta is a setting of the method dkd, but --method is telegraph" in error
 
 
 @pytest.mark.usefixtures("package")
@@ -347,9 +361,9 @@ def test_what_is_broken_names_its_package(refused: Callable[..., str]) -> None:
         "(ModuleNotFoundError: No module named 'own_things_that_are_not'): repair or uninstall"
     ) in error
     error = refused("train", "--student", "number", "--method", "none")
-    assert "of the package own-things is of the type int and not Callable" in error
+    assert "of the package own-things has type int, not Callable" in error
     error = refused("train", "--student", "wrn_40_1", "--method", "none")
-    assert "classifier 'wrn_40_1' is of several packages (own-things, raygkd)" in error
+    assert "classifier 'wrn_40_1' is provided by several packages (own-things, raygkd)" in error
     error = refused("train", "--student", "nett", "--method", "none")
     assert "unknown classifier 'nett'; did you mean 'net'" in error
     error = refused("train", "--method", "means")

@@ -63,7 +63,7 @@ def closed_port() -> int:
 def test_missing_data_folder(refused: Refused, tmp_path: Path, command: tuple[str, ...]) -> None:
     missing = tmp_path / "photos"
     error = refused(*command, "--dataset", "imagefolder", "--data-dir", missing)
-    assert f"no folder '{missing}': give an existing one as --data-dir" in error
+    assert f"no folder '{missing}': set --data-dir to an existing folder" in error
 
 
 def test_data_folder_that_is_not_given(refused: Refused) -> None:
@@ -88,7 +88,7 @@ def test_unreadable_image_in_a_folder(
     root = tree(cat=12, dog=12)
     (root / "dog" / "5.png").write_bytes(b"no image")
     error = refused(*command, "--dataset", "imagefolder", "--data-dir", root)
-    assert f"error: {root}/dog/5.png: not a whole image (no known image format)" in error
+    assert f"error: {root}/dog/5.png: not a complete image (no known image format)" in error
     assert error.endswith("remove it or pass --skip-bad\n")
 
 
@@ -97,7 +97,7 @@ def test_unreadable_image_among_the_first_of_a_parquet_file(
 ) -> None:
     path = parquet(cut_off=[33])
     error = refused("train", "--dataset", "parquet", "--data-dir", path)
-    assert f"{path} row 33: not a whole image" in error
+    assert f"{path} row 33: not a complete image" in error
     assert "replace it or pass --skip-bad" in error
 
 
@@ -109,17 +109,17 @@ def test_unreadable_image_that_is_met_after_ray_has_started(
     path = parquet(cut_off=[57], split=splits)
     options = ("--dataset", "parquet", "--data-dir", path, "--batch-size", "8")
     error = refused("train", *options, "--method", "none")
-    assert f"{path} row 57: not a whole image" in error
+    assert f"{path} row 57: not a complete image" in error
     assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"label": label_with(2, -3)}, "row 2: label -3, allowed is at least 0"),
+        ({"label": label_with(2, -3)}, "row 2: label -3 (allowed: at least 0"),
         (
             {"label": label_with(59, 7), "metadata": {"classes": "a,b,c"}},
-            "row 59: label 7, allowed is 0 to 2, the named classes",
+            "row 59: label 7 (allowed: 0 to 2, the named classes",
         ),
         ({"label": label_with(2, None)}, "row 2: no label; every row needs one"),
         (
@@ -128,7 +128,7 @@ def test_unreadable_image_that_is_met_after_ray_has_started(
         ),
         (
             {"split": ["train"] * 59 + ["dev"]},
-            "row 59: split 'dev', allowed are train, val, test",
+            "row 59: split 'dev' (allowed: train, val, test",
         ),
     ],
 )
@@ -258,7 +258,7 @@ def test_warm_up_longer_than_the_training_of_the_teacher(
     refused: Refused, good: tuple[str, ...]
 ) -> None:
     error = refused("train", *good, "--warmup-epochs", "4", "--teacher-epochs", "3")
-    assert "--warmup-epochs 4.0: the teacher is trained with it too, so it must be below" in error
+    assert "--warmup-epochs 4.0: applies to the teacher, too, so it must be below" in error
 
 
 def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_misspelled_command_lines(
         ("batch_size: 4", "unknown key 'batch_size' (it belongs under 'optim:')"),
         ("optim: {epochs: ten}", "--epochs 'ten': must be a whole number"),
         ("optim: {epochs: [1", "not valid YAML: line 1, column 19: expected ',' or ']'"),
-        ("- epochs", "must hold keys and values, not list"),
+        ("- epochs", "must contain keys and values, not list"),
     ],
 )
 def test_configuration_files_that_are_wrong(
@@ -558,7 +558,7 @@ def test_evaluating_a_model_that_does_not_go_with_the_images(
 
 def test_a_name_that_is_a_path(refused: Refused) -> None:
     error = refused("train", "--name", "a/b")
-    assert "--name 'a/b': must be of letters, digits, '-', '_' and '.', the first" in error
+    assert "--name 'a/b': must consist of letters, digits, '-', '_' and '.', and start" in error
 
 
 def test_resuming_a_run_without_its_facts(refused: Refused, run_folder: Path) -> None:
@@ -708,7 +708,7 @@ def test_no_free_port_for_the_ui(tmp_path: Path, listening: int) -> None:
 def test_ui_over_a_folder_without_a_store(tmp_path: Path) -> None:
     ran = command_line("ui", "--output", "elsewhere", cwd=tmp_path)
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
-    assert "error: --output elsewhere: holds no mlflow.db; give the --output of an" in ran.err
+    assert "error: --output elsewhere: contains no mlflow.db; give the --output of an" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,7 +26,7 @@ NAMES = ("class-0", "class-1", "class-2")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{}/none"], "PATH {}/none: there is no such file or folder"),
+        (["{}/none"], "PATH {}/none: no such file or folder"),
         (["{}/empty"], "PATH {}/empty: no images in this folder (known suffixes: jpg jpeg png"),
         (["{}/labels.parquet"], "labels.parquet: has the columns label; expected image (binary"),
         (["{}/broken.parquet"], "broken.parquet: cannot be read as Parquet: "),
@@ -61,9 +61,9 @@ def test_wrong_models(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(png(1))
     for name, message in (
         ("none.pt", "no such file: give one written by"),
-        ("weights.safetensors", "holds weights alone"),
-        ("model.onnx", "is damaged or no ONNX model"),
-        ("model.pt2", "is a torch.export program, which may run anything"),
+        ("weights.safetensors", "contains weights only"),
+        ("model.onnx", "is damaged or not an ONNX model"),
+        ("model.pt2", "is a torch.export program, which can run arbitrary code"),
     ):
         if name != "none.pt":
             (tmp_path / name).write_bytes(b"something else")
@@ -130,5 +130,5 @@ def test_images_in_an_object_store(object_store: ObjectStore) -> None:
     [piece] = find_pictures([folder])
     assert piece.names == (f"{folder}/a/1.png", f"{folder}/b/2.png")
     assert [one.content for one in read_piece(piece)] == [png(3), png(3)]
-    with pytest.raises(DataError, match="there is no such file or folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         find_pictures([f"{object_store.url}/none"])

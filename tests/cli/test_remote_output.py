@@ -30,7 +30,7 @@ def test_it_needs_an_mlflow_server(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("s3://me:hunter2@photos/out", "leave out user name and password"),
+        ("s3://me:hunter2@photos/out", "remove the user name and password"),
         ("s4://photos/out", "must be a path, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
     ],
 )
@@ -48,7 +48,7 @@ def test_urls_that_cannot_be_used(
 def test_images_of_a_url_with_a_password(refused: Refused) -> None:
     url = "s3://me:hunter2@photos/shards"
     message = refused("train", "--dataset", "parquet", "--data-dir", url)
-    assert "s3://photos/shards: leave out user name and password" in message
+    assert "s3://photos/shards: remove the user name and password" in message
     assert "hunter2" not in message
 
 

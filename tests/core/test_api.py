@@ -183,9 +183,9 @@ def test_settings_that_cannot_be(
     ("data", "message"),
     [
         (iter([]), "train_data: a list_iterator has no length"),
-        ([], "train_data: holds no image"),
-        ([torch.zeros(1, 8, 8)] * 70, "a batch is a Tensor and no pair"),
-        ([(torch.zeros(1, 8, 8), "cat")] * 70, "the labels of a batch are a tuple and no tensor"),
+        ([], "train_data: contains no images"),
+        ([torch.zeros(1, 8, 8)] * 70, "a batch is a Tensor, not a pair"),
+        ([(torch.zeros(1, 8, 8), "cat")] * 70, "the labels of a batch are a tuple, not a tensor"),
     ],
 )
 def test_data_that_cannot_be(pair: tuple[Large, Small], data: Any, message: str) -> None:

@@ -202,8 +202,8 @@ def test_values_take_the_type_of_their_setting(name: str, given: Any, value: Any
         ("lr", [0.1], "a number"),
         ("compile", 1, "true or false"),
         ("compile", "yes", "true or false"),
-        ("dataset", 5, "a text"),
-        ("dataset", None, "a text"),
+        ("dataset", 5, "a string"),
+        ("dataset", None, "a string"),
         ("levels", 3, "a list of levels"),
         ("levels", "1,2", "a list of levels"),
         ("levels", [1, "a"], "levels such as 1,2, or pairs student:teacher such as 1:2,2:4"),
@@ -338,12 +338,12 @@ def test_every_default_and_every_setting_is_described():
         ),
         (
             {"tracking_uri": "https://me:secret@host:5000"},
-            "--tracking-uri: holds a password, which would be stored with the run: set "
+            "--tracking-uri: contains a password, which would be stored with the run: set "
             "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         ),
         ({"workers": 0}, "--workers 0: must be at least 1"),
         ({"workers": "0-2"}, "--workers 0-2: must be at least 1"),
-        ({"workers": "2-1"}, "--workers 2-1: the first number must not be the larger one"),
+        ({"workers": "2-1"}, "--workers 2-1: the first number must not be larger than the second"),
         (
             {"batch_size": 64, "workers": "2-6"},
             "--batch-size 64 cannot be split evenly over --workers 2-6: use a multiple",
@@ -352,8 +352,8 @@ def test_every_default_and_every_setting_is_described():
         ({"grace_period": 11}, "--grace-period 11: must be at most --epochs 10"),
         (
             {"seed": 2**32 - 3, "repeat": 3},
-            "--repeat 3: takes the seeds after --seed 4294967293, and the largest is 4294967295: "
-            "lower one of them",
+            "--repeat 3: uses the seeds after --seed 4294967293, but the "
+            "largest allowed seed is 4294967295: lower one of them",
         ),
         ({"milestones": [0.5, 1.0]}, "--milestones 0.5,1.0: must lie between 0 and 1"),
         (
@@ -520,8 +520,8 @@ def test_detectors_have_their_defaults_whatever_the_data(command: dict[str, str]
     [
         ("optim: {lr: 0.1", "broken.yaml: not valid YAML: .*line 1"),
         ("a: b: c", "broken.yaml: not valid YAML: .*line 1"),
-        ("- lr", "broken.yaml: must hold keys and values, not list"),
-        ("lr", "broken.yaml: must hold keys and values, not str"),
+        ("- lr", "broken.yaml: must contain keys and values, not list"),
+        ("lr", "broken.yaml: must contain keys and values, not str"),
         ("x: !!python/object/apply:os.getcwd []", "broken.yaml: not valid YAML"),
     ],
 )

@@ -210,7 +210,7 @@ def test_families_whose_pyramids_overlap_are_matched_on_the_levels_both_have(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"student": "resnet8"}, "resnet8 is a classifier, and the images have boxes"),
+        ({"student": "resnet8"}, "resnet8 is a classifier, but the images have boxes"),
         ({"levels": [2]}, r"no level 2 \(allowed: 3, 4, 5, 6, 7\)"),
         ({"dim": 32}, "32"),
     ],

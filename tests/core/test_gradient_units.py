@@ -40,7 +40,7 @@ def test_no_gradient_divides_nothing():
 
 
 def test_a_factor_before_the_first_measurement_is_an_error():
-    with pytest.raises(RuntimeError, match="nobody has measured"):
+    with pytest.raises(RuntimeError, match="have not been measured"):
         GradientUnits(["vertex"]).factor("vertex", 1.0)
 
 

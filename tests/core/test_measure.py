@@ -51,7 +51,7 @@ def test_short_functions_are_called_as_often_as_their_time_needs_and_counted_by_
     timings = interleaved(
         {"fast": lambda: work("fast", 0.002), "slow": lambda: work("slow", 0.03)},
         2,
-        least_seconds=0.02,
+        min_seconds=0.02,
     )
     assert calls["slow"] == 3
     assert calls["fast"] > 7

@@ -55,7 +55,7 @@ def test_other_urls_are_refused(url: str) -> None:
 
 @pytest.mark.parametrize("user", ["me:hunter2", "hunter2", "me:hunter2@more"])
 def test_a_password_is_refused_and_not_shown(user: str) -> None:
-    with pytest.raises(ConfigError, match="leave out user name and password") as error:
+    with pytest.raises(ConfigError, match="remove the user name and password") as error:
         place(f"s3://{user}@photos/out")
     assert "hunter2" not in str(error.value)
 

@@ -177,7 +177,7 @@ def test_a_gradient_is_refused_once_the_next_batch_is_there():
     fewer = {level: maps[:2] for level, maps in own.items()}
     teachers = {level: maps[:2] for level, maps in maps_of(TEACHER, 2).items()}
     replayed(loss, fewer, teachers, {}, weights_of(loss))
-    with pytest.raises(RuntimeError, match="before the next batch"):
+    with pytest.raises(RuntimeError, match="the terms of the next batch"):
         with_gradients(loss, terms_T, own)
 
 

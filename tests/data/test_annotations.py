@@ -162,8 +162,12 @@ def test_box_beyond_the_image_is_clipped_to_it(image: Path) -> None:
     annotation = annotation_of(image, (-3, 5, 9, 9), (30, 20, 41, 99), (39, 5, 41, 9))
     boxes, warnings = checked(annotation)
     assert boxes.xyxy.tolist() == [[0, 5, 9, 9], [30, 20, 40, 30], [39, 5, 40, 9]]
-    assert warnings == ("clipped 3 boxes beyond the image, first in a.xml object 1 (-3 5 9 9)",)
-    with pytest.raises(DataError, match=r"a\.xml object 1: box beyond the image \(-3 5 9 9\)"):
+    assert warnings == (
+        "clipped 3 boxes partly outside the image, first in a.xml object 1 (-3 5 9 9)",
+    )
+    with pytest.raises(
+        DataError, match=r"a\.xml object 1: box partly outside the image \(-3 5 9 9\)"
+    ):
         check_boxes(annotation, LABELS, Faults(strict=True))
 
 
@@ -215,9 +219,11 @@ def test_size_of_the_file_counts_and_a_wrong_one_is_told(image: Path) -> None:
     boxes, warnings = checked(annotation)
     assert boxes.xyxy.tolist() == [[10, 10, 40, 25]]
     assert warnings[0] == (
-        "ignored 1 image size unlike the file's, first in a.xml (80x60, the file has 40x30)"
+        "ignored 1 image size different from the file's, first in a.xml (80x60, the file has 40x30)"
     )
-    with pytest.raises(DataError, match=r"^a\.xml: image size unlike the file's \(80x60, the"):
+    with pytest.raises(
+        DataError, match=r"^a\.xml: image size different from the file's \(80x60, the"
+    ):
         check_boxes(annotation, LABELS, Faults(strict=True))
 
 
@@ -300,7 +306,7 @@ def test_coco_boxes_have_width_and_height(tmp_path: Path) -> None:
         ),
         (
             {"images": [*COCO["images"], {"id": 3, "file_name": "c.jpg"}]},
-            "dropped 1 image entered again, first in {}/c.json image 3 (c.jpg)",
+            "dropped 1 image listed more than once, first in {}/c.json image 3 (c.jpg)",
         ),
     ],
 )
@@ -333,7 +339,7 @@ def test_coco_box_without_four_numbers_is_dropped(tmp_path: Path, image: Path, b
         ("[]", "'.*c.json' has no list 'images'"),
         ({"images": []}, "'.*c.json' has no list 'annotations'"),
         (COCO | {"categories": {}}, "'.*c.json' has no list 'categories'"),
-        (COCO | {"images": [{"id": 1}]}, r"'.*c.json': images\[0\] has no 'file_name' \(a text"),
+        (COCO | {"images": [{"id": 1}]}, r"'.*c.json': images\[0\] has no 'file_name' \(a string"),
         (
             COCO | {"annotations": [{"image_id": 3, "category_id": 2}]},
             r"annotations\[0\] has no 'b",

@@ -164,7 +164,7 @@ def test_voc_year_without_trainval_is_refused(tmp_path):
 
 @pytest.mark.parametrize("years", [(), ("2009",), ("2007", "07")])
 def test_other_years_are_refused(tmp_path, years):
-    with pytest.raises(ConfigError, match=r"--years '.*': must be of 2007 and 2012"):
+    with pytest.raises(ConfigError, match=r"--years '.*': must be 2007 and 2012, or one of them"):
         open_source("voc", tmp_path, years=years)
 
 
@@ -181,7 +181,7 @@ def test_what_has_no_voc_layout_is_refused(tmp_path):
 def test_several_voc_folders_are_not_mixed(tmp_path):
     for name in ("one", "two"):
         write_voc(tmp_path / name, {"a": [OWN]})
-    with pytest.raises(DataError, match=r"'.*one' and '.*two' are data sets of their own"):
+    with pytest.raises(DataError, match=r"'.*one' and '.*two' are separate data sets"):
         open_source("voc", tmp_path)
 
 
@@ -214,7 +214,9 @@ def remove_image(root: Path) -> str:
 
 def enter_again(root: Path) -> str:
     (root / "ImageSets" / "Main" / "test.txt").write_text("a\n")
-    return "dropped 1 image entered again, first in {}/Annotations/a.xml ({}/JPEGImages/a.jpg)"
+    return (
+        "dropped 1 image listed more than once, first in {}/Annotations/a.xml ({}/JPEGImages/a.jpg)"
+    )
 
 
 def flatten_box(root: Path) -> str:
@@ -224,7 +226,10 @@ def flatten_box(root: Path) -> str:
 
 def resize_annotation(root: Path) -> str:
     write_xml(root / "Annotations" / "b.xml", "b.jpg", [CAT], (0, 0))
-    return "ignored 1 image size unlike the file's, first in {}/Annotations/b.xml (0x0, the file"
+    return (
+        "ignored 1 image size different from the file's, first in {}/Annotations/b.xml "
+        "(0x0, the file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,10 +258,10 @@ def test_voc_fault_is_counted_or_in_strict_mode_refused(tmp_path, spoil):
 
 def test_data_set_without_a_box_to_train_on_is_refused(tmp_path):
     empty = write_voc(tmp_path / "empty", {"a": []})
-    with pytest.raises(DataError, match=r"no box of '.*empty' can be trained on: the training"):
+    with pytest.raises(DataError, match=r"no usable training boxes in '.*empty': the training"):
         open_source("voc", empty)
     flat = write_voc(tmp_path / "flat", {"a": [("cat", 4, 4, 4, 3)]})
-    with pytest.raises(DataError, match=r"no box of '.*flat' can be trained on: dropped 1 box wi"):
+    with pytest.raises(DataError, match=r"no usable training boxes in '.*flat': dropped 1 box wi"):
         open_source("voc", flat)
 
 
@@ -374,7 +379,7 @@ def test_coco_file_names_may_have_folders(tmp_path):
         (["val.json", "test.json"], "no training annotations in"),
         (
             ["instances_train2014.json", "instances_train2017.json"],
-            "several files of one split in '.*': instances_train2014.json instances_train2017",
+            "several files for one split in '.*': instances_train2014.json instances_train2017",
         ),
     ],
 )
@@ -394,7 +399,7 @@ def test_missing_coco_folder_is_named(tmp_path):
 
 def test_coco_without_its_images_is_refused(tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps(coco_contents(IMAGES, NAMES)))
-    with pytest.raises(DataError, match=r"holds images of '.*labels.json', such as 'a.jpg'"):
+    with pytest.raises(DataError, match=r"contains images of '.*labels.json', such as 'a.jpg'"):
         open_source("coco", tmp_path)
     (tmp_path / "labels.json").write_text(json.dumps(coco_contents({}, NAMES)))
     with pytest.raises(DataError, match=r"labels.json' lists no images: fill its list 'images' "):
@@ -419,9 +424,12 @@ def test_coco_classes_of_other_files_are_known_by_name(tmp_path):
     ("spoil", "warning"),
     [
         ({"file_name": "gone.jpg"}, "dropped 1 image without a file, first in {0} image 2 ("),
-        ({"file_name": "a.jpg"}, "dropped 1 image entered again, first in {0} image 2 ("),
-        ({"id": 1}, "dropped 1 image entered again, first in {0} image 1 (b.jpg)"),
-        ({"width": 99}, "ignored 1 image size unlike the file's, first in {0} image 2 (99x30, the"),
+        ({"file_name": "a.jpg"}, "dropped 1 image listed more than once, first in {0} image 2 ("),
+        ({"id": 1}, "dropped 1 image listed more than once, first in {0} image 1 (b.jpg)"),
+        (
+            {"width": 99},
+            "ignored 1 image size different from the file's, first in {0} image 2 (99x30, the",
+        ),
     ],
 )
 def test_coco_fault_is_counted_or_in_strict_mode_refused(tmp_path, spoil, warning):
@@ -461,7 +469,7 @@ def test_chosen_classes_keep_the_order_of_the_data_set(tmp_path):
 
 def test_unknown_classes_are_refused_with_near_ones(tmp_path):
     root = write_voc(tmp_path / "VOC2007", {"a": [DOG]})
-    with pytest.raises(ConfigError, match=r"'persn': no class of voc; did you mean 'person'\?"):
+    with pytest.raises(ConfigError, match=r"'persn': not a class of voc; did you mean 'person'\?"):
         open_source("voc", root, classes=["dog", "persn"])
     with pytest.raises(ConfigError, match="--classes: name at least one class"):
         open_source("voc", root, classes=[])

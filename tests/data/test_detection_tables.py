@@ -182,9 +182,9 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": [[0], [1], [1, 0]]}, "row 1: 0 boxes and 1 labels; every box needs one"),
-        ({"crowd": [[True], [], [True]]}, "row 2: 2 boxes and 1 crowd; every box needs one"),
-        ({"boxes": [[BOX], None, [BOX, BOX]]}, "row 1: no list of boxes; an image without obj"),
+        ({"labels": [[0], [1], [1, 0]]}, "row 1: 0 boxes but 1 labels; every box needs one"),
+        ({"crowd": [[True], [], [True]]}, "row 2: 2 boxes but 1 crowd; every box needs one"),
+        ({"boxes": [[BOX], None, [BOX, BOX]]}, "row 1: no list of boxes; use an empty list"),
         ({"labels": [None, [], [1, 0]]}, "row 0: no list of labels"),
         (
             {"boxes": [[BOX], [], [BOX, BOX[:3]]]},
@@ -195,8 +195,8 @@ NAN = float("nan")
         ({"boxes": [[[0, 0, 2, None]], [], [BOX, BOX]]}, "row 0 box 0: .* must have finite sides"),
         ({"boxes": [[BOX], [], [BOX, [2.0, 0, 2, 5]]]}, "row 2 box 1: .*has no area"),
         ({"boxes": [[BOX], [], [BOX, [0.0, 5, 2, 4]]]}, "row 2 box 1: .*has no area"),
-        ({"labels": [[0], [], [-1, 0]]}, "row 2 box 0: label -1, allowed is at least 0"),
-        ({"labels": [[0], [], [1, None]]}, "row 2 box 1: label None, allowed is at least 0"),
+        ({"labels": [[0], [], [-1, 0]]}, r"row 2 box 0: label -1 \(allowed: at least 0"),
+        ({"labels": [[0], [], [1, None]]}, r"row 2 box 1: label None \(allowed: at least 0"),
         (
             {"difficult": [[True], [], [True, None]]},
             "row 2 box 1: difficult None must be true or false",
@@ -220,7 +220,7 @@ def test_boxes_without_labels_are_refused(write):
 
 
 def test_box_label_beyond_the_named_classes_tells_the_range(write):
-    with pytest.raises(DataError, match="row 2 box 0: label 1, allowed is 0 to 0, the named"):
+    with pytest.raises(DataError, match=r"row 2 box 0: label 1 \(allowed: 0 to 0, the named"):
         open_table(write(GOOD, metadata={"classes": "a"}))
 
 

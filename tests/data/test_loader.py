@@ -127,5 +127,5 @@ def test_broken_images_are_counted_once_each(broken_table):
 
 
 def test_broken_image_stops_an_epoch_with_its_row(broken_table):
-    with pytest.raises(DataError, match=r"broken\.parquet row 3: not a whole image"):
+    with pytest.raises(DataError, match=r"broken\.parquet row 3: not a complete image"):
         list(stream_of(broken_table(60, (3,))).train_batches(0))

@@ -73,7 +73,7 @@ def test_broken_image_stops_with_its_path_and_leaves_nothing(tmp_path, make_tree
     root = make_tree({"a": 3})
     jpeg = encode_image(kind="JPEG", size=(64, 64))
     (root / "a" / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    with pytest.raises(DataError, match=r"photos/a/half\.jpg: not a whole image.*--skip-bad"):
+    with pytest.raises(DataError, match=r"photos/a/half\.jpg: not a complete image.*--skip-bad"):
         prepare(open_source("imagefolder", root), str(tmp_path / "out"))
     assert os.listdir(tmp_path) == ["photos"]
 
@@ -85,8 +85,8 @@ def test_skip_bad_leaves_broken_images_out_and_counts_them(tmp_path, make_tree):
     summary = prepare(open_source("imagefolder", root), str(tmp_path / "out"), skip_bad=True)
     assert (summary["images"], summary["bad"]) == (3, 2)
     assert sorted(line.split("/")[-1] for line in summary["bad_examples"]) == [
-        "empty.png: not a whole image (it is empty)",
-        "words.png: not a whole image (no known image format)",
+        "empty.png: not a complete image (it is empty)",
+        "words.png: not a complete image (no known image format)",
     ]
     assert len(open_table(str(tmp_path / "out"))) == 3
 
@@ -100,7 +100,7 @@ def test_unreadable_file_is_a_broken_image(tmp_path, make_tree):
 
 
 def test_only_broken_images_are_an_error(tmp_path, make_source):
-    with pytest.raises(DataError, match="all 2 images of toy are broken, image"):
+    with pytest.raises(DataError, match="all 2 images of toy are unreadable, such as image"):
         prepare(make_source(2, broken=(0, 1)), str(tmp_path / "out"), skip_bad=True)
     assert os.listdir(tmp_path) == []
 

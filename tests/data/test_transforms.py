@@ -80,14 +80,14 @@ def test_both_decoders_agree(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF"])
 def test_cut_off_image_is_a_value_error(kind):
     encoded = encode(Image.fromarray(photo_CHW().permute(1, 2, 0).numpy()), kind)
-    with pytest.raises(ValueError, match="not a whole image") as caught:
+    with pytest.raises(ValueError, match="not a complete image") as caught:
         decode(encoded[: len(encoded) // 2])
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("encoded", [b"", b"words", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"])
 def test_what_is_no_image_is_a_value_error(encoded):
-    with pytest.raises(ValueError, match="not a whole image"):
+    with pytest.raises(ValueError, match="not a complete image"):
         decode(encoded)
 
 

@@ -67,7 +67,7 @@ def test_cached_images_give_what_reading_gives(broken_table, exact):
 
 def test_broken_image_stops_with_file_and_row(broken_table):
     table = broken_table(10, (6,))
-    with pytest.raises(DataError, match=r"broken\.parquet row 6: not a whole image.*--skip-bad"):
+    with pytest.raises(DataError, match=r"broken\.parquet row 6: not a complete image.*--skip-bad"):
         load(table, [1, 6, 2])
 
 
@@ -90,7 +90,7 @@ def test_broken_images_are_left_out_of_evaluation(broken_table):
 
 def test_window_of_broken_images_cannot_train(broken_table):
     table = broken_table(10, (0, 1))
-    with pytest.raises(DataError, match="all 2 images of a window are broken"):
+    with pytest.raises(DataError, match="all 2 images of a window are unreadable"):
         load(table, [1, 0], skip_bad=True, exact=True)
     assert len(load(table, [1, 0], skip_bad=True, exact=False).arrays["row"]) == 0
 
@@ -121,7 +121,7 @@ def test_channel_statistics_skip_or_name_broken_images(broken_table):
     good = np.delete(np.arange(10), 2)
     skipped = channel_statistics(table, np.arange(10), EVAL, skip_bad=True)
     assert skipped == channel_statistics(table, good, EVAL)
-    with pytest.raises(DataError, match="row 2: not a whole image"):
+    with pytest.raises(DataError, match="row 2: not a complete image"):
         channel_statistics(table, np.arange(10), EVAL)
     with pytest.raises(DataError, match="none of 1 sampled images"):
         channel_statistics(table, np.array([2]), EVAL, skip_bad=True)

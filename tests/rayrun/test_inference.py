@@ -107,7 +107,7 @@ def test_classes_in_the_order_of_the_images(
     assert [(one.name, one.row) for one in found] == [(name, row) for name, row, _ in wanted]
     broken = [one for one in found if one.problem]
     assert [one.name for one in broken] == [f"{photos}/1/003.png"]
-    assert "not a whole image" in broken[0].problem
+    assert "not a complete image" in broken[0].problem
     for one, (_, row, seed) in zip(found, wanted, strict=True):
         if one.problem:
             continue
@@ -166,7 +166,7 @@ def test_model_that_is_broken_on_the_nodes(
         threshold=0.5,
         keep_content=False,
     )
-    with pytest.raises(RunFailed, match=r"cannot be applied: .*is damaged or no ONNX model$"):
+    with pytest.raises(RunFailed, match=r"cannot be applied: .*is damaged or not an ONNX model$"):
         list(found)
 
 
@@ -188,7 +188,7 @@ def test_command(raygkd: Callable[..., Command], photos: Path, tmp_path: Path) -
         first, second = line["predictions"]
         assert {first["class"], second["class"]} < set(CLASSES)
         assert first["score"] >= second["score"]
-    assert f"skipped {photos}/1/003.png: not a whole image" in command.err
+    assert f"skipped {photos}/1/003.png: not a complete image" in command.err
     assert f"predicting: {FILES}/{FILES} 1 skipped\n" in command.err
     assert f"{FILES - 1} images, 1 skipped\nwritten to {out}\n" in command.err
     assert "Traceback" not in command.err

@@ -394,5 +394,5 @@ def test_a_host_that_is_not_this_machine_is_refused(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
 def test_loopback_needs_a_store_and_no_password(host: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no mlflow\.db"):
+    with pytest.raises(ConfigError, match=r"contains no mlflow\.db"):
         serve(tmp_path, host, free_port())

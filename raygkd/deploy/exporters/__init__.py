@@ -1,1 +1,1 @@
-"""Writers of models in other formats, a file each."""
+"""Export formats, one per file."""

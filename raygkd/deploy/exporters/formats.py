@@ -1,4 +1,4 @@
-"""What a format that models are exported to must say and do; each is a class in a file here."""
+"""The interface of export formats; each format is a class in a file of this folder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from raygkd.registry import FORMATS
 class ExportFormat(ABC):
     """A format of ``raygkd export``.
 
-    ``@FORMATS.register(name)`` enters a subclass, and the first line of its documentation is what
-    ``--help`` says of it.
+    ``@FORMATS.register(name)`` registers a subclass; the first line of its docstring is its
+    description in ``--help``.
 
     Attributes:
-        suffix: of its files, such as ".onnx".
-        packages: that it needs, as they are imported.
-        opset: version of its operators, where it has one.
-        quantised: what its weights can be quantised to, of "int8".
+        suffix: suffix of its files, such as ".onnx".
+        packages: import names of the packages that it needs.
+        opset: version of its operator set, if it has one.
+        quantised: supported types of quantised weights: "int8".
         has_card: whether a model card is written beside the file.
-        unread: why ``evaluate`` and ``predict`` do not read its files; empty where ``read`` does.
+        unread: why ``evaluate`` and ``predict`` cannot read its files; empty if they can.
     """
 
     suffix: ClassVar[str]
@@ -36,33 +36,33 @@ class ExportFormat(ABC):
 
     @abstractmethod
     def write(self, model_file: ModelFile, path: Path) -> Run:
-        """Write a model; return it as it runs from what was written."""
+        """Write a model; return the model as loaded from the file."""
 
     def quantise(self, source: Path, path: Path) -> Run:
-        """Write a file of this format with quantised weights; return it as it runs.
+        """Write a file with quantised weights; return the model as loaded from it.
 
         Args:
-            source: the file that ``write`` wrote.
-            path: of the new file.
+            source: the file written by ``write``.
+            path: path of the new file.
         """
         raise NotImplementedError
 
     def read(self, path: Path) -> tuple[Facts, Run]:
-        """Return what is known of the model in a file, and the model.
+        """Return the facts of the model in a file, and the model.
 
         Raises:
-            DataError: the file is damaged or none of this format.
+            DataError: the file is damaged or has another format.
         """
         raise NotImplementedError
 
 
 def format_of(path: str | Path) -> ExportFormat | None:
-    """Return the format that a file's suffix stands for; None where it is none of them."""
+    """Return the format of a file by its suffix; None if no format has this suffix."""
     formats = (FORMATS.get(name)() for name in FORMATS.names())
-    return next((one for one in formats if str(path).endswith(one.suffix)), None)
+    return next((entry for entry in formats if str(path).endswith(entry.suffix)), None)
 
 
 def readable_suffixes() -> list[str]:
     """Return the suffixes of the files that ``evaluate`` and ``predict`` read."""
     formats = [FORMATS.get(name) for name in FORMATS.names()]
-    return [one.suffix for one in formats if not one.unread]
+    return [entry.suffix for entry in formats if not entry.unread]

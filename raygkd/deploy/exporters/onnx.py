@@ -1,4 +1,4 @@
-"""ONNX files, and the same with weights of 8 bits.
+"""ONNX files, optionally with 8-bit weights.
 
 Shapes: B batch, K classes, N candidates, D most detections of an image, S side of the square input,
 U kept candidates.
@@ -28,14 +28,14 @@ from raygkd.models import ModelFile, is_detector
 from raygkd.models.fixed_shapes import suppress
 from raygkd.registry import FORMATS
 
-# the oldest that torch's exporter writes without conversion: onnxruntime 1.14 and later read it
+# the oldest that torch's exporter writes without conversion; onnxruntime reads it since 1.14
 OPSET = 18
 _INT64_MAX = 2**63 - 1
 
 
 @torch.library.custom_op("raygkd::suppress", mutates_args=())
 def _suppress(boxes: Tensor, scores: Tensor, overlap: float, threshold: float) -> Tensor:
-    """Do what ``suppress`` does, as one node of a graph: ONNX has an operator for it."""
+    """Call ``suppress`` as one node of the graph, because ONNX has an operator for it."""
     return suppress(boxes, scores, overlap, threshold)
 
 
@@ -45,13 +45,13 @@ def _(boxes: Tensor, scores: Tensor, overlap: float, threshold: float) -> Tensor
 
 
 def _onnx_suppress(boxes: Any, scores: Any, overlap: float, threshold: float) -> Any:
-    """Return the nodes that stand for ``suppress`` of boxes (B, K, N, 4) and scores (B, K, N)."""
+    """Return the ONNX nodes of ``suppress`` for boxes (B, K, N, 4) and scores (B, K, N)."""
     from onnxscript import opset18 as op
 
     candidates = op.Shape(scores, start=2)
     all_groups = op.Constant(value_ints=[-1])
     four = op.Constant(value_ints=[4])
-    # ONNX shares the boxes of an image among its classes, so that here each class is an image
+    # in ONNX, the classes of an image share their boxes, so each class is passed as an image
     flat_boxes = op.Reshape(boxes, op.Concat(all_groups, candidates, four, axis=0))
     one_class = op.Constant(value_ints=[1])
     flat_scores = op.Reshape(scores, op.Concat(all_groups, one_class, candidates, axis=0))
@@ -68,10 +68,10 @@ def _onnx_suppress(boxes: Any, scores: Any, overlap: float, threshold: float) ->
 
 
 def write_onnx(model_file: ModelFile, path: Path) -> Run:
-    """Write an ONNX file for any number of images; return it as onnxruntime runs it.
+    """Write an ONNX file for any batch size; return the model in onnxruntime.
 
-    The input "images" is float32 (B, 3, S, S) in 0..1; the output "logits" (B, K), or "detections"
-    (B, D, 6) as of ``DeployedDetector``. The metadata has the ``Facts``.
+    The input "images" is float32 (B, 3, S, S) in 0..1; the output is "logits" (B, K), or
+    "detections" (B, D, 6) as in ``DeployedDetector``. The metadata contains the ``Facts``.
     """
     detection = is_detector(model_file.name)
     module: nn.Module = DeployedClassifier(model_file)
@@ -92,7 +92,7 @@ def write_onnx(model_file: ModelFile, path: Path) -> Run:
             verbose=False,
         )
     assert program is not None
-    # where in whose source code a node comes from
+    # this metadata has the source location of each node
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
     program.model.metadata_props.update(facts_of(model_file).to_metadata())
@@ -101,9 +101,9 @@ def write_onnx(model_file: ModelFile, path: Path) -> Run:
 
 
 def quantise(source: Path, path: Path) -> Run:
-    """Write an ONNX file with weights of 8 bits; return it as onnxruntime runs it.
+    """Write an ONNX file with 8-bit weights; return the model in onnxruntime.
 
-    Activations become 8 bits while it runs, by the range that each batch has (dynamic).
+    Activations are quantised at run time by the range of each batch (dynamic quantisation).
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -123,13 +123,13 @@ class Onnx(ExportFormat):
     quantised = ("int8",)
 
     def write(self, model_file: ModelFile, path: Path) -> Run:
-        """Do what ``write_onnx`` does."""
+        """Call ``write_onnx``."""
         return write_onnx(model_file, path)
 
     def quantise(self, source: Path, path: Path) -> Run:
-        """Do what ``quantise`` does."""
+        """Call the function ``quantise``."""
         return quantise(source, path)
 
     def read(self, path: Path) -> tuple[Facts, Run]:
-        """Return what is known of the model, and onnxruntime's session on the CPU."""
+        """Return the facts of the model, and the model in onnxruntime on the CPU."""
         return open_onnx(path)

@@ -18,7 +18,7 @@ from raygkd.registry import FORMATS
 
 
 def write_safetensors(model_file: ModelFile, path: Path) -> Run:
-    """Write the weights alone; return the model with the weights that are in the file."""
+    """Write the weights alone; return the model with the weights from the file."""
     from safetensors.torch import load_file, save
 
     weights = {name: tensor.contiguous() for name, tensor in model_file.state_dict.items()}
@@ -40,8 +40,8 @@ class Safetensors(ExportFormat):
     suffix = ".safetensors"
     packages = ("safetensors",)
     has_card = True
-    unread = "holds weights alone"
+    unread = "contains weights only"
 
     def write(self, model_file: ModelFile, path: Path) -> Run:
-        """Do what ``write_safetensors`` does."""
+        """Call ``write_safetensors``."""
         return write_safetensors(model_file, path)

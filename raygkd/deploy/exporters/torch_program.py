@@ -16,10 +16,10 @@ from raygkd.registry import FORMATS
 
 
 def write_program(model_file: ModelFile, path: Path) -> Run:
-    """Write a ``torch.export`` program for any number of images; return it as it runs.
+    """Write a ``torch.export`` program for any batch size; return the model as loaded from it.
 
-    Input and output are those of ``write_onnx``. The extra file "raygkd" has the ``Facts``. To run
-    a detector's, torchvision must be imported.
+    Input and output are those of ``write_onnx``. The extra file "raygkd" contains the ``Facts``.
+    Import torchvision before running a detector.
     """
     module: nn.Module
     if is_detector(model_file.name):
@@ -44,8 +44,8 @@ class TorchProgram(ExportFormat):
     """A torch.export program."""
 
     suffix = ".pt2"
-    unread = "is a torch.export program, which may run anything when it is loaded"
+    unread = "is a torch.export program, which can run arbitrary code when it is loaded"
 
     def write(self, model_file: ModelFile, path: Path) -> Run:
-        """Do what ``write_program`` does."""
+        """Call ``write_program``."""
         return write_program(model_file, path)

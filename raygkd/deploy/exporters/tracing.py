@@ -1,4 +1,4 @@
-"""What the exporters that trace a model share.
+"""Helpers of the exporters that trace a model.
 
 Shapes: B batch, S side of the square input, D most detections of an image.
 """
@@ -18,16 +18,16 @@ from raygkd.models import Detector, ModelFile
 from raygkd.models.fixed_shapes import FixedShapeDetector, Suppression, suppress
 
 IMAGES, LOGITS, DETECTIONS = "images", "logits", "detections"
-# images of the example that is traced; with a batch of 1 the exporter would fix the batch size
+# batch size of the traced example; with a batch of 1, the exporter would fix the batch size
 EXAMPLE = 2
 
 
 class ExportableDetector(Deployed):
-    """What ``DeployedDetector`` does, in shapes that a graph can hold.
+    """``DeployedDetector`` with fixed shapes, so that it can be exported.
 
     Args:
-        model_file: of the detector.
-        suppression: does what ``raygkd.models.fixed_shapes.suppress`` does.
+        model_file: model file of the detector.
+        suppression: equivalent of ``raygkd.models.fixed_shapes.suppress``.
     """
 
     def __init__(self, model_file: ModelFile, suppression: Suppression = suppress):
@@ -41,7 +41,7 @@ class ExportableDetector(Deployed):
 
 
 def example_images(model_file: ModelFile) -> Tensor:
-    """Return the images that a graph is made from."""
+    """Return the example images for tracing."""
     return torch.rand(
         EXAMPLE, 3, *model_file.image_size, generator=torch.Generator().manual_seed(0)
     )
@@ -49,7 +49,7 @@ def example_images(model_file: ModelFile) -> Tensor:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back the advice that exporters and quantisers give to those who wrote the model."""
+    """Silence warnings of exporters and quantisers, which are meant for authors of models."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", "")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
