@@ -37,6 +37,7 @@ from raygkd.models import (
     is_detector,
     is_function,
     load_model_file,
+    starts_trained,
 )
 from raygkd.models.heads import last_linear
 from raygkd.report.tables import levels_table
@@ -139,11 +140,14 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     """Return the teacher of a run: the given one, or a model of its name with random weights.
 
     Raises:
-        ConfigError: it has other classes, or the images are too small for it.
+        ConfigError: it has other classes, the images are too small for it, or it cannot be trained
+            with these settings.
         DataError: its weights do not fit the model it names.
     """
     name = config.model.teacher
     if not is_model_file(name):
+        if _must_train(config):
+            teacher_training(config)
         with naming_option("--teacher"):
             teacher = new_model(name, spec.of_teacher())
     else:
@@ -154,6 +158,13 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     with naming_option("--teacher"):
         _check_size(name, teacher, spec.of_teacher())
     return teacher
+
+
+def _must_train(config: Config) -> bool:
+    """Return whether it is clear before its weights are loaded that a teacher is trained."""
+    name, mode = config.model.teacher, config.model.teacher_mode
+    is_random = not is_detector(name) and not starts_trained(name, config.model.teacher_weights)
+    return is_detector(name) or mode == "train" or (mode == "auto" and is_random)
 
 
 def starting_weights(
