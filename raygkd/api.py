@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygkd.assembly.training import build_optimizer
+from raygkd.assembly.optimizers import build_optimizer
 from raygkd.config import Config, MethodConfig, OptimConfig, with_settings
 from raygkd.data.pairs import Data, PairStream
 from raygkd.engine import Objective, Teacher, TeacherOutput, Training, run_epoch
@@ -258,7 +258,7 @@ def _training(
 
 
 def _usual(optim: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return build_optimizer(optim, nn.ParameterList(parameters))
+    return build_optimizer(optim, parameters)
 
 
 def _unchanged(images: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ settings.load_profile("beside scenes")
 COSTS = {
     "core": "unit",
     "data": "unit",
+    "models": "unit",
     "report": "unit",
     "tracking": "e2e",
     "cli": "e2e",

@@ -8,6 +8,7 @@ from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
 from raygkd.data.transforms import build_transform
 from raygkd.errors import ConfigError
+from raygkd.metrics.ranking import check_score
 from raygkd.models import ModelFile, check_image_size, family_of, is_classifier, is_detector
 from raygkd.registry import METHODS
 
@@ -34,11 +35,12 @@ def check_settings(config: Config, task: str) -> None:
     """Check that the settings apply to the task of the images.
 
     Raises:
-        ConfigError: method, image size or augmentation do not support the task, or a setting
+        ConfigError: method, score, image size or augmentation do not support the task, or a setting
             applies to detectors only.
     """
     size, augment = config.data.image_size, config.data.augment
     method = config.method.method
+    check_score(config.data.score, task)
     if not suits(method, task):
         others = [name for name in METHODS.names() if suits(name, task)]
         raise ConfigError(
@@ -56,13 +58,8 @@ def check_settings(config: Config, task: str) -> None:
         # for detectors it is set by default, and check_kind rejects the model
         is_default = any(map(is_detector, (config.model.student, config.model.teacher)))
         detection_settings = {
-            "--score": config.data.score != "auto",
             "--foreground": config.method.foreground and not is_default,
             "--inherit": config.model.inherit,
-            "--teacher-weights": config.model.teacher_weights
-            and not loads_weights(config.model.teacher),
-            "--student-weights": config.model.student_weights
-            and not loads_weights(config.model.student),
         }
         for flag, value in detection_settings.items():
             if value:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raygkd.config import Config, MethodConfig, settings, with_settings
+from raygkd.config import Config, MethodConfig, flag, settings, with_settings
 from raygkd.errors import ConfigError
+
+# learning rate of a fine-tuned teacher's backbone, as a share of --lr, where the settings say none
+FINE_TUNING_FACTOR = 0.1
 
 
 def teacher_alone(config: Config) -> Config:
@@ -29,17 +32,20 @@ def teacher_training(config: Config) -> Config:
     """Return the configuration that trains the teacher of a run.
 
     Raises:
-        ConfigError: the warm-up is longer than the teacher's training.
+        ConfigError: the warm-up, or the epochs with a frozen backbone, are too many for it.
     """
-    if config.optim.warmup_epochs >= config.model.teacher_epochs:
-        raise ConfigError(
-            f"--warmup-epochs {config.optim.warmup_epochs}: applies to the teacher, too, so it must "
-            f"be below --teacher-epochs {config.model.teacher_epochs}"
-        )
+    for name in ("warmup_epochs", "freeze_epochs"):
+        epochs = getattr(config.optim, name)
+        if epochs >= config.model.teacher_epochs:
+            raise ConfigError(
+                f"{flag(name)} {epochs}: applies to the teacher, too, so it must be below "
+                f"--teacher-epochs {config.model.teacher_epochs}"
+            )
     # the grace period belongs to the search and may exceed the teacher's epochs
-    return with_settings(
-        teacher_alone(config), {"epochs": config.model.teacher_epochs, "grace_period": 1}
-    )
+    changes: dict[str, Any] = {"epochs": config.model.teacher_epochs, "grace_period": 1}
+    if config.model.teacher_mode == "finetune" and config.optim.backbone_lr_factor == 1.0:
+        changes["backbone_lr_factor"] = FINE_TUNING_FACTOR
+    return with_settings(teacher_alone(config), changes)
 
 
 def student_alone(config: Config, params: Mapping[str, Any]) -> Config:

@@ -15,17 +15,20 @@ from raygkd.assembly.compatibility import check_kind
 from raygkd.assembly.methods import distils
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.spec import ImageSpec
+from raygkd.errors import ConfigError
 from raygkd.models import (
     TORCHVISION_WEIGHTS,
     Detector,
+    LoadedWeights,
     ModelFile,
     build_model,
     classifier_names,
+    family_name,
     family_of,
     inherit,
     inheritable,
     is_detector,
-    load_of_family,
+    load_classifier,
     load_weights,
     model_input,
     torchvision_file,
@@ -50,28 +53,47 @@ def input_spec(name: str, spec: ImageSpec) -> ImageSpec:
     return dataclasses.replace(spec, mean=wanted.mean, std=wanted.std)
 
 
-def start_from_weights(config: Config, student: nn.Module) -> None:
-    """Load into a detector, or a model of a family, the weights that its training starts from.
+def start_from_weights(
+    config: Config, student: nn.Module, num_classes: int
+) -> LoadedWeights | None:
+    """Load into a model the weights that its training starts from.
+
+    Returns:
+        What was loaded into a classifier; None for random weights, and for detectors.
 
     Raises:
-        ConfigError: weights that torchvision does not have.
+        ConfigError: weights that its library does not have.
         DataError: weights that cannot be had or do not fit.
     """
     name, weights = config.model.student, config.model.student_weights
     family = family_of(name)
-    if weights is not None and family is not None and family.loads_weights:
-        load_of_family(family, student, name, weights)
-    elif weights is not None and isinstance(student, Detector):
+    if family is not None and family.loads_weights:
+        if weights is not None:
+            family.load_weights(student, family_name(name), weights)
+        return None
+    if not isinstance(student, Detector):
+        return load_classifier(student, name, num_classes, weights)
+    if weights is not None:
         load_weights(
             student, torchvision_file(name, weights) if weights in TORCHVISION_WEIGHTS else weights
         )
+    return None
+
+
+def is_model_name(given: str) -> bool:
+    """Return whether a text names a model: a built-in one, or one of a family."""
+    return given in classifier_names() or is_detector(given) or family_of(given) is not None
 
 
 def is_model_file(teacher: str) -> bool:
     """Return whether ``--teacher`` means a file: it exists, or looks like a path."""
-    known = teacher in classifier_names() or is_detector(teacher)
-    if known or family_of(teacher) is not None:
+    if is_model_name(teacher):
         return False
+    if teacher.endswith((".safetensors", ".pth", ".th", ".bin")):
+        raise ConfigError(
+            f"{teacher} holds weights and does not say of which model: give the name of the model, "
+            "and the file as its weights (--teacher NAME --teacher-weights FILE)"
+        )
     return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
 
 
@@ -112,9 +134,21 @@ def untrained_file(name: str, spec: ImageSpec, seed: int = 0) -> ModelFile:
 
 
 def student_file(
-    config: Config, spec: ImageSpec, state: Mapping[str, Any], scores: Mapping[str, float]
+    config: Config,
+    spec: ImageSpec,
+    state: Mapping[str, Any],
+    scores: Mapping[str, float],
+    weights: LoadedWeights | None = None,
 ) -> ModelFile:
-    """Return what is saved for use: the student alone, of a checkpoint's "student" state."""
+    """Return what is saved for use: the student alone, of a checkpoint's "student" state.
+
+    Args:
+        config: of its training.
+        spec: of the images.
+        state: of the student.
+        scores: what it reached.
+        weights: that it started from; None for random ones.
+    """
     spec = input_spec(config.model.student, spec)
     return ModelFile(
         name=config.model.student,
@@ -126,4 +160,5 @@ def student_file(
         scores={name: float(score) for name, score in scores.items() if math.isfinite(score)},
         # what a model file says of an image must not depend on the data set any more
         config=to_yaml(with_settings(config, {"augment": spec.augment})),
+        weights=weights.to_mapping() if weights is not None else {},
     )

@@ -115,7 +115,7 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
     """
     torch.manual_seed(config.optim.seed)
     student = new_model(config.model.student, spec)
-    start_from_weights(config, student)
+    start_from_weights(config, student, len(spec.class_names))
     method = config.method.method
     parts: dict[str, Any] = {}
     if teacher is not None:
@@ -129,7 +129,8 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
         if not term.reads_logits:
             parts["levels"] = tuple(matched_levels(config, teacher, student, spec).pairs)
     kind = DetectorObjective if isinstance(student, Detector) else ClassifierObjective
-    return kind(student, shares=_shares(config.method), **parts)
+    frozen = config.optim.freeze_batch_norm
+    return kind(student, shares=_shares(config.method), freeze_batch_norm=frozen, **parts)
 
 
 def _shares(method: MethodConfig) -> list[str]:

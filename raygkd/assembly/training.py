@@ -5,7 +5,6 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import distils, uses_teacher
 from raygkd.assembly.models import input_spec
+from raygkd.assembly.optimizers import optimizer_and_schedule
 from raygkd.assembly.student_objective import build_objective
-from raygkd.config import Config, OptimConfig, to_yaml, with_settings
+from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.boxes import Boxes
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import (
@@ -25,17 +25,15 @@ from raygkd.engine import (
     Detection,
     Objective,
     Recall,
-    Task,
     Teacher,
     TeacherStore,
     Training,
 )
 from raygkd.engine.loop import Stream
-from raygkd.engine.schedule import lr_factor
 from raygkd.models import ModelFile, build_from_file
 
 
-def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
+def build_task(spec: ImageSpec, boxes: Boxes | None) -> Classification | Detection:
     """Return the task of the images.
 
     Args:
@@ -43,7 +41,7 @@ def build_task(spec: ImageSpec, boxes: Boxes | None) -> Task:
         boxes: the boxes of every image of the table, for detection.
     """
     if spec.task == "classification":
-        return Classification(len(spec.class_names))
+        return Classification(len(spec.class_names), spec.score)
     assert boxes is not None
     return Detection(len(spec.class_names), boxes, spec.score)
 
@@ -102,7 +100,9 @@ def build_training(
     begun = time.perf_counter() if begun is None else begun
     optim = config.optim
     objective, teacher_model = _build_models(config, spec, teacher_file, device, teacher_store)
-    optimizer = build_optimizer(optim, objective)
+    optimizer, schedule = optimizer_and_schedule(
+        optim, objective, objective.student, stream.steps_per_epoch
+    )
     amp = amp_dtype(optim.amp, device)
     own_input = input_spec(config.model.student, spec)
     normalise = normaliser(own_input.mean, own_input.std, device, spec.image_size)
@@ -117,10 +117,7 @@ def build_training(
         teacher=teacher_model,
         stream=stream,
         optimizer=optimizer,
-        schedule=torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            functools.partial(lr_factor, steps_per_epoch=stream.steps_per_epoch, optim=optim),
-        ),
+        schedule=schedule,
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         normalise=normalise,
         teacher_normalise=normaliser(
@@ -135,23 +132,6 @@ def build_training(
         amp=amp,
         config=to_yaml(config),
         begun=begun,
-    )
-
-
-def build_optimizer(optim: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser of a module's parameters."""
-    if optim.optimizer == "adamw":
-        return torch.optim.AdamW(
-            module.parameters(),
-            lr=optim.lr,
-            betas=(optim.momentum, 0.999),
-            weight_decay=optim.weight_decay,
-        )
-    return torch.optim.SGD(
-        module.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
     )
 
 

@@ -101,7 +101,7 @@ def full_trials(config: Config) -> tuple[list[Curve], list[float]]:
     Returns:
         the trials in the order of their numbers, and the seconds of each to its first step.
     """
-    with open_search(config, console=Console(quiet=True)) as (session, space):
+    with open_search(config, console=Console(quiet=True)) as (session, space, _):
         _, first_steps = run_trials(session, trained_teacher(session), space)
     epochs = read_epochs(session.folder / JOURNAL)
     return [epochs[number] for number in sorted(epochs)], first_steps

@@ -23,7 +23,10 @@ from raygkd.cli.options import (
 from raygkd.errors import ConfigError
 
 # settings whose values may be local files, which are uploaded with a job
-_FILES = ("config_file", "space", "teacher", "teacher_weights", "student_weights")
+_FILES = (
+    *("config_file", "space", "teacher", "student"),
+    *("weights", "teacher_weights", "student_weights"),
+)
 _ADDRESS = click.option(
     "--address",
     metavar="URL",
@@ -50,6 +53,8 @@ def submit(address: str | None, no_wait: bool, command: str, arguments: tuple[st
         from raygkd.rayrun import jobs
 
         named = [options.get(name) or "" for name in _FILES] + [*options.get("models", ())]
+        # of FILE.py:FUNCTION the file
+        named += [name.rpartition(":")[0] for name in named if ".py:" in name]
         files = [path for path in named if os.path.isfile(path)]
         client = jobs.connect(address)
         with tempfile.TemporaryDirectory(prefix="raygkd-job-") as folder:

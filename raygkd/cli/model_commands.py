@@ -51,6 +51,11 @@ _ADDRESS = click.option(
     metavar="FOLDER",
     help="write pictures to this folder: scores by class, reliability, confusion matrices",
 )
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="weights of the MODEL that is a name: pretrained, or a file [default: pretrained]",
+)
 @JSON
 @CONFIG
 @setting_options("evaluate")
@@ -58,16 +63,18 @@ def evaluate(
     models: tuple[str, ...],
     split: str,
     out: str | None,
+    weights: str | None,
     config_file: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Score and measure models on images, side by side.
 
-    MODEL is a model.pt written by raygkd, the folder of its run, models:/NAME@ALIAS, or an .onnx
-    file written by 'raygkd export'. Images default to those that the first model was trained on;
-    --dataset, --data-dir or --config selects others. Splits are those of a run with the same data
-    and --seed. Results are also logged to MLflow, next to the run of each model.
+    MODEL is a model.pt written by raygkd, the folder of its run, models:/NAME@ALIAS, an .onnx file
+    written by 'raygkd export', or the name of a classifier, with --weights. Images default to those
+    that the first model was trained on; --dataset, --data-dir or --config selects others. Splits
+    are those of a run with the same data and --seed. Results are also logged to MLflow, next to the
+    run of each model.
     """
     config, _ = resolve("evaluate", config_file, options, None)
     own_data = not (config_file or options["dataset"] or options["data_dir"])
@@ -77,7 +84,13 @@ def evaluate(
         from raygkd.workflows.evaluate import evaluate
 
         result = evaluate(
-            config, models, split, own_data=own_data, out=out, console=stderr_console()
+            config,
+            models,
+            split,
+            own_data=own_data,
+            out=out,
+            weights=weights,
+            console=stderr_console(),
         )
         if as_json:
             stdout.write(json.dumps(result) + "\n")

@@ -62,7 +62,9 @@ def _workflow(command: str) -> Callable[..., dict[str, Any]]:
 def tune(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
     """Search the method's settings, and compare the tuned student with its baselines.
 
-    Settings are drawn from the search space, or from --space; ASHA stops trials that fall behind.
+    The first trials have the default settings and those of kd; the settings of the others are
+    drawn from the search space, or from --space. ASHA stops trials that fall behind. The last line
+    says whether distillation has paid.
     The teacher is trained first unless --teacher is a model file, and reused by later runs.
     """
     _execute("tune", config_file, resume, as_json, options, show_search)

@@ -9,6 +9,7 @@ from typing import Any
 def show_search(out: Any, result: dict[str, Any]) -> None:
     """Print the result of ``raygkd tune``."""
     from raygkd.report.tables import (
+        champion_note,
         missing_scores,
         models_table,
         repeat_table,
@@ -24,7 +25,10 @@ def show_search(out: Any, result: dict[str, Any]) -> None:
     ]
     out.print(trials_table(result["trials"]))
     out.print(models_table(rows))
-    if note := teacher_note(teacher["test_score"], alone["test_score"]):
+    score = result["selection"]["score"]
+    if note := teacher_note(teacher["test_score"], alone["test_score"], score):
+        out.print(note, soft_wrap=True)
+    if note := champion_note(result["champion"]):
         out.print(note, soft_wrap=True)
     if result["repeat"] is not None:
         out.print(repeat_table(best["model"], result["repeat"]))
@@ -33,6 +37,7 @@ def show_search(out: Any, result: dict[str, Any]) -> None:
     out.print(f"curves      {result['run']}/search.png", soft_wrap=True)
     _show_registered(out, result)
     _show_next(out, result)
+    _show_verdict(out, result)
 
 
 def show_comparison(out: Any, result: dict[str, Any]) -> None:
@@ -50,11 +55,14 @@ def show_comparison(out: Any, result: dict[str, Any]) -> None:
         out.print(models_table(rows))
     means = {one["method"]: one["mean"] for one in comparison["methods"]}
     if "teacher" in models and (
-        note := teacher_note(models["teacher"]["test_score"], means.get("none"))
+        note := teacher_note(
+            models["teacher"]["test_score"], means.get("none"), comparison["metric"]
+        )
     ):
         out.print(note, soft_wrap=True)
     out.print(f"picture     {result['run']}/comparison.png", soft_wrap=True)
     _show_next(out, result)
+    _show_verdict(out, result)
 
 
 def show_single(out: Any, result: dict[str, Any]) -> None:
@@ -71,8 +79,8 @@ def show_single(out: Any, result: dict[str, Any]) -> None:
 
 
 def _show_registered(out: Any, result: dict[str, Any]) -> None:
-    """Print the version of the best student, and the command that promotes it."""
-    registered = result["best"]["registered"]
+    """Print the version of the champion, and the command that promotes it."""
+    registered = result["champion"]["registered"]
     if registered is None:
         return
     name, alias = registered["name"], registered["alias"]
@@ -84,6 +92,18 @@ def _show_registered(out: Any, result: dict[str, Any]) -> None:
         local = uri.startswith("sqlite")
         store = f"--output {Path(result['run']).parents[1]}" if local else f"--tracking-uri {uri}"
         out.print(f"promote     raygkd promote {name} {store}", soft_wrap=True)
+
+
+def _show_verdict(out: Any, result: dict[str, Any]) -> None:
+    """Print whether distillation has paid, as the last line."""
+    if result["verdict"] is not None:
+        out.print(result["verdict"]["line"], soft_wrap=True)
+    elif "comparison" in result:
+        out.print(
+            "no verdict: it takes scores of the student alone (none in --methods) and of a "
+            "distilled student with all seeds",
+            soft_wrap=True,
+        )
 
 
 def _show_next(out: Any, result: dict[str, Any]) -> None:

@@ -36,8 +36,8 @@ def dataset_defaults(dataset: str) -> Mapping[str, Any]:
 def names_detector(model: str) -> bool:
     """Return whether a name is that of a detector."""
     prefix, colon, _ = model.partition(":")
-    if colon and prefix in FAMILIES.names():
-        return FAMILIES.get(prefix).task == "detection"
+    if colon:
+        return prefix in FAMILIES.names() and FAMILIES.get(prefix).task == "detection"
     is_of_others = model in entry_points("raygkd.classifiers")
     return not is_of_others and DETECTOR_NAME.fullmatch(model) is not None
 

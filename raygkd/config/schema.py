@@ -16,9 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raygkd.config.values import LevelPair, WorkerRange
-from raygkd.registry import DATASETS, METHODS, either, option
+from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
 PRESETS = ("ablation",)
+_WEIGHTS = (
+    "pretrained, none, or a file of weights or model file written by raygkd; of a detector the "
+    "file, imagenet for the backbone alone, or coco [default: pretrained if the model's library "
+    "has weights, else none]"
+)
 LARGEST_SEED = 2**32 - 1
 
 
@@ -72,8 +77,9 @@ class DataConfig:
     )
     score: str = option(
         "auto",
-        "metric that detectors are ranked by; auto is map for coco and map50 for other data sets",
-        choices=("auto", "map", "map50"),
+        "metric that models are ranked by; auto is accuracy; for detectors map on coco, and map50 "
+        "on other data sets",
+        choices=lambda: ("auto", *METRICS.names(), "map", "map50"),
     )
     skip_bad: bool = option(False, "skip and count unreadable images instead of stopping")
     cache_mb: int = option(
@@ -89,20 +95,31 @@ class DataConfig:
 class ModelConfig:
     """Teacher and student."""
 
-    teacher: str = option("resnet20", "name of the teacher, or a model file written by raygkd")
-    student: str = option("resnet8", "name of the student")
+    teacher: str = option(
+        "resnet20",
+        "name of the teacher (a built-in one, torchvision:NAME, timm:NAME, hf:NAME or "
+        "FILE.py:FUNCTION), or a model file written by raygkd",
+    )
+    student: str = option("resnet8", "name of the student, as for the teacher")
     teacher_epochs: int = option(
         20, "epochs of training for the teacher when --teacher is a name", minimum=1
     )
+    teacher_mode: str = option(
+        "auto",
+        "use of the teacher that --teacher names; as-is: unchanged; probe: train its last layer on "
+        "features that its frozen backbone computes once; finetune: train all of it, the backbone "
+        "with a tenth of the learning rate; train: train all of it alike; auto: as-is if its "
+        "weights have the classes of the images, probe if they have others, train if they are "
+        "random",
+        choices=("auto", "as-is", "probe", "finetune", "train"),
+    )
     teacher_weights: str | None = option(
         None,
-        "initial weights of the teacher if it is a detector: a file of weights or a model file "
-        "written by raygkd, imagenet for the backbone alone, or coco [default: random]",
+        f"initial weights of the teacher: {_WEIGHTS}",
     )
     student_weights: str | None = option(
         None,
-        "initial weights of the student if it is a detector: a file of weights or a model file "
-        "written by raygkd, imagenet for the backbone alone, or coco [default: random]",
+        f"initial weights of the student: {_WEIGHTS}",
     )
     inherit: bool | None = option(
         None,
@@ -212,6 +229,25 @@ class OptimConfig:
         "multistep: fractions of the epochs after which the learning rate drops",
     )
     lr_decay: float = option(0.1, "multistep: factor of each drop", above=0.0, below=1.0)
+    backbone_lr_factor: float = option(
+        1.0,
+        "learning rate of all of the student but its last layer, as a share of --lr; below 1 for "
+        "weights that are trained already",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    layer_decay: float = option(
+        1.0,
+        "learning rate of each layer before the last as a share of that of the next one",
+        above=0.0,
+        maximum=1.0,
+    )
+    freeze_epochs: int = option(
+        0, "first epochs that train only the student's last layer and the adapters", minimum=0
+    )
+    freeze_batch_norm: bool = option(
+        False, "keep the batch statistics that the student's weights come with"
+    )
     clip_norm: float | None = option(
         None, "maximum norm of the gradient [default: no clipping]", above=0.0
     )
@@ -310,6 +346,11 @@ class SearchConfig:
     space: str | None = option(
         None,
         "YAML file that replaces the search space; an entry is 'lr: {loguniform: [0.02, 0.2]}'",
+    )
+    warm_start: str | None = option(
+        None,
+        "an earlier search, the folder of its run or an output folder for the newest; its three "
+        "best trials are the first ones [default: the first ones are the default settings and kd]",
     )
     repeat: int = option(
         0,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raygkd.config.schema import OTHER_NAMES, OptimConfig, registered_settings, settings
-from raygkd.config.tree import Config, owned_by, with_settings
+from raygkd.config.tree import Config, owned_by, value_of, with_settings
 from raygkd.config.values import LevelPair, base_type, coerce, plain
 from raygkd.config.yaml_text import yaml_mapping
 from raygkd.errors import ConfigError, near
@@ -134,6 +134,42 @@ def _level_subsets(levels: list[int], *, detection: bool) -> list[tuple[int, ...
     return [tuple(levels[:size] if detection else levels[-size:]) for size in sizes]
 
 
+def default_settings(
+    space: Sequence[Dimension], config: Config, channels: Mapping[int, int]
+) -> dict[str, Any]:
+    """Return the values that the settings of a space have without a search.
+
+    Args:
+        space: the searched settings.
+        config: what the settings are.
+        channels: level -> the teacher's channels, of the levels that both models have; they take
+            the place of no levels, and limit the spectral dimension.
+    """
+    values = {}
+    for dimension in space:
+        value = value_of(config, dimension.name)
+        if dimension.name == "levels" and value is None and channels:
+            value = sorted(channels)
+        elif dimension.name == "dim":
+            value = min(value, max(extremes(dimension)))
+        values[dimension.name] = plain(value)
+    return values
+
+
+def in_space(params: Mapping[str, Any], space: Sequence[Dimension]) -> bool:
+    """Return whether settings could have been drawn from a space."""
+    return params.keys() == {dimension.name for dimension in space} and all(
+        _has(dimension, params[dimension.name]) for dimension in space
+    )
+
+
+def _has(dimension: Dimension, value: Any) -> bool:
+    if dimension.kind == "choice":
+        return value in dimension.values
+    low, high = min(extremes(dimension)), max(extremes(dimension))
+    return value is not None and low <= value <= high
+
+
 def read_space(path: str) -> tuple[Dimension, ...]:
     """Return the space of a YAML file: ``name: {kind: values}``.
 
@@ -219,7 +255,7 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
             problems.append(f"search space: {error}")
             wrong |= values.keys()
     if channels and not wrong & {"levels", "dim"}:
-        problems += _level_problems(by_name, config, channels)
+        problems += level_problems(by_name, config, channels)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
@@ -231,9 +267,16 @@ def extremes(dimension: Dimension) -> tuple[Any, ...]:
     return dimension.values
 
 
-def _level_problems(
+def level_problems(
     space: Mapping[str, Dimension], config: Config, channels: Mapping[int, int]
 ) -> list[str]:
+    """Return what is wrong with levels and spectral dimension.
+
+    Args:
+        space: name -> searched setting.
+        config: what the other settings are.
+        channels: level -> the teacher's channels, of the levels that both models have.
+    """
     given = space["levels"].values if "levels" in space else (plain(config.method.levels),)
     levels = {
         LevelPair.parse(level).student

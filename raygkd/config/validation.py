@@ -129,6 +129,10 @@ def _epoch_problems(optim: OptimConfig, search: SearchConfig) -> list[str]:
         problems.append(
             f"--warmup-epochs {optim.warmup_epochs}: must be below --epochs {optim.epochs}"
         )
+    if 0 < optim.epochs <= optim.freeze_epochs:
+        problems.append(
+            f"--freeze-epochs {optim.freeze_epochs}: must be below --epochs {optim.epochs}"
+        )
     if optim.seed <= LARGEST_SEED < optim.seed + search.repeat:
         problems.append(
             f"--repeat {search.repeat}: uses the seeds after --seed {optim.seed}, but the largest "

@@ -21,6 +21,7 @@ from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import ConfigError, DataError, near
+from raygkd.metrics.ranking import check_score
 from raygkd.registry import DATASETS
 from raygkd.storage.atomic_files import Place, is_remote, remove_folder, write_text
 
@@ -30,6 +31,10 @@ Progress = Callable[[int, int], None]
 SIZE_SAMPLE = 256
 STATISTICS_SAMPLE = 2048
 DEFAULT_SIZE = 224
+# largest class / smallest class from which on imbalance is reported, and the scores that weigh all
+# classes equally
+IMBALANCE = 10
+BALANCED = ("balanced-accuracy", "macro-f1")
 # file that marks complete shards in an object store
 COMPLETE = "_SUCCESS"
 # largest default side of a detector's canvas; a multiple of the coarsest stride of most pyramids
@@ -53,6 +58,7 @@ class Images:
         window_rows: number of rows decoded at a time.
         decoded_bytes: decoded size of all rows, estimated from a sample.
         identity: hash of images, splits and input size, 16 digits.
+        evaluates: training images are transformed as for evaluation.
     """
 
     table: ImageTable
@@ -63,6 +69,7 @@ class Images:
     window_rows: int
     decoded_bytes: int
     identity: str
+    evaluates: bool = False
 
     @property
     def repeats(self) -> bool:
@@ -71,7 +78,8 @@ class Images:
 
     def transform(self, split: str) -> Sampler:
         """Return the transform of the images of a split, to the size that both models get."""
-        return _transform(self.table, self.augment, self.spec.view[0], train=split == "train")
+        train = split == "train" and not self.evaluates
+        return _transform(self.table, self.augment, self.spec.view[0], train=train)
 
 
 def open_images(
@@ -177,13 +185,29 @@ def _transform(table: ImageTable, augment: str, side: int, *, train: bool) -> Sa
     return box_transforms.build_box_transform(augment, side, train=train, most=most)
 
 
-def _score(table: ImageTable, score: str) -> str:
-    """Return the metric by which models are ranked."""
-    if table.boxes is None:
-        return "accuracy"
-    if score == "auto":
-        return dataset_class(table.dataset).score
-    return score
+def _score(table: ImageTable, wanted: str) -> str:
+    """Return the metric by which models are ranked; see ``check_score`` for errors."""
+    check_score(wanted, table.task)
+    if wanted != "auto":
+        return wanted
+    return "accuracy" if table.boxes is None else dataset_class(table.dataset).score
+
+
+def imbalance(images: Images) -> str | None:
+    """Return a note if a class has far more training images than another; else None."""
+    if images.spec.task != "classification" or images.spec.score in BALANCED:
+        return None
+    labels = images.table.labels[images.rows["train"]]
+    counts = np.bincount(labels, minlength=len(images.spec.class_names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] <= IMBALANCE * counts[least]:
+        return None
+    names = images.spec.class_names
+    return (
+        f"classes are imbalanced: {names[most]} has {counts[most]:,} training images and "
+        f"{names[least]} {counts[least]:,}; accuracy hardly counts small classes, and --score "
+        "balanced-accuracy counts all alike"
+    )
 
 
 def shards(data: DataConfig, output: Place, progress: Progress | None = None) -> str:

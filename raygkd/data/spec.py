@@ -15,7 +15,7 @@ class ImageSpec:
         image_size: height and width of the student's input in pixels.
         mean, std: statistics per channel, of pixels scaled to 0..1.
         task: "classification" or "detection".
-        score: metric by which models are ranked: "accuracy", "map" or "map50".
+        score: metric by which models are ranked: "map", "map50" or a registered metric.
         augment: kind of the training transform, which also determines how images are resized;
             "auto" if unknown.
         teacher_size: height and width of the teacher's input; None if it is the student's.

@@ -5,14 +5,34 @@ Shapes: B batch, S side of the square input.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 
 from raygkd.deploy.exporters.formats import format_of, readable_suffixes
 from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import Run, on_device, student
 from raygkd.errors import DataError
-from raygkd.models import load_model_file
-from raygkd.storage.atomic_files import Place, local_copy
+from raygkd.models import load_model_file, source_file
+from raygkd.storage.atomic_files import Place, local_copy, place
+
+
+def packed(path: Place) -> dict[str, bytes]:
+    """Return name -> content of a model's file, first, and of what it needs beside it."""
+    found = {path.name: path.read_bytes()}
+    if format_of(path.name) is None:
+        source = source_file(load_model_file(path).name)
+        if source is not None:
+            found[place(source).name] = place(source).read_bytes()
+    return found
+
+
+def unpacked(files: Mapping[str, bytes], folder: Path) -> Path:
+    """Write what ``packed`` returned to a folder; return the path of the model's file."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder / next(iter(files))
 
 
 def load_model(path: Place) -> tuple[Facts, Run]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raygkd.engine.gradient_units import GradientUnits
 from raygkd.losses import GraphDistillationLoss, TeacherGraph
@@ -95,6 +96,7 @@ class Objective(nn.Module, ABC):
         baseline: another distillation loss (``raygkd.losses.baseline_loss``), or None.
         baseline_term: how it enters the total.
         shares: names of the terms whose weights are shares of the labels' gradient.
+        freeze_batch_norm: the student keeps the batch statistics that it has.
 
     Attributes:
         term_weights: term -> its weight.
@@ -110,6 +112,7 @@ class Objective(nn.Module, ABC):
         baseline: nn.Module | None = None,
         baseline_term: BaselineTerm | None = None,
         shares: Collection[str] = (),
+        freeze_batch_norm: bool = False,
     ):
         super().__init__()
         self.student = student
@@ -128,6 +131,16 @@ class Objective(nn.Module, ABC):
         self.units = GradientUnits(shares) if shares else None
         self._tap = FeatureTap(student, levels)
         self._are_separate = False
+        self._freezes_batch_norm = freeze_batch_norm
+
+    def train(self, mode: bool = True) -> Objective:
+        """Switch to training, or to evaluation; frozen batch statistics stay as they are."""
+        super().train(mode)
+        if self._freezes_batch_norm:
+            for module in self.student.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @contextlib.contextmanager
     def separate_terms(self) -> Iterator[None]:

@@ -69,13 +69,15 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """Images belong to one of K classes; the score is the top-1 accuracy.
+    """Images belong to one of K classes.
 
     Attributes:
         num_classes: K.
+        measure: the registered metric that is the score.
     """
 
     num_classes: int
+    measure: str = "accuracy"
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return the labels (B,)."""
@@ -90,21 +92,29 @@ class Classification:
         return _AccuracyMeter(self.num_classes, device)
 
     @torch.no_grad()
-    def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
-        """Return "score", "loss", "top5" for more than 5 classes, and the registered metrics."""
+    def score(
+        self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs, *, by_image: bool = False
+    ) -> dict[str, Any]:
+        """Return "score", "loss", beyond 5 classes "top5", and the registered metrics.
+
+        With ``by_image``, for one rank alone, also "parts": the sums of every image (N, size) that
+        the score follows from, None if there are too many.
+        """
         device = next(model.parameters()).device
         meter = ClassificationMeter(self.num_classes, device=device)
-        registered = RegisteredMeter("classification", self.num_classes)
+        kept = self.measure if by_image else None
+        registered = RegisteredMeter("classification", self.num_classes, kept)
         for batch in batches:
             logits_BK, labels_B = model(inputs(batch)), self.targets(batch, device)
             meter.update(logits_BK, labels_B)
             registered.update(logits_BK, labels_B)
         meter.reduce(all_sum)
         registered.reduce(all_sum, device)
-        scores = meter.compute()
-        keep = {"score": scores["accuracy"], "loss": scores["loss"]}
-        keep |= {"top5": scores["top5"]} if "top5" in scores else {}
-        return registered.added_to(keep)
+        found = meter.compute()
+        keep: dict[str, Any] = {name: found[name] for name in ("loss", "top5") if name in found}
+        scores = registered.added_to(keep)
+        parts = {"parts": registered.parts()} if by_image else {}
+        return {"score": scores[self.measure], **scores, **parts}
 
 
 class _AccuracyMeter:
@@ -133,7 +143,8 @@ class Detection:
     Attributes:
         num_classes: K.
         boxes: boxes of every image of the table, by row, in pixels of the original image.
-        measure: metric used as score, "map" (mean over IoU 0.5 to 0.95) or "map50".
+        measure: metric used as score: "map" (mean over IoU 0.5 to 0.95), "map50", or a registered
+            metric.
     """
 
     num_classes: int
@@ -159,10 +170,16 @@ class Detection:
         return _PartsMeter(device)
 
     @torch.no_grad()
-    def score(self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs) -> dict[str, Any]:
-        """Return "score", the result of ``DetectionMeter.compute``, and the registered metrics."""
+    def score(
+        self, model: nn.Module, batches: Iterable[Batch], inputs: Inputs, *, by_image: bool = False
+    ) -> dict[str, Any]:
+        """Return "score", what ``DetectionMeter.compute`` does, and the registered metrics.
+
+        With ``by_image`` as for classification; "parts" is None for an average precision.
+        """
         meter = DetectionMeter(self.num_classes)
-        registered = RegisteredMeter("detection", self.num_classes)
+        kept = self.measure if by_image else None
+        registered = RegisteredMeter("detection", self.num_classes, kept)
         for batch in batches:
             detections = [
                 on_image(output, float(ratio))
@@ -175,8 +192,9 @@ class Detection:
         devices = (parameter.device for parameter in model.parameters())
         device = next(devices, torch.device("cpu"))
         registered.reduce(all_sum, device)
-        scores = meter.compute(self.boxes)
-        return registered.added_to({"score": scores[self.measure], **scores})
+        scores = registered.added_to(meter.compute(self.boxes))
+        parts = {"parts": registered.parts()} if by_image else {}
+        return {"score": scores[self.measure], **scores, **parts}
 
 
 def on_image(output: Mapping[str, Tensor], ratio: float) -> Detections:

@@ -1,6 +1,6 @@
-"""Measures of models that are registered by name, beside those that models are ranked by.
+"""Measures of models that are registered by name; models can be ranked by each of them.
 
-Shapes: B batch, K classes, M boxes of an image.
+Shapes: B batch, K classes, N images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from raygkd.errors import ConfigError
 from raygkd.registry import METRICS
+
+# numbers that the sums of every image may take: 256 MiB
+MOST_PARTS = 1 << 25
 
 
 class Metric(ABC):
@@ -31,14 +34,14 @@ class Metric(ABC):
         title: what tables and reports call it.
         higher_is_better: whether a larger value is a better one.
         form: how its value is written, as ``format`` takes it.
-        size: how many sums it needs.
+        size: how many sums it needs; one that depends on K is set in ``__init__``.
     """
 
     task: ClassVar[str] = "classification"
     title: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     form: ClassVar[str] = ".4f"
-    size: ClassVar[int] = 2
+    size: int = 2
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
@@ -73,20 +76,38 @@ class RegisteredMeter:
     Args:
         task: "classification" or "detection".
         num_classes: K.
+        by_image: metric whose sums are kept for every image too; None for none.
     """
 
-    def __init__(self, task: str, num_classes: int):
+    def __init__(self, task: str, num_classes: int, by_image: str | None = None):
         classes = {name: cls for name, cls in registered_metrics().items() if cls.task == task}
         self._metrics = {name: cls(num_classes) for name, cls in classes.items()}
         self._sums = {
-            name: torch.zeros(cls.size, dtype=torch.float64) for name, cls in classes.items()
+            name: torch.zeros(metric.size, dtype=torch.float64)
+            for name, metric in self._metrics.items()
         }
+        self._by_image = self._metrics.get(by_image) if by_image is not None else None
+        self._parts: list[Tensor] = []
 
     def update(self, output: Any, truth: Any) -> None:
         """Add a batch; see ``Metric.sums``."""
         for name, metric in self._metrics.items():
             added = metric.sums(output, truth).double()
             self._sums[name] = self._sums[name].to(added.device) + added
+        if self._by_image is not None and self._by_image.size * len(self._parts) < MOST_PARTS:
+            self._parts += [
+                self._by_image.sums(output[n : n + 1], truth[n : n + 1]).double().cpu()
+                for n in range(len(output))
+            ]
+
+    def parts(self) -> Tensor | None:
+        """Return the sums of every image (N, size), in the order in which they were added.
+
+        None where they are not kept, or would take more than ``MOST_PARTS`` numbers.
+        """
+        if self._by_image is None or self._by_image.size * len(self._parts) >= MOST_PARTS:
+            return None
+        return torch.stack(self._parts)
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor], device: torch.device) -> None:
         """Replace the sums by those of all ranks; once, after the last batch.

@@ -67,12 +67,23 @@ class OutputMeter:
 
     def score(self) -> float | None:
         """Return what the images' models are ranked by; None where no image has an object."""
-        if self._boxes is None:
-            return self._classes.compute()["accuracy"]
         try:
-            return self._found.compute(self._boxes)[self._spec.score]
+            return self._scores()["score"]
         except DataError:
+            if self._boxes is None:
+                raise
             return None
+
+    def _scores(self) -> dict[str, Any]:
+        """Return "score", and all measures that it may be."""
+        if self._boxes is None:
+            scores = self._classes.compute()
+            # which is a registered metric as well
+            del scores["accuracy"]
+        else:
+            scores = self._found.compute(self._boxes)
+        scores = self._registered.added_to(scores)
+        return {"score": scores[self._spec.score], **scores}
 
     def compute(self) -> dict[str, Any]:
         """Return all that is known of the model.
@@ -88,20 +99,19 @@ class OutputMeter:
         Raises:
             DataError: there are no images, or none has an object.
         """
+        scores = self._scores()
         if self._boxes is not None:
-            scores = self._found.compute(self._boxes)
             score_N, right_N = self._found.confidences(self._boxes)
             return {
-                "scores": self._registered.added_to({"score": scores[self._spec.score], **scores}),
+                "scores": scores,
                 "calibration": calibration(score_N[score_N >= SURE], right_N[score_N >= SURE]),
                 "confusion": None,
             }
-        scores = self._classes.compute()
         label_N, answer_N, confidence_N = map(np.concatenate, zip(*self._answers))
         classes = len(self._spec.class_names)
         pairs = np.bincount(label_N * classes + answer_N, minlength=classes * classes)
         return {
-            "scores": self._registered.added_to({"score": scores["accuracy"], **scores}),
+            "scores": scores,
             "calibration": calibration(confidence_N, label_N == answer_N),
             "confusion": pairs.reshape(classes, classes).tolist(),
         }

@@ -1,6 +1,6 @@
 """Classifiers and detectors, their levels and feature maps, and the files of their weights."""
 
-from raygkd.models.by_name import build_model
+from raygkd.models.by_name import build_model, check_model_name
 from raygkd.models.classifiers import (
     build_classifier,
     classifier_names,
@@ -15,12 +15,29 @@ from raygkd.models.detectors import (
     detector_names,
     is_detector,
 )
-from raygkd.models.families import ModelFamily, family_of, load_of_family, model_input
+from raygkd.models.families import (
+    ModelFamily,
+    family_name,
+    family_of,
+    is_function,
+    model_input,
+    short_name,
+    source_file,
+)
 from raygkd.models.files import ModelFile, build_from_file, load_model_file, save_model_file
+from raygkd.models.function_family import errors_told
 from raygkd.models.inputs import ModelInput
 from raygkd.models.levels import check_levels, feature_shapes, stage_modules
+from raygkd.models.loaded_weights import LoadedWeights
 from raygkd.models.named import NamedLevels
 from raygkd.models.pairing import pair_levels
+from raygkd.models.starting_weights import (
+    NONE,
+    PRETRAINED,
+    check_weights,
+    load_classifier,
+    starts_trained,
+)
 from raygkd.models.taps import FeatureTap
 from raygkd.models.weights import (
     TORCHVISION_WEIGHTS,
@@ -32,9 +49,12 @@ from raygkd.models.weights import (
 
 __all__ = [
     "MOST_DETECTIONS",
+    "NONE",
+    "PRETRAINED",
     "TORCHVISION_WEIGHTS",
     "Detector",
     "FeatureTap",
+    "LoadedWeights",
     "ModelFamily",
     "ModelFile",
     "ModelInput",
@@ -45,21 +65,29 @@ __all__ = [
     "build_model",
     "check_image_size",
     "check_levels",
+    "check_model_name",
+    "check_weights",
     "classifier_names",
     "count_parameters",
     "detector_names",
+    "errors_told",
+    "family_name",
     "family_of",
     "feature_shapes",
     "inherit",
     "inheritable",
     "is_classifier",
     "is_detector",
+    "is_function",
+    "load_classifier",
     "load_model_file",
-    "load_of_family",
     "load_weights",
     "model_input",
     "pair_levels",
     "save_model_file",
+    "short_name",
+    "source_file",
     "stage_modules",
+    "starts_trained",
     "torchvision_file",
 ]

@@ -7,9 +7,16 @@ import difflib
 from torch import nn
 
 from raygkd.errors import ConfigError
-from raygkd.models.classifiers import build_classifier, classifier_names, is_classifier
+from raygkd.models.classifiers import (
+    build_classifier,
+    check_classifier_name,
+    classifier_names,
+    is_classifier,
+)
 from raygkd.models.detectors import build_detector, detector_names, is_detector
-from raygkd.models.families import build_of_family, family_of
+from raygkd.models.families import build_of_family, check_family_name, family_of
+
+SMALLEST_DETECTOR_IMAGE = 32
 
 
 def build_model(name: str, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
@@ -35,6 +42,21 @@ def build_model(name: str, num_classes: int, image_size: tuple[int, int]) -> nn.
     return build_detector(name, num_classes, height)
 
 
+def check_model_name(name: str) -> None:
+    """Refuse an unknown name of a classifier or a family; no model is built.
+
+    Raises:
+        ConfigError: names the nearest ones.
+    """
+    family = family_of(name)
+    if not _means_detector(name):
+        check_classifier_name(name)
+    elif family is not None and family.task == "detection":
+        check_family_name(family, name)
+    else:
+        build_detector(name, 1, SMALLEST_DETECTOR_IMAGE)
+
+
 def _means_detector(name: str) -> bool:
     """Return whether a name is that of a detector, or unknown and nearest to one."""
     family = family_of(name)
@@ -43,5 +65,7 @@ def _means_detector(name: str) -> bool:
         return family.task == "detection" or is_detector(name.partition(":")[2])
     if is_classifier(name) or is_detector(name):
         return is_detector(name)
+    if ":" in name:
+        return False
     nearest = difflib.get_close_matches(name, [*classifier_names(), *detector_names()], n=1)
     return bool(nearest) and nearest[0] in detector_names()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +10,13 @@ from torch import nn
 
 from raygkd.errors import ConfigError
 from raygkd.models.cifar_resnet import cifar_resnet
-from raygkd.models.families import build_of_family, family_of, is_of_family
+from raygkd.models.families import (
+    FUNCTIONS,
+    build_of_family,
+    check_family_name,
+    family_of,
+    is_of_family,
+)
 from raygkd.models.vgg import vgg
 from raygkd.models.wide_resnet import wide_resnet
 from raygkd.registry import FAMILIES, Registry
@@ -51,9 +58,9 @@ def build_classifier(
     Its weights are random and depend on torch's seed alone.
 
     Args:
-        name: one of :func:`classifier_names`, or ``torchvision:NAME`` with the name of any of
-            torchvision's classification models. GoogLeNet and Inception come without their
-            auxiliary heads.
+        name: one of :func:`classifier_names`; ``torchvision:NAME``, ``timm:NAME`` or ``hf:NAME``
+            with a classifier of these libraries, GoogLeNet and Inception without their auxiliary
+            heads; or ``FILE.py:FUNCTION`` or ``package.module:function``.
         num_classes: at least 2.
         image_size: height and width of the input in pixels, for families that ask for it.
 
@@ -65,10 +72,36 @@ def build_classifier(
     family = family_of(name)
     if family is not None:
         return build_of_family(family, name, num_classes, image_size)
-    for prefix in FAMILIES.names() if name not in classifier_names() else ():
-        if is_classifier(f"{prefix}:{name}"):
-            raise ConfigError(f"unknown classifier {name!r}; did you mean '{prefix}:{name}'?")
+    check_classifier_name(name)
     return CLASSIFIERS.get(name)(num_classes)
+
+
+def check_classifier_name(name: str) -> None:
+    """Refuse an unknown name; no model is built.
+
+    Raises:
+        ConfigError: names the nearest ones.
+    """
+    family = family_of(name)
+    if family is not None:
+        check_family_name(family, name)
+        return
+    prefix, colon, rest = name.partition(":")
+    prefixes = [one for one in FAMILIES.names() if one != FUNCTIONS]
+    if colon:
+        meant = difflib.get_close_matches(prefix, prefixes, n=1)
+        hint = f"; did you mean '{meant[0]}:{rest}'?" if meant else ""
+        raise ConfigError(
+            f"unknown classifier {name!r}{hint} (before the colon stands one of "
+            f"{', '.join(prefixes)}, a FILE.py, or an installed package)"
+        )
+    if name in classifier_names():
+        CLASSIFIERS.get(name)
+        return
+    meant = [f"'{prefix}:{name}'" for prefix in prefixes if is_classifier(f"{prefix}:{name}")]
+    if meant:
+        raise ConfigError(f"unknown classifier {name!r}; did you mean {' or '.join(meant)}?")
+    CLASSIFIERS.get(name)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,7 +1,10 @@
-"""Models that are named FAMILY:NAME, such as ``torchvision:resnet18``."""
+"""Models that are named FAMILY:NAME, such as ``torchvision:resnet18``, or FILE.py:FUNCTION."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,7 +13,17 @@ from torch import nn
 
 from raygkd.errors import ConfigError, near
 from raygkd.models.inputs import ModelInput
+from raygkd.models.loaded_weights import LoadedWeights
 from raygkd.registry import FAMILIES
+
+# names with more entries than this are not listed in errors
+MOST_LISTED = 100
+# FILE.py:FUNCTION or package.module:function
+FUNCTION = re.compile(r"(.+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+# what stands for the family of these names
+FUNCTIONS = "function"
+# in front of the name of a copied file
+_DIGEST = re.compile(r"[0-9a-f]{16}-")
 
 
 class ModelFamily(ABC):
@@ -18,7 +31,8 @@ class ModelFamily(ABC):
 
     Attributes:
         task: "classification" or "detection".
-        loads_weights: whether ``load_weights`` can be used, by ``--student-weights``.
+        loads_weights: whether ``load_weights`` reads what ``--student-weights`` says in a way of
+            its own; files of weights of classifiers are read without it.
     """
 
     task: ClassVar[str] = "classification"
@@ -41,6 +55,17 @@ class ModelFamily(ABC):
             A module of normalised images (B, 3, H, W) to logits (B, K), or a ``Detector``.
         """
 
+    def check_name(self, name: str) -> None:
+        """Refuse a name that is none of the family's.
+
+        Raises:
+            ConfigError: names the nearest ones.
+        """
+        known = self.names()
+        if name not in known:
+            listed = f" (known: {', '.join(known)})" if len(known) < MOST_LISTED else ""
+            raise ConfigError(f"{name!r}{near(name, known) or listed}")
+
     def inputs(self, name: str) -> ModelInput:
         """Return what a model of a name expects of its images; nothing of its own by default."""
         return ModelInput()
@@ -49,8 +74,32 @@ class ModelFamily(ABC):
         """Return level -> path of its module; None to look for them by a forward pass."""
         return None
 
+    def pretrained(self, name: str) -> str | None:
+        """Return what the library calls the weights that it has for a name; None for none."""
+        return None
+
+    def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
+        """Load the weights that ``pretrained`` names into a model that ``build`` returned.
+
+        Layers of another number of classes keep their weights.
+
+        Raises:
+            UserError: the weights cannot be had.
+        """
+        raise NotImplementedError
+
+    def load_file(
+        self, model: nn.Module, name: str, num_classes: int, path: str
+    ) -> LoadedWeights | None:
+        """Load a file of weights in a way of the family's own; None where it has none.
+
+        Raises:
+            UserError: the file cannot be read or does not fit.
+        """
+        return None
+
     def load_weights(self, model: nn.Module, name: str, weights: str) -> None:
-        """Load trained weights into a model.
+        """Load trained weights into a model, if the family ``loads_weights``.
 
         Args:
             model: that ``build`` returned.
@@ -66,14 +115,40 @@ class ModelFamily(ABC):
 
 def family_of(name: str) -> ModelFamily | None:
     """Return the family of a model's name; None where no family's prefix stands before a colon."""
-    prefix, colon, _ = name.partition(":")
-    return FAMILIES.get(prefix)() if colon and prefix in FAMILIES.names() else None
+    prefix = _parts(name)[0]
+    return FAMILIES.get(prefix)() if prefix else None
+
+
+def family_name(name: str) -> str:
+    """Return a model's name as its family knows it."""
+    return _parts(name)[1]
 
 
 def is_of_family(name: str, task: str) -> bool:
     """Return whether a model of this name is one of a family for a task."""
     family = family_of(name)
-    return family is not None and family.task == task and _rest(name) in family.names()
+    if family is None or family.task != task:
+        return False
+    with contextlib.suppress(ConfigError):
+        family.check_name(family_name(name))
+        return True
+    return False
+
+
+def check_family_name(family: ModelFamily, name: str) -> None:
+    """Refuse an unknown name of a family, with its prefix.
+
+    Raises:
+        ConfigError: names the nearest ones.
+    """
+    prefix, rest = _parts(name)
+    try:
+        family.check_name(rest)
+    except ConfigError as error:
+        if prefix == FUNCTIONS:
+            raise
+        kind = "classifier" if family.task == "classification" else "detector"
+        raise ConfigError(f"unknown {prefix} {kind} {error}") from error
 
 
 def build_of_family(
@@ -90,12 +165,8 @@ def build_of_family(
     Raises:
         ConfigError: an unknown name.
     """
-    rest, known = _rest(name), family.names()
-    if rest not in known:
-        kind = "classifier" if family.task == "classification" else "detector"
-        hint = near(rest, known) or f" (known: {', '.join(known)})"
-        raise ConfigError(f"unknown {name.partition(':')[0]} {kind} {rest!r}{hint}")
-    model = family.build(rest, num_classes, image_size)
+    check_family_name(family, name)
+    model = family.build(family_name(name), num_classes, image_size)
     levels = family.levels(model)
     if levels is not None:
         model.family_levels = levels  # type: ignore[assignment]
@@ -105,13 +176,43 @@ def build_of_family(
 def model_input(name: str) -> ModelInput:
     """Return what a model expects of its images; nothing of its own where it has no family."""
     family = family_of(name)
-    return ModelInput() if family is None else family.inputs(_rest(name))
+    return ModelInput() if family is None else family.inputs(family_name(name))
 
 
-def load_of_family(family: ModelFamily, model: nn.Module, name: str, weights: str) -> None:
-    """Load trained weights into a model; see ``ModelFamily.load_weights``."""
-    family.load_weights(model, _rest(name), weights)
+def is_function(name: str) -> bool:
+    """Return whether a model is named FILE.py:FUNCTION or package.module:function."""
+    return _parts(name)[0] == FUNCTIONS
 
 
-def _rest(name: str) -> str:
-    return name.partition(":")[2]
+def source_file(name: str) -> str | None:
+    """Return FILE.py of a model that is named FILE.py:FUNCTION; None for any other."""
+    path, colon, _ = name.rpartition(":")
+    return path if colon and path.endswith(".py") else None
+
+
+def short_name(name: str) -> str:
+    """Return a model's name as people are shown it: without folders, and marks of copied files."""
+    path = source_file(name)
+    if path is not None:
+        return f"{_DIGEST.sub('', path.rpartition('/')[2])}:{name.rpartition(':')[2]}"
+    prefix, colon, rest = name.partition(":/")
+    return f"{prefix}:{rest.rstrip('/').rpartition('/')[2]}" if colon else name
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Return the family's prefix, "" where there is none, and the name behind it."""
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in FAMILIES.names():
+        return prefix, rest
+    match = FUNCTION.fullmatch(name)
+    if match is not None and (match[1].endswith(".py") or _is_importable(match[1])):
+        return FUNCTIONS, name
+    return "", rest
+
+
+def _is_importable(module: str) -> bool:
+    """Return whether there is a package of this name; nothing is imported."""
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # it has been shut out of this process
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raygkd.errors import DataError, RunFailed, UserError
 from raygkd.models.by_name import build_model
+from raygkd.models.families import source_file
 from raygkd.storage.atomic_files import Place, local_copy, place, whole_file
 
 FORMAT = "raygkd model 1"
@@ -29,6 +30,7 @@ class ModelFile:
         state_dict: the model's parameters and buffers.
         scores: what it reached, by the name of the measure.
         config: the configuration of the run that made it, as YAML.
+        weights: what it started from, see ``LoadedWeights.to_mapping``; empty for random weights.
     """
 
     name: str
@@ -39,19 +41,28 @@ class ModelFile:
     state_dict: dict[str, Tensor]
     scores: dict[str, float]
     config: str
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 def save_model_file(path: str | os.PathLike[str] | Place, model_file: ModelFile) -> None:
     """Write a model file; a reader sees the old file or the whole new one, never a part.
 
+    If its name is FILE.py:FUNCTION, a copy of the file is put beside it.
+
     Raises:
         DataError: the file cannot be written there.
     """
-    contents = {field.name: getattr(model_file, field.name) for field in fields(ModelFile)}
+    contents = {one.name: getattr(model_file, one.name) for one in fields(ModelFile)}
     contents["state_dict"] = {
         name: tensor.detach().cpu() for name, tensor in model_file.state_dict.items()
     }
+    source = source_file(model_file.name)
     try:
+        if source is not None:
+            beside = place(path).parent / place(source).name
+            if beside != place(source):
+                with whole_file(beside) as temporary:
+                    temporary.write_bytes(place(source).read_bytes())
         with whole_file(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **contents}, file)
     except OSError as error:
@@ -60,6 +71,8 @@ def save_model_file(path: str | os.PathLike[str] | Place, model_file: ModelFile)
 
 def load_model_file(path: str | os.PathLike[str] | Place) -> ModelFile:
     """Read a model file, with its tensors on the CPU; nothing in it is executed.
+
+    If its name is FILE.py:FUNCTION and that file is gone, the copy beside the model file is named.
 
     Raises:
         DataError: there is no such file, it cannot be read, or it is not a model file.
@@ -77,11 +90,21 @@ def load_model_file(path: str | os.PathLike[str] | Place) -> ModelFile:
         raise DataError(f"{path} is damaged or no model file; {advice}") from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise DataError(f"{path} is not a model file of this version ({FORMAT!r}); {advice}")
-    names = [field.name for field in fields(ModelFile)]
-    missing = [name for name in names if name not in contents]
+    names = [one.name for one in fields(ModelFile)]
+    missing = [name for name in names if name not in contents and name != "weights"]
     if missing:
         raise DataError(f"model file {path} lacks {', '.join(missing)}; {advice}")
-    return ModelFile(**{name: contents[name] for name in names})
+    known = {name: contents[name] for name in names if name in contents}
+    return ModelFile(**{**known, "name": _found_name(contents["name"], path)})
+
+
+def _found_name(name: str, path: str | os.PathLike[str] | Place) -> str:
+    """Return a model's name; of FILE.py:FUNCTION with the file that is there."""
+    source = source_file(name)
+    if source is None or place(source).exists():
+        return name
+    beside = place(path).parent / place(source).name
+    return f"{beside}:{name.rpartition(':')[2]}" if beside.exists() else name
 
 
 def read_tensors(path: str | os.PathLike[str] | Place) -> Any:

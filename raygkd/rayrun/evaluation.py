@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from raygkd.deploy.exporters.formats import format_of
-from raygkd.deploy.model import load_model
+from raygkd.deploy.model import load_model, packed, unpacked
 from raygkd.deploy.modules import Run, student
 from raygkd.engine.measure import MIB, peak_bytes
 from raygkd.engine.tasks import pixels
@@ -32,8 +32,6 @@ from raygkd.storage.atomic_files import Place
 CPU = torch.device("cpu")
 # turns of a batch at least, of which each is worth many of one image
 FEWEST_BATCHES = 5
-# file name and content of a model
-Content = tuple[str, bytes]
 Progress = Callable[[int, int], None]
 
 
@@ -61,7 +59,7 @@ def evaluate_models(
         gpus: per model, 0 to 1.
         progress: is called with the images done and their number, if known.
     """
-    contents = {name: (path.name, path.read_bytes()) for name, path in models.items()}
+    contents = {name: packed(path) for name, path in models.items()}
     if not gpus or torch.cuda.is_available():
         return _evaluate(contents, images, split, count, batch_size, progress)
     task = ray.remote(num_cpus=0, num_gpus=gpus)(_evaluate)
@@ -73,7 +71,7 @@ def _ignore_progress(done: int, total: int) -> None:
 
 
 def _evaluate(
-    contents: Mapping[str, Content],
+    contents: Mapping[str, Mapping[str, bytes]],
     images: SharedImages,
     split: str,
     count: int,
@@ -83,9 +81,10 @@ def _evaluate(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-")))
         paths = {}
-        for number, (name, (file_name, content)) in enumerate(contents.items()):
-            paths[name] = folder / f"{number}-{file_name}"
-            paths[name].write_bytes(content)
+        for number, (name, files) in enumerate(contents.items()):
+            own = folder / str(number)
+            own.mkdir()
+            paths[name] = unpacked(files, own)
         runs = {name: load_model(path)[1] for name, path in paths.items()}
         results, sample_BCSS = _scored(runs, images, split, count, batch_size, progress)
         costs = _costs(paths, runs, sample_BCSS, batch_size)

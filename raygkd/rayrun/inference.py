@@ -25,7 +25,7 @@ from raygkd.data.pictures import Encoded, Piece, read_piece
 from raygkd.data.transforms import decode
 from raygkd.data.windows import Arrays
 from raygkd.deploy.facts import Facts, Prediction
-from raygkd.deploy.model import load_model
+from raygkd.deploy.model import load_model, packed, unpacked
 from raygkd.deploy.modules import Run
 from raygkd.errors import RunFailed
 from raygkd.rayrun.cluster import Resources
@@ -58,7 +58,7 @@ def predict(
         threshold: minimum score of a detection.
         keep_content: also return the encoded images.
     """
-    reference, content = ray.put(list(pieces)), ray.put(model.read_bytes())
+    reference, content = ray.put(list(pieces)), ray.put(packed(model))
     # what asks for the same as the reading is done in its tasks; a task with a GPU is one of its
     # own, whose process would end with it unless it is told to go on
     has_gpus = any(node["GPU"] >= 1 for node in nodes)
@@ -69,7 +69,7 @@ def predict(
         yield from _blocks(piece, facts, keep_content)
 
     def apply(block: Arrays) -> Iterator[Arrays]:
-        run = _model(content, model.name)
+        run = _model(content)
         for begin in range(0, len(block["name"]), batch_size):
             batch = {name: column[begin : begin + batch_size] for name, column in block.items()}
             yield _applied(run, batch, facts, top, threshold)
@@ -152,12 +152,10 @@ def _columns(prepared: Sequence[Any], keep_content: bool) -> Arrays:
 
 
 @functools.lru_cache(maxsize=1)
-def _model(content: ObjectRef, name: str) -> Run:
+def _model(content: ObjectRef) -> Run:
     """Return the model in this process, which loads it once."""
     with tempfile.TemporaryDirectory(prefix="raygkd-") as folder:
-        path = Path(folder, name)
-        path.write_bytes(ray.get(content))
-        return load_model(path)[1]
+        return load_model(unpacked(ray.get(content), Path(folder)))[1]
 
 
 def _applied(run: Run, batch: Arrays, facts: Facts, top: int, threshold: float) -> Arrays:

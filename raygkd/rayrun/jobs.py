@@ -9,7 +9,7 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,18 @@ def package(arguments: Sequence[str], files: Sequence[str], folder: Path) -> lis
     renamed = []
     for argument in arguments:
         option, _, value = argument.partition("=")
-        if value in names:
-            argument = f"{option}={names[value]}"
-        renamed.append(names.get(argument, argument))
+        if _renamed(value, names) != value:
+            argument = f"{option}={_renamed(value, names)}"
+        renamed.append(_renamed(argument, names))
     return renamed
+
+
+def _renamed(argument: str, names: Mapping[str, str]) -> str:
+    """Return a path's new name, also in FILE.py:FUNCTION."""
+    path, colon, function = argument.rpartition(":")
+    if colon and path in names:
+        return f"{names[path]}:{function}"
+    return names.get(argument, argument)
 
 
 def _size(folder: Path) -> int:

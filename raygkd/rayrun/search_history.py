@@ -21,6 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raygkd.errors import DataError
+from raygkd.metrics.ranking import WORST, higher_is_better, rank
 from raygkd.storage.atomic_files import Place, make_folder
 from raygkd.storage.journal import open_journal
 
@@ -55,6 +56,11 @@ class Trial:
     def epoch(self) -> int:
         """Number of epochs done."""
         return int(self.epochs[-1]["epoch"]) if self.epochs else 0
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Epoch -> validation score."""
+        return {int(epoch["epoch"]): epoch[METRIC] for epoch in self.epochs}
 
     @property
     def is_over(self) -> bool:
@@ -100,6 +106,8 @@ class History:
         epochs: of a trial that is not stopped.
         seed: of what the scheduler draws.
         observer: receives the events, before they are written to the journal.
+        score: what trials are ranked by, as in ``--score``. Searcher and scheduler get its rank,
+            which is larger for a better trial.
 
     Attributes:
         trials: those that have started, by number.
@@ -118,12 +126,13 @@ class History:
         epochs: int,
         seed: int,
         observer: SearchObserver,
+        score: str = "auto",
     ):
         self.trials: list[Trial] = []
         self._path, self._journal = path, open_journal(path)
         self._searcher, self._scheduler = searcher, scheduler
         self._number_of_trials, self._epochs, self._seed = trials, epochs, seed
-        self._observer = observer
+        self._observer, self._score = observer, score
         make_folder(path.parent)
         self._replay()
         for trial in self.trials:
@@ -181,7 +190,8 @@ class History:
 
     def _decide(self, trial: Trial, metrics: dict[str, float]) -> None:
         trial.epochs.append(metrics)
-        decision = self._scheduler.on_trial_result(None, _handle(trial), _standing(metrics))
+        ranked = _ranked(metrics, self._score)
+        decision = self._scheduler.on_trial_result(None, _handle(trial), _standing(ranked))
         if metrics.get("diverged"):
             trial.status = "diverged"
         elif trial.epoch >= self._epochs:
@@ -192,11 +202,11 @@ class History:
             self._tell_end(trial)
         else:
             # Optuna counts reports by Tune's own entry
-            self._searcher.on_trial_result(trial.name, {**metrics, TRAINING_ITERATION: trial.epoch})
+            self._searcher.on_trial_result(trial.name, {**ranked, TRAINING_ITERATION: trial.epoch})
 
     def _tell_end(self, trial: Trial) -> None:
         if trial.epochs:
-            last = trial.epochs[-1]
+            last = _ranked(trial.epochs[-1], self._score)
             self._scheduler.on_trial_complete(None, _handle(trial), _standing(last))
             self._searcher.on_trial_complete(trial.name, last)
         else:
@@ -251,6 +261,13 @@ def read_epochs(path: Place) -> dict[int, list[dict[str, float]]]:
 def _handle(trial: Trial) -> Any:
     """Return a stand-in for Tune's trial, for a scheduler."""
     return SimpleNamespace(trial_id=trial.name)
+
+
+def _ranked(metrics: Mapping[str, float], score: str) -> dict[str, float]:
+    """Return metrics with the rank in the place of the score, see ``rank``."""
+    # 0, the score of a trial that diverged, is no bad one where lower is better
+    is_worst = metrics.get("diverged") and not higher_is_better(score)
+    return {**metrics, METRIC: WORST if is_worst else rank(metrics[METRIC], score)}
 
 
 def _standing(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -19,8 +19,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from raygkd.config import ClusterConfig, Config
-from raygkd.config.search_space import Dimension
+from raygkd.config.search_space import Dimension, in_space
 from raygkd.errors import StorageError
+from raygkd.metrics.ranking import higher_is_better, rank
 from raygkd.rayrun.ray_internals import keep_credentials_here
 from raygkd.rayrun.search_history import JOURNAL, METRIC, History, SearchObserver, Trial
 from raygkd.rayrun.trainables import (
@@ -49,7 +50,8 @@ class TrialResult:
         params: the searched settings.
         epochs: number of epochs trained.
         scores: epoch -> validation score.
-        val_score: after the last epoch; None if it failed before the first.
+        val_score: after the last epoch; None if it failed before the first. If it diverged, 0, or
+            None where a lower score is better.
         status: "finished", "stopped" (early, by the scheduler), "diverged" or "failed".
         checkpoint: of the last epoch, or None.
         error: one line, if it failed.
@@ -211,6 +213,46 @@ class RandomSettings(Searcher):
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Ignore the outcome of a trial."""
 
+    def add_evaluated_point(self, parameters: Any, value: float, **details: Any) -> None:
+        """Ignore the outcome of settings that were not drawn."""
+
+
+class FirstSettings(Searcher):
+    """Returns given settings for the first trials, then those that another searcher draws.
+
+    Args:
+        first: settings of the first trials.
+        then: draws the others; it gets the outcomes of all trials in its space.
+        space: that it draws from.
+    """
+
+    def __init__(
+        self, first: Sequence[Mapping[str, Any]], then: Searcher, space: Sequence[Dimension]
+    ):
+        super().__init__(METRIC, "max")
+        self._first, self._then, self._space = first, then, space
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the settings of the trial with this number."""
+        if self._is_first(trial_id):
+            return dict(self._first[int(trial_id)])
+        return self._then.suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Report the metrics of an epoch of a drawn trial."""
+        if not self._is_first(trial_id):
+            self._then.on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Report the outcome of a trial."""
+        if not self._is_first(trial_id):
+            self._then.on_trial_complete(trial_id, result, error)
+        elif result and in_space(self._first[int(trial_id)], self._space):
+            self._then.add_evaluated_point(dict(self._first[int(trial_id)]), result[METRIC])
+
+    def _is_first(self, trial_id: str) -> bool:
+        return int(trial_id) < len(self._first)
+
 
 class ListedSettings(Searcher):
     """Returns given settings one after the other.
@@ -246,6 +288,7 @@ def run_search(
     cpus: float,
     concurrent: int,
     observer: SearchObserver,
+    first: Sequence[Mapping[str, Any]] = (),
 ) -> list[TrialResult]:
     """Run all trials; return them, best first.
 
@@ -258,19 +301,23 @@ def run_search(
         cpus: of each training process.
         concurrent: trials at the same time.
         observer: receives the events.
+        first: settings of the first trials; the others are drawn.
 
     Raises:
         StorageError: a checkpoint or the journal cannot be written.
     """
-    history = _history(
-        job, config, searcher(config, space), scheduler(config), config.search.trials, observer
-    )
+    searching = searcher(config, space, first)
+    trials = config.search.trials
+    history = _history(job, config, searching, scheduler(config), trials, observer)
     results = _run(job, config, history, cpus=cpus, concurrent=concurrent)
-    return sorted(
-        results,
-        key=lambda trial: (-1.0 if trial.val_score is None else trial.val_score, trial.epochs),
-        reverse=True,
-    )
+    score = config.data.score
+
+    def standing(trial: TrialResult) -> tuple[bool, bool, float, int]:
+        known = trial.val_score is not None
+        ranked = rank(trial.val_score, score) if trial.val_score is not None else 0.0
+        return known, trial.status != "diverged", ranked, trial.epochs
+
+    return sorted(results, key=standing, reverse=True)
 
 
 def run_settings(
@@ -320,6 +367,7 @@ def _history(
         epochs=config.optim.epochs,
         seed=config.optim.seed,
         observer=observer,
+        score=config.data.score,
     )
 
 
@@ -335,7 +383,8 @@ def _run(
                 tuner.fit()
         if _Driver.problem is not None:
             raise _Driver.problem
-    return [_trial_result(trial, job.folder) for trial in history.trials]
+    score = config.data.score
+    return [_trial_result(trial, job.folder, score) for trial in history.trials]
 
 
 def _tuner(
@@ -379,8 +428,15 @@ def _trainable(job: Job, cluster: ClusterConfig, cpus: float) -> Any:
     )
 
 
-def searcher(config: Config, space: Sequence[Dimension]) -> Searcher:
-    """Return the searcher, which draws the settings of the trials."""
+def searcher(
+    config: Config, space: Sequence[Dimension], first: Sequence[Mapping[str, Any]] = ()
+) -> Searcher:
+    """Return the searcher, which draws the settings of the trials after the first ones."""
+    drawing = _drawing(config, space)
+    return FirstSettings(first, drawing, space) if first else drawing
+
+
+def _drawing(config: Config, space: Sequence[Dimension]) -> Searcher:
     domains = {dimension.name: tune_domain(dimension) for dimension in space}
     if config.search.searcher == "random":
         return RandomSettings(domains, config.optim.seed)
@@ -418,14 +474,17 @@ def scheduler(config: Config) -> TrialScheduler:
     )
 
 
-def _trial_result(trial: Trial, folder: Place) -> TrialResult:
+def _trial_result(trial: Trial, folder: Place, score: str) -> TrialResult:
     checkpoint = trial_folder(folder, trial.number) / CHECKPOINT
+    scores = trial.scores
+    if trial.status == "diverged" and not higher_is_better(score):
+        del scores[trial.epoch]
     return TrialResult(
         number=trial.number,
         params=trial.params,
         epochs=trial.epoch,
-        scores={int(epoch["epoch"]): epoch[METRIC] for epoch in trial.epochs},
-        val_score=trial.epochs[-1][METRIC] if trial.epochs else None,
+        scores=scores,
+        val_score=scores.get(trial.epoch),
         status=trial.status,
         checkpoint=checkpoint if checkpoint.exists() else None,
         error=trial.error,

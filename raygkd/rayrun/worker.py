@@ -291,7 +291,7 @@ def score_models(
     gpus: float,
     progress: Callable[[int, int], None],
 ) -> dict[str, dict[str, Any]]:
-    """Return name -> scores of saved models (see ``Task.score``).
+    """Return name -> scores of saved models (see ``Task.score``), with those of every image.
 
     Runs in this process, which saves a start; if a GPU is requested and this process has none, each
     model is scored in a task on a GPU node.
@@ -333,4 +333,5 @@ def score(
         build_from_file(model_file).to(device),
         stream.eval_batches(split),
         lambda batch: normalise(pixels(batch, device)),
+        by_image=True,
     )

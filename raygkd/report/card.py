@@ -9,7 +9,7 @@ from typing import Any
 from raygkd import __version__
 from raygkd.config import yaml_mapping
 from raygkd.deploy.facts import Facts
-from raygkd.models import ModelFile
+from raygkd.models import LoadedWeights, ModelFile
 
 _USE = """```python
 from safetensors.torch import load_file
@@ -20,7 +20,7 @@ model.load_state_dict(load_file({file!r}))
 model.eval()
 ```"""
 # settings that may be paths of this machine
-_PATHS = ("data_dir", "teacher", "teacher_weights", "student_weights", "space")
+_PATHS = ("data_dir", "teacher", "teacher_weights", "student_weights", "space", "warm_start")
 _RESIZE = {
     "stretch": "stretched to a square",
     "centre-crop": "cropped to the centre square, 7/8 of the shorter side",
@@ -87,6 +87,7 @@ def model_card(
         "",
         _lesson(model_file.name, teacher, method.get("method", "none")),
         "",
+        *_started(model_file),
         "## Scores",
         "",
         *_scores_table(model_file.scores, test_scores),
@@ -123,6 +124,17 @@ def _lesson(student: str, teacher: str | None, method: str) -> str:
     if teacher is None:
         return f"{student} was trained without a teacher."
     return f"{student} was distilled from {teacher} with the method {method}."
+
+
+def _started(model_file: ModelFile) -> list[str]:
+    """Return the lines on the weights that training started from; none for random ones."""
+    if not model_file.weights:
+        return []
+    weights = LoadedWeights.from_mapping(model_file.weights)
+    lines = ["## Starting weights", "", f"Training started from {weights}.", ""]
+    if weights.forbids_commercial_use:
+        lines[3:3] = ["", "Their licence forbids commercial use."]
+    return lines
 
 
 def _scores_table(scores: Mapping[str, float], test_scores: Mapping[str, float]) -> list[str]:

@@ -47,8 +47,9 @@ def losses_section(
     alone, together = folder / "losses.png", folder / "loss_shares.png"
     scores = {"validation score": [epoch["val_score"] for epoch in epochs]}
     for name, metric in registered_metrics().items():
-        if f"val_{name}" in epochs[0]:
-            scores[metric.label()] = [epoch[f"val_{name}"] for epoch in epochs]
+        values = [epoch[f"val_{name}"] for epoch in epochs if f"val_{name}" in epoch]
+        if len(values) == len(epochs) and values != scores["validation score"]:
+            scores[metric.label()] = values
     draw_terms(alone, numbers, terms, scores)
     compared = "; ".join(f"{name}: {_colour(name)[2]}" for name in terms)
     blocks = [

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raygkd.config import Config
-from raygkd.config.search_space import Dimension
+from raygkd.config.search_space import Dimension, in_space
+from raygkd.metrics.ranking import higher_is_better
 from raygkd.report.figures import (
     BLUE,
     INK,
@@ -63,11 +64,15 @@ def search_section(
     epochs = config.optim.epochs
     rungs = rung_epochs(config.search, epochs)
     rows = rung_table(trials, rungs, epochs)
-    found = importance(trials, space)
-    blocks: list[Block] = [_curves(folder, trials, others, rungs)]
-    if len(trials) > 1 and space:
+    # 0, the score of a trial that diverged, is the worst one only where higher is better
+    lower = not higher_is_better(config.data.score)
+    scored = [trial for trial in trials if not (lower and trial.status == "diverged")]
+    found = importance(scored, space)
+    blocks: list[Block] = [_curves(folder, scored, others, rungs)]
+    drawn = [trial for trial in scored if in_space(trial.params, space)]
+    if len(drawn) > 1 and space:
         path = folder / "settings.png"
-        draw_settings(path, trials, space)
+        draw_settings(path, drawn, space)
         blocks.append(
             Picture(
                 path,
@@ -75,7 +80,8 @@ def search_section(
                 "Each line is a trial: it crosses each axis at the value of that setting, and its "
                 "colour is the score after the last epoch. Dark lines that meet on an axis show "
                 "good values of that setting. Thin lines are trials that were stopped early, so "
-                "their scores are from shorter training.",
+                "their scores are from shorter training. Trials with other settings, such as kd, "
+                "are left out.",
                 is_wide=True,
             )
         )
@@ -98,13 +104,7 @@ def _curves(
     folder: Path, trials: Sequence[Trial], others: Mapping[str, float], rungs: Sequence[int]
 ) -> Picture:
     path = folder / "search.png"
-    curves = [
-        Curve(
-            status=trial.status,
-            scores={int(epoch["epoch"]): epoch[METRIC] for epoch in trial.epochs},
-        )
-        for trial in trials
-    ]
+    curves = [Curve(status=trial.status, scores=trial.scores) for trial in trials]
     draw_search(path, curves, others, rungs)
     text = "Score on the validation images after each epoch; each line is a trial."
     if rungs:

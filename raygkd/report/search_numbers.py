@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raygkd.config import SearchConfig
-from raygkd.config.search_space import Dimension
+from raygkd.config.search_space import Dimension, in_space
 from raygkd.report.tables import show
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importanc
     """Return the importance of each searched setting, by functional ANOVA; None if not possible.
 
     Trials that were stopped early have trained less, so all are compared after the same epoch.
+    Trials with settings outside the space, such as those of kd, are left out.
 
     Args:
         trials: of the search.
@@ -127,6 +128,7 @@ def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importanc
     Source: Hutter, Hoos and Leyton-Brown, "An efficient approach for assessing hyperparameter
         importance" (ICML 2014), as implemented in Optuna.
     """
+    trials = [trial for trial in trials if in_space(trial.params, space)]
     whole = [trial.epoch for trial in trials if trial.status in ("finished", "stopped")]
     epoch = min(whole, default=0)
     scored = [(trial, score) for trial in trials if (score := _score_at(trial, epoch)) is not None]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raygkd.metrics.ranking import WORST, rank
 from raygkd.report.figures import BLUE, INK, new_figure, plain, save
 from raygkd.report.page import Picture, Section, Table, Words
 from raygkd.report.tables import COMPARED, comparison_rows
@@ -14,15 +15,21 @@ from raygkd.storage.atomic_files import Place
 Scores = Sequence[float | None]
 
 
-def repeat_section(folder: Path, repeat: Mapping[str, Any]) -> Section:
+def repeat_section(folder: Path, repeat: Mapping[str, Any], score: str) -> Section:
     """Return the section on ``raygkd tune --repeat``, with its picture drawn.
 
     Args:
         folder: for the picture.
         repeat: of the result.
+        score: what models are ranked by.
     """
     models, seeds = repeat["models"], repeat["seeds"]
-    ranked = sorted(models, key=lambda role: -(models[role]["mean"] or 0.0))
+
+    def standing(role: str) -> float:
+        mean = models[role]["mean"]
+        return WORST if mean is None else rank(mean, score)
+
+    ranked = sorted(models, key=standing, reverse=True)
     path = folder / "seeds.png"
     draw_seeds(path, {_name(role): models[role]["test_scores"] for role in ranked}, "test score")
     rows = []
@@ -62,7 +69,7 @@ def comparison_section(folder: Path, comparison: Mapping[str, Any]) -> Section:
     methods, metric, seeds = comparison["methods"], comparison["metric"], comparison["seeds"]
     path = folder / "comparison.png"
     draw_seeds(path, {row["method"]: row["scores"] for row in methods}, metric)
-    rows = [(str(rank), *cells) for rank, cells in enumerate(comparison_rows(comparison), start=1)]
+    rows = [(str(n), *cells) for n, cells in enumerate(comparison_rows(comparison), start=1)]
     return Section(
         anchor="comparison",
         title="Methods compared",

@@ -50,8 +50,8 @@ def sizes_section(
         path = folder / "sizes.png"
         draw_sizes(path, models)
         text = (
-            "Models further left are smaller or faster, models further up are better. The whiskers "
-            "on the right reach from the median to the 95th percentile of the runs."
+            "Models further left are smaller or faster, models further up have a higher score. The "
+            "whiskers on the right reach from the median to the 95th percentile of the runs."
         )
         pictures.append(Picture(path, "Test score against parameters and latency", text))
     runs = next(iter(models.values())).latency.runs

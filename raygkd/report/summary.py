@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raygkd.config import Config, flag, given, settings, text_of, value_of
+from raygkd.registry import METRICS
 from raygkd.report.page import Block, Section, Table, Words
 from raygkd.report.tables import show, teacher_note
 
 # what a training of a teacher alone sets by itself
 _OF_TEACHER_ALONE = {"student", "student_weights", "inherit", "method", "levels"}
 
-# score -> its name
-SCORES = {
-    "accuracy": "the accuracy, the fraction of images classified correctly",
-    "map": "the mean average precision over IoU 0.5 to 0.95 (mAP)",
-    "map50": "the mean average precision at IoU 0.5 (mAP50)",
+# score -> what it is
+_SCORES = {
+    "accuracy": "the accuracy, the fraction of images classified correctly, from 0 to 1",
+    "map": "the mean average precision over IoU 0.5 to 0.95 (mAP), from 0 to 1",
+    "map50": "the mean average precision at IoU 0.5 (mAP50), from 0 to 1",
 }
 
 
@@ -30,6 +31,7 @@ def summary_section(
     facts: Sequence[tuple[str, str]],
     score: str,
     seeds: int,
+    notes: Sequence[str] = (),
 ) -> Section:
     """Return the section on the run and its outcome.
 
@@ -39,15 +41,16 @@ def summary_section(
         models: role -> "model", "parameters" and "test_score".
         params: of the best trial of a search.
         facts: name and value of other facts about the run.
-        score: kind of the test score, a key of ``SCORES``; unused without models.
+        score: what the test score is; unused without models.
         seeds: how many seeds the search was repeated with.
+        notes: sentences on the outcome, such as the verdict.
     """
-    blocks: list[Block] = []
+    blocks: list[Block] = [Words(note) for note in notes]
     if models:
         blocks += [Words(outcome(models, seeds)), _models_table(models, score)]
     if {"teacher", "student alone"} <= models.keys():
-        scores = (models[role]["test_score"] for role in ("teacher", "student alone"))
-        if note := teacher_note(*scores):
+        teacher, alone = (models[role]["test_score"] for role in ("teacher", "student alone"))
+        if note := teacher_note(teacher, alone, score):
             blocks.append(Words(note))
     blocks.append(Words(command_line(command, config), is_command=True))
     if params:
@@ -94,6 +97,8 @@ def _lead(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
 
 def _models_table(models: Mapping[str, Mapping[str, Any]], score: str) -> Table:
     largest = max(model["parameters"] for model in models.values())
+    measured = next(iter(models.values())).get("test_metrics", {})
+    others = [n for n in measured if n == "top5" or (n in METRICS.names() and n != score)]
     rows = [
         (
             role,
@@ -101,11 +106,19 @@ def _models_table(models: Mapping[str, Mapping[str, Any]], score: str) -> Table:
             f"{model['parameters']:,}",
             f"{100 * model['parameters'] / largest:.0f}%",
             f"{model['test_score']:.4f}",
+            *(f"{model['test_metrics'][name]:.4f}" for name in others),
         )
         for role, model in models.items()
     ]
     header = ("", "model", "parameters", "size", "test score")
-    return Table(header, rows, texts=2, note=f"The score is {SCORES[score]}, from 0 to 1.")
+    what = _SCORES[score] if score in _SCORES else f"the {METRICS.get(score).label()}"
+    columns = (*header, *(_title(name) for name in others))
+    return Table(columns, rows, texts=2, note=f"The score is {what}.")
+
+
+def _title(name: str) -> str:
+    """Return what a column of a test metric is called."""
+    return METRICS.get(name).label() if name in METRICS.names() else "top-5 accuracy"
 
 
 def command_line(command: str, config: Config) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raygkd.metrics.metric import registered_metrics
+from raygkd.metrics.ranking import rank
 
 # rows of a table of classes
 MAX_CLASSES = 40
@@ -32,8 +33,8 @@ def show(value: Any) -> str:
 def trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     """Return the trials of a search, best first.
 
-    All settings of a trial share a column. Each has the same width in every row, so that they stay
-    aligned, even if the column wraps.
+    All settings of a trial share a column. Each has the same width in every row of trials with the
+    same settings, so that they stay aligned, even if the column wraps.
 
     Args:
         trials: "params", "epochs", "val_score" (None if missing) and "status" of each.
@@ -42,15 +43,24 @@ def trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("#", "val score", "epochs", "status"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings")
-    settings = [
-        [f"{name}={show(value)}" for name, value in trial["params"].items()] for trial in trials
-    ]
-    widths = [max(map(len, column)) for column in zip(*settings, strict=True)]
-    for rank, (trial, row) in enumerate(zip(trials, settings, strict=True), start=1):
+    for place, (trial, row) in enumerate(zip(trials, _settings(trials), strict=True), start=1):
         score = "-" if trial["val_score"] is None else f"{trial['val_score']:.4f}"
-        padded = " ".join(map(str.ljust, row, widths))
-        table.add_row(str(rank), score, str(trial["epochs"]), trial["status"], padded)
+        table.add_row(str(place), score, str(trial["epochs"]), trial["status"], row)
     return table
+
+
+def _settings(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the settings of each trial; those with the same names are aligned."""
+    rows = [
+        {name: f"{name}={show(value)}" for name, value in trial["params"].items()}
+        for trial in trials
+    ]
+    lines = []
+    for row in rows:
+        alike = [other for other in rows if other.keys() == row.keys()]
+        widths = [max(len(other[name]) for other in alike) for name in row]
+        lines.append(" ".join(map(str.ljust, row.values(), widths)))
+    return lines
 
 
 def jobs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -90,13 +100,33 @@ def models_table(rows: Sequence[tuple[str, str, int, float]], split: str = "test
     return table
 
 
-def teacher_note(teacher: float, alone: float | None) -> str | None:
-    """Return a note if the teacher is no better than the student alone on the test split."""
-    if alone is None or teacher > alone:
+def teacher_note(teacher: float, alone: float | None, score: str = "accuracy") -> str | None:
+    """Return a note if the teacher is no better than the student alone on the test split.
+
+    Args:
+        teacher: its score.
+        alone: that of the student alone, if known.
+        score: what the scores are.
+    """
+    if alone is None or rank(teacher, score) > rank(alone, score):
         return None
     return (
         f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
         "is little to learn from it: use a better one, or train it longer (--teacher-epochs)."
+    )
+
+
+def champion_note(champion: Mapping[str, Any]) -> str | None:
+    """Return a note if validation ranks the student alone before the best trial.
+
+    Args:
+        champion: see ``raygkd.workflows.champion``.
+    """
+    if champion["role"] == "best":
+        return None
+    return (
+        f"The student alone is the champion: validation ranks it ({champion['val_score']:.4f}) "
+        f"before the best trial ({champion['beaten']:.4f})."
     )
 
 
@@ -161,8 +191,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
     for name in COMPARED:
         left = name == "method"
         table.add_column(name, justify="left" if left else "right", no_wrap=not left)
-    for rank, cells in enumerate(comparison_rows(comparison), start=1):
-        table.add_row(str(rank), *cells)
+    for place, cells in enumerate(comparison_rows(comparison), start=1):
+        table.add_row(str(place), *cells)
     return table
 
 
@@ -182,8 +212,8 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
         f"| # | {' | '.join(COMPARED)} |",
         "| --- " * (len(COMPARED) + 1) + "|",
         *(
-            f"| {rank} | {' | '.join(cells)} |"
-            for rank, cells in enumerate(comparison_rows(comparison), start=1)
+            f"| {place} | {' | '.join(cells)} |"
+            for place, cells in enumerate(comparison_rows(comparison), start=1)
         ),
     ]
     return "\n".join(lines) + f"\n\n{comparison_note(comparison)}"
@@ -195,12 +225,15 @@ def _seeds(scores: Sequence[float | None]) -> str:
     return str(known) if known == len(scores) else f"{known} of {len(scores)}"
 
 
-def search_markdown(models: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]) -> str:
+def search_markdown(
+    models: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any], verdict: str | None
+) -> str:
     """Return a search's models and its best settings as Markdown, for its description in MLflow.
 
     Args:
         models: role -> "model", "parameters" and "test_score".
         params: of the best trial.
+        verdict: the line of the verdict, if there is one.
     """
     rows = [
         f"| {role.replace('_', ' ')} | {one['model']} | {one['parameters']:,} | "
@@ -209,7 +242,8 @@ def search_markdown(models: Mapping[str, Mapping[str, Any]], params: Mapping[str
     ]
     settings = ", ".join(f"{name} {show(value)}" for name, value in params.items())
     head = ["| | model | parameters | test score |", "| --- | --- | --- | --- |"]
-    return "\n".join([*head, *rows]) + f"\n\nBest settings: {settings}."
+    text = "\n".join([*head, *rows]) + f"\n\nBest settings: {settings}."
+    return f"{text}\n\n{verdict}" if verdict else text
 
 
 def missing_scores(repeat: Mapping[str, Any]) -> list[str]:
@@ -296,7 +330,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
             table.add_column(given, justify="right", overflow="fold")
     for label, cells in _evaluation_rows(result):
         whole.add_row(label, *cells)
-    key = "per_class" if "accuracy" in result["measure"] else "per_class50"
+    key = "per_class50" if "per_class50" in next(iter(models.values()))["scores"] else "per_class"
     columns = [one["scores"][key] for one in models.values()]
     names = result["class_names"]
     for name, row in itertools.islice(zip(names, zip(*columns)), MAX_CLASSES):
@@ -311,8 +345,10 @@ def _evaluation_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]
     models = list(result["models"].values())
     yield "model", [one["model"] for one in models]
     yield result["measure"], [f"{one['scores']['score']:.4f}" for one in models]
+    if "top5" in models[0]["scores"]:
+        yield "top-5 accuracy", [f"{one['scores']['top5']:.4f}" for one in models]
     for name, metric in registered_metrics().items():
-        if name in models[0]["scores"]:
+        if name in models[0]["scores"] and name != result["measure"]:
             yield metric.label(), [format(one["scores"][name], metric.form) for one in models]
     yield "calibration error", [_number(one["calibration"]["ece"], ".4f") for one in models]
     yield "parameters", [_number(one["parameters"], ",") for one in models]

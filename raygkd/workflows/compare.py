@@ -25,6 +25,8 @@ from raygkd.config import (
 )
 from raygkd.data.run_images import Images
 from raygkd.errors import ConfigError, UserError
+from raygkd.metrics.ranking import rank
+from raygkd.metrics.verdict import verdict, verdict_line, verdict_metrics
 from raygkd.models import ModelFile, save_model_file
 from raygkd.rayrun.search_history import Trial
 from raygkd.rayrun.step_costs import Costs, costs_of_steps
@@ -51,7 +53,7 @@ from raygkd.workflows.teachers import get_teacher, teacher_facts
 from raygkd.workflows.trial_progress import require_a_score
 
 PARENT = "comparison"
-RULE = "highest mean validation score over the seeds, and its seed with the highest score"
+RULE = "best mean validation score over the seeds, and its seed with the best score"
 # what a run of a comparison has as parameters, so that the UI can set all of them side by side
 _SHOWN = [
     *(name for name, (section, _, _) in option_settings().items() if section == "method"),
@@ -114,10 +116,12 @@ def compare(config: Config, *, console: Console, resume: Any = None) -> dict[str
             session, teacher, compared, seeds, session.folder, ComparisonProgress
         )
         require_a_score(trials.values(), ComparisonProgress.role)
-        scores = scores_of_seeds(session, trials, ComparisonProgress)
+        tested = scores_of_seeds(session, trials, ComparisonProgress)
+        scores = {seeded: of["score"] for seeded, of in tested.items()}
         costs = step_costs(session, compared, teacher)
         comparison = summary(compared, seeds, trials, scores, costs, session.images.spec.score)
-        result = _conclude(session, comparison, trials, teacher)
+        found = comparison_verdict(session, comparison, tested)
+        result = _conclude(session, comparison, trials, teacher, found)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_result(result, PARENT)
     return result
@@ -232,7 +236,7 @@ def summary(
                 **costs[name],
             }
         )
-    rows.sort(key=lambda row: -1.0 if row["mean"] is None else row["mean"], reverse=True)
+    rows.sort(key=lambda row: _standing(row["mean"], metric), reverse=True)
     baselines = [row for row in rows if is_baseline(row["settings"]) and row["mean"] is not None]
     first = next(row for row in rows if row["method"] == next(iter(compared)))
     reference = baselines[0] if baselines else first
@@ -244,6 +248,43 @@ def summary(
         "reference": reference["method"],
         "methods": rows,
     }
+
+
+def _standing(mean: float | None, score: str) -> tuple[bool, float]:
+    """Return what methods are ordered by: those without a mean come last."""
+    return mean is not None, 0.0 if mean is None else rank(mean, score)
+
+
+def comparison_verdict(
+    session: Session,
+    comparison: Mapping[str, Any],
+    tested: Mapping[Seeded, Mapping[str, Any]],
+) -> dict[str, Any] | None:
+    """Return how the method that validation ranks first compares with the student alone.
+
+    Args:
+        session: the open run.
+        comparison: see ``summary``.
+        tested: scores on the test split of every training that finished.
+
+    Returns:
+        See ``verdict``, and "method" and "line"; None if either has no score with some seed.
+    """
+    config, score = session.config, comparison["metric"]
+    whole = [one for one in comparison["methods"] if one["mean"] is not None]
+    distilled: list[Mapping[str, Any]] = []
+    alone: list[Mapping[str, Any]] = []
+    for one in whole:
+        taught = uses_teacher(with_settings(config, one["settings"]))
+        (distilled if taught else alone).append(one)
+    if not distilled or not alone:
+        return None
+    best = max(distilled, key=lambda one: rank(one["val_mean"], score))["method"]
+    of_best, of_alone = (
+        [tested[seed, name] for seed in comparison["seeds"]] for name in (best, alone[0]["method"])
+    )
+    found = verdict(score, len(session.images.spec.class_names), of_best, of_alone)
+    return found | {"method": best, "line": verdict_line(found)}
 
 
 def p_value(scores: Sequence[float | None], others: Sequence[float | None]) -> float | None:
@@ -264,8 +305,9 @@ def _conclude(
     comparison: dict[str, Any],
     trials: Mapping[Seeded, TrialResult],
     teacher: ModelFile | None,
+    found: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Log the comparison, save the best student, return the result."""
+    """Log the comparison and its verdict, save the best student, return the result."""
     tracker = session.tracker
     models = {"teacher": teacher} if teacher is not None else {}
     chosen = best_of(comparison, trials)
@@ -286,9 +328,15 @@ def _conclude(
         f"{comparison['metric']} on the test split",
     )
     tracker.figure(PARENT, path)
-    tracker.tags(PARENT, {DESCRIPTION_TAG: comparison_markdown(comparison)})
+    description = comparison_markdown(comparison)
+    if found is not None:
+        description += f"\n\n{found['line']}"
+        tracker.metrics(PARENT, verdict_metrics(found), step=0)
+        tracker.tags(PARENT, {"verdict": found["line"]})
+    tracker.tags(PARENT, {DESCRIPTION_TAG: description})
     return {
         "comparison": comparison,
+        "verdict": found,
         "models": model_rows(models, scores),
         "selection": {"rule": RULE, "split": "val", **_choice(chosen, trials)},
         "trainings": [row(session, one, trials[one], ComparisonProgress) for one in trials],
@@ -308,11 +356,13 @@ def best_of(comparison: Mapping[str, Any], trials: Mapping[Seeded, TrialResult])
     whole = [one for one in comparison["methods"] if one["mean"] is not None]
     if not whole:
         return None
-    name = max(whole, key=lambda one: one["val_mean"])["method"]
-    return max(
-        (seeded for seeded in trials if seeded[1] == name),
-        key=lambda seeded: trials[seeded].val_score or 0.0,
-    )
+    score = comparison["metric"]
+    name = max(whole, key=lambda one: rank(one["val_mean"], score))["method"]
+
+    def standing(seeded: Seeded) -> tuple[bool, float]:
+        return _standing(trials[seeded].val_score, score)
+
+    return max((seeded for seeded in trials if seeded[1] == name), key=standing)
 
 
 def method_metrics(one: Mapping[str, Any]) -> dict[str, float]:

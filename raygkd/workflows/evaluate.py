@@ -14,13 +14,15 @@ from rich.console import Console
 
 from raygkd import config as configuration
 from raygkd.assembly.compatibility import check_classes, check_kind
+from raygkd.assembly.models import is_model_name
+from raygkd.assembly.named_model import named_model_file
 from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
 from raygkd.data.run_images import Images, open_images
 from raygkd.deploy.exporters.formats import format_of
 from raygkd.deploy.facts import CENTRE, Facts
 from raygkd.deploy.model import load_model
 from raygkd.errors import ConfigError, DataError, TrackingError, UserError
-from raygkd.models import load_model_file
+from raygkd.models import load_model_file, model_input, save_model_file
 from raygkd.rayrun import image_stream
 from raygkd.rayrun.cluster import cluster
 from raygkd.rayrun.evaluation import evaluate_models
@@ -33,13 +35,15 @@ from raygkd.tracking.redaction import shown
 from raygkd.tracking.tags import IMAGES_TAG
 from raygkd.workflows.model_locator import check_folder, find_model, origin_of
 from raygkd.workflows.preflight import output_folder
+from raygkd.workflows.results import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """A model to evaluate: its file, its facts, and its run in MLflow."""
+    """A model to evaluate: its file, what that is called, its facts, and its run in MLflow."""
 
     path: Place
+    shown: str
     facts: Facts
     origin: Origin | None
 
@@ -51,6 +55,7 @@ def evaluate(
     *,
     own_data: bool,
     out: str | None,
+    weights: str | None,
     console: Console,
 ) -> dict[str, Any]:
     """Score models on a split, and measure them (``raygkd evaluate``).
@@ -59,10 +64,12 @@ def evaluate(
 
     Args:
         config: the data, and how it is read.
-        models: as for ``find_model``, or exported files; all of the same input size.
+        models: as for ``find_model``, exported files, or the name of a classifier; all of the same
+            input size.
         split: "train", "val" or "test".
         own_data: take the data, and the seed of its splits, from the first model that names them.
         out: folder for pictures; None for none.
+        weights: of the model that is a name: "pretrained" or a file.
         console: for progress and for errors of MLflow.
 
     Raises:
@@ -70,13 +77,20 @@ def evaluate(
     """
     started = time.monotonic()
     folder = _folder(out)
-    subjects = {given: _subject(given, config) for given in models}
+    named = _only_name(models, weights)
+    subjects = {given: _subject(given, config) for given in models if given != named}
     config = _with_own_data(config, subjects) if own_data else config
-    images = _images(config, subjects, console)
+    images = _images(config, subjects, named, console)
     count = len(images.rows[split])
     if not count:
         raise DataError(f"--split {split}: the data has no images in this split")
-    with cluster(config.cluster.address):
+    with contextlib.ExitStack() as stack:
+        if named is not None:
+            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-")))
+            subject = _named_subject(config, named, weights, images, temporary)
+            subjects = {given: subjects.get(given, subject) for given in models}
+            console.print(f"MODEL {named}: {subject.shown}", soft_wrap=True)
+        stack.enter_context(cluster(config.cluster.address))
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, config.data.cache_mb, advance)
         with progress(console, "scoring") as advance:
@@ -89,6 +103,7 @@ def evaluate(
                 gpus=min(1.0, config.cluster.gpus_per_worker),
                 progress=advance,
             )
+        sizes = {given: len(subject.path.read_bytes()) for given, subject in subjects.items()}
     result: dict[str, Any] = {
         "split": split,
         "images": count,
@@ -98,8 +113,8 @@ def evaluate(
         "models": {
             given: {
                 "model": subject.facts.model,
-                "path": str(subject.path),
-                "bytes": len(subject.path.read_bytes()),
+                "path": subject.shown,
+                "bytes": sizes[given],
                 **found[given],
             }
             for given, subject in subjects.items()
@@ -140,7 +155,38 @@ def _subject(given: str, config: Config) -> _Subject:
     uri, output = config.output.tracking_uri, config.output.output
     path = find_model(given, tracking_uri=uri, output=output)
     origin = origin_of(given, path, tracking_uri=uri, output=output)
-    return _Subject(path=path, facts=load_model(path)[0], origin=origin)
+    return _Subject(path=path, shown=str(path), facts=load_model(path)[0], origin=origin)
+
+
+def _only_name(models: Sequence[str], weights: str | None) -> str | None:
+    """Return which of the models is the name of one, and no file.
+
+    Raises:
+        ConfigError: several are, or none is and there are weights.
+    """
+    names = [given for given in models if is_model_name(given) and not place(given).exists()]
+    if len(names) > 1:
+        raise ConfigError(
+            f"MODEL: {' and '.join(names)} are names of models: evaluate them one by one"
+        )
+    if weights is not None and not names:
+        raise ConfigError(
+            f"--weights {weights}: no MODEL is the name of one, such as timm:resnet18: leave it out"
+        )
+    return names[0] if names else None
+
+
+def _named_subject(
+    config: Config, name: str, weights: str | None, images: Images, folder: Path
+) -> _Subject:
+    """Return a model that is a name with weights; its file is written to a folder."""
+    try:
+        model_file, loaded = named_model_file(config, name, weights, images.spec)
+    except UserError as error:
+        raise type(error)(f"MODEL {name}: {error}") from error
+    path = folder / MODEL
+    save_model_file(path, model_file)
+    return _Subject(path=path, shown=str(loaded), facts=load_model(path)[0], origin=None)
 
 
 def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
@@ -167,7 +213,9 @@ def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
     raise ConfigError("MODEL: no model file names its training data: give --dataset")
 
 
-def _images(config: Config, subjects: Mapping[str, _Subject], console: Console) -> Images:
+def _images(
+    config: Config, subjects: Mapping[str, _Subject], named: str | None, console: Console
+) -> Images:
     """Return the images as the models' input.
 
     Raises:
@@ -181,10 +229,13 @@ def _images(config: Config, subjects: Mapping[str, _Subject], console: Console) 
         raise ConfigError(
             f"MODEL: the models take images of different sizes ({shown}): evaluate them one by one"
         )
-    [(side, resize)] = inputs
-    # predictions depend on how images are resized to the model's input
-    augment = "resized-crop" if resize == CENTRE else "none"
-    config = with_settings(config, {"image_size": side, "augment": augment})
+    if inputs:
+        [(side, resize)] = inputs
+        # predictions depend on how images are resized to the model's input
+        augment = "resized-crop" if resize == CENTRE else "none"
+        config = with_settings(config, {"image_size": side, "augment": augment})
+    elif named is not None and (size := model_input(named).size) is not None:
+        config = with_settings(config, {"image_size": size[0]})
     output = output_folder(config.output.output)
     with progress(console, "preparing images") as advance:
         images = open_images(config.data, seed=config.optim.seed, output=output, progress=advance)
@@ -256,7 +307,7 @@ def _recorded(
     tags = {
         IMAGES_TAG: identity,
         "raygkd.role": "evaluation",
-        "raygkd.model": str(subject.path),
+        "raygkd.model": subject.shown,
         "raygkd.split": f"{split} {result['images']}",
         "raygkd.hardware": one["hardware"],
     }

@@ -27,7 +27,14 @@ from raygkd.deploy.modules import Run, student
 from raygkd.errors import ConfigError, RunFailed, UserError
 from raygkd.metrics.model_scores import OutputMeter, as_tensors
 from raygkd.metrics.output_comparison import TOLERANCE, Agreement, Comparison
-from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
+from raygkd.models import (
+    LoadedWeights,
+    ModelFile,
+    build_from_file,
+    count_parameters,
+    load_model_file,
+    short_name,
+)
 from raygkd.optional_packages import require
 from raygkd.registry import FORMATS
 from raygkd.report.card import model_card
@@ -79,9 +86,17 @@ def export(
     target = _target(format, out, int8)
     path = find_model(model, tracking_uri=tracking_uri, output=output)
     model_file = load_model_file(path)
+    if model_file.weights:
+        weights = LoadedWeights.from_mapping(model_file.weights)
+        if weights.forbids_commercial_use:
+            console.print(
+                f"warning: it started from {weights.source}, whose licence {weights.licence} "
+                "forbids commercial use",
+                soft_wrap=True,
+            )
     images, why_none = _images(model_file, data, console)
     result: dict[str, Any] = {
-        "model": model_file.name,
+        "model": short_name(model_file.name),
         "source": str(path),
         "format": format,
         "out": str(target),

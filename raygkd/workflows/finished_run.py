@@ -14,6 +14,7 @@ from raygkd.config import Config, from_yaml, with_settings
 from raygkd.data.run_images import Images
 from raygkd.engine import read_checkpoint
 from raygkd.errors import ConfigError, DataError
+from raygkd.metrics.ranking import rank
 from raygkd.models import ModelFile, load_model_file
 from raygkd.rayrun import search_history, torch_trainer
 from raygkd.rayrun.search_history import Trial
@@ -22,7 +23,7 @@ from raygkd.storage.atomic_files import Place, modified, place
 from raygkd.storage.journal import open_journal
 from raygkd.tracking.tracker import read_journal
 from raygkd.workflows import resume
-from raygkd.workflows.results import MODEL
+from raygkd.workflows.results import BEST_STUDENT, MODEL, STUDENT_ALONE
 from raygkd.workflows.teachers import teacher_folder
 
 # names of the models in a report, in its order
@@ -121,9 +122,10 @@ class FinishedRun:
         Raises:
             DataError: a file is missing or damaged.
         """
+        best = self.folder / BEST_STUDENT / MODEL
         own = {
-            ALONE: self.folder / "student-alone" / MODEL,
-            self.trained: self.folder / MODEL,
+            ALONE: self.folder / STUDENT_ALONE / MODEL,
+            self.trained: best if best.exists() else self.folder / MODEL,
         }
         return {
             role: load_model_file(own[role] if role in own else self._teacher(images))
@@ -144,11 +146,15 @@ class FinishedRun:
         """The training whose channel graphs the report shows; None if none matched graphs.
 
         It is the training of the model that the report is about. If that model uses another method,
-        it is the best graph method of the comparison on the validation split.
+        it is the best trial or training of a graph method on the validation split.
         """
         if matches_graphs(self.settings.method.method):
             number = self.winner.number if self.winner else None
             return self._training(self.trained or "", self.settings, number)
+        for trial in self.trials:
+            own = with_settings(self.config, trial.params)
+            if trial.status in ("finished", "stopped") and matches_graphs(own.method.method):
+                return self._training("student of the best graph trial", own, trial.number)
         rows = [
             row
             for row in self.result.get("trainings", ())
@@ -156,7 +162,8 @@ class FinishedRun:
         ]
         if not rows:
             return None
-        best = max(rows, key=lambda row: row["val_score"])
+        score = self.config.data.score
+        best = max(rows, key=lambda row: rank(row["val_score"], score))
         student = f"student of '{best['role']}' with seed {best['seed']}"
         return self._training(student, with_settings(self.config, best["params"]), best["number"])
 
@@ -183,18 +190,20 @@ class FinishedRun:
         return found | ({"python": tags["python"]} if "python" in tags else {})
 
 
-def open_finished(given: str) -> FinishedRun:
+def open_finished(given: str, *, option: str = "OUTPUT", command: str | None = None) -> FinishedRun:
     """Read a finished run.
 
     Args:
         given: the folder of a run, or an output folder for its newest finished run.
+        option: that it was given with, for messages.
+        command: that must have started the run; None for any.
 
     Raises:
         ConfigError: there is no such run, or it is not finished.
         DataError: its files are damaged.
         StorageError: the files cannot be read.
     """
-    folder = _finished_folder(given)
+    folder = _finished_folder(given, option, command)
     result, facts = (
         _read((folder / name).read_text(), folder / name) for name in (resume.RESULT, resume.FACTS)
     )
@@ -211,30 +220,36 @@ def open_finished(given: str) -> FinishedRun:
     )
 
 
-def _finished_folder(given: str) -> Place:
+def _finished_folder(given: str, option: str, command: str | None) -> Place:
     try:
         folder = place(given)
     except ConfigError as error:
-        raise ConfigError(f"OUTPUT {error}") from error
-    if (folder / "runs").is_dir():
-        finished = [run for run in (folder / "runs").iterdir() if (run / resume.RESULT).exists()]
+        raise ConfigError(f"{option} {error}") from error
+    runs = folder / "runs"
+    if runs.is_dir():
+        start = f"{command}-" if command else ""
+        started = [run for run in runs.iterdir() if run.name.startswith(start)]
+        finished = [run for run in started if (run / resume.RESULT).exists()]
         if not finished:
+            of = f" of 'raygkd {command}'" if command else ""
             raise ConfigError(
-                f"OUTPUT {given}: has no finished run: start one with 'raygkd tune --output "
+                f"{option} {given}: has no finished run{of}: start one with 'raygkd tune --output "
                 f"{given}', or resume one with 'raygkd tune --resume {given}'"
             )
         return max(finished, key=lambda run: modified(run / resume.RESULT))
     for name in (resume.CONFIG, resume.FACTS):
         if not (folder / name).exists():
             raise ConfigError(
-                f"OUTPUT {given}: has no {name}; give an output folder, or the folder of a run, "
+                f"{option} {given}: has no {name}; give an output folder, or the folder of a run, "
                 "which is in OUTPUT/runs"
             )
+    own = folder.name.partition("-")[0]
+    if command is not None and own != command:
+        raise ConfigError(f"{option} {given}: is a run of 'raygkd {own}' and not of '{command}'")
     if not (folder / resume.RESULT).exists():
-        command = folder.name.partition("-")[0]
         raise ConfigError(
-            f"OUTPUT {given}: the run is not finished; once it is no longer running, resume it "
-            f"with: raygkd {command} --resume {given}"
+            f"{option} {given}: the run is not finished; once it is no longer running, resume it "
+            f"with: raygkd {own} --resume {given}"
         )
     return folder
 

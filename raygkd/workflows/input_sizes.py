@@ -5,7 +5,7 @@ from __future__ import annotations
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config, with_settings
 from raygkd.data.run_images import DEFAULT_SIZE, task_of
-from raygkd.models import is_classifier, load_model_file, model_input
+from raygkd.models import is_classifier, load_model_file, model_input, starts_trained
 
 
 def with_teacher_size(config: Config) -> Config:
@@ -21,7 +21,7 @@ def with_teacher_size(config: Config) -> Config:
     if is_model_file(name):
         file = load_model_file(name)
         size = file.image_size if is_classifier(file.name) else None
-    elif config.model.teacher_weights not in (None, "none"):
+    elif is_classifier(name) and starts_trained(name, config.model.teacher_weights):
         size = model_input(name).size
     return config if size is None else with_settings(config, {"teacher_image_size": size[0]})
 

@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from rich.console import Console
 from torch import nn
 
-from raygkd.assembly.compatibility import check_kind, check_settings, check_teacher
+from raygkd.assembly.compatibility import (
+    check_kind,
+    check_settings,
+    check_teacher,
+    loads_weights,
+)
 from raygkd.assembly.derived_configs import teacher_alone, teacher_training
+from raygkd.assembly.given_teacher import named_teacher
 from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import distils, matches_graphs
 from raygkd.assembly.models import is_model_file, new_model, start_from_teacher, start_from_weights
@@ -20,14 +26,29 @@ from raygkd.data.run_images import Images, task_of
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError, UserError
 from raygkd.models import (
+    LoadedWeights,
     build_from_file,
     build_model,
+    check_model_name,
+    check_weights,
     count_parameters,
+    errors_told,
     feature_shapes,
+    is_detector,
+    is_function,
     load_model_file,
+    starts_trained,
 )
+from raygkd.models.heads import last_linear
 from raygkd.report.tables import levels_table
 
+# what is printed of a teacher that --teacher names
+MODES = {
+    "as-is": "the teacher is used as it is: its weights have as many classes as the images",
+    "probe": "the teacher's last layer is trained on features of its frozen backbone",
+    "finetune": "the teacher is fine-tuned first",
+    "train": "the teacher is trained first",
+}
 # pixels; any size serves to check a model's name
 NAME_CHECK_SIZE = (64, 64)
 
@@ -66,11 +87,14 @@ def _check_model(config: Config, task: str | None, role: str) -> None:
     """Check the model to train and its weights; errors name the options of the role."""
     name = config.model.student
     with naming_option(f"--{role}"):
-        model = build_model(name, 2, NAME_CHECK_SIZE)
+        check_model_name(name)
         if task is not None:
             check_kind(name, task)
     with naming_option(f"--{role}-weights"):
-        start_from_weights(config, model)
+        if is_detector(name):
+            start_from_weights(config, build_model(name, 2, NAME_CHECK_SIZE), 2)
+        elif not loads_weights(name):
+            check_weights(name, config.model.student_weights)
 
 
 @contextlib.contextmanager
@@ -99,11 +123,21 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
     steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
     with naming_option(f"--{role}"):
         student = new_model(config.model.student, spec)
-        feature_shapes(student, (), spec.image_size)
+        _check_size(config.model.student, student, spec)
+
+
+def _check_size(name: str, model: nn.Module, spec: ImageSpec) -> None:
+    """Refuse images that a model cannot take.
+
+    Raises:
+        ConfigError: it cannot, or a function's model is wrong in another way.
+    """
+    with errors_told(name) if is_function(name) else contextlib.nullcontext():
+        feature_shapes(model, (), spec.image_size)
 
 
 def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
-    """Return the teacher of a run: the given one, or an untrained model of its name.
+    """Return the teacher of a run: the given one, or a model of its name with random weights.
 
     Raises:
         ConfigError: it has other classes, the images are too small for it, or it cannot be trained
@@ -112,17 +146,63 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
     """
     name = config.model.teacher
     if not is_model_file(name):
-        wanted = teacher_training(config)
+        if _must_train(config):
+            teacher_training(config)
         with naming_option("--teacher"):
-            teacher = new_model(wanted.model.student, spec.of_teacher())
+            teacher = new_model(name, spec.of_teacher())
     else:
         file = load_model_file(name)
         with naming_option(f"--teacher {name}"):
             check_teacher(file, spec)
             teacher = build_from_file(file)
     with naming_option("--teacher"):
-        feature_shapes(teacher, (), spec.of_teacher().image_size)
+        _check_size(name, teacher, spec.of_teacher())
     return teacher
+
+
+def _must_train(config: Config) -> bool:
+    """Return whether it is clear before its weights are loaded that a teacher is trained."""
+    name, mode = config.model.teacher, config.model.teacher_mode
+    is_random = not is_detector(name) and not starts_trained(name, config.model.teacher_weights)
+    return is_detector(name) or mode == "train" or (mode == "auto" and is_random)
+
+
+def starting_weights(
+    config: Config, spec: ImageSpec, console: Console, *, with_teacher: bool
+) -> dict[str, LoadedWeights]:
+    """Load the weights that student and teacher start from, and print what they are.
+
+    Args:
+        config: of the run.
+        spec: of the images.
+        console: for what was loaded.
+        with_teacher: whether the run has one.
+
+    Returns:
+        "student" and "teacher" -> what was loaded, of classifiers that do not start at random.
+
+    Raises:
+        ConfigError: weights that a model does not have, or a teacher that cannot be trained with
+            these settings.
+        DataError: weights that cannot be had or do not fit.
+    """
+    found = {}
+    with naming_option("--student-weights"):
+        student = new_model(config.model.student, spec)
+        found["student"] = start_from_weights(config, student, len(spec.class_names))
+    if with_teacher and not is_model_file(config.model.teacher):
+        with naming_option("--teacher-weights"):
+            teacher = named_teacher(config, spec.of_teacher())
+        found["teacher"] = teacher.weights
+        if teacher.mode in ("train", "finetune"):
+            teacher_training(config)
+        elif teacher.mode == "probe":
+            last_linear(teacher.model, len(spec.class_names))
+        console.print(MODES[teacher.mode])
+    known = {role: weights for role, weights in found.items() if weights is not None}
+    for role, weights in known.items():
+        console.print(f"{role} weights: {weights}", soft_wrap=True)
+    return known
 
 
 def show_pair(config: Config, spec: ImageSpec, teacher: nn.Module, console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from raygkd.assembly.compatibility import loads_weights
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config, with_settings
 from raygkd.errors import ConfigError, ResourceError, StorageError, TrackingError
-from raygkd.models import TORCHVISION_WEIGHTS
+from raygkd.models import NONE, PRETRAINED, TORCHVISION_WEIGHTS, source_file
 from raygkd.rayrun import cluster
 from raygkd.rayrun.node_monitor import require_shared
 from raygkd.storage.atomic_files import Place, make_folder, place, whole_file, write_text
-from raygkd.workflows.resume import INPUTS, lasting_path
+from raygkd.workflows.resume import INPUTS, lasting_name, lasting_path
 
 
 def output_folder(given: str) -> Place:
@@ -47,11 +46,18 @@ def with_lasting_paths(config: Config, output: Place) -> Config:
         "data_dir": config.data.data_dir,
         "output": config.output.output,
         "space": config.search.space,
+        "warm_start": config.search.warm_start,
         "teacher": config.model.teacher if is_model_file(config.model.teacher) else None,
     }
+    names = {}
     for role in ("teacher", "student"):
+        model = getattr(config.model, role)
+        if not is_model_file(model) and lasting_name(model, output) != model:
+            names[role] = lasting_name(model, output)
+            if (source := source_file(model)) is not None:
+                _copy_input(place(source), place(str(source_file(names[role]))))
         weights = getattr(config.model, f"{role}_weights")
-        is_name = weights in TORCHVISION_WEIGHTS or (
+        is_name = weights in (*TORCHVISION_WEIGHTS, PRETRAINED, NONE) or (
             weights is not None
             and loads_weights(getattr(config.model, role))
             and not place(weights).exists()
@@ -62,11 +68,16 @@ def with_lasting_paths(config: Config, output: Place) -> Config:
         if path is not None:
             lasting[name] = lasting_path(path, output)
             copy = place(lasting[name])
-            if copy.parent == output / INPUTS and not copy.exists():
-                make_folder(copy.parent)
-                with whole_file(copy) as temporary:
-                    shutil.copy(path, temporary)
-    return with_settings(config, lasting)
+            if copy.parent == output / INPUTS:
+                _copy_input(place(path), copy)
+    return with_settings(config, {**lasting, **names})
+
+
+def _copy_input(path: Place, copy: Place) -> None:
+    if not copy.exists():
+        make_folder(copy.parent)
+        with whole_file(copy) as temporary:
+            temporary.write_bytes(path.read_bytes())
 
 
 def require_one_truth(output: Place, uri: str) -> None:

@@ -12,6 +12,7 @@ from raygkd.assembly.compatibility import check_teacher
 from raygkd.config import DataConfig, OptimConfig
 from raygkd.data.run_images import Images
 from raygkd.errors import ConfigError, TrackingError, UserError
+from raygkd.metrics.ranking import rank
 from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
 from raygkd.rayrun import image_stream, worker
 from raygkd.rayrun.cluster import cluster
@@ -45,7 +46,8 @@ def promote(
 ) -> dict[str, Any]:
     """Make the challenger of a registered model its champion, if it is better on the test split.
 
-    Both are scored on the same images. Returns what ``--json`` prints.
+    Both are scored on the same images. Returns what ``--json`` prints; its "difference" is the
+    challenger's lead, which is positive for a better score.
 
     Args:
         name: of the registered model.
@@ -68,7 +70,8 @@ def promote(
     }
     images = _images(files, data, console)
     scores = _scores(files, images, address, console)
-    ahead = scores[CHALLENGER] - scores[CHAMPION]
+    score = images.spec.score
+    ahead = rank(scores[CHALLENGER], score) - rank(scores[CHAMPION], score)
     promoted = is_better(ahead, margin)
     identities = {one.tags.get(IMAGES_TAG) for one in versions.values()}
     result = {

@@ -29,7 +29,9 @@ class RepeatProgress(SeedProgress):
     role = "repeat"
 
 
-def repeat(session: Session, teacher: ModelFile, winner: TrialResult) -> dict[str, Any] | None:
+def repeat(
+    session: Session, teacher: ModelFile, winner: TrialResult
+) -> tuple[dict[str, Any] | None, dict[str, list[dict[str, Any]]]]:
     """Retrain the best settings and their baselines with ``--repeat`` other seeds.
 
     The seeds follow the search's own, which is excluded since it chose the settings. All roles use
@@ -44,19 +46,24 @@ def repeat(session: Session, teacher: ModelFile, winner: TrialResult) -> dict[st
     Returns:
         The part of ``--json``: "seeds"; "models", role -> scores, mean and standard
         deviation; "best_minus", role -> the same of the best settings' lead; "trials", how each
-        training went. None without ``--repeat``.
+        training went. None without ``--repeat``. And role -> scores on the test split, of the seeds
+        that all roles have scores with.
     """
     config = session.config
     first = config.optim.seed + 1
     seeds = range(first, first + config.search.repeat)
     if not seeds:
-        return None
+        return None, {}
     roles = compared(config, winner.params, session.images.spec.task)
     trials = train_with_seeds(
         session, teacher, roles, seeds, session.folder / "repeat", RepeatProgress
     )
     found = scores_of_seeds(session, trials, RepeatProgress)
-    scores = {role: [found.get((seed, role)) for seed in seeds] for role in roles}
+    scores: dict[str, list[float | None]] = {
+        role: [found[seed, role]["score"] if (seed, role) in found else None for seed in seeds]
+        for role in roles
+    }
+    whole = [seed for seed in seeds if all((seed, role) in found for role in roles)]
     if not uses_teacher(config):
         # the control of a search without a teacher is its best trial, here as there
         scores[ALONE] = scores[BEST]
@@ -67,7 +74,7 @@ def repeat(session: Session, teacher: ModelFile, winner: TrialResult) -> dict[st
         "trials": [row(session, seeded, trials[seeded], RepeatProgress) for seeded in trials],
     }
     session.tracker.metrics("search", numbers(told), step=0)
-    return told
+    return told, {role: [found[seed, role] for seed in whole] for role in roles}
 
 
 def compared(config: Config, params: Mapping[str, Any], task: str) -> dict[str, dict[str, Any]]:
@@ -81,7 +88,8 @@ def compared(config: Config, params: Mapping[str, Any], task: str) -> dict[str, 
     roles = {BEST: dict(params)}
     if uses_teacher(config):
         roles[ALONE] = without_teacher(params)
-    if config.method.method != "none" and task == "classification":
+    is_kd = params.get("method") == "kd"
+    if config.method.method != "none" and task == "classification" and not is_kd:
         roles[KD] = logit_baseline(params)
     return roles
 

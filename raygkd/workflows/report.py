@@ -41,14 +41,16 @@ from raygkd.report.graphs import graphs_section
 from raygkd.report.loss_curves import losses_section
 from raygkd.report.page import Section, page
 from raygkd.report.search_figures import search_section
-from raygkd.report.search_numbers import METRIC, read_dimensions
+from raygkd.report.search_numbers import read_dimensions
 from raygkd.report.seed_figures import comparison_section, repeat_section
 from raygkd.report.sizes import ScoredModel, sizes_section
 from raygkd.report.summary import summary_section
+from raygkd.report.tables import champion_note
 from raygkd.storage.atomic_files import Place, local_copy, make_folder, place, whole_file
 from raygkd.workflows.channel_graphs import CPU, MatchedMaps, matched_maps
 from raygkd.workflows.finished_run import ALONE, COMPARISON, TEACHER, FinishedRun, open_finished
 from raygkd.workflows.input_sizes import default_side
+from raygkd.workflows.results import val_score
 
 PAGE = "index.html"
 # images that the graphs are the means of, that the masks are shown on, that the models are timed
@@ -293,7 +295,18 @@ def _summary(opened: _Opened, tell: Callable[[str], None]) -> Made:
         facts=facts,
         score=images.spec.score if images else "",
         seeds=len(repeat["seeds"]) if repeat else 0,
+        notes=_notes(run),
     )
+
+
+def _notes(run: FinishedRun) -> list[str]:
+    """Return the verdict, and who the champion is where that is no distilled student."""
+    # neither is in the results of earlier versions
+    verdict, champion = (run.result.get(name) for name in ("verdict", "champion"))
+    notes = [verdict["line"]] if verdict else []
+    if champion and (note := champion_note(champion)):
+        notes.append(note)
+    return notes
 
 
 def _comparison(opened: _Opened, tell: Callable[[str], None]) -> Made:
@@ -307,11 +320,12 @@ def _search(opened: _Opened, tell: Callable[[str], None]) -> Made:
     run = opened.run
     if not run.trials or run.winner is None:
         return f"'raygkd {run.command}' does not search settings"
+    score = opened.images.spec.score if opened.images else ""
     # a model file that was not written by a run has no score
     others = {
-        role: opened.models[role].scores[METRIC]
+        role: known
         for role in (TEACHER, ALONE)
-        if role in opened.models and METRIC in opened.models[role].scores
+        if role in opened.models and (known := val_score(opened.models[role], score)) is not None
     }
     space = read_dimensions(run.facts)
     return search_section(opened.folder, run.config, run.trials, space, others)
@@ -321,7 +335,7 @@ def _seeds(opened: _Opened, tell: Callable[[str], None]) -> Made:
     repeat = opened.run.result.get("repeat")
     if repeat is None:
         return "the run was not repeated with other seeds (--repeat)"
-    return repeat_section(opened.folder, repeat)
+    return repeat_section(opened.folder, repeat, opened.images.spec.score if opened.images else "")
 
 
 def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:

@@ -7,12 +7,21 @@ from typing import Any
 
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config
-from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
+from raygkd.models import (
+    ModelFile,
+    build_from_file,
+    count_parameters,
+    load_model_file,
+    short_name,
+)
 from raygkd.rayrun import worker
 from raygkd.report.console import progress
 from raygkd.workflows.session import Session
 
 MODEL = "model.pt"
+# folders in that of a search: of the control, and of the best trial's student where another student
+# is the run's model
+STUDENT_ALONE, BEST_STUDENT = "student-alone", "best-student"
 
 
 def pair_name(config: Config) -> str:
@@ -20,21 +29,43 @@ def pair_name(config: Config) -> str:
     teacher = config.model.teacher
     if is_model_file(teacher):
         teacher = load_model_file(teacher).name
-    return f"{teacher} -> {config.model.student}"
+    return f"{short_name(teacher)} -> {short_name(config.model.student)}"
 
 
 def model_rows(
     models: Mapping[str, ModelFile], scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Return role -> name, parameters and test score of each model."""
+    """Return role -> name, parameters, test score and other test metrics of each model."""
     return {
         role: {
-            "model": file.name,
+            "model": short_name(file.name),
             "parameters": count_parameters(build_from_file(file)),
             "test_score": scores[role]["score"],
+            "test_metrics": test_metrics(scores[role]),
         }
         for role, file in models.items()
     }
+
+
+def test_metrics(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return name -> value of all numbers among the scores of a model, except "score"."""
+    return {
+        name: value
+        for name, value in scores.items()
+        if isinstance(value, float) and name != "score"
+    }
+
+
+def val_score(file: ModelFile, score: str) -> float | None:
+    """Return the validation score of a model file; None if no run has written it.
+
+    Args:
+        file: of the model; the run that trained it may have ranked by another score.
+        score: which one.
+    """
+    known = file.scores
+    # files of earlier versions have the accuracy alone
+    return known.get(f"val_{score}", known.get("val_score") if score == "accuracy" else None)
 
 
 def places(session: Session, key: str, run_name: str) -> dict[str, Any]:

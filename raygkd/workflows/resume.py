@@ -27,7 +27,10 @@ _FREE = {
 }
 # what Ray sets for the driver of a job
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_PATHS = {"data_dir", "output", "space", "teacher", "teacher_weights", "student_weights"}
+_PATHS = {
+    *("data_dir", "output", "space", "teacher", "student", "teacher_weights", "student_weights"),
+    "warm_start",
+}
 
 
 def new_run_folder(output: Place, command: str, name: str | None) -> Place:
@@ -108,9 +111,7 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
         before = configuration.value_of(own, name)
         if name in _FREE:
             free[name] = value
-        elif value != before and not (
-            name in _PATHS and lasting_path(value, place(own.output.output)) == before
-        ):
+        elif value != before and before not in _lasting(name, value, place(own.output.output)):
             problems.append(
                 f"{configuration.flag(name)}: is {value}, but was {before} when the run started: "
                 "leave it out, or start another run"
@@ -118,6 +119,42 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     return configuration.with_settings(own, free)
+
+
+def lasting_name(name: str, output: Place) -> str:
+    """Return a model's name that stays valid wherever the run is resumed, and on every node.
+
+    FILE.py of FILE.py:FUNCTION is copied into the output folder's inputs; of hf:FOLDER the absolute
+    path is taken.
+
+    Args:
+        name: of a model, no file of one.
+        output: the output folder.
+
+    Raises:
+        ConfigError: FILE.py cannot be read.
+    """
+    # needs torch, which help does without
+    from raygkd.models import source_file
+
+    source = source_file(name)
+    if source is not None:
+        return f"{_copy_of(place(source), output)}:{name.rpartition(':')[2]}"
+    prefix, colon, folder = name.partition(":")
+    if prefix == "hf" and colon and Path(folder).expanduser().is_dir():
+        return f"hf:{lasting_path(folder, output)}"
+    return name
+
+
+def _copy_of(path: Place, output: Place) -> Place:
+    """Return the path of a file's copy in the output folder's inputs, which need not be there."""
+    if path.parent == output / INPUTS:
+        return path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    return output / INPUTS / f"{hashlib.sha256(content).hexdigest()[:16]}-{path.name}"
 
 
 def lasting_path(path: str, output: Place) -> str:
@@ -137,6 +174,13 @@ def lasting_path(path: str, output: Place) -> str:
         digest = hashlib.sha256(absolute.read_bytes()).hexdigest()[:16]
         return str(output / INPUTS / f"{digest}-{absolute.name}")
     return str(absolute)
+
+
+def _lasting(name: str, value: Any, output: Place) -> tuple[str, ...]:
+    """Return what a given setting may be called in the run's own configuration."""
+    if name not in _PATHS or not isinstance(value, str):
+        return ()
+    return lasting_path(value, output), lasting_name(value, output)
 
 
 def note_facts(folder: Place, facts: Mapping[str, Any]) -> None:

@@ -22,8 +22,12 @@ def run_tags(session: Session, role: str) -> dict[str, str]:
         FOLDER_TAG: str(session.folder),
         "python": platform.python_version(),
     }
+    for one, weights in session.weights.items():
+        tags |= {
+            f"raygkd.{one}_weights.{name}": fact for name, fact in weights.to_mapping().items()
+        }
     tags["version.raygkd"] = __version__
-    for package in ("torch", "torchvision", "ray", "mlflow"):
+    for package in ("torch", "torchvision", "timm", "ray", "mlflow"):
         tags[f"version.{package}"] = version(package)
     commit = _git_commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})

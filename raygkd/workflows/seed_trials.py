@@ -14,7 +14,7 @@ from raygkd.rayrun.search_history import Trial
 from raygkd.rayrun.tune_search import TrialResult, run_settings
 from raygkd.report.console import Advance, progress
 from raygkd.storage.atomic_files import Place
-from raygkd.workflows.results import test_scores
+from raygkd.workflows.results import test_metrics, test_scores
 from raygkd.workflows.session import Session
 from raygkd.workflows.trial_progress import SearchProgress, at_once
 
@@ -97,25 +97,31 @@ def students(session: Session, trials: Mapping[Seeded, TrialResult]) -> dict[See
             assert trial.checkpoint is not None
             state = read_checkpoint(trial.checkpoint)["student"]
             config = with_settings(session.config, trial.params)
-            scores = {"val_score": trial.val_score or 0.0}
-            found[seeded] = student_file(config, session.images.spec, state, scores)
+            assert trial.val_score is not None
+            names = ("val_score", f"val_{session.images.spec.score}")
+            scores = dict.fromkeys(names, trial.val_score)
+            weights = session.weights.get("student")
+            found[seeded] = student_file(config, session.images.spec, state, scores, weights)
     return found
 
 
 def scores_of_seeds(
     session: Session, trials: Mapping[Seeded, TrialResult], progress_of: type[SeedProgress]
-) -> dict[Seeded, float]:
-    """Return the test score of every training that finished, and log it."""
-    found: dict[Seeded, float] = {}
+) -> dict[Seeded, dict[str, Any]]:
+    """Return the scores on the test split of every training that finished, and log them."""
+    found: dict[Seeded, dict[str, Any]] = {}
     # models of one seed at a time: they are in memory together
     for seed in sorted({seed for seed, _ in trials}):
         of_seed = {seeded: trial for seeded, trial in trials.items() if seeded[0] == seed}
         models = {name: file for (_, name), file in students(session, of_seed).items()}
         for name, scores in test_scores(session, models).items():
             trial = trials[seed, name]
-            found[seed, name] = scores["score"]
+            found[seed, name] = scores
+            numbers = {"score": scores["score"], **test_metrics(scores)}
             session.tracker.metrics(
-                progress_of.key_of(trial.number), {"test_score": scores["score"]}, step=trial.epochs
+                progress_of.key_of(trial.number),
+                {f"test_{name}": value for name, value in numbers.items()},
+                step=trial.epochs,
             )
     return found
 

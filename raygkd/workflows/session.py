@@ -13,11 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
+from raygkd.assembly.methods import uses_teacher
 from raygkd.config import Config, to_yaml
-from raygkd.data.run_images import Images, open_images
+from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import StorageError, UserError
-from raygkd.models import ModelFile
+from raygkd.models import LoadedWeights, ModelFile
 from raygkd.rayrun import cluster, image_stream, torch_trainer, worker
 from raygkd.rayrun.node_monitor import NodeWatch, require_shared
 from raygkd.rayrun.stop_signal import StopFolder
@@ -28,6 +29,7 @@ from raygkd.tracking.store import chosen_uri, connect
 from raygkd.tracking.tracker import Tracker
 from raygkd.workflows.input_sizes import default_side, with_teacher_size
 from raygkd.workflows.interrupts import Interrupts
+from raygkd.workflows.pair_checks import starting_weights
 from raygkd.workflows.preflight import (
     bundles_of,
     output_folder,
@@ -60,6 +62,7 @@ class Session:
         output: the output folder, absolute.
         nodes: resources of the cluster's nodes.
         images: the images; ``shared`` are the same in the object store.
+        weights: "student" and "teacher" -> what they start from, where it is not random.
         tracker: MLflow.
         interrupts: Ctrl-C.
         console: for progress.
@@ -71,6 +74,7 @@ class Session:
     nodes: list[cluster.Resources]
     images: Images
     shared: image_stream.SharedImages
+    weights: Mapping[str, LoadedWeights]
     tracker: Tracker
     interrupts: Interrupts
     console: Console
@@ -147,8 +151,17 @@ def open_session(
                 progress=advance,
                 default_side=default_side(config),
             )
+        if note := imbalance(images):
+            console.print(note, soft_wrap=True)
         folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
         facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}
+        weights = starting_weights(
+            config,
+            images.spec.of_teacher() if role == "teacher" else images.spec,
+            console,
+            with_teacher=_has_teacher(config, role),
+        )
+        facts |= {f"{one}, starting weights": known.sha256 for one, known in weights.items()}
         if resume is not None:
             check_facts(folder, facts)
         data_cpus = _data_cpus(not image_stream.fits_in_memory(images, config.data.cache_mb))
@@ -174,6 +187,7 @@ def open_session(
             nodes=nodes,
             images=images,
             shared=shared,
+            weights=weights,
             tracker=Tracker(uri, experiment, folder / TRACKING),
             interrupts=interrupts,
             console=console,
@@ -181,6 +195,11 @@ def open_session(
         with _closing(session, role), _watched_nodes(session, role):
             yield session
     console.print(f"took {time.monotonic() - started:.0f} s")
+
+
+def _has_teacher(config: Config, role: str) -> bool:
+    """Return whether a run has a teacher."""
+    return role != "teacher" and (role == "comparison" or uses_teacher(config))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from raygkd.errors import ConfigError
 from raygkd.storage.atomic_files import Place
 from raygkd.workflows import draw_detections
 from raygkd.workflows.pair_checks import check_names, check_student, show_pair, teacher_model
-from raygkd.workflows.results import model_rows, places, test_scores
+from raygkd.workflows.results import model_rows, places, test_metrics, test_scores
 from raygkd.workflows.session import open_session, write_result
 from raygkd.workflows.teachers import get_teacher, teacher_facts
 from raygkd.workflows.train_one import train_one
@@ -51,14 +51,17 @@ def _train(config: Config, role: str, console: Console, resume: Place | None) ->
         return teacher_facts(config)
 
     with open_session(config, role, console, resume, check) as session:
-        models = {"teacher": get_teacher(session)[0]} if with_teacher else {}
-        teacher = models.get("teacher")
+        teacher, path = get_teacher(session) if with_teacher else (None, None)
+        models = {"teacher": teacher} if teacher is not None else {}
         models[role] = train_one(
             session, session.config, role=role, folder=session.folder, teacher=teacher
         )
         scores = test_scores(session, models)
+        numbers = {"score": scores[role]["score"], **test_metrics(scores[role])}
         session.tracker.metrics(
-            role, {"test_score": scores[role]["score"]}, step=config.optim.epochs
+            role,
+            {f"test_{name}": value for name, value in numbers.items()},
+            step=config.optim.epochs,
         )
         if session.images.spec.task == "detection":
             draw_detections.draw(session, role, models[role], scores)
@@ -67,6 +70,8 @@ def _train(config: Config, role: str, console: Console, resume: Place | None) ->
             "val_score": models[role].scores["val_score"],
             **places(session, role, "run_id"),
         }
+        if path is not None:
+            result["teacher"] = {"path": str(path)}
     result["seconds"] = round(time.monotonic() - started, 1)
     write_result(result, role)
     return result

@@ -5,7 +5,13 @@ from __future__ import annotations
 from raygkd.assembly.models import student_file
 from raygkd.config import Config, given_of_entries, to_yaml
 from raygkd.engine import read_checkpoint
-from raygkd.models import ModelFile, load_model_file, save_model_file
+from raygkd.models import (
+    LoadedWeights,
+    ModelFile,
+    load_model_file,
+    save_model_file,
+    short_name,
+)
 from raygkd.rayrun import torch_trainer
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place
@@ -43,17 +49,18 @@ def train_one(
     job = session.job(config, teacher, folder, spec)
     session.tracker.start(
         role,
-        f"{role} {config.model.student}",
+        f"{role} {short_name(config.model.student)}",
         parent=parent,
         params={
-            "student": config.model.student,
+            "student": short_name(config.model.student),
             "method": config.method.method,
             **given_of_entries(config),
         },
         tags=run_tags(session, role),
         texts={"config.yaml": to_yaml(config)},
     )
-    with progress(session.console, f"training {role} {config.model.student}") as advance:
+    title = f"training {role} {short_name(config.model.student)}"
+    with progress(session.console, title) as advance:
 
         def on_epoch(metrics: dict[str, float]) -> None:
             epoch = int(metrics["epoch"])
@@ -67,7 +74,21 @@ def train_one(
             )
     last = torch_trainer.last_metrics(folder)
     scores = {name: value for name, value in last.items() if name.startswith("val_")}
-    model_file = student_file(config, spec, read_checkpoint(checkpoint)["student"], scores)
+    model_file = student_file(
+        config,
+        spec,
+        read_checkpoint(checkpoint)["student"],
+        scores,
+        _weights(session, config),
+    )
     save_model_file(folder / MODEL, model_file)
     session.tracker.end(role)
     return model_file
+
+
+def _weights(session: Session, config: Config) -> LoadedWeights | None:
+    """Return what the model of a training started from."""
+    started, own = (
+        (one.model.student, one.model.student_weights) for one in (config, session.config)
+    )
+    return session.weights.get("student" if started == own else "teacher")

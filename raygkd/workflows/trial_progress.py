@@ -8,6 +8,7 @@ from typing import Any
 
 from raygkd.config import to_yaml, with_settings
 from raygkd.errors import RunFailed, UserError
+from raygkd.metrics.ranking import rank
 from raygkd.rayrun.search_history import METRIC, SearchObserver, Trial
 from raygkd.rayrun.tune_search import TrialResult
 from raygkd.rayrun.worker import trial_folder
@@ -138,6 +139,10 @@ class SearchProgress(SearchObserver):
         trials = self._trials.values()
         over = sum(trial.is_over for trial in trials)
         epochs = sum(trial.epoch for trial in trials)
-        best = max((epoch[METRIC] for trial in trials for epoch in trial.epochs), default=0.0)
+        scores = [
+            epoch[METRIC] for trial in trials for epoch in trial.epochs if not epoch.get("diverged")
+        ]
+        score = self._session.config.data.score
+        best = max(scores, key=lambda value: rank(value, score), default=0.0)
         note = f"{len(trials) - over} running, {epochs} epochs, best val {best:.4f}"
         self._advance(over, self._number_of_trials, note)

@@ -18,6 +18,7 @@ from raygkd.deploy.model import load_model
 from raygkd.errors import ConfigError
 from raygkd.losses import BaselineLoss, baseline_loss
 from raygkd.metrics.metric import RegisteredMeter
+from raygkd.metrics.ranking import rank
 from raygkd.models import build_model, feature_shapes, load_model_file
 from raygkd.registry import DATASETS, FAMILIES, FORMATS, METHODS, METRICS
 
@@ -67,10 +68,11 @@ def test_the_metric() -> None:
     meter.update(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
     meter.update(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
     meter.reduce(lambda sums: 2 * sums, torch.device("cpu"))
-    assert meter.added_to({"score": 0.5}) == {
-        "score": 0.5,
-        "calibration_gap": pytest.approx(1 / 6),
-    }
+    scores = meter.added_to({"loss": 0.5})
+    assert scores["loss"] == 0.5
+    assert scores["calibration_gap"] == pytest.approx(1 / 6)
+    assert rank(0.1, "calibration_gap") > rank(0.2, "calibration_gap")
+    assert with_settings(Config(), {"score": "calibration_gap"}).data.score == "calibration_gap"
     with pytest.raises(ConfigError, match="metric 'calibration_gap': is the name of a score"):
         meter.added_to({"calibration_gap": 0.5})
 

@@ -275,8 +275,11 @@ def test_settings_that_detectors_do_not_take(
         (("tune", "--teacher", FCOS), "have labels and no boxes: choose a classifier such as res"),
         (("train", "--foreground", "0.5"), "--foreground: applies to detectors only, and these"),
         (("train", "--inherit"), "--inherit: applies to detectors only, and these images"),
-        (("tune", "--student-weights", "imagenet"), "--student-weights: applies to detectors only"),
-        (("train", "--score", "map"), "--score: applies to detectors only, and these images"),
+        (("tune", "--student-weights", "imagenet"), "--student-weights: imagenet: is for"),
+        (
+            ("train", "--score", "map"),
+            "--score map: is no score for classification, the task",
+        ),
         (("train", "--augment", "jitter"), "--augment 'jitter': must be one of none, crop, crop-f"),
     ],
 )

@@ -255,13 +255,27 @@ def test_a_search_draws_the_settings_of_a_method_of_another_package(
     raygkd: Callable[..., Ran], model_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = ("--dataset", "fpn-noise", "--method", "telegraph", "--output", tmp_path / "out")
-    options += ("--trials", "2", "--json")
+    # lower doubt is better
+    options += ("--trials", "2", "--scheduler", "none", "--score", "fpn-doubt", "--json")
     ran = raygkd("tune", "--teacher", model_file(*NAMES), *options)
     assert ran.code == 0, ran.err
     result = json.loads(ran.out)
+    doubts = [trial["val_score"] for trial in result["trials"]]
+    assert 0 < doubts[0] < doubts[1] < 1
+    assert result["best"]["val_score"] == doubts[0]
+    journal = (Path(result["run"]) / "trials.jsonl").read_text().splitlines()
+    told = [one["metrics"] for one in map(json.loads, journal) if "metrics" in one]
+    assert all(one["val_score"] == one["val_fpn-doubt"] for one in told)
+    verdict, best, alone = (result[name] for name in ("verdict", "best", "student_alone"))
+    assert verdict["score"] == "fpn-doubt"
+    assert verdict["standard_error"] > 0
+    assert "mean doubt" in verdict["line"]
+    is_better = best["test_score"] < alone["test_score"]
+    assert verdict["outcome"] in ("no different", "better" if is_better else "worse")
     drawn = [trial["params"] for trial in result["trials"]]
     assert all(one.keys() == {"lr", "baseline_weight", "telegraph.power"} for one in drawn)
     assert all(1.0 <= one["telegraph.power"] <= 3.0 for one in drawn)
+    assert {"lr": 0.05, "baseline_weight": None, "telegraph.power": 2.0} in drawn
     logged = {value for name, value in params(tmp_path / "out") if name == "telegraph.power"}
     assert logged == {str(one["telegraph.power"]) for one in drawn}
     ran = raygkd("report", result["run"], "--json")

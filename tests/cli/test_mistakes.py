@@ -233,7 +233,7 @@ def test_teacher_file_that_is_missing_or_damaged(
         (("train", "--teacher", "resnet21"), "--teacher: unknown classifier 'resnet21'; did you"),
         (("teacher", "--teacher", "vgg9"), "--teacher: unknown classifier 'vgg9'; did you mean 'v"),
         (("tune", "--student", "resnet9"), "--student: unknown classifier 'resnet9'; did you mean"),
-        (("train", "--student", "resnet18"), "did you mean 'torchvision:resnet18'?"),
+        (("train", "--student", "resnet18"), "'timm:resnet18' or 'torchvision:resnet18'?"),
         (
             ("train", "--student", "torchvision:resnet19"),
             "unknown torchvision classifier 'resnet19'; did you mean 'resnet18'",
@@ -243,7 +243,7 @@ def test_teacher_file_that_is_missing_or_damaged(
             "--student: AlexNet cannot take images of 12 x 12 pixels",
         ),
         (
-            ("train", "--teacher", "torchvision:alexnet", "--method", "kd"),
+            ("train", "--teacher", "torchvision:alexnet", "--teacher-weights", "none"),
             "--teacher: AlexNet cannot take images of 12 x 12 pixels",
         ),
     ],

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from small_runs import (
     CPU,
     SPEC,
@@ -547,6 +548,10 @@ def test_evaluation_scores_every_image_once_in_eval_mode(digits: ImageTable):
             "score": (logits_BK.argmax(1) == labels_B).float().mean().item(),
             "loss": F.cross_entropy(logits_BK.double(), labels_B).item(),
             "top5": top5_B.float().mean().item(),
+            "accuracy": (logits_BK.argmax(1) == labels_B).float().mean().item(),
+            "balanced-accuracy": balanced_accuracy_score(labels_B, logits_BK.argmax(1)),
+            "macro-f1": f1_score(labels_B, logits_BK.argmax(1), average="macro"),
+            "log-loss": F.cross_entropy(logits_BK.double(), labels_B).item(),
         },
         rel=1e-6,
     )

@@ -38,6 +38,7 @@ HEAVY = (
     *("ray", "mlflow", "click", "rich", "pyarrow", "sklearn", "matplotlib", "yaml"),
     *("faster_coco_eval", "fsspec"),
     *("onnx", "onnxscript", "onnxruntime", "safetensors"),
+    *("timm", "transformers", "huggingface_hub"),
 )
 # names that more than one package has a module of
 KNOWN_NAMESAKES = {"levels", "spectral"}

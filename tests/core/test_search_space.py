@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from raygkd.config import Config, from_mapping, settings, with_settings
-from raygkd.config.search_space import Dimension, check_space, default_space, read_space, searchable
+from raygkd.config.search_space import (
+    Dimension,
+    check_space,
+    default_settings,
+    default_space,
+    in_space,
+    read_space,
+    searchable,
+)
 from raygkd.errors import ConfigError
 from raygkd.registry import METHODS
 
@@ -227,6 +235,42 @@ def test_many_stages_give_the_deepest_ones_rather_than_all_subsets():
     space = {dimension.name: dimension for dimension in default_space("graph", channels)}
     assert len(space["levels"].values) == 6
     assert all(levels[-1] == 6 for levels in space["levels"].values)
+
+
+# The default settings
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_default_settings_are_those_of_a_run_without_a_search(method: str):
+    config = with_settings(Config(), {"method": method})
+    channels = CHANNELS if METHODS.get(method).matches_graphs else {}
+    space = default_space(method, channels)
+    values = default_settings(space, config, channels)
+    assert list(values) == [dimension.name for dimension in space]
+    expected = with_settings(config, {"levels": [1, 2, 3]}) if channels else config
+    assert with_settings(config, values) == expected
+
+
+def test_default_settings_of_the_graph_are_in_its_space():
+    space = default_space("graph", CHANNELS)
+    assert in_space(default_settings(space, Config(), CHANNELS), space)
+    narrow = {1: 4, 2: 8}
+    space = default_space("graph", narrow)
+    values = default_settings(space, Config(), narrow)
+    assert (values["dim"], values["levels"]) == (2, [1, 2])
+    assert in_space(values, space)
+
+
+def test_settings_are_in_a_space_that_has_the_same_names_and_their_values():
+    space = (Dimension("lr", "loguniform", (0.1, 1.0)), Dimension("dim", "randint", (2, 5)))
+    assert in_space({"lr": 0.1, "dim": 4}, space)
+    assert not in_space({"lr": 0.1, "dim": 5}, space)
+    assert not in_space({"lr": None, "dim": 4}, space)
+    assert not in_space({"lr": 0.1}, space)
+    assert not in_space({"lr": 0.1, "dim": 4, "method": "kd"}, space)
+    levels = (Dimension("levels", "choice", ([1], [1, 2])),)
+    assert in_space({"levels": [1, 2]}, levels)
+    assert not in_space({"levels": None}, levels)
 
 
 # What no trial can run with

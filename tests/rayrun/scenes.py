@@ -13,7 +13,7 @@ from commands import Command
 
 TRIALS, EPOCHS = 4, 24
 # a search without a teacher to learn from is over when its trials are; one at a time they have one
-# order: the first trains all epochs, the others are stopped after 1, 8 and 2
+# order: the first trains all epochs, the others are stopped after 1, 1 and 4
 TUNE = (
     *("tune", "--dataset", "digits", "--limit-train", "256", "--student", "resnet8"),
     *("--method", "none", "--trials", TRIALS, "--epochs", EPOCHS, "--reduction-factor", "2"),

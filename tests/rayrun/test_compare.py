@@ -155,6 +155,21 @@ def test_the_runs_description_is_the_ranked_table(
     assert "comparison.png" in pictures
 
 
+def test_the_verdict_is_of_the_best_method_against_the_student_alone(
+    result: dict[str, Any], client: MlflowClient
+) -> None:
+    verdict = result["verdict"]
+    methods = {one["method"]: one for one in result["comparison"]["methods"]}
+    distilled = [methods[name] for name in METHODS if name != "none"]
+    assert verdict["method"] == max(distilled, key=lambda one: one["val_mean"])["method"]
+    lead = methods[verdict["method"]]["mean"] - methods["none"]["mean"]
+    assert verdict["difference"] == pytest.approx(lead)
+    assert (verdict["seeds"], verdict["images"]) == (len(SEEDS), 359)
+    run = client.get_run(result["mlflow"]["parent_run_id"]).data
+    assert run.tags["verdict"] == verdict["line"]
+    assert run.metrics["verdict_difference"] == pytest.approx(lead)
+
+
 def test_the_best_student_by_validation_is_written_for_use(result: dict[str, Any]) -> None:
     folder = Path(result["run"])
     seed, method = result["selection"]["seed"], result["selection"]["method"]

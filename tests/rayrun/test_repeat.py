@@ -94,6 +94,16 @@ def test_means_and_deviations_are_those_of_the_scores(
             assert metrics[f"repeat_{name}_{key}"] == entry[key]
 
 
+def test_the_verdict_is_over_the_seeds(repeated: Repeated) -> None:
+    verdict, repeat = repeated.result["verdict"], repeated.result["repeat"]
+    lead = repeat["best_minus"]["student_alone"]
+    assert verdict["seeds"] == len(SEEDS)
+    assert verdict["difference"] == pytest.approx(lead["mean"])
+    # which images are in the test split is chance as well
+    assert verdict["standard_error"] > lead["std"] / len(SEEDS) ** 0.5
+    assert verdict["line"].endswith("over 2 seeds and 359 test images)")
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_a_repeat_is_a_training_of_the_same_settings_and_seed(
     repeated: Repeated, untrained_teacher: Path, client: MlflowClient, role: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from raygkd.config import Config, with_settings
-from raygkd.config.search_space import Dimension
+from raygkd.config.search_space import Dimension, in_space
 from raygkd.errors import DataError
 from raygkd.rayrun.search_history import JOURNAL, History, SearchObserver, Trial
 from raygkd.rayrun.tune_search import ListedSettings, scheduler, searcher
@@ -44,16 +45,23 @@ class Told(SearchObserver):
         self.calls.append(("ended", trial.number))
 
 
-def open_history(folder: Path, told: Told | None = None, **settings: Any) -> History:
+# what a search starts from: a trial in the space, and one of another method
+FIRST = ({"lr": 0.05, "levels": [1], "dim": 4}, {"lr": 0.05, "method": "kd"})
+
+
+def open_history(
+    folder: Path, told: Told | None = None, first: Sequence[Any] = (), **settings: Any
+) -> History:
     config = with_settings(Config(), {"trials": TRIALS, "epochs": EPOCHS, "seed": 5, **settings})
     return History(
         folder / JOURNAL,
-        searcher(config, SPACE),
+        searcher(config, SPACE, first),
         scheduler(config),
         trials=TRIALS,
         epochs=EPOCHS,
         seed=5,
         observer=told or Told(),
+        score=config.data.score,
     )
 
 
@@ -83,13 +91,18 @@ def train(history: History, at_once: int, order: random.Random, steps: int) -> b
     return False
 
 
+@pytest.mark.parametrize("first", [(), FIRST], ids=["drawn", "known first"])
 @pytest.mark.parametrize("how", [("random", "asha"), ("tpe", "asha"), ("random", "hyperband")])
 @hypothesis_settings(max_examples=8)
 @given(breaks=st.lists(st.integers(1, 12), min_size=1, max_size=5))
 def test_a_search_that_is_broken_off_ends_as_any_other(
-    how: tuple[str, str], breaks: list[int], tmp_path_factory: pytest.TempPathFactory
+    how: tuple[str, str],
+    first: Sequence[Any],
+    breaks: list[int],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    settings = dict(zip(("searcher", "scheduler"), how, strict=True))
+    settings: dict[str, Any] = dict(zip(("searcher", "scheduler"), how, strict=True))
+    settings["first"] = first
     whole = open_history(tmp_path_factory.mktemp("whole"), **settings)
     assert train(whole, 1, random.Random(0), 1000)
     folder = tmp_path_factory.mktemp("broken")
@@ -98,8 +111,39 @@ def test_a_search_that_is_broken_off_ends_as_any_other(
     last = open_history(folder, **settings)
     assert train(last, 1, random.Random(0), 1000)
     assert outcome(last) == outcome(whole)
-    assert {trial.status for trial in last.trials} >= {"finished", "diverged"}
+    statuses = {trial.status for trial in last.trials}
+    assert statuses >= ({"finished"} if first else {"finished", "diverged"})
     assert last.left == 0
+    assert [trial.params for trial in last.trials[: len(first)]] == list(first)
+
+
+@pytest.mark.parametrize("how", ["random", "tpe"])
+def test_what_is_drawn_after_known_trials_is_in_the_space(how: str, tmp_path: Path) -> None:
+    history = open_history(tmp_path, first=FIRST, searcher=how)
+    assert train(history, 1, random.Random(0), 1000)
+    drawn = [trial.params for trial in history.trials[len(FIRST) :]]
+    assert all(in_space(params, SPACE) for params in drawn)
+    # those that are drawn at random do not depend on the known ones
+    plain = open_history(tmp_path / "plain", searcher=how)
+    assert train(plain, 1, random.Random(0), 1000)
+    alike = [trial.params for trial in plain.trials[: len(drawn)]] == drawn
+    assert alike == (how == "random")
+
+
+def test_of_losses_the_lower_goes_on_and_one_that_diverged_is_the_worst(tmp_path: Path) -> None:
+    history = open_history(tmp_path, score="log-loss")
+    went_on = []
+    for loss in (2.0, 3.0, 1.0, 2.5, 0.5):
+        trial = history.begin()
+        history.report(trial, {"epoch": 1.0, "val_score": loss, "diverged": 0.0})
+        went_on += [] if trial.is_over else [loss]
+    assert went_on == [2.0, 1.0, 0.5]
+    broken = history.begin()
+    history.report(broken, {"epoch": 1.0, "val_score": 0.0, "diverged": 1.0})
+    assert broken.status == "diverged"
+    last = history.begin()
+    history.report(last, {"epoch": 1.0, "val_score": 0.9, "diverged": 0.0})
+    assert not last.is_over
 
 
 def test_of_equal_scores_the_lower_loss_goes_on(tmp_path: Path) -> None:

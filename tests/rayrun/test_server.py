@@ -44,7 +44,7 @@ def check_record(result: dict[str, Any], server: Server, epochs: int) -> None:
         assert scores[epochs] == trial["val_score"]
     metrics = client.get_run(place["parent_run_id"]).data.metrics
     assert metrics["best_test_score"] == result["best"]["test_score"]
-    registered = result["best"]["registered"]
+    registered = result["champion"]["registered"]
     version = client.get_model_version(registered["name"], registered["version"])
     assert version.run_id == place["parent_run_id"]
     assert running(client) == []
@@ -74,7 +74,7 @@ def test_a_search_ends_although_its_server_hangs(silent: Silent, server: Server)
         f"warning: MLflow at {server.uri} has not received everything; the rest is kept in "
         f"{silent.folder}/tracking.jsonl and is sent when this run is resumed"
     )
-    assert silent.first["best"]["registered"] is None
+    assert silent.first["champion"]["registered"] is None
     assert "Traceback" not in silent.command.err
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import torch
 from commands import Command
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -29,6 +30,7 @@ from records import (
 
 from raygkd import config as configuration
 from raygkd.assembly.derived_configs import student_alone
+from raygkd.deploy.modules import DeployedClassifier
 from raygkd.models import load_model_file
 from raygkd.tracking.store import default_uri
 
@@ -38,6 +40,7 @@ TUNE = (
     *("--batch-size", "32"),
 )
 EPOCHS, TRIALS = 3, 4
+KD = {"lr", "method", "kd_temperature", "kd_weight"}
 SEARCHED = {"lr", "levels", "temperature", "dim", "alpha", "beta", "gamma"}
 # of the terms, where their weight is not 0
 WEIGHTS = {"alpha": "vertex", "beta": "edge", "gamma": "spectral"}
@@ -85,7 +88,7 @@ def searched(raygkd: Start, output: Path) -> Searched:
     budget = ("--trials", TRIALS, "--epochs", EPOCHS, "--reduction-factor", "2")
     command = raygkd(*TUNE, *budget, "--output", output, "--json")
     result = command.result()
-    name = result["best"]["registered"]["name"]
+    name = result["champion"]["registered"]["name"]
     return Searched(command, result, store(output).get_model_version_by_alias(name, "champion"))
 
 
@@ -126,7 +129,13 @@ def test_how_the_winner_was_chosen_is_told_with_what_it_cost(
     assert 0 < selection.pop("first_step_seconds") < searched.result["seconds"]
     assert selection == {
         "rule": "highest validation score after the last epoch trained",
-        **{"split": "val", "trials": TRIALS, "epochs": EPOCHS, "trained_epochs": trained},
+        **{
+            "score": "accuracy",
+            "split": "val",
+            "trials": TRIALS,
+            "epochs": EPOCHS,
+            "trained_epochs": trained,
+        },
         **{"scheduler": "asha", "searcher": "random"},
     }
     tags = client.get_run(searched.result["mlflow"]["parent_run_id"]).data.tags
@@ -147,22 +156,96 @@ def test_trials_are_ranked_and_the_best_is_the_best_on_validation(searched: Sear
     assert len({json.dumps(trial["params"]) for trial in trials}) == TRIALS
 
 
+def test_the_first_trials_are_the_default_settings_and_kd(searched: Searched) -> None:
+    first, second = (
+        dict(one["params"])
+        for number in (0, 1)
+        for one in searched.result["trials"]
+        if one["number"] == number
+    )
+    config = configuration_of(searched.folder)
+    assert first.pop("levels") == [1, 2, 3]
+    assert first == {name: configuration.value_of(config, name) for name in first}
+    assert second == {
+        "lr": config.optim.lr,
+        "method": "kd",
+        "kd_temperature": 4.0,
+        "kd_weight": 0.9,
+    }
+
+
+def test_the_verdict_is_of_both_students_on_every_test_image(
+    searched: Searched, client: MlflowClient
+) -> None:
+    result = searched.result
+    pixels, labels = (torch.from_numpy(array) for array in whole_split(searched.folder, "test"))
+    files = {role: model_of(searched, role) for role in ("best", "student_alone")}
+    with torch.no_grad():
+        right = {
+            role: (DeployedClassifier(load_model_file(path))(pixels).argmax(1) == labels).double()
+            for role, path in files.items()
+        }
+    differences = right["best"] - right["student_alone"]
+    told = result["verdict"]
+    assert (told["images"], told["seeds"]) == (len(labels), 1)
+    assert told["difference"] == pytest.approx(float(differences.mean()))
+    error = float(differences.std() / len(labels) ** 0.5)
+    assert told["standard_error"] == pytest.approx(error)
+    assert (told["outcome"] == "no different") == (abs(told["difference"]) <= 2 * error)
+    run = client.get_run(result["mlflow"]["parent_run_id"]).data
+    assert run.tags["verdict"] == told["line"]
+    assert run.metrics["verdict_difference"] == pytest.approx(told["difference"])
+    assert run.metrics["verdict_standard_error"] == pytest.approx(error)
+    assert told["line"] in run.tags["mlflow.note.content"]
+
+
+def model_of(searched: Searched, role: str) -> Path:
+    """Return the model file of the best trial or of the student alone."""
+    if role == "student_alone":
+        return searched.folder / "student-alone" / "model.pt"
+    beaten = searched.folder / "best-student" / "model.pt"
+    return beaten if beaten.exists() else searched.folder / "model.pt"
+
+
+def test_the_champion_is_the_student_that_validation_ranks_first(
+    searched: Searched, client: MlflowClient
+) -> None:
+    result = searched.result
+    champion = result["champion"]
+    scores = {
+        role: rescored(model_of(searched, role), searched.folder, "val")["score"]
+        for role in ("best", "student_alone")
+    }
+    alone_is_ahead = scores["student_alone"] > scores["best"]
+    assert champion["role"] == ("student_alone" if alone_is_ahead else "best")
+    assert champion["val_score"] == scores[champion["role"]]
+    tags = searched.champion.tags
+    assert tags["raygkd.champion"] == champion["role"]
+    assert tags["val_score"] == str(champion["val_score"])
+    other = {"best": "student_alone", "student_alone": "best"}[champion["role"]]
+    assert champion["beaten"] == scores[other]
+    assert (result["best"]["registered"] is None) == alone_is_ahead
+
+
 def test_asha_stops_trials_that_fall_behind(searched: Searched) -> None:
     epochs: dict[str, list[int]] = {"finished": [], "stopped": []}
     for trial in searched.result["trials"]:
         epochs[trial["status"]].append(trial["epochs"])
-        assert set(trial["params"]) == SEARCHED
+        assert set(trial["params"]) == (KD if trial["number"] == 1 else SEARCHED)
     assert set(epochs["finished"]) == {EPOCHS}
     assert epochs["stopped"]
     assert set(epochs["stopped"]) <= set(range(1, EPOCHS))
 
 
 def test_the_tuned_student_is_what_its_scores_say(searched: Searched) -> None:
-    best, model = searched.result["best"], Path(searched.result["model"])
+    best, model = searched.result["best"], model_of(searched, "best")
     assert load_model_file(model).name == "resnet8"
     assert rescored(model, searched.folder, "val")["score"] == best["val_score"]
     assert rescored(model, searched.folder, "test")["score"] == best["test_score"]
     assert best["test_score"] > 3 * CHANCE
+    champion = searched.result["champion"]["role"]
+    of_run = rescored(Path(searched.result["model"]), searched.folder, "test")["score"]
+    assert of_run == searched.result[champion]["test_score"]
 
 
 def test_a_search_is_a_run_and_its_trials_are_children(
@@ -211,7 +294,7 @@ def test_every_trial_has_every_term_of_every_epoch(
 ) -> None:
     for trial in searched.result["trials"]:
         found = curves(client, trial["run_id"])
-        used = [term for weight, term in WEIGHTS.items() if trial["params"][weight]]
+        used = [term for weight, term in WEIGHTS.items() if trial["params"].get(weight)]
         terms = {f"{kind}_{term}" for term in used for kind in ("loss", "factor")}
         assert terms == TERMS & set(found)
         for name in EVERY_EPOCH | terms | {"diverged"}:
@@ -240,12 +323,13 @@ def test_a_search_is_drawn_for_its_folder_and_mlflow(
 def test_the_winner_is_a_registered_model_that_scores_the_same(
     searched: Searched, client: MlflowClient
 ) -> None:
-    best = searched.result["best"]
-    assert str(searched.champion.version) == best["registered"]["version"]
+    champion = searched.result["champion"]
+    assert str(searched.champion.version) == champion["registered"]["version"]
     assert searched.champion.run_id == searched.result["mlflow"]["parent_run_id"]
     pixels, labels = whole_split(searched.folder, "test")
-    logits = mlflow.pyfunc.load_model(best["model_uri"]).predict(pixels)
-    assert np.mean(np.argmax(logits, axis=1) == labels) == best["test_score"]
+    logits = mlflow.pyfunc.load_model(champion["model_uri"]).predict(pixels)
+    score = searched.result[champion["role"]]["test_score"]
+    assert np.mean(np.argmax(logits, axis=1) == labels) == score
     by_alias = mlflow.pyfunc.load_model(
         f"models:/{searched.champion.name}/{searched.champion.version}"
     )
@@ -393,7 +477,8 @@ def test_a_diverging_trial_ends_alone_and_last(resumed: Resumed, client: MlflowC
 def test_the_winner_of_a_later_search_challenges_that_of_the_first(
     searched: Searched, resumed: Resumed, client: MlflowClient, output: Path, raygkd: Start
 ) -> None:
-    best = resumed.result["best"]
+    best = resumed.result["champion"]
+    test_score = resumed.result[best["role"]]["test_score"]
     name, version = best["registered"]["name"], best["registered"]["version"]
     held = {a: str(v) for a, v in client.get_registered_model(name).aliases.items()}
     assert held == {"champion": str(searched.champion.version), "challenger": version}
@@ -401,15 +486,15 @@ def test_the_winner_of_a_later_search_challenges_that_of_the_first(
     assert row in " ".join(resumed.command.out.split())
     challenger = client.get_model_version(name, version)
     assert challenger.tags["val_score"] == str(best["val_score"])
-    assert challenger.tags["best_test_score"] == str(best["test_score"])
+    assert challenger.tags[f"{best['role']}_test_score"] == str(test_score)
     assert challenger.run_id == resumed.result["mlflow"]["parent_run_id"]
     assert "Best settings: " in challenger.description
     compared = raygkd("promote", name, "--output", output, "--json").result()
     # the same images as those that the two searches have scored at their ends
     scores = {role: one["test_score"] for role, one in compared["versions"].items()}
-    first = searched.result["best"]["test_score"]
-    assert scores == {"champion": first, "challenger": best["test_score"]}
-    assert compared["promoted"] == (best["test_score"] > first)
+    first = searched.result[searched.result["champion"]["role"]]["test_score"]
+    assert scores == {"champion": first, "challenger": test_score}
+    assert compared["promoted"] == (test_score > first)
     assert compared["same_splits"]
 
 
@@ -425,6 +510,9 @@ def test_without_json_a_search_ends_with_tables(resumed: Resumed, output: Path) 
         size = f"{row['parameters']:,} {share} {row['test_score']:.4f}"
         assert f"{name} {row['model']} {size}" in rows
     assert f"compare raygkd ui --output {output}" in rows
+    assert rows[-1] == resumed.result["verdict"]["line"]
+    told = [row for row in rows if row.startswith("The student alone is the champion: ")]
+    assert len(told) == (resumed.result["champion"]["role"] == "student_alone")
 
 
 def test_no_run_is_left_open_and_no_number_is_strange(

@@ -94,7 +94,7 @@ def test_the_winner_is_a_registered_model_that_finds_the_same(
         model = DeployedDetector(load_model_file(result["model"])).eval()
         expected = model(torch.from_numpy(images)).numpy()
     assert np.array_equal(
-        mlflow.pyfunc.load_model(result["best"]["model_uri"]).predict(images), expected
+        mlflow.pyfunc.load_model(result["champion"]["model_uri"]).predict(images), expected
     )
 
 

@@ -126,6 +126,7 @@ def test_the_numbers_are_those_of_the_run(report: dict[str, Any]) -> None:
     assert list(models) == ["teacher", "student alone", "best student"]
     assert models["best student"]["test_score"] == result["best"]["test_score"]
     assert models["student alone"] == result["student_alone"]
+    assert result["verdict"]["line"] in Path(report["html"]).read_text()
     trained = sum(trial["epochs"] for trial in result["trials"])
     assert report["numbers"]["search"]["epochs_trained"] == trained
     latency = report["numbers"]["sizes"]["latency_ms"]

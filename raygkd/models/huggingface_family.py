@@ -1,0 +1,320 @@
+"""Image classifiers of Hugging Face's transformers, from the Hub or from a folder.
+
+Shapes: B batch, C channels, H height, W width, N tokens, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from raygkd.errors import ConfigError, DataError
+from raygkd.models.checkpoints import class_layers, file_digest, load_file, read_state
+from raygkd.models.downloads import hub_file
+from raygkd.models.families import ModelFamily, short_name
+from raygkd.models.inputs import ModelInput
+from raygkd.models.loaded_weights import LoadedWeights
+from raygkd.models.mapped import MappedModel
+from raygkd.optional_packages import require
+from raygkd.registry import FAMILIES
+from raygkd.storage.atomic_files import place
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# places of the levels of a model whose maps all have one size, as shares of its depth
+DEPTHS = (0.25, 0.5, 0.75, 1.0)
+_INTERPOLATE = "interpolate_pos_encoding"
+# what PIL and the processors call the filters
+FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+class HuggingFaceModel(MappedModel):
+    """A classifier of transformers with its maps: images (B, 3, H, W) to logits (B, K).
+
+    Args:
+        net: the classifier.
+        image_size: height and width of the input in pixels.
+    """
+
+    def __init__(self, net: nn.Module, image_size: tuple[int, int]):
+        patch, options = _patch_size(net), _options(net, image_size)
+        places = level_places(_map_shapes(net, image_size, patch, options))
+        super().__init__(net, len(places))
+        self._places, self._patch, self._options = places, patch, options
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return class scores."""
+        options = {**self._options, "output_hidden_states": bool(self._places)}
+        output = self.net(pixel_values=images_BCHW, **options)
+        if self._places:
+            states = maps_of(output, images_BCHW.shape[2:], self._patch)
+            self.show({level: states[place] for level, place in enumerate(self._places, start=1)})
+        return output.logits
+
+
+def maps_of(output: Any, image_size: Sequence[int], patch: int | None) -> list[Tensor]:
+    """Return the hidden states of a model as maps (B, C, H, W), shallow to deep.
+
+    Tokens that come before those of the patches (class, registers) are left out.
+
+    Args:
+        output: of a model of transformers.
+        image_size: height and width of the input in pixels.
+        patch: side of a patch in pixels; None where the states are maps already.
+    """
+    reshaped = getattr(output, "reshaped_hidden_states", None)
+    states = reshaped if reshaped is not None else output.hidden_states
+    maps = []
+    for state in states or ():
+        if state.ndim == 4:
+            maps.append(state)
+        elif state.ndim == 3 and patch:
+            height, width = (side // patch for side in image_size)
+            if state.shape[1] >= height * width:
+                tokens = state[:, -height * width :].transpose(1, 2)
+                maps.append(tokens.reshape(len(state), -1, height, width))
+    return maps
+
+
+@FAMILIES.register("hf")
+class HuggingFace(ModelFamily):
+    """Image classifiers of transformers: ORG/NAME on the Hub, or a folder."""
+
+    def names(self) -> Sequence[str]:
+        """Return nothing: the names are the Hub's."""
+        return ()
+
+    def check_name(self, name: str) -> None:
+        """Check that a name is a folder with a model, or has the form of a name on the Hub."""
+        require("transformers", of=f"hf:{name}", extra="hf")
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            if not (folder / CONFIG).exists():
+                raise ConfigError(
+                    f"{name!r}: the folder has no {CONFIG}: give one that save_pretrained wrote"
+                )
+        elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
+            raise ConfigError(f"{name!r}: is no folder, and not of the form ORG/NAME")
+
+    def build(self, name: str, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+        """Return an untrained classifier."""
+        from transformers import AutoModelForImageClassification
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        config = _config(name)
+        config.num_labels = num_classes
+        try:
+            net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"hf:{name}: transformers has no image classifier of its type "
+                f"{getattr(config, 'model_type', 'unknown')!r}"
+            ) from error
+        return HuggingFaceModel(net, image_size)
+
+    def inputs(self, name: str) -> ModelInput:
+        """Return what the model's image processor does."""
+        try:
+            path = _file(name, (PROCESSOR,))
+        except DataError:
+            return ModelInput()
+        return input_of_processor(json.loads(path.read_text()))
+
+    def levels(self, model: nn.Module) -> dict[int, str]:
+        """Return the modules that the maps go through."""
+        assert isinstance(model, MappedModel)
+        return model.level_paths
+
+    def pretrained(self, name: str) -> str | None:
+        """Return the name of the repository or folder."""
+        folder = Path(name).expanduser()
+        if folder.is_dir() and not any((folder / one).exists() for one in WEIGHTS):
+            return None
+        return name
+
+    def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
+        """Load the weights of the repository or folder."""
+        assert isinstance(model, HuggingFaceModel)
+        path = _file(name, WEIGHTS)
+        return LoadedWeights(
+            source=f"hf {short_name(f'hf:{name}').removeprefix('hf:')}",
+            sha256=file_digest(path),
+            licence=_licence(name),
+            new_layers=_load_by_transformers(model.net, path.parent, num_classes),
+        )
+
+    def load_file(
+        self, model: nn.Module, name: str, num_classes: int, path: str
+    ) -> LoadedWeights | None:
+        """Load a file of weights of the classifier."""
+        from safetensors.torch import save_file
+
+        assert isinstance(model, HuggingFaceModel)
+        try:
+            return load_file(model.net, path, num_classes)
+        except DataError as error:
+            state = {key: tensor.clone() for key, tensor in read_state(path).items()}
+            with tempfile.TemporaryDirectory(prefix="raygkd-") as folder:
+                # what another version of transformers wrote has other names
+                save_file(state, Path(folder, WEIGHTS[0]), metadata={"format": "pt"})
+                try:
+                    new_layers = _load_by_transformers(model.net, Path(folder), num_classes)
+                except DataError:
+                    raise error from None
+        return LoadedWeights(
+            source=place(path).name, sha256=file_digest(path), new_layers=new_layers
+        )
+
+
+def _load_by_transformers(net: Any, folder: Path, num_classes: int) -> tuple[str, ...]:
+    """Load the weights in a folder; return the paths of the layers that keep their weights.
+
+    transformers renames what its older versions wrote, and reads pickles as weights alone.
+
+    Raises:
+        DataError: they do not fit.
+    """
+    loaded, report = type(net).from_pretrained(
+        folder,
+        config=net.config,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        local_files_only=True,
+    )
+    heads = class_layers(net, num_classes)
+    absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    new_layers = tuple(head for head in heads if any(_is_in(key, [head]) for key in absent))
+    left = sorted(key for key in absent if not _is_in(key, new_layers))
+    if left:
+        raise DataError(
+            f"{folder} does not fit {type(net).__name__}: {len(left)} tensors are missing or of "
+            f"another shape ({', '.join(left[:3])})"
+        )
+    state = loaded.state_dict()
+    net.load_state_dict({k: t for k, t in state.items() if not _is_in(k, new_layers)}, strict=False)
+    return new_layers
+
+
+def _is_in(key: str, layers: Sequence[str]) -> bool:
+    return key.startswith(tuple(f"{layer}." for layer in layers))
+
+
+def input_of_processor(settings: Mapping[str, Any]) -> ModelInput:
+    """Return what the settings of an image processor say."""
+    size = settings.get("crop_size") if settings.get("do_center_crop") else None
+    size = size or settings.get("size") or {}
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    edge = size.get("shortest_edge")
+    sides = (size.get("height", edge), size.get("width", edge))
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    normalised = settings.get("do_normalize", True) and mean and std
+    return ModelInput(
+        size=sides if None not in sides else None,  # type: ignore[arg-type]
+        mean=tuple(mean) if normalised else (0.0, 0.0, 0.0),  # type: ignore[arg-type]
+        std=tuple(std) if normalised else (1.0, 1.0, 1.0),  # type: ignore[arg-type]
+        interpolation=FILTERS.get(settings.get("resample", 2), "bilinear"),
+    )
+
+
+def level_places(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Return the places of the levels among maps of shapes (B, C, H, W).
+
+    Where the maps have several sizes, they are the last of each. Where all have one, they are at
+    the quarters of the depth; the first map is the embedded image.
+    """
+    sizes = [shape[2:] for shape in shapes]
+    if len(set(sizes)) > 1:
+        return sorted({size: place for place, size in enumerate(sizes)}.values())
+    depth = len(sizes) - 1
+    return sorted({max(1, round(depth * share)) for share in DEPTHS}) if depth > 0 else []
+
+
+def _map_shapes(
+    net: nn.Module, image_size: tuple[int, int], patch: int | None, options: Mapping[str, Any]
+) -> list[tuple[int, ...]]:
+    """Return the shapes of a model's maps; nothing is computed."""
+    tensors = itertools.chain(net.named_parameters(), net.named_buffers())
+    state = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    images_BCHW = torch.empty(1, 3, *image_size, device="meta")
+    given = {**options, "pixel_values": images_BCHW, "output_hidden_states": True}
+    training = net.training
+    height, width = image_size
+    try:
+        with torch.no_grad():
+            output = functional_call(net.eval(), state, (), given)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{type(net).__name__} cannot take images of {height} x {width} pixels: "
+            f"{(str(error).splitlines() or ['they are too small'])[0]}"
+        ) from error
+    finally:
+        net.train(training)
+    return [tuple(one.shape) for one in maps_of(output, image_size, patch)]
+
+
+def _patch_size(net: Any) -> int | None:
+    patch = getattr(net.config, "patch_size", None)
+    return patch if isinstance(patch, int) else None
+
+
+def _options(net: Any, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Return what a model needs to be told for images of a size that is not its own."""
+    side = getattr(net.config, "image_size", None)
+    sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
+    takes = inspect.signature(net.forward).parameters
+    other = side is not None and sides != tuple(image_size)
+    return {_INTERPOLATE: True} if other and _INTERPOLATE in takes else {}
+
+
+def _file(name: str, names: Sequence[str]) -> Path:
+    """Return a file of a model's folder or repository.
+
+    Raises:
+        DataError: there is none, or it cannot be fetched.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return hub_file(name, names, f"{names[0]} of hf:{name}", ", or give the model's folder")
+    for one in names:
+        if (folder / one).exists():
+            return folder / one
+    raise DataError(f"hf:{name}: the folder has no {' or '.join(names)}")
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    path = _file(name, (CONFIG,))
+    try:
+        return AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"hf:{name}: {CONFIG} cannot be used: {reason}") from error
+
+
+def _licence(name: str) -> str:
+    """Return the licence that the model's card states, where the card is on this machine."""
+    import yaml
+
+    try:
+        text = (_file(name, WEIGHTS).parent / "README.md").read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    _, _, rest = text.partition("---\n")
+    with contextlib.suppress(yaml.YAMLError):
+        front = yaml.safe_load(rest.partition("\n---")[0])
+        return str(front.get("license", "")) if isinstance(front, dict) else ""
+    return ""

@@ -1,0 +1,155 @@
+"""Models and weights that people bring, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from outcomes import Ran
+from safetensors.torch import save_file
+
+from raygkd.models import build_model, load_model_file
+
+NETS = """
+import torch
+from torch import nn
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def net(classes):
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)),
+        nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, classes)),
+    )
+
+
+def broken(classes):
+    return net(classes) if classes == 2 else undefined
+
+
+def pair(classes):
+    class Pair(nn.Module):
+        def forward(self, images):
+            return images, images
+
+    return Pair()
+"""
+DIGITS = ("--dataset", "digits", "--epochs", "1", "--limit-train", "128")
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> Path:
+    path = tmp_path / "nets.py"
+    path.write_text(NETS)
+    return path
+
+
+def weights(nets: Path, classes: int, name: str = "weights.pth") -> Path:
+    """Save weights of the function's model as a training script does; return their path."""
+    torch.manual_seed(0)
+    state = build_model(f"{nets}:net", classes, (8, 8)).state_dict()
+    path = nets.parent / name
+    torch.save({"epoch": 1, "state_dict": {f"module.{n}": t for n, t in state.items()}}, path)
+    return path
+
+
+def tags(output: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(output / "mlflow.db")) as database:
+        return dict(database.execute("SELECT key, value FROM tags"))
+
+
+def test_a_trained_teacher_of_ones_own_teaches_and_is_found_again(
+    raygkd: Callable[..., Ran], nets: Path, tmp_path: Path
+) -> None:
+    teacher, output = weights(nets, 10), tmp_path / "out"
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "imagenet.safetensors")
+    pair = ("--teacher", f"{nets}:net", "--teacher-weights", teacher, "--method", "kd")
+    pair += ("--student", "timm:test_resnet")
+    pair += ("--student-weights", tmp_path / "imagenet.safetensors")
+    ran = raygkd("train", *DIGITS, *pair, "--output", output, "--json")
+    assert ran.code == 0, ran.err
+    assert "the teacher is used as it is: its weights have these classes" in ran.err
+    assert "training teacher" not in ran.err
+    told = " ".join(ran.err.split())
+    assert "student weights: imagenet.safetensors (sha256 " in told
+    assert "fc starts at random for this number of classes" in told
+    result = json.loads(ran.out)
+    assert result["models"]["teacher"]["model"] == "nets.py:net"
+    file = load_model_file(result["teacher"]["path"])
+    assert file.mean == (0.5, 0.5, 0.5)
+    saved = torch.load(teacher, weights_only=True)["state_dict"]
+    assert all(torch.equal(file.state_dict[n[7:]], tensor) for n, tensor in saved.items())
+    student = load_model_file(result["model"])
+    assert student.weights["source"] == "imagenet.safetensors"
+    assert tags(output)["raygkd.student_weights.new_layers"] == "fc"
+
+    # the run has copies of what it needs
+    nets.unlink()
+    moved = Path(result["teacher"]["path"]).parent.rename(tmp_path / "moved")
+    (next((output / "inputs").glob("*-nets.py"))).unlink()
+    ran = raygkd("evaluate", moved, "--dataset", "digits", "--output", output, "--json")
+    assert ran.code == 0, ran.err
+    [one] = json.loads(ran.out)["models"].values()
+    assert one["scores"]["score"] == pytest.approx(result["models"]["teacher"]["test_score"])
+    out = tmp_path / "student.safetensors"
+    ran = raygkd("export", result["model"], "--format", "safetensors", "--out", out)
+    assert ran.code == 0, ran.err
+    assert "Training started from imagenet.safetensors" in out.with_suffix(".md").read_text()
+
+
+def test_a_name_is_evaluated_with_its_weights(
+    raygkd: Callable[..., Ran], refused: Callable[..., str], nets: Path, tmp_path: Path
+) -> None:
+    name, own = f"{nets}:net", weights(nets, 10)
+    options = ("--dataset", "digits", "--json", "--output", tmp_path / "out")
+    ran = raygkd("evaluate", name, "--weights", own, *options)
+    assert ran.code == 0, ran.err
+    assert name in json.loads(ran.out)["models"]
+
+
+KD = ("--method", "kd")
+MISTAKES = [
+    (("--student", "NETS:broken"), "nets.py, line 17: NameError: name 'undefined' is not"),
+    (("--student", "NETS:pair"), "nets.py:pair: the model returns tuple: it must return logits"),
+    (("--student", "NETS:nett"), "--student: nets.py:nett: there is no function 'nett'; did"),
+    (("--student", "gone.py:net"), "--student: gone.py:net: cannot read gone.py: No such file"),
+    (("--student", "timm:resnet18.a9"), "--student: unknown timm classifier 'resnet18.a9'; did"),
+    (("--student", "hf:vit"), "--student: unknown hf classifier 'vit': is no folder, and not"),
+    (("--student", "NETS:net", "--student-weights", "pretrained"), "there are no weights of nets"),
+    (("--student", "NETS:net", "--student-weights", "gone.pth"), "--student-weights: cannot read"),
+    (("--student", "NETS:net", "--student-weights", "ARGS"), "--student-weights: "),
+    (("--student", "resnet8", "--student-weights", "OWN"), "does not fit StagedClassifier, which"),
+    (
+        ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-mode", "as-is", *KD),
+        "--teacher-mode as-is: nets.py:net is not trained for these images (2.2 is new for the",
+    ),
+    (("--teacher", "OWN", *KD), "weights.pth holds weights and does not say of which"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES)
+def test_what_is_wrong_is_one_line(
+    refused: Callable[..., str],
+    good: tuple[str, ...],
+    nets: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    own = weights(nets, 7)
+    arguments = tmp_path / "script.pth"
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, arguments)
+    names = {"NETS": str(nets), "OWN": str(own), "ARGS": str(arguments)}
+    for word, path in names.items():
+        options = tuple(option.replace(word, path) for option in options)
+    method = () if "--method" in options else ("--method", "none")
+    assert message in refused("train", *options, *method, *good)

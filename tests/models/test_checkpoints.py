@@ -1,0 +1,209 @@
+"""Files of weights as training scripts and libraries write them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from raygkd.errors import DataError
+from raygkd.models import ModelFile, build_classifier, load_classifier, save_model_file
+from raygkd.models.checkpoints import KEYS, load_file, load_state, read_state
+
+State = dict[str, Tensor]
+PREFIXES = ("", "module.", "model.", "backbone.", "_orig_mod.", "module._orig_mod.")
+
+
+def trained(classes: int = 4, seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_classifier("resnet8", classes).eval()
+
+
+def assert_loaded(model: nn.Module, state: State, but: tuple[str, ...] = ()) -> None:
+    own = model.state_dict()
+    assert own.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(own[name], tensor) != name.startswith(but or ("\0",)), name
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".bin", ".safetensors"])
+def test_a_state_dict_of_any_suffix_is_loaded(tmp_path: Path, suffix: str) -> None:
+    path, state = tmp_path / f"weights{suffix}", trained().state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    model = build_classifier("resnet8", 4)
+    weights = load_file(model, path, 4)
+    assert_loaded(model, state)
+    assert weights.is_whole
+    assert (weights.source, len(weights.sha256)) == (path.name, 64)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("key", KEYS)
+def test_weights_are_found_under_the_names_of_training_scripts(
+    tmp_path: Path, key: str, prefix: str
+) -> None:
+    path, state = tmp_path / "checkpoint.pth", trained().state_dict()
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    torch.save({"epoch": 3, key: wrapped, "optimizer": {"lr": 0.1, "state": {}}}, path)
+    model = build_classifier("resnet8", 4)
+    load_file(model, path, 4)
+    assert_loaded(model, state)
+
+
+def test_numpy_scalars_beside_the_weights_are_read(tmp_path: Path) -> None:
+    path, state = tmp_path / "model.th", trained().state_dict()
+    scalars = [np.float64(93.2), np.float32(0.5), np.int64(3), np.bool_(True)]
+    torch.save({"state_dict": state, "best_prec1": scalars}, path)
+    assert read_state(path).keys() == state.keys()
+
+
+def test_files_without_counts_of_batches_are_loaded() -> None:
+    state = trained().state_dict()
+    old = {name: part for name, part in state.items() if "num_batches" not in name}
+    assert load_state(build_classifier("resnet8", 4), old, 4, "old.pth") == []
+
+
+def test_a_model_file_of_raygkd_is_loaded(tmp_path: Path) -> None:
+    state = trained().state_dict()
+    file = ModelFile(
+        name="resnet8",
+        class_names=("a", "b", "c", "d"),
+        image_size=(8, 8),
+        mean=(0.5, 0.5, 0.5),
+        std=(1.0, 1.0, 1.0),
+        state_dict=state,
+        scores={},
+        config="",
+    )
+    save_model_file(tmp_path / "model.pt", file)
+    model = build_classifier("resnet8", 4)
+    weights = load_classifier(model, "resnet8", 4, str(tmp_path / "model.pt"))
+    assert weights is not None
+    assert weights.is_whole
+    assert_loaded(model, state)
+
+
+def test_another_number_of_classes_leaves_the_last_layer_alone(tmp_path: Path) -> None:
+    path = tmp_path / "imagenet.pth"
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, path)
+    model = build_classifier("torchvision:resnet18", 7)
+    head = model.fc.weight.detach().clone()
+    weights = load_classifier(model, "torchvision:resnet18", 7, str(path))
+    assert weights is not None
+    assert weights.new_layers == ("fc",)
+    assert "fc starts at random for this number of classes" in str(weights)
+    assert torch.equal(model.fc.weight, head)
+    assert torch.equal(model.conv1.weight, state["conv1.weight"])
+
+
+def test_a_backbone_without_a_last_layer_gets_a_new_one() -> None:
+    state = {n: t for n, t in trained().state_dict().items() if not n.startswith("classifier.")}
+    assert load_state(build_classifier("resnet8", 9), state, 9, "dino.pth") == ["classifier"]
+
+
+def test_old_names_and_auxiliary_heads_of_torchvision_are_known(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = torchvision.models.densenet121(num_classes=3).state_dict()
+    new = r"(denselayer\d+\.(?:norm|conv))([12])\."
+    old = {re.sub(new, r"\1.\2.", name): tensor for name, tensor in state.items()}
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "densenet.pth")
+    model = build_classifier("torchvision:densenet121", 3)
+    load_classifier(model, "torchvision:densenet121", 3, str(tmp_path / "densenet.pth"))
+    assert_loaded(model, state)
+    whole = torchvision.models.googlenet(num_classes=3, aux_logits=True, init_weights=False)
+    torch.save(whole.state_dict(), tmp_path / "googlenet.pth")
+    model = build_classifier("torchvision:googlenet", 3)
+    load_classifier(model, "torchvision:googlenet", 3, str(tmp_path / "googlenet.pth"))
+    assert torch.equal(model.fc.weight, whole.fc.weight)
+
+
+def test_weights_of_another_model_are_refused_with_counts_and_names() -> None:
+    torch.manual_seed(0)
+    other = build_classifier("resnet14", 4).state_dict()
+    own = build_classifier("resnet8", 4)
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    found = len(other.keys() - before.keys())
+    with pytest.raises(DataError) as caught:
+        load_state(own, other, 4, "r14.pth")
+    assert f"{found} unexpected (stage1.1." in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert_loaded(own, before)
+    wide = build_classifier("resnet8x4", 4).state_dict()
+    with pytest.raises(DataError, match=r"of another shape \(classifier\.weight, stage1\."):
+        load_state(own, wide, 4, "wide.pth")
+    part = {"stem.0.weight": before["stem.0.weight"]}
+    with pytest.raises(DataError, match=r"\d+ missing \(classifier\.bias"):
+        load_state(own, part, 4, "part.pth")
+
+
+class Runs:
+    """What creates a file when it is unpickled."""
+
+    def __init__(self, witness: Path):
+        self._witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self._witness}",)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_code_in_a_file_does_not_run(tmp_path: Path, is_zip: bool) -> None:
+    witness, path = tmp_path / "ran", tmp_path / "evil.pth"
+    contents = {"state_dict": trained().state_dict(), "extra": Runs(witness)}
+    torch.save(contents, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(DataError, match=r"holds posix\.system, which is not read because it could"):
+        read_state(path)
+    assert not witness.exists()
+    path.write_bytes(pickle.dumps(Runs(witness)))
+    with pytest.raises(DataError):
+        read_state(path)
+    assert not witness.exists()
+    # the file does run code where it is trusted
+    pickle.loads(path.read_bytes())
+    assert witness.exists()
+
+
+def test_settings_of_a_script_beside_the_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": trained().state_dict(), "args": argparse.Namespace(lr=0.1)}, path)
+    with pytest.raises(DataError) as caught:
+        read_state(path)
+    assert "holds argparse.Namespace" in str(caught.value)
+    assert "save its weights alone: torch.save(torch.load(FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
+    path, state = tmp_path / f"weights{suffix}", trained().state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    content, middle = path.read_bytes(), path.stat().st_size // 2
+    damaged = [content[:middle], b"", b"no weights"]
+    if suffix == ".pth":  # the other has no checksums
+        flipped = bytes([content[middle] ^ 255])
+        damaged.append(content[:middle] + flipped + content[middle + 1 :])
+    for part in damaged:
+        path.write_bytes(part)
+        with pytest.raises(DataError, match="is damaged or no file of weights"):
+            read_state(path)
+    with pytest.raises(DataError, match=r"cannot read .*: no such file; give a file"):
+        read_state(tmp_path / f"missing{suffix}")
+
+
+def test_files_without_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "epoch.pth"
+    torch.save({"epoch": 3, "loss": 0.5}, path)
+    with pytest.raises(DataError, match=r"holds no weights \(epoch, loss\): save them with"):
+        read_state(path)
