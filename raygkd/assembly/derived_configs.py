@@ -8,6 +8,9 @@ from typing import Any
 from raygkd.config import Config, MethodConfig, flag, settings, with_settings
 from raygkd.errors import ConfigError
 
+# learning rate of a fine-tuned teacher's backbone, as a share of --lr, where the settings say none
+FINE_TUNING_FACTOR = 0.1
+
 
 def teacher_alone(config: Config) -> Config:
     """Return the configuration that trains the teacher's model instead of the student."""
@@ -38,10 +41,11 @@ def teacher_training(config: Config) -> Config:
                 f"{flag(name)} {epochs}: the teacher is trained with it too, so it must be below "
                 f"--teacher-epochs {config.model.teacher_epochs}"
             )
-    # the grace period is the search's, and may be longer than the teacher's training
-    return with_settings(
-        teacher_alone(config), {"epochs": config.model.teacher_epochs, "grace_period": 1}
-    )
+    # the grace period belongs to the search and may exceed the teacher's epochs
+    changes: dict[str, Any] = {"epochs": config.model.teacher_epochs, "grace_period": 1}
+    if config.model.teacher_mode == "finetune" and config.optim.backbone_lr_factor == 1.0:
+        changes["backbone_lr_factor"] = FINE_TUNING_FACTOR
+    return with_settings(teacher_alone(config), changes)
 
 
 def student_alone(config: Config, params: Mapping[str, Any]) -> Config:

@@ -22,12 +22,12 @@ class NamedTeacher:
     Attributes:
         model: with the weights that it starts from.
         weights: what was loaded; None for random weights, and for detectors.
-        is_ready: it is used as it is.
+        mode: "as-is", "probe", "finetune" or "train"; never "auto".
     """
 
     model: nn.Module
     weights: LoadedWeights | None
-    is_ready: bool
+    mode: str
 
 
 def named_teacher(config: Config, spec: ImageSpec) -> NamedTeacher:
@@ -42,25 +42,42 @@ def named_teacher(config: Config, spec: ImageSpec) -> NamedTeacher:
         torch.manual_seed(config.optim.seed)
         model = new_model(alone.model.student, spec)
         weights = start_from_weights(alone, model, len(spec.class_names))
+    mode = _chosen_mode(config, model, weights, len(spec.class_names))
+    return NamedTeacher(model=model, weights=weights, mode=mode)
+
+
+def _chosen_mode(
+    config: Config, model: nn.Module, weights: LoadedWeights | None, num_classes: int
+) -> str:
+    """Return ``--teacher-mode``, with "auto" resolved.
+
+    Raises:
+        ConfigError: weights that the mode cannot do with.
+    """
     mode = config.model.teacher_mode
-    is_trained = weights is not None and weights.is_whole
-    if mode == "as-is" and not is_trained:
-        name, classes = short_name(config.model.teacher), len(spec.class_names)
-        reason = (
-            "detectors are trained first"
-            if isinstance(model, Detector)
-            else "its weights are random"
-            if weights is None
-            else f"{', '.join(weights.new_layers)} is new for the {classes} classes of these images"
-        )
+    if mode == "auto":
+        if weights is None:
+            return "train"
+        return "as-is" if weights.is_whole else "probe"
+    allowed = "train" if weights is None else "probe, finetune or train"
+    name = short_name(config.model.teacher)
+    if isinstance(model, Detector) and mode != "train":
+        raise ConfigError(f"--teacher-mode {mode}: {name} is a detector (allowed: auto, train)")
+    if weights is None and mode != "train":
         raise ConfigError(
-            f"--teacher-mode as-is: {name} is not trained for these images ({reason}): give "
-            "--teacher-weights of a model of these classes, or --teacher-mode train"
+            f"--teacher-mode {mode}: the weights of {name} are random: give --teacher-weights, or "
+            f"--teacher-mode {allowed}"
         )
-    return NamedTeacher(model=model, weights=weights, is_ready=is_trained and mode != "train")
+    if mode == "as-is" and weights is not None and not weights.is_whole:
+        raise ConfigError(
+            f"--teacher-mode as-is: {', '.join(weights.new_layers)} of {name} is new for the "
+            f"{num_classes} classes of these images: give --teacher-weights of a model of these "
+            f"classes, or --teacher-mode {allowed}"
+        )
+    return mode
 
 
-def ready_teacher_file(config: Config, spec: ImageSpec, teacher: NamedTeacher) -> ModelFile:
-    """Return the model file of a teacher that is used as it is."""
+def untrained_teacher_file(config: Config, spec: ImageSpec, teacher: NamedTeacher) -> ModelFile:
+    """Return the model file of a teacher with the weights that it starts from."""
     state = teacher.model.state_dict()
     return student_file(teacher_alone(config), spec, state, {}, teacher.weights)

@@ -106,9 +106,12 @@ class ModelConfig:
     )
     teacher_mode: str = option(
         "auto",
-        "train the teacher that --teacher names, or use it as it is; auto: as it is if its weights "
-        "have the classes of the images",
-        choices=("auto", "as-is", "train"),
+        "use of the teacher that --teacher names; as-is: unchanged; probe: train its last layer on "
+        "features that its frozen backbone computes once; finetune: train all of it, the backbone "
+        "with a tenth of the learning rate; train: train all of it alike; auto: as-is if its "
+        "weights have the classes of the images, probe if they have others, train if they are "
+        "random",
+        choices=("auto", "as-is", "probe", "finetune", "train"),
     )
     teacher_weights: str | None = option(
         None,

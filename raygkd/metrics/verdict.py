@@ -95,7 +95,7 @@ def outcome(lead: float, standard_error: float | None) -> str:
 def standard_error(metric: Metric, pairs: Sequence[Pair]) -> float | None:
     """Return the standard error of the mean difference of a metric over test images.
 
-    It is the jackknife's: the difference is worked out without each image in turn. Of a metric that
+    It is the jackknife's: the difference is computed without each image in turn. Of a metric that
     is a mean over images, such as the accuracy, it is the standard deviation of the images'
     differences over the root of N.
 

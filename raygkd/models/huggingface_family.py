@@ -95,7 +95,7 @@ class HuggingFace(ModelFamily):
         return ()
 
     def check_name(self, name: str) -> None:
-        """Check that it is a folder with a model, or has the form of a name on the Hub."""
+        """Check that a name is a folder with a model, or has the form of a name on the Hub."""
         require("transformers", of=f"hf:{name}", extra="hf")
         folder = Path(name).expanduser()
         if folder.is_dir():

@@ -42,7 +42,7 @@ class LoadedWeights:
 
     @classmethod
     def from_mapping(cls, known: Mapping[str, str]) -> LoadedWeights:
-        """Return the weights of the result of ``to_mapping``."""
+        """Return the weights described by the result of ``to_mapping``."""
         layers = tuple(name for name in known.get("new_layers", "").split(", ") if name)
         texts = {name: known.get(name, "") for name in ("source", "sha256", "licence")}
         return cls(**texts, new_layers=layers)

@@ -81,7 +81,9 @@ def probed(
     state[f"{path}.weight"] = torch.from_numpy(weight_KD).to(head.weight.dtype)
     if head.bias is not None:
         state[f"{path}.bias"] = torch.from_numpy(bias_K).to(head.weight.dtype)
-    return dataclasses.replace(model_file, state_dict=state, scores={"val_score": score})
+    return dataclasses.replace(
+        model_file, state_dict=state, scores={"val_score": score, "val_accuracy": score}
+    )
 
 
 def _without_changes(images: SharedImages) -> SharedImages:

@@ -222,7 +222,7 @@ class FirstSettings(Searcher):
 
     Args:
         first: settings of the first trials.
-        then: draws the others; it is told of the outcome of all trials in its space.
+        then: draws the others; it gets the outcomes of all trials in its space.
         space: that it draws from.
     """
 

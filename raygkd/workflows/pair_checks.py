@@ -39,8 +39,16 @@ from raygkd.models import (
     load_model_file,
     starts_trained,
 )
+from raygkd.models.heads import last_linear
 from raygkd.report.tables import levels_table
 
+# what is printed of a teacher that --teacher names
+MODES = {
+    "as-is": "the teacher is used as it is: its weights have as many classes as the images",
+    "probe": "the teacher's last layer is trained on features of its frozen backbone",
+    "finetune": "the teacher is fine-tuned first",
+    "train": "the teacher is trained first",
+}
 # pixels; any size serves to check a model's name
 NAME_CHECK_SIZE = (64, 64)
 
@@ -186,10 +194,11 @@ def starting_weights(
         with naming_option("--teacher-weights"):
             teacher = named_teacher(config, spec.of_teacher())
         found["teacher"] = teacher.weights
-        if teacher.is_ready:
-            console.print("the teacher is used as it is: its weights have these classes")
-        else:
+        if teacher.mode in ("train", "finetune"):
             teacher_training(config)
+        elif teacher.mode == "probe":
+            last_linear(teacher.model, len(spec.class_names))
+        console.print(MODES[teacher.mode])
     known = {role: weights for role, weights in found.items() if weights is not None}
     for role, weights in known.items():
         console.print(f"{role} weights: {weights}", soft_wrap=True)

@@ -7,11 +7,13 @@ import re
 from typing import Any
 
 from raygkd.assembly.derived_configs import teacher_training
-from raygkd.assembly.given_teacher import named_teacher, ready_teacher_file
+from raygkd.assembly.given_teacher import NamedTeacher, named_teacher, untrained_teacher_file
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config, fingerprint, to_mapping
 from raygkd.data.run_images import Images
 from raygkd.models import ModelFile, load_model_file, save_model_file, short_name
+from raygkd.rayrun.linear_probe import probed
+from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, make_folder, place
 from raygkd.workflows.results import MODEL
 from raygkd.workflows.session import Session
@@ -31,7 +33,8 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     """Return the teacher and its file: the given one, or one trained for these images.
 
     A trained teacher is cached under the hash of its configuration and images, so that later runs
-    reuse it. One whose weights have these classes is used as it is.
+    reuse it; so is one whose last layer is trained (``--teacher-mode probe``). One whose weights
+    have these classes is used as it is.
     """
     config = session.config
     if is_model_file(config.model.teacher):
@@ -39,25 +42,50 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
         return load_model_file(path), path
     spec = session.images.spec.of_teacher()
     named = named_teacher(config, spec)
-    if named.is_ready:
-        folder = ready_teacher_folder(session)
-        teacher = ready_teacher_file(config, spec, named)
-        make_folder(folder)
-        save_model_file(folder / MODEL, teacher)
-        return teacher, folder / MODEL
+    if named.mode in ("as-is", "probe"):
+        folder = given_teacher_folder(session, named.mode)
+        return _given_teacher(session, named, folder), folder / MODEL
     wanted = teacher_training(config)
     folder = teacher_folder(config, session.images, session.output)
     if (folder / MODEL).exists():
-        session.console.print(f"teacher {config.model.teacher}: reused from an earlier run")
+        session.console.print(
+            f"teacher {short_name(config.model.teacher)}: reused from an earlier run"
+        )
     teacher = train_one(session, wanted, role="teacher", folder=folder, teacher=None, parent=parent)
     return teacher, folder / MODEL
 
 
-def ready_teacher_folder(session: Session) -> Place:
-    """Return the folder of a teacher that is used as it is, by its weights and the images."""
+def _given_teacher(session: Session, named: NamedTeacher, folder: Place) -> ModelFile:
+    """Return a teacher that is used as it is or probed, and keep it in a folder."""
+    config, name = session.config, short_name(session.config.model.teacher)
+    spec = session.images.spec.of_teacher()
+    teacher = untrained_teacher_file(config, spec, named)
+    if named.mode == "probe":
+        if (folder / MODEL).exists():
+            session.console.print(f"teacher {name}: reused from an earlier run")
+            return load_model_file(folder / MODEL)
+        with progress(session.console, f"computing the features of {name}") as advance:
+            teacher = probed(
+                teacher,
+                session.shared,
+                batch_size=config.optim.batch_size,
+                gpus=config.cluster.gpus_per_worker,
+                progress=advance,
+            )
+        session.console.print(
+            f"teacher {name}: validation accuracy {teacher.scores['val_score']:.4f} with a new "
+            "last layer"
+        )
+    make_folder(folder)
+    save_model_file(folder / MODEL, teacher)
+    return teacher
+
+
+def given_teacher_folder(session: Session, mode: str) -> Place:
+    """Return the folder of a teacher that is not trained as a whole, by its weights and images."""
     name, weights = session.config.model.teacher, session.weights["teacher"]
     side = session.images.spec.of_teacher().image_size[0]
-    key = fingerprint([name, weights.sha256, session.images.identity, side])
+    key = fingerprint([name, weights.sha256, session.images.identity, side, mode])
     return session.output / "teachers" / f"{_folder_name(name)}-{key}"
 
 
