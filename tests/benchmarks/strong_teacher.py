@@ -15,6 +15,7 @@ loss, or ``3@`` for three times the labels' gradient in the student over the fir
 ``labels`` (weight 1 where it is not named), the baselines of ``raygkd.losses``, ``graph`` (its
 ``GraphDistillationLoss``, whose alpha, beta and gamma take the unit), and the forms of
 ``graph_forms.py``, which take ``levels=last`` and ``adapter=none|cut`` besides their own options.
+Any term takes ``fall=linear``: its weight falls to 0 over the run.
 
 Shapes: B batch, C channels, H height, W width, K classes, V views.
 """
@@ -241,6 +242,7 @@ class Term(nn.Module):
         }
         self.levels = LEVELS[-1:] if self.options.pop("levels", "all") == "last" else LEVELS
         self.through = str(self.options.pop("adapter", "shared"))
+        self.falls = self.options.pop("fall", "no") != "no"
         self.module: nn.Module | None = None
         if self.name == "graph":
             settings = {"temperature": 5.0, "dim": 8, "alpha": 100.0, "beta": 10.0, "gamma": 1.0}
@@ -342,12 +344,14 @@ class Loss(nn.Module):
         if not used:
             self.adapters.requires_grad_(False)
 
-    @property
-    def scales(self) -> dict[str, float]:
-        """Return what each term is multiplied by."""
+    def scales(self, progress: float) -> dict[str, float]:
+        """Return what each term is multiplied by, after a share of all steps."""
         means = {name: max(statistics.fmean(norms), 1e-12) for name, norms in self.norms.items()}
+        falling = {name for term in self.terms if term.falls for name in term.weights}
         return {
-            name: weight * (means[self.labels] / means[name] if name in self.shares else 1.0)
+            name: weight
+            * (means[self.labels] / means[name] if name in self.shares else 1.0)
+            * (1.0 - progress if name in falling else 1.0)
             for name, weight in self.weights.items()
         }
 
@@ -399,8 +403,8 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
                     for name, vector in found.items():
                         loss.norms[name].append(float(vector.norm()))
                 if step in record_at:
-                    record.append(recorded(step, terms, found, others, loss))
-            scales = loss.scales
+                    record.append(recorded(step, terms, found, others, loss, step / total))
+            scales = loss.scales(step / total)
             value = torch.stack([scales[name] * term for name, term in terms.items()]).sum()
             optimizer.zero_grad()
             value.backward()
@@ -414,7 +418,7 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
         "cache": Path(asked["cache"]).stem,
         "accuracy": accuracy(student, stored, IMAGES, 2 * IMAGES),
         "train_accuracy": accuracy(student, stored, 0, IMAGES),
-        "scales": loss.scales,
+        "scales": loss.scales(0.0),
         "gradients": record,
         "seconds": time.perf_counter() - started,
     }
@@ -426,9 +430,10 @@ def recorded(
     in_student: Mapping[str, Tensor],
     others: list[nn.Parameter],
     loss: Loss,
+    progress: float,
 ) -> dict[str, Any]:
     """Return what is written of the gradients at a step, each times its weight."""
-    scales = loss.scales
+    scales = loss.scales(progress)
     line: dict[str, Any] = {"step": step}
     for name, vector in in_student.items():
         in_adapter = gradient(terms[name], others).norm() if others and name != loss.labels else 0.0
