@@ -727,7 +727,8 @@ def test_a_student_without_parameters_to_train(
     (tmp_path / "net.py").write_text(
         "from torch import nn\n\n\ndef net(classes):\n"
         "    pool = nn.AdaptiveAvgPool2d(1)\n"
-        "    return nn.Sequential(pool, nn.Flatten(), nn.Linear(3, classes)).requires_grad_(False)\n"
+        "    net = nn.Sequential(pool, nn.Flatten(), nn.Linear(3, classes))\n"
+        "    return net.requires_grad_(False)\n"
     )
     name = f"{tmp_path}/net.py:net"
     error = refused("train", *good, "--student", name, "--method", "kd", "--teacher", "resnet8")
