@@ -167,8 +167,9 @@ def distill(
         temperature: of the attention, above 0, in units of the maps' mean magnitude.
         dim: spectral dimension, below the teacher's channels at every level; None for 8 or what
             there is.
-        loss: of the student's outputs and the labels of a batch, a scalar.
-        metric: of the outputs (N, ...) of all validation images and their labels (N, ...), a
+        loss: of the student's outputs, or their ``logits`` where they have those as Hugging Face's
+            models do, and the labels of a batch, a scalar.
+        metric: of the same outputs (N, ...) of all validation images and their labels (N, ...), a
             number; "val_score" in the history.
         optimizer: makes the optimiser of the parameters it is given, the student's and the
             adapters'; None for SGD with momentum 0.9 and weight decay 5e-4.
@@ -366,6 +367,11 @@ def _graph(
     )
 
 
+def _logits(outputs: Any) -> Any:
+    """Return a model's outputs, or their ``logits`` where they have those."""
+    return getattr(outputs, "logits", outputs)
+
+
 class _Objective(Objective):
     """The user's loss and the graph losses."""
 
@@ -377,7 +383,7 @@ class _Objective(Objective):
         self, images_BCHW: Tensor, targets: Any, teacher: TeacherOutput | None
     ) -> tuple[dict[str, Tensor], Any]:
         outputs, features = self._tap(images_BCHW)
-        terms = {"task": self._loss(outputs, targets)}
+        terms = {"task": self._loss(_logits(outputs), targets)}
         return terms | self._distillation(features, teacher), None
 
 
@@ -429,7 +435,7 @@ class _Task:
     ) -> dict[str, Any]:
         outputs, labels = [], []
         for batch in batches:
-            outputs.append(model(batch["image"].to(self.device)).cpu())
+            outputs.append(_logits(model(batch["image"].to(self.device))).cpu())
             labels.append(batch["label"].cpu())
         if not outputs:
             return {}

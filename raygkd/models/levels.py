@@ -48,7 +48,8 @@ def stage_modules(model: nn.Module, image_size: tuple[int, int] | None = None) -
 
     1. The candidates are the children of the model, without the last one to run (the head). In the
        place of a Sequential or ModuleList stand its children, where they give maps of different
-       sizes or where it is not called itself.
+       sizes or where it is not called itself. If none is a stage, the same is tried with the
+       children of the largest child, and so on.
     2. A candidate gives a size when its output is (B, C, S, S). A size is a stage when the
        candidates that give it hold a convolution. The first one is not when it is smaller than the
        image and they hold a single convolution (a strided stem).
@@ -145,8 +146,23 @@ def _probed_levels(model: nn.Module, image_size: tuple[int, int] | None) -> list
 
 
 def _levels_at(model: nn.Module, image_size: tuple[int, int]) -> list[Level]:
-    stages = [Level(path) for path in _find_stages(model, image_size)]
-    return stages or block_levels(model, image_size)
+    root: str | None = ""
+    while root is not None:
+        if stages := _find_stages(model, image_size, root):
+            return [Level(path) for path in stages]
+        # a wrapper around a network; in a network without stages there are none further inside
+        root = _largest_child(model, root)
+    return block_levels(model, image_size)
+
+
+def _largest_child(model: nn.Module, root: str) -> str | None:
+    """Return the path of the child of a module that has the most parameters; None without any."""
+    sizes = {
+        f"{root}.{name}" if root else name: sum(part.numel() for part in child.parameters())
+        for name, child in model.get_submodule(root).named_children()
+    }
+    largest = max(sizes, key=lambda path: sizes[path], default=None)
+    return largest if largest is not None and sizes[largest] else None
 
 
 def block_levels(model: nn.Module, image_size: tuple[int, int]) -> list[Level]:
@@ -185,13 +201,18 @@ def block_levels(model: nn.Module, image_size: tuple[int, int]) -> list[Level]:
     return [blocks[depth - 1] for depth in depths if depth]
 
 
-def _find_stages(model: nn.Module, image_size: tuple[int, int]) -> list[str]:
+def _find_stages(model: nn.Module, image_size: tuple[int, int], root: str) -> list[str]:
+    """Return the paths of the stages among the children of the module ``root`` of a model."""
+    named = {
+        f"{root}.{name}" if root else name: module
+        for name, module in model.get_submodule(root).named_children()
+    }
     containers = {
         name: [f"{name}.{child}" for child, _ in module.named_children()]
-        for name, module in model.named_children()
+        for name, module in named.items()
         if isinstance(module, nn.Sequential | nn.ModuleList)
     }
-    children = [name for name, _ in model.named_children()]
+    children = list(named)
     shapes = _output_shapes(model, chain(children, *containers.values()), image_size)
     # a channels-last map (B, S, S, C) is not square in its last two dimensions
     sizes = {p: shape[3] for p, shape in shapes.items() if len(shape) == 4 and shape[2] == shape[3]}

@@ -164,14 +164,19 @@ def level_indices(net: Any) -> list[int]:
     last = {stride: place for place, stride in enumerate(strides)}
     indices = sorted(last.values())
     first = info[indices[0]]
-    if len(indices) > 1 and first["reduction"] > 1 and _weighted_layers(net, first["module"]) < 2:
+    if len(indices) > 1 and first["reduction"] > 1 and _is_stem(net, first["module"]):
         indices = indices[1:]
     return indices
 
 
-def _weighted_layers(net: nn.Module, path: str) -> int:
-    parts = net.get_submodule(path).modules() if path else ()
-    return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in parts)
+def _is_stem(net: nn.Module, path: str) -> bool:
+    """Return whether the module that timm names for a map is at most one convolution."""
+    known = dict(net.named_modules())
+    if path and path not in known:
+        # a few of timm's models name none of theirs, and have no map of their stem
+        return False
+    parts = known[path].modules() if path else ()
+    return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in parts) < 2
 
 
 def _create(name: str, num_classes: int, image_size: tuple[int, int], **options: Any) -> nn.Module:

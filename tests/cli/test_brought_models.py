@@ -130,7 +130,7 @@ MISTAKES = [
     (("--student", "resnet8", "--student-weights", "OWN"), "does not fit StagedClassifier, which"),
     (
         ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-mode", "as-is", *KD),
-        "--teacher-mode as-is: nets.py:net is not trained for these images (2.2 is new for the",
+        "--teacher-mode as-is: 2.2 of nets.py:net is new for the 3 classes of these images",
     ),
     (("--teacher", "OWN", *KD), "weights.pth holds weights and does not say of which"),
 ]

@@ -247,7 +247,7 @@ def test_what_is_wrong_for_detection_is_told_before_images_are_prepared(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("train", "--levels", "9"), "has no level 9 (allowed: 2, 3, 4, 5)"),
+        (("train", "--levels", "9"), "has no level 9 (allowed: 3, 4, 5, 6, 7)"),
         (("train", "--levels", "2,3"), f"--levels: student {FCOS} has no level 2 (allowed: 3, 4,"),
         (("train", "--levels", "5,6"), f"--levels: teacher {FASTERRCNN} has no level 6 (allowed:"),
         (

@@ -271,9 +271,12 @@ def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) 
     ("options", "message"),
     [
         (("--dim", "16"), "must be from 1 to C - 1 = 15 for a map of C = 16 channels; got 16"),
-        (("--levels", "1,7"), "--levels: teacher resnet20 has no level 7 (allowed: 1, 2, 3)"),
+        (("--levels", "1,7"), "--levels: student resnet8 has no level 7 (allowed: 1, 2, 3)"),
         (("--levels", "2,2"), "--levels '2,2': must be different whole numbers from 1"),
-        (("--levels", "one"), "'--levels': 'one' must be whole numbers separated by commas"),
+        (
+            ("--levels", "one"),
+            "--levels 'one': must be levels such as 1,2, or pairs student:teacher",
+        ),
     ],
 )
 def test_levels_and_dimension_that_the_teacher_does_not_have(

@@ -977,7 +977,7 @@ def test_other_channels_without_shapes_are_refused(name: str):
     with pytest.raises(
         ConfigError,
         match=f"^{name}: level 1 has 4 channels in the student and 6 in the teacher: "
-        "give student_shapes and teacher_shapes",
+        "pass student_shapes and teacher_shapes",
     ):
         baseline_loss(name, levels=[1])(**inputs())
 

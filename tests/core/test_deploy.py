@@ -244,7 +244,7 @@ def test_foreign_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="No such file"):
         load_model(place(path))
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match=r"model\.(onnx|pt) is damaged or no "):
+    with pytest.raises(DataError, match=r"model\.(onnx|pt) is damaged or not? "):
         load_model(place(path))
 
 

@@ -14,8 +14,8 @@ from raygkd.models import FeatureTap, build_model, stage_modules
 pytestmark = pytest.mark.slow
 # parts of the names of small architectures, smallest first
 SMALL = ("test_", "atto", "femto", "pico", "nano", "xxs", "_xs", "tiny", "b0", "m0", "s0", "18")
-# only large ones, whose smallest takes a minute or more on a processor
-LARGE = {"deepseek_vit", "gemma4_vit", "qwen3_vit"}
+# only large ones, or for large images: the smallest takes a minute or more on a CPU
+LARGE = {"deepseek_vit", "gemma4_vit", "qwen3_vit", "vision_transformer_sam"}
 
 
 def architectures() -> dict[str, str]:
