@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 from raygkd.config.tree import Config, from_mapping, to_mapping
@@ -25,7 +27,7 @@ def yaml_mapping(text: str | bytes, *, where: str) -> dict[str, Any]:
     import yaml
 
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _loader())
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -37,3 +39,19 @@ def yaml_mapping(text: str | bytes, *, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: must contain keys and values, not {type(tree).__name__}")
     return tree
+
+
+@functools.cache
+def _loader() -> Any:
+    """Return the safe loader, for which 1:2 is a pair of levels and not 62, a number to base 60."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    pair = ("tag:yaml.org,2002:str", re.compile(r"[0-9]+:[0-9]+"))
+    Loader.yaml_implicit_resolvers = {
+        first: [pair, *known] if first in "0123456789" and first else known
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return Loader

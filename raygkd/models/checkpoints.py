@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -22,6 +23,8 @@ from raygkd.storage.atomic_files import local_copy, place
 KEYS = ("state_dict", "model", "model_state_dict", "ema", "state_dict_ema", "net", "teacher")
 # what wrappers put in front of the names of weights
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.", "net.")
+# wrappers around weights that are looked into; a mapping may hold itself
+DEEPEST = 8
 # names shown of those that do not fit
 SHOWN = 3
 State = dict[str, Tensor]
@@ -43,6 +46,9 @@ def read_state(path: str | os.PathLike[str]) -> State:
     except FileNotFoundError as error:
         raise DataError(f"cannot read {path}: no such file; give a file of weights") from error
     except OSError as error:
+        # torch raises this for a file that is cut off
+        if error.errno == errno.EINVAL:
+            raise _refused(path, error) from error
         raise DataError(
             f"cannot read {path}: {error.strerror or error}; give a file of weights"
         ) from error
@@ -52,11 +58,12 @@ def read_state(path: str | os.PathLike[str]) -> State:
         raise _refused(path, error) from error
     state = _state_in(contents)
     if state is None:
-        held = ", ".join(map(str, contents)) if isinstance(contents, Mapping) else type(contents)
+        held = _few(map(str, contents)) if isinstance(contents, Mapping) else type(contents)
         raise DataError(
             f"{path} holds no weights ({str(held)[:80]}): save them with "
             "torch.save(model.state_dict(), FILE)"
         )
+    _check_values(state, path)
     return state
 
 
@@ -177,7 +184,8 @@ def _has_other_classes(name: str, found: Mapping[str, Tensor], own: Mapping[str,
     )
 
 
-def _few(names: list[str]) -> str:
+def _few(given: Iterable[str]) -> str:
+    names = [name if name.isprintable() else repr(name) for name in given]
     shown = ", ".join(sorted(names)[:SHOWN])
     return f"{shown}, ..." if len(names) > SHOWN else shown
 
@@ -222,11 +230,30 @@ def _refused(path: str | os.PathLike[str], error: Exception) -> DataError:
     return DataError(f"{path} is damaged or no file of weights")
 
 
-def _state_in(contents: Any) -> State | None:
+def _check_values(state: State, path: str | os.PathLike[str]) -> None:
+    """Refuse weights that are not plain numbers.
+
+    Raises:
+        DataError: names the first such tensor.
+    """
+    for name, tensor in state.items():
+        is_weight = name.endswith(("weight", "bias"))
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            problem = "is quantised, sparse, or has no values"
+        elif is_weight and not tensor.is_floating_point():
+            problem = f"is of type {str(tensor.dtype).removeprefix('torch.')}"
+        elif tensor.is_floating_point() and bool(tensor.float().isnan().any()):
+            problem = "holds nan, as after a training that diverged"
+        else:
+            continue
+        raise DataError(f"{path}: {_few([name])} {problem}: give weights of finite float numbers")
+
+
+def _state_in(contents: Any, depth: int = DEEPEST) -> State | None:
     """Return the state dict in what a file holds; None where there is none."""
-    if not isinstance(contents, Mapping):
+    if not isinstance(contents, Mapping) or depth == 0:
         return None
     if contents and all(isinstance(part, Tensor) for part in contents.values()):
         return {str(name): part for name, part in contents.items()}
-    inner = (_state_in(contents[key]) for key in KEYS if key in contents)
+    inner = (_state_in(contents[key], depth - 1) for key in KEYS if key in contents)
     return next((state for state in inner if state), None)

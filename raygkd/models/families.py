@@ -202,7 +202,7 @@ def short_name(name: str) -> str:
 def _parts(name: str) -> tuple[str, str]:
     """Return the family's prefix, "" where there is none, and the name behind it."""
     prefix, colon, rest = name.partition(":")
-    if colon and prefix in FAMILIES.names():
+    if colon and prefix in FAMILIES.names() and prefix != FUNCTIONS:
         return prefix, rest
     match = FUNCTION.fullmatch(name)
     if match is not None and (match[1].endswith(".py") or _is_importable(match[1])):

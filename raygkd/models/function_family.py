@@ -6,19 +6,22 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from raygkd.errors import ConfigError, RunFailed, UserError, near
 from raygkd.models.families import ModelFamily, short_name, source_file
 from raygkd.models.inputs import ModelInput
 from raygkd.registry import FAMILIES
-from raygkd.storage.atomic_files import place
+from raygkd.storage.atomic_files import local_copy, place
 
 
 @FAMILIES.register("function")
@@ -46,6 +49,7 @@ class Functions(ModelFamily):
                 f"{short_name(name)} returned {type(model).__name__}, not a torch.nn.Module: "
                 "return the model"
             )
+        _check_new(model, name)
         model.register_forward_hook(functools.partial(_as_logits, short_name(name), num_classes))
         return model
 
@@ -56,7 +60,7 @@ class Functions(ModelFamily):
         if (values["MEAN"] is None) != (values["STD"] is None):
             raise ConfigError(f"{short_name(name)}: MEAN and STD: give both of them, or none")
         size = getattr(module, "SIZE", None)
-        if size is not None and (not isinstance(size, int) or size < 1):
+        if size is not None and (type(size) is not int or size < 1):
             raise ConfigError(f"{short_name(name)}: SIZE {size!r}: must be a number of pixels")
         return ModelInput((size, size) if size else None, values["MEAN"], values["STD"])
 
@@ -97,13 +101,14 @@ def errors_told(name: str) -> Iterator[None]:
     """Raise what a person's own code raises as one line, with the place in it.
 
     Raises:
-        ConfigError: the block raised something that is no user error.
+        ConfigError: the block raised something that is no user error, or ended the process, as a
+            script with a command line of its own does.
     """
     try:
         yield
     except (UserError, RunFailed):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         path = str(source_file(name))
         own = [frame for frame in frames if frame.filename == str(place(path))]
@@ -113,7 +118,9 @@ def errors_told(name: str) -> Iterator[None]:
             file, line = error.filename, error.lineno
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         hint = ""
-        if isinstance(error, ModuleNotFoundError) and path != "None":
+        if isinstance(error, SystemExit):
+            hint = ": put what the script runs below if __name__ == '__main__'"
+        elif isinstance(error, ModuleNotFoundError) and path != "None":
             hint = ": only this file is taken along; put all of the model in it, or install it"
         raise ConfigError(
             f"{short_name(name)}: {short_name(f'{file}:x')[:-2]}, line {line}: {reason}{hint}"
@@ -123,7 +130,8 @@ def errors_told(name: str) -> Iterator[None]:
 def _from_file(name: str, path: str) -> ModuleType:
     """Return the module of a file; one content is one module, wherever its copies are."""
     try:
-        source = place(path).read_bytes()
+        with local_copy(place(path)) as file:
+            source = file.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{name}: cannot read {path}: {error.strerror or error}; the model is the function in "
@@ -142,6 +150,29 @@ def _from_file(name: str, path: str) -> ModuleType:
             del sys.modules[unique]
             raise
     return sys.modules[unique]
+
+
+def _check_new(model: nn.Module, name: str) -> None:
+    """Refuse what cannot be trained or copied like other models.
+
+    Raises:
+        ConfigError: the function returned this very model before, or parameters of another kind.
+    """
+    short = short_name(name)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(f"{short} returned a TorchScript program: return the module before it")
+    if getattr(model, "raygkd_is_built", False):
+        raise ConfigError(
+            f"{short} returned the same model twice: student and teacher would share its weights; "
+            "build a new one in every call"
+        )
+    for path, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ConfigError(f"{short}: {path} has no shape yet: use no lazy layers")
+        if parameter.is_meta or parameter.dtype != torch.float32:
+            kind = f"{str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
+            raise ConfigError(f"{short}: {path} is {kind}: return a float32 model on the CPU")
+    model.raygkd_is_built = True  # type: ignore[assignment]
 
 
 def _as_logits(name: str, num_classes: int, module: nn.Module, inputs: Any, output: Any) -> Tensor:
@@ -171,4 +202,8 @@ def _numbers(module: ModuleType, name: str, what: str) -> tuple[float, float, fl
             f"{short_name(name)}: {what} {value!r}: must be three numbers, one per channel, for "
             "pixels in 0..1"
         ) from error
-    return red, green, blue
+    numbers = (red, green, blue)
+    if not all(map(math.isfinite, numbers)) or (what == "STD" and min(numbers) <= 0):
+        above = " above 0" if what == "STD" else ""
+        raise ConfigError(f"{short_name(name)}: {what} {value!r}: must be finite numbers{above}")
+    return numbers

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from raygkd.errors import ConfigError
@@ -31,6 +32,35 @@ def last_linear(model: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
             "choose --teacher-mode finetune"
         )
     return layers[-1]
+
+
+def check_gives_logits(layer: nn.Linear, model: nn.Module, image_size: tuple[int, int]) -> None:
+    """Check that a classifier's logits are the output of a layer, and nothing else.
+
+    Args:
+        layer: of the model.
+        model: the classifier.
+        image_size: height and width of its input in pixels.
+
+    Raises:
+        ConfigError: they are not, as in a model with two heads, or one that averages over tokens.
+    """
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda *call: outputs.append(call[2]))
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            logits_BK = model.eval()(
+                torch.linspace(-1, 1, 3).view(1, 3, 1, 1).expand(2, 3, *image_size)
+            )
+    finally:
+        handle.remove()
+        model.train(was_training)
+    if len(outputs) != 1 or not torch.equal(outputs[0], logits_BK):
+        raise ConfigError(
+            f"the logits of {type(model).__name__} are not the output of its last linear layer: "
+            "choose --teacher-mode finetune"
+        )
 
 
 @contextmanager

@@ -97,7 +97,10 @@ class HuggingFace(ModelFamily):
     def check_name(self, name: str) -> None:
         """Check that a name is a folder with a model, or has the form of a name on the Hub."""
         require("transformers", of=f"hf:{name}", extra="hf")
-        folder = Path(name).expanduser()
+        try:
+            folder = Path(name).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{name!r}: there is no such user") from error
         if folder.is_dir():
             if not (folder / CONFIG).exists():
                 raise ConfigError(

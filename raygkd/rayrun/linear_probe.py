@@ -122,12 +122,18 @@ def fit(
     is the score; among equal ones the strongest.
 
     Raises:
-        DataError: training images of fewer than two classes, or no validation image.
+        DataError: training images of fewer than two classes, no validation image, or features that
+            are not finite.
     """
     if len(np.unique(train.labels_N)) < 2 or len(val.labels_N) == 0:
         raise DataError(
             "--teacher-mode probe: the training images must be of two classes or more, and there "
             "must be validation images: add labelled images, or choose --teacher-mode finetune"
+        )
+    if not all(np.isfinite(split.inputs_ND).all() for split in (train, val)):
+        raise DataError(
+            "--teacher-mode probe: the teacher's features are not finite: give other "
+            "--teacher-weights"
         )
     # takes a second to import
     from sklearn.exceptions import ConvergenceWarning

@@ -6,11 +6,12 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from raygkd.errors import StorageError
+from raygkd.errors import ConfigError, StorageError
 from raygkd.storage.object_store import RemotePath, remote_path
 
 # the path of a file or folder; a RemotePath if it is in an object store
@@ -27,11 +28,16 @@ def place(text: str | os.PathLike[str] | RemotePath) -> Place:
         text: a path, or ``s3://BUCKET/KEY`` or ``gs://BUCKET/KEY``; a RemotePath is returned as is.
 
     Raises:
-        ConfigError: the URL is invalid.
+        ConfigError: the URL is invalid, or no path can be made of the text.
     """
     if isinstance(text, RemotePath):
         return text
-    return remote_path(str(text)) if is_remote(text) else Path(text).expanduser().resolve()
+    if is_remote(text):
+        return remote_path(str(text))
+    try:
+        return Path(text).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:  # a loop of links, no such user, a null character
+        raise ConfigError(f"{str(text)!r} is not a usable path: {error}") from error
 
 
 def is_remote(text: str | os.PathLike[str] | RemotePath) -> bool:
@@ -76,16 +82,30 @@ def local_copy(path: Place) -> Iterator[Path]:
     """Yield the path of a file on this machine: the file itself, or a temporary copy.
 
     Raises:
-        FileNotFoundError: the file does not exist in the object store.
+        OSError: the file does not exist, is a folder, or is no regular file.
         StorageError: the object store fails.
     """
     if isinstance(path, Path):
+        require_regular(path)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="raygkd-") as folder:
         copy = Path(folder, path.name)
         path.download(copy)
         yield copy
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what is no file with an end, such as a pipe: reading it could wait for ever.
+
+    Raises:
+        OSError: it does not exist, is a folder, or is no regular file.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.ENOTSUP, "not a regular file", str(path))
 
 
 def modified(path: Place) -> float:

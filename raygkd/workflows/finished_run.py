@@ -276,8 +276,11 @@ def _winner(trials: Sequence[Trial], result: Mapping[str, Any]) -> Trial | None:
     return next((trial for trial in trials if trial.status in ("finished", "stopped")), None)
 
 
-def _read(text: str, path: Place) -> Any:
+def _read(text: str, path: Place) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except ValueError as error:
         raise DataError(f"{path} is damaged: it cannot be read as JSON") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged: it holds no names and values")
+    return found

@@ -68,6 +68,8 @@ def _best_of_earlier(config: Config, channels: Mapping[int, int]) -> list[Params
         )
     fixed = given(config) - {"lr", "method"}
     scored = [trial for trial in run.trials if trial.status in ("finished", "stopped")]
+    if not scored:
+        raise ConfigError(f"{where}: has no trial with a score: give another run, or leave it out")
     found: list[Params] = []
     for trial in scored[:WARM]:
         params = {name: value for name, value in trial.params.items() if name not in fixed}

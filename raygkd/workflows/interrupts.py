@@ -70,6 +70,15 @@ class Interrupts:
         finally:
             self._running = tuple
 
+    def raise_lost(self) -> None:
+        """Raise an interrupt again that was lost, as in a library's callback, where errors are.
+
+        Raises:
+            KeyboardInterrupt: a stop was requested inside the block of ``handled``.
+        """
+        if self._deadline is not None:
+            raise KeyboardInterrupt
+
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._deadline is not None:
             os.write(2, b"stopped at once\n")

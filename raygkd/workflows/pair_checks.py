@@ -37,9 +37,10 @@ from raygkd.models import (
     is_detector,
     is_function,
     load_model_file,
+    short_name,
     starts_trained,
 )
-from raygkd.models.heads import last_linear
+from raygkd.models.heads import check_gives_logits, last_linear
 from raygkd.report.tables import levels_table
 
 # what is printed of a teacher that --teacher names
@@ -124,6 +125,11 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
     with naming_option(f"--{role}"):
         student = new_model(config.model.student, spec)
         _check_size(config.model.student, student, spec)
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ConfigError(
+                f"{short_name(config.model.student)} has no parameters that can be trained: "
+                "choose another model"
+            )
 
 
 def _check_size(name: str, model: nn.Module, spec: ImageSpec) -> None:
@@ -197,7 +203,8 @@ def starting_weights(
         if teacher.mode in ("train", "finetune"):
             teacher_training(config)
         elif teacher.mode == "probe":
-            last_linear(teacher.model, len(spec.class_names))
+            _, layer = last_linear(teacher.model, len(spec.class_names))
+            check_gives_logits(layer, teacher.model, spec.of_teacher().image_size)
         console.print(MODES[teacher.mode])
     known = {role: weights for role, weights in found.items() if weights is not None}
     for role, weights in known.items():

@@ -64,7 +64,12 @@ def _given_teacher(session: Session, named: NamedTeacher, folder: Place) -> Mode
         if (folder / MODEL).exists():
             session.console.print(f"teacher {name}: reused from an earlier run")
             return load_model_file(folder / MODEL)
-        with progress(session.console, f"computing the features of {name}") as advance:
+        with progress(session.console, f"computing the features of {name}") as show:
+
+            def advance(done: int, total: int) -> None:
+                session.interrupts.raise_lost()
+                show(done, total)
+
             teacher = probed(
                 teacher,
                 session.shared,

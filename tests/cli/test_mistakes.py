@@ -722,3 +722,17 @@ def test_a_process_of_its_own_ends_without_a_traceback(
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
     assert ran.err.startswith("error: --teacher: unknown classifier 'resnet21'; did you mean")
     assert mlflow_runs(workplace / "raygkd-output" / "mlflow.db") == 0
+
+
+def test_a_student_without_parameters_to_train(
+    refused: Refused, good: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef net(classes):\n"
+        "    pool = nn.AdaptiveAvgPool2d(1)\n"
+        "    net = nn.Sequential(pool, nn.Flatten(), nn.Linear(3, classes))\n"
+        "    return net.requires_grad_(False)\n"
+    )
+    name = f"{tmp_path}/net.py:net"
+    error = refused("train", *good, "--student", name, "--method", "kd", "--teacher", "resnet8")
+    assert "--student: net.py:net has no parameters that can be trained: choose another" in error

@@ -50,6 +50,22 @@ def test_a_damaged_result(refused: Refused, run: Path) -> None:
     assert f"{run}/result.json is damaged" in refused("report", run)
 
 
+@pytest.mark.parametrize("name", ["result.json", "facts.json"])
+def test_a_file_that_is_a_list(refused: Refused, run: Path, name: str) -> None:
+    (run / "result.json").write_text("{}")
+    (run / name).write_text("[]")
+    assert f"{run}/{name} is damaged: it holds no names and values" in refused("report", run)
+
+
+def test_a_warm_start_from_a_search_without_trials(
+    raygkd: Callable[..., Ran], run: Path, good: tuple[str, ...]
+) -> None:
+    (run / "result.json").write_text("{}")
+    ran = raygkd("tune", *good, "--warm-start", run)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"error: --warm-start {run}: has no trial with a score" in ran.err
+
+
 def test_a_page_where_a_folder_is(refused: Refused, run: Path, tmp_path: Path) -> None:
     (run / "result.json").write_text("{}")
     error = refused("report", run, "--html", tmp_path)

@@ -55,6 +55,11 @@ def problems(tree: dict[str, Any]) -> list[str]:
 # In and out
 
 
+def test_pairs_of_levels_in_yaml_are_no_numbers_to_base_60():
+    config = from_yaml("method: {levels: [1:2, 3, 2:4]}", where="run.yaml")
+    assert config.method.levels == (LevelPair(1, 2), LevelPair(3), LevelPair(2, 4))
+
+
 def test_yaml_round_trip_gives_an_equal_configuration():
     changed = with_settings(
         Config(),

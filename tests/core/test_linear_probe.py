@@ -10,7 +10,7 @@ from torch import nn
 
 from raygkd.errors import ConfigError, DataError
 from raygkd.models import build_classifier
-from raygkd.models.heads import inputs_of, last_linear
+from raygkd.models.heads import check_gives_logits, inputs_of, last_linear
 from raygkd.rayrun.linear_probe import ABSENT_BIAS, Features, fit
 
 
@@ -74,3 +74,31 @@ def test_last_layer_is_found_and_what_it_reads_is_seen():
 def test_classifier_without_a_linear_last_layer_is_refused():
     with pytest.raises(ConfigError, match="has no linear last layer for 4 classes"):
         last_linear(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), 4)
+
+
+def test_features_that_are_not_finite_are_refused():
+    train = clusters((0, 1), 20, seed=1)
+    broken = Features(train.inputs_ND * np.float32(np.inf), train.labels_N)
+    with pytest.raises(DataError, match="the teacher's features are not finite"):
+        fit(broken, train, num_classes=2)
+
+
+class TwoHeads(nn.Module):
+    """Averages the logits of two heads, as distilled transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, images_BCHW):
+        pooled_BC = images_BCHW.mean((2, 3))
+        return (self.first(pooled_BC) + self.second(pooled_BC)) / 2
+
+
+def test_a_layer_that_does_not_give_the_logits_alone_is_no_head_to_probe():
+    plain = build_classifier("resnet8", 2)
+    check_gives_logits(last_linear(plain, 2)[1], plain, (8, 8))
+    assert plain.training
+    two = TwoHeads()
+    with pytest.raises(ConfigError, match="not the output of its last linear layer: choose"):
+        check_gives_logits(last_linear(two, 2)[1], two, (8, 8))

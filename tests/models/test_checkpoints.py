@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raygkd.errors import DataError
+from raygkd.errors import ConfigError, DataError
 from raygkd.models import ModelFile, build_classifier, load_classifier, save_model_file
 from raygkd.models.checkpoints import KEYS, load_file, load_state, read_state
 
@@ -207,3 +208,74 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "loss": 0.5}, path)
     with pytest.raises(DataError, match=r"holds no weights \(epoch, loss\): save them with"):
         read_state(path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        (lambda part: part * float("nan"), "holds nan"),
+        (lambda part: part.to(torch.int8), "is of type int8"),
+        (lambda part: part.to(torch.complex64), "is of type complex64"),
+        (lambda part: part.to_sparse(), "is quantised, sparse, or has no values"),
+        (lambda part: part.to("meta"), "is quantised, sparse, or has no values"),
+    ],
+)
+def test_weights_that_are_no_finite_floats_are_refused(
+    tmp_path: Path, broken: Callable[[Tensor], Tensor], problem: str
+) -> None:
+    state = trained().state_dict()
+    state["classifier.weight"] = broken(state["classifier.weight"])
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(DataError, match=f"weights.pth: classifier.weight {problem}"):
+        read_state(tmp_path / "weights.pth")
+
+
+def test_half_precision_is_read(tmp_path: Path) -> None:
+    state = trained().state_dict()
+    torch.save({name: part.half() for name, part in state.items()}, tmp_path / "weights.pth")
+    model = build_classifier("resnet8", 4)
+    load_file(model, tmp_path / "weights.pth", 4)
+    weight = model.state_dict()["classifier.weight"]
+    assert torch.equal(weight, state["classifier.weight"].half().float())
+
+
+def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    contents: dict[str, Any] = {}
+    contents["model"] = contents
+    torch.save(contents, tmp_path / "weights.pth")
+    with pytest.raises(DataError, match=r"holds no weights \(model\)"):
+        read_state(tmp_path / "weights.pth")
+
+
+def test_names_with_line_breaks_stay_on_one_line(tmp_path: Path) -> None:
+    torch.save({"a\nb": 1}, tmp_path / "weights.pth")
+    with pytest.raises(DataError, match=r"holds no weights \('a\\nb'\)"):
+        read_state(tmp_path / "weights.pth")
+
+
+def test_a_file_that_is_cut_off_early_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(trained().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match="is damaged or no file of weights"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    pipe = tmp_path / f"pipe{suffix}"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"cannot read .*: not a regular file; give"):
+        read_state(pipe)
+    folder = tmp_path / f"folder{suffix}"
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"cannot read .*: Is a directory; give"):
+        read_state(folder)
+
+
+def test_paths_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.pth"
+    loop.symlink_to(loop)
+    for path in (str(loop), "~no-such-user/weights.pth"):
+        with pytest.raises(ConfigError, match=r"is not a usable path: "):
+            read_state(path)

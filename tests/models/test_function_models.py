@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,25 @@ def strict(classes):
 
 def nothing(classes):
     return None
+
+
+SHARED = Net(4)
+
+
+def shared(classes):
+    return SHARED
+
+
+def double(classes):
+    return Net(classes).double()
+
+
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
+
+def script(classes):
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(9, classes)))
 """
 
 
@@ -150,6 +170,9 @@ def test_a_function_of_an_installed_package_is_a_model(
         ("nothing", "nets.py:nothing returned NoneType, not a torch.nn.Module"),
         ("strict", "nets.py:strict: nets.py, line 56: AssertionError: five classes only"),
         ("pair", "nets.py:pair: the model returns tuple: it must return logits, a tensor (B, 4)"),
+        ("double", "nets.py:double: wide.0.weight is float64 on cpu: return a float32 model"),
+        ("lazy", "nets.py:lazy: 1.weight has no shape yet: use no lazy layers"),
+        ("script", "nets.py:script returned a TorchScript program"),
         ("fixed", "nets.py:fixed: the model returns a tensor (2, 3): it must be (B, 4)"),
     ],
 )
@@ -167,6 +190,10 @@ def test_what_is_wrong_with_a_function_is_one_line(source: Path, name: str, mess
         ("x = 1\ndef net(:", "bad.py:net: bad.py, line 2: SyntaxError"),
         ("import nothing_such", "No module named 'nothing_such': only this file is taken along"),
         ("MEAN = (1, 2)\nSTD = (1, 1, 1)\nnet = 1", "there is no function 'net'"),
+        (
+            "import sys\nsys.exit(4)",
+            "bad.py:net: bad.py, line 2: SystemExit: 4: put what the script",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -183,6 +210,9 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, text: str, messag
         ("MEAN = (1, 2)\nSTD = (1, 1, 1)", r"MEAN \(1, 2\): must be three numbers"),
         ("MEAN = (1, 2, 3)", "MEAN and STD: give both of them, or none"),
         ("SIZE = 'large'", "SIZE 'large': must be a number of pixels"),
+        ("SIZE = True", "SIZE True: must be a number of pixels"),
+        ("MEAN = (0, 0, 0)\nSTD = (1, 0, 1)", r"STD \(1, 0, 1\): must be finite numbers above 0"),
+        ("STD = (1, 1, 1)\nMEAN = (0, 0, float('nan'))", r"MEAN .*: must be finite numbers"),
     ],
 )
 def test_wrong_constants_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -238,3 +268,25 @@ def test_short_names_have_no_folders() -> None:
     assert short_name("hf:/models/vit") == "hf:vit"
     for name in ("resnet8", "timm:hf-hub:org/name", "hf:org/name", "package.nets:net"):
         assert short_name(name) == name
+
+
+def test_a_model_that_is_returned_twice_is_refused(source: Path) -> None:
+    build_model(f"{source}:shared", 4, (24, 24))
+    with pytest.raises(ConfigError, match="returned the same model twice: student and teacher"):
+        build_model(f"{source}:shared", 4, (24, 24))
+
+
+def test_a_file_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(ConfigError, match=r"cannot read .*pipe\.py: not a regular file"):
+        check_model_name(f"{tmp_path}/pipe.py:net")
+
+
+def test_the_family_of_functions_has_no_prefix() -> None:
+    with pytest.raises(ConfigError, match="before the colon stands one of"):
+        check_model_name("function:net")
+
+
+def test_a_folder_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there is no such user"):
+        check_model_name("hf:~no-such-user/model")
