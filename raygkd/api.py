@@ -302,7 +302,8 @@ class _Pair:
                 feature_shapes(teacher, list(of_teacher), size),
             )
             levels = {of_student[own]: of_teacher[other] for own, other in paired.items()}
-        if isinstance(levels, str) or not levels:
+        names = [] if isinstance(levels, str) else list(levels)
+        if not names or not all(isinstance(name, str) for name in names):
             raise ConfigError(
                 f"levels: {levels!r} must be paths of modules, such as ['layer1', 'layer2']"
             )

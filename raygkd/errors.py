@@ -14,6 +14,10 @@ class ConfigError(UserError):
     """One or several wrong settings, all reported at once."""
 
 
+class ImageSizeError(ConfigError):
+    """Images of a size that a model cannot take."""
+
+
 class DataError(UserError):
     """Images, labels or files that cannot be used."""
 

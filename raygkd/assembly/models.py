@@ -94,6 +94,8 @@ def is_model_file(teacher: str) -> bool:
             f"{teacher} holds weights and does not say of which model: give the name of the model, "
             "and the file as its weights (--teacher NAME --teacher-weights FILE)"
         )
+    if teacher.endswith(".py"):
+        return False
     return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
 
 

@@ -71,6 +71,7 @@ def data_prepare(
     """Write a data set as Parquet shards."""
     with only_results_on_stdout() as out:
         from raygkd.config import dataset_defaults, owned_by
+        from raygkd.config.validation import check_values
         from raygkd.data.prepare import prepare
         from raygkd.data.sources import open_source
         from raygkd.report.console import progress, stderr_console
@@ -81,6 +82,7 @@ def data_prepare(
                 f"{data_dir or 'PATH'}"
             )
         given = {name: value for _, name, value in read_set_options("prepare", set_values, {})}
+        check_values(given)
         source = open_source(
             dataset,
             data_dir,

@@ -107,7 +107,13 @@ def evaluate(
 def _formats_help() -> str:
     """Return a summary of each format."""
     known = FORMATS.summaries().items()
-    return "; ".join(f"{name}: {text[:1].lower()}{text[1:]}" for name, text in known)
+    return "; ".join(f"{name}: {_as_continued(text)}" for name, text in known)
+
+
+def _as_continued(sentence: str) -> str:
+    """Return a sentence for the middle of a line: names such as NumPy and ONNX stay as they are."""
+    first = sentence.split(maxsplit=1)[0]
+    return sentence if first[1:] != first[1:].lower() else sentence[0].lower() + sentence[1:]
 
 
 @click.command()

@@ -292,6 +292,8 @@ def read_set_options(
     for text in texts:
         given, equals, value = text.partition("=")
         name = configuration.OTHER_NAMES.get(given, given)
+        if not equals and name in allowed:
+            raise ConfigError(f"--set {text!r}: has no value: write {given}=VALUE")
         if not equals or (name not in allowed and given == name):
             raise ConfigError(
                 f"--set {text!r}: must be NAME=VALUE with the name of a setting such as dkd.beta"

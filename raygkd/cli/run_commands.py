@@ -65,7 +65,8 @@ def tune(config_file: str | None, resume: str | None, as_json: bool, **options: 
     The first trials have the default settings and those of kd; the settings of the others are
     drawn from the search space, or from --space. ASHA stops trials that fall behind. The last line
     says whether distillation has paid.
-    The teacher is trained first unless --teacher is a model file, and reused by later runs.
+    The teacher is trained first unless it comes trained (see --teacher-mode), and reused by later
+    runs.
     """
     _execute("tune", config_file, resume, as_json, options, show_search)
 
@@ -85,7 +86,8 @@ def compare(config_file: str | None, resume: str | None, as_json: bool, **option
 def train(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
     """Distil one student with the given settings.
 
-    The teacher is trained first unless --teacher is a model file, and reused by later runs.
+    The teacher is trained first unless it comes trained (see --teacher-mode), and reused by later
+    runs.
     """
     _execute("train", config_file, resume, as_json, options, show_single)
 

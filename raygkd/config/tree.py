@@ -165,11 +165,21 @@ def _key_problems(tree: Mapping[str, Any], where: str) -> list[str]:
             problems.append(f"{where}: {section!r} must hold settings, not {leaves!r}")
         else:
             problems += [
-                f"{where}: unknown key '{section}.{name}'{near(str(name), known)}"
+                f"{where}: unknown key '{section}.{name}'{_key_hint(section, str(name))}"
                 for name in leaves
                 if name not in known or known[name][0] != section
             ]
     return problems
+
+
+def _key_hint(section: str, name: str) -> str:
+    """Return what an unknown key of a section may mean, and where it belongs."""
+    known = settings()
+    plain = [own for own, (place, _, _) in known.items() if place == section and "." not in own]
+    allowed = f"{section!r} takes {', '.join(plain)}"
+    if name in known:
+        return f" (it belongs under '{known[name][0]}:'; {allowed})"
+    return near(name, [own for own in known if known[own][0] == section]) or f" ({allowed})"
 
 
 def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Config:

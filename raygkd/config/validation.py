@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raygkd.config.schema import (
@@ -18,9 +18,10 @@ from raygkd.config.schema import (
     OutputConfig,
     SearchConfig,
     allowed_choices,
+    settings,
 )
 from raygkd.config.values import LevelPair, WorkerRange, flag
-from raygkd.errors import near
+from raygkd.errors import ConfigError, near
 from raygkd.registry import METHODS
 
 
@@ -51,6 +52,25 @@ def check_value(name: str, leaf: dataclasses.Field, value: Any) -> list[str]:
         allowed = " and ".join(f"{words[kind]} {bound:.10g}" for kind, bound in limits.items())
         return [f"{flag(name)} {value}: must be {allowed}"]
     return []
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Check the values of single settings.
+
+    Args:
+        values: name of a setting -> its value.
+
+    Raises:
+        ConfigError: values that are not allowed; lists all, one per line.
+    """
+    known = settings()
+    problems = [
+        problem
+        for name, value in values.items()
+        for problem in check_value(name, known[name][1], value)
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def check_together(

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import nn
 
-from raygkd.errors import ConfigError
+from raygkd.errors import ConfigError, near
 from raygkd.models.cifar_resnet import cifar_resnet
 from raygkd.models.families import (
     FUNCTIONS,
@@ -95,12 +95,23 @@ def check_classifier_name(name: str) -> None:
             f"unknown classifier {name!r}{hint} (before the colon stands one of "
             f"{', '.join(prefixes)}, a FILE.py, or an installed package)"
         )
-    if name in classifier_names():
+    if name.endswith(".py"):
+        raise ConfigError(
+            f"{name} is a file of Python code: name the function that returns the model, too "
+            f"({name}:FUNCTION)"
+        )
+    known = classifier_names()
+    if name in known:
         CLASSIFIERS.get(name)
         return
     meant = [f"'{prefix}:{name}'" for prefix in prefixes if is_classifier(f"{prefix}:{name}")]
     if meant:
         raise ConfigError(f"unknown classifier {name!r}; did you mean {' or '.join(meant)}?")
+    if not near(name, known):
+        others = ", ".join(f"{one}:NAME" for one in prefixes)
+        raise ConfigError(
+            f"unknown classifier {name!r} (known: {', '.join(known)}, {others}, FILE.py:FUNCTION)"
+        )
     CLASSIFIERS.get(name)
 
 

@@ -134,8 +134,8 @@ def _from_file(name: str, path: str) -> ModuleType:
             source = file.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"{name}: cannot read {path}: {error.strerror or error}; the model is the function in "
-            "this file: put it back, or beside the model file"
+            f"{name}: cannot read {path}: {error.strerror or error}: correct the path; a file "
+            "that a model file needs: put it back, or beside the model file"
         ) from error
     unique = f"raygkd_model_{hashlib.sha256(source).hexdigest()[:16]}"
     if unique not in sys.modules:

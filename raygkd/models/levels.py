@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raygkd.errors import ConfigError
+from raygkd.errors import ConfigError, ImageSizeError
 from raygkd.models.detectors import Detector
 from raygkd.models.map_layouts import MapLayout, find_layout, main_tensor
 from raygkd.models.named import NamedLevels
@@ -268,7 +268,7 @@ def _output_shapes(
             functional_call(part, state, (image_BCHW,))
     except (RuntimeError, AssertionError, ValueError) as error:
         height, width = image_size
-        raise ConfigError(
+        raise ImageSizeError(
             f"{type(model).__name__} cannot take images of {height} x {width} pixels: "
             f"{str(error).splitlines()[0] if str(error) else 'they are too small'}"
         ) from error

@@ -112,7 +112,8 @@ def teacher_note(teacher: float, alone: float | None, score: str = "accuracy") -
         return None
     return (
         f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
-        "is little to learn from it: use a better one, or train it longer (--teacher-epochs)."
+        "is little to learn from it: use a better one, or train it longer (--teacher-epochs; if "
+        "its weights are pretrained, --teacher-mode finetune)."
     )
 
 

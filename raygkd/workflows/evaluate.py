@@ -22,7 +22,7 @@ from raygkd.deploy.exporters.formats import format_of
 from raygkd.deploy.facts import CENTRE, Facts
 from raygkd.deploy.model import load_model
 from raygkd.errors import ConfigError, DataError, TrackingError, UserError
-from raygkd.models import load_model_file, model_input, save_model_file
+from raygkd.models import load_model_file, model_input, save_model_file, short_name
 from raygkd.rayrun import image_stream
 from raygkd.rayrun.cluster import cluster
 from raygkd.rayrun.evaluation import evaluate_models
@@ -112,7 +112,7 @@ def evaluate(
         "class_names": list(images.spec.class_names),
         "models": {
             given: {
-                "model": subject.facts.model,
+                "model": short_name(subject.facts.model),
                 "path": subject.shown,
                 "bytes": sizes[given],
                 **found[given],
@@ -233,7 +233,9 @@ def _images(
         [(side, resize)] = inputs
         # predictions depend on how images are resized to the model's input
         augment = "resized-crop" if resize == CENTRE else "none"
-        config = with_settings(config, {"image_size": side, "augment": augment})
+        # exported models take images of this size only, whatever the size of the teacher's was
+        size_of_run = {"image_size": side, "teacher_image_size": None}
+        config = with_settings(config, {**size_of_run, "augment": augment})
     elif named is not None and (size := model_input(named).size) is not None:
         config = with_settings(config, {"image_size": size[0]})
     output = output_folder(config.output.output)

@@ -196,8 +196,8 @@ def _checked(model_file: ModelFile, run: Run, images: Images | None) -> dict[str
             else ""
         )
         raise RunFailed(
-            f"the exported {model_file.name} differs from the model by {comparison.largest:.2g}"
-            f"{detail}, more than {TOLERANCE:g}: nothing was written"
+            f"the exported {short_name(model_file.name)} differs from the model by "
+            f"{comparison.largest:.2g}{detail}, more than {TOLERANCE:g}: nothing was written"
         )
     return {**dataclasses.asdict(comparison), "sample_images": samples, "tolerance": TOLERANCE}
 

@@ -54,9 +54,11 @@ def own_images(model_file: ModelFile, console: Console) -> Images:
 
 
 def _opened(config: Config, model_file: ModelFile, output: Place, console: Console) -> Images:
+    # without a teacher's size, the images have the size of the model's own input
+    size = {"image_size": model_file.image_size[0], "teacher_image_size": None}
     with progress(console, "preparing images") as advance:
         images = open_images(
-            with_settings(config, {"image_size": model_file.image_size[0]}).data,
+            with_settings(config, size).data,
             seed=config.optim.seed,
             output=output,
             progress=advance,

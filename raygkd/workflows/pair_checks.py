@@ -24,7 +24,7 @@ from raygkd.config import Config
 from raygkd.data.plan import steps_per_epoch
 from raygkd.data.run_images import Images, task_of
 from raygkd.data.spec import ImageSpec
-from raygkd.errors import ConfigError, UserError
+from raygkd.errors import ConfigError, ImageSizeError, UserError
 from raygkd.models import (
     LoadedWeights,
     build_from_file,
@@ -100,10 +100,12 @@ def _check_model(config: Config, task: str | None, role: str) -> None:
 
 @contextlib.contextmanager
 def naming_option(option: str) -> Iterator[None]:
-    """Prefix errors with the option whose value caused them."""
+    """Prefix errors with the option whose value caused them, unless they begin with another."""
     try:
         yield
     except UserError as error:
+        if str(error).startswith("--"):
+            raise
         raise type(error)(f"{option}: {error}") from error
 
 
@@ -124,7 +126,7 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
     steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
     with naming_option(f"--{role}"):
         student = new_model(config.model.student, spec)
-        _check_size(config.model.student, student, spec)
+        _check_size(config.model.student, student, spec, role)
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise ConfigError(
                 f"{short_name(config.model.student)} has no parameters that can be trained: "
@@ -132,14 +134,19 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
             )
 
 
-def _check_size(name: str, model: nn.Module, spec: ImageSpec) -> None:
+def _check_size(name: str, model: nn.Module, spec: ImageSpec, role: str) -> None:
     """Refuse images that a model cannot take.
 
     Raises:
         ConfigError: it cannot, or a function's model is wrong in another way.
     """
     with errors_told(name) if is_function(name) else contextlib.nullcontext():
-        feature_shapes(model, (), spec.image_size)
+        try:
+            feature_shapes(model, (), spec.image_size)
+        except ImageSizeError as error:
+            has_own = role == "teacher" and spec.task == "classification"
+            option = "--teacher-image-size" if has_own else "--image-size"
+            raise ConfigError(f"{error} (give another {option})") from error
 
 
 def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
@@ -162,7 +169,7 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
             check_teacher(file, spec)
             teacher = build_from_file(file)
     with naming_option("--teacher"):
-        _check_size(name, teacher, spec.of_teacher())
+        _check_size(name, teacher, spec.of_teacher(), "teacher")
     return teacher
 
 

@@ -13,7 +13,13 @@ from raygkd.config import DataConfig, OptimConfig
 from raygkd.data.run_images import Images
 from raygkd.errors import ConfigError, TrackingError, UserError
 from raygkd.metrics.ranking import rank
-from raygkd.models import ModelFile, build_from_file, count_parameters, load_model_file
+from raygkd.models import (
+    ModelFile,
+    build_from_file,
+    count_parameters,
+    load_model_file,
+    short_name,
+)
 from raygkd.rayrun import image_stream, worker
 from raygkd.rayrun.cluster import cluster
 from raygkd.report.console import progress
@@ -86,7 +92,7 @@ def promote(
         "versions": {
             role: {
                 "version": one.version,
-                "model": files[role].name,
+                "model": short_name(files[role].name),
                 "parameters": count_parameters(build_from_file(files[role])),
                 "run_id": one.run_id,
                 "test_score": scores[role],

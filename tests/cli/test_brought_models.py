@@ -99,6 +99,7 @@ def test_a_trained_teacher_of_ones_own_teaches_and_is_found_again(
     ran = raygkd("evaluate", moved, "--dataset", "digits", "--output", output, "--json")
     assert ran.code == 0, ran.err
     [one] = json.loads(ran.out)["models"].values()
+    assert one["model"] == "nets.py:net"
     assert one["scores"]["score"] == pytest.approx(result["models"]["teacher"]["test_score"])
     out = tmp_path / "student.safetensors"
     ran = raygkd("export", result["model"], "--format", "safetensors", "--out", out)
@@ -130,8 +131,15 @@ MISTAKES = [
     (("--student", "resnet8", "--student-weights", "OWN"), "does not fit StagedClassifier, which"),
     (
         ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-mode", "as-is", *KD),
-        "--teacher-mode as-is: 2.2 of nets.py:net is new for the 3 classes of these images",
+        "error: --teacher-mode as-is: 2.2 of nets.py:net is new for the 3 classes",
     ),
+    (
+        ("--teacher", "NETS:net", "--teacher-mode", "probe", *KD),
+        "error: --teacher-mode probe: the weights of nets.py:net are random: give --teacher-weigh",
+    ),
+    (("--student", "nets.py"), "--student: nets.py is a file of Python code: name the function"),
+    (("--teacher", "nets.py", *KD), "--teacher: nets.py is a file of Python code: name the func"),
+    (("--student", "mobile"), "hf:NAME, timm:NAME, torchvision:NAME, FILE.py:FUNCTION)"),
     (("--teacher", "OWN", *KD), "weights.pth holds weights and does not say of which"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -9,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from outcomes import Ran, files
 
 from raygkd.deploy.model import load_model
 from raygkd.models import load_model_file, save_model_file
+from raygkd.report.console import stderr_console
 from raygkd.storage.atomic_files import place
 from raygkd.tracking.store import connect, default_uri
+from raygkd.workflows.model_images import own_images
 
 Refused = Callable[..., str]
 NAMES = ("class-0", "class-1", "class-2")
@@ -62,6 +66,19 @@ def test_weights_and_card_of_a_run(
     assert "| test score, student | 0.5000 |" in card
     assert "largest difference 0.0e+00" in ran.out
     assert "random alone: the model file does not name its data" in " ".join(ran.out.split())
+
+
+def test_images_have_the_size_of_the_student_where_its_teacher_had_larger_ones(
+    model_file: Callable[..., Path], parquet: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Exported models take images of one size only."""
+    data = {"dataset": "parquet", "data_dir": str(parquet()), "teacher_image_size": 12}
+    file = dataclasses.replace(
+        load_model_file(model_file(*NAMES)),
+        image_size=(8, 8),
+        config=yaml.safe_dump({"data": data, "output": {"output": str(tmp_path)}}),
+    )
+    assert own_images(file, stderr_console()).spec.view == (8, 8)
 
 
 @pytest.mark.parametrize(

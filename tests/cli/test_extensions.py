@@ -340,10 +340,13 @@ def test_wrong_settings_of_a_method_are_refused(
     assert "--set telegraph.power 0.0: must be above 0" in error
     error = refused(*train, "--set", "telegraph.power=much")
     assert "--set telegraph.power 'much': must be a number" in error
-    for wrong in ("telegraph.powr=1", "telegraph.power", "lr=1"):
+    error = refused(*train, "--set", "telegraph.power")
+    assert "--set 'telegraph.power': has no value: write telegraph.power=VALUE" in error
+    for wrong in ("telegraph.powr=1", "telegraph.powr", "lr=1"):
         assert f"--set {wrong!r}: must be NAME=VALUE" in refused(*train, "--set", wrong)
-    error = refused("train", "--dataset", "fpn-noise", "--set", "fpn-noise.images=3")
-    assert "--set fpn-noise.images 3: must be at least 30" in error
+    for command in (("train",), ("data", "prepare", "--output", "shards")):
+        error = refused(*command, "--dataset", "fpn-noise", "--set", "fpn-noise.images=3")
+        assert "--set fpn-noise.images 3: must be at least 30" in error
     error = refused("train", "--alpha", "3", "--set", "graph.alpha=3")
     assert "--set graph.alpha and --alpha are the same setting: give only one of them" in error
     path = yaml_file("method: {alpha: 3, graph: {alpha: 4}}")

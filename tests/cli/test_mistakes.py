@@ -243,8 +243,16 @@ def test_teacher_file_that_is_missing_or_damaged(
             "--student: AlexNet cannot take images of 12 x 12 pixels",
         ),
         (
+            ("train", "--student", "torchvision:alexnet", "--method", "none"),
+            "(give another --image-size)",
+        ),
+        (
             ("train", "--teacher", "torchvision:alexnet", "--teacher-weights", "none"),
             "--teacher: AlexNet cannot take images of 12 x 12 pixels",
+        ),
+        (
+            ("train", "--teacher", "torchvision:alexnet", "--teacher-weights", "none"),
+            "(give another --teacher-image-size)",
         ),
     ],
 )

@@ -159,6 +159,7 @@ def test_a_plain_loop_with_the_loss_comes_to_the_same_weights(
     [
         ({"levels": ["frist"]}, "student Small has no module 'frist'; did you mean 'first'"),
         ({"levels": {"first": "head"}}, r"'head' of the teacher gives \(2, 10\) and no feature"),
+        ({"levels": [1, 2]}, r"levels: \[1, 2\] must be paths of modules, such as"),
         ({"levels": []}, "must be paths of modules, such as"),
         ({"levels": "first"}, "must be paths of modules, such as"),
         ({"levels": {"first": "trunk.1"}, "dim": 16}, "dim"),

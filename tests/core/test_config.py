@@ -125,7 +125,14 @@ def test_fingerprint_depends_on_values_and_not_on_their_order():
         ({"optim": {"lrr": 8}}, "run.yaml: unknown key 'optim.lrr'; did you mean 'lr'"),
         ({"optmi": {"lr": 0.1}}, "run.yaml: unknown key 'optmi'; did you mean 'optim'"),
         ({"lr": 0.1}, "run.yaml: unknown key 'lr' (it belongs under 'optim:')"),
-        ({"data": {"lr": 0.1}}, "run.yaml: unknown key 'data.lr'; did you mean 'lr'"),
+        (
+            {"data": {"lr": 0.1}},
+            "run.yaml: unknown key 'data.lr' (it belongs under 'optim:'; 'data' takes dataset,",
+        ),
+        (
+            {"method": {"kind": "kd"}},
+            "run.yaml: unknown key 'method.kind' ('method' takes method, levels, temperature, dim",
+        ),
         ({"optim": None}, "run.yaml: 'optim' must hold settings, not None"),
         ({1: {}}, "run.yaml: unknown key 1"),
     ],
