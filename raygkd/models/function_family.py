@@ -153,7 +153,7 @@ def _from_file(name: str, path: str) -> ModuleType:
 
 
 def _check_new(model: nn.Module, name: str) -> None:
-    """Refuse what cannot be trained or copied like other models.
+    """Check that a model can be trained and copied like other models.
 
     Raises:
         ConfigError: the function returned this very model before, or parameters of another kind.

@@ -96,7 +96,7 @@ def local_copy(path: Place) -> Iterator[Path]:
 
 
 def require_regular(path: Path) -> None:
-    """Refuse what is no file with an end, such as a pipe: reading it could wait for ever.
+    """Check that a path is a file with an end: to read a pipe could take for ever.
 
     Raises:
         OSError: it does not exist, is a folder, or is no regular file.

@@ -77,7 +77,7 @@ def test_a_trained_teacher_of_ones_own_teaches_and_is_found_again(
     pair += ("--student-weights", tmp_path / "imagenet.safetensors")
     ran = raygkd("train", *DIGITS, *pair, "--output", output, "--json")
     assert ran.code == 0, ran.err
-    assert "the teacher is used as it is: its weights have these classes" in ran.err
+    assert "the teacher is used as it is: its weights have as many classes as" in ran.err
     assert "training teacher" not in ran.err
     told = " ".join(ran.err.split())
     assert "student weights: imagenet.safetensors (sha256 " in told
@@ -115,6 +115,34 @@ def test_a_name_is_evaluated_with_its_weights(
     ran = raygkd("evaluate", name, "--weights", own, *options)
     assert ran.code == 0, ran.err
     assert name in json.loads(ran.out)["models"]
+
+
+def test_a_teacher_of_other_classes_is_probed_and_sees_larger_images(
+    raygkd: Callable[..., Ran], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=7).state_dict(), weights)
+    pair = (
+        "--teacher",
+        "timm:test_vit",
+        "--teacher-weights",
+        weights,
+        "--teacher-image-size",
+        "32",
+    )
+    ran = raygkd(
+        "train", *DIGITS, *pair, "--levels", "2:1,3:4", "--output", tmp_path / "out", "--json"
+    )
+    assert ran.code == 0, ran.err
+    told = " ".join(ran.err.split())
+    assert "head starts at random for this number of classes" in told
+    assert "the teacher's last layer is trained on features of its frozen backbone" in told
+    assert "training teacher" not in told
+    assert "2:1 32x4x4 64x2x2" in told
+    scores = json.loads(ran.out)["models"]
+    # features of random weights tell digits apart better than by chance, which is 0.1
+    assert scores["teacher"]["test_score"] > 0.3
 
 
 KD = ("--method", "kd")
