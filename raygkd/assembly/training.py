@@ -24,8 +24,8 @@ from raygkd.engine import (
     Classification,
     Detection,
     Objective,
-    Recall,
     Teacher,
+    TeacherLookup,
     TeacherStore,
     Training,
 )
@@ -106,9 +106,9 @@ def build_training(
     amp = amp_dtype(optim.amp, device)
     own_input = input_spec(config.model.student, spec)
     normalise = normaliser(own_input.mean, own_input.std, device, spec.image_size)
-    recall = None
+    lookup = None
     if teacher_model is not None and teacher_store is not None:
-        recall = Recall(teacher_model, teacher_store, objective)
+        lookup = TeacherLookup(teacher_model, teacher_store, objective)
     teacher_input = teacher_file if teacher_file is not None else spec
     return Training(
         task=build_task(spec, stream.boxes),
@@ -126,7 +126,7 @@ def build_training(
         device=device,
         epochs=optim.epochs,
         seed=optim.seed,
-        recall=recall,
+        lookup=lookup,
         rank=rank,
         clip_norm=optim.clip_norm,
         amp=amp,

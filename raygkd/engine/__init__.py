@@ -10,10 +10,10 @@ from raygkd.engine.objective import (
     Teacher,
     TeacherOutput,
 )
-from raygkd.engine.recall import Recall, TeacherStore
 from raygkd.engine.state import read_checkpoint, restore, save_checkpoint
 from raygkd.engine.step import check_terms, gradient_norms, measure_shares, training_step
 from raygkd.engine.tasks import Classification, Detection, Task
+from raygkd.engine.teacher_lookup import TeacherLookup, TeacherStore
 
 __all__ = [
     "BaselineTerm",
@@ -22,9 +22,9 @@ __all__ = [
     "Detection",
     "DetectorObjective",
     "Objective",
-    "Recall",
     "Task",
     "Teacher",
+    "TeacherLookup",
     "TeacherOutput",
     "TeacherStore",
     "Training",

@@ -29,7 +29,7 @@ def run_epoch(
     metrics of the validation split ("val_loss"), "lr" (of the next step), "epoch_seconds",
     "images_per_second" (training only, all ranks together) and "bad_images". The first epoch adds
     "gradient_NAME", as returned by ``check_terms``. If weights are shares of the labels' gradient,
-    "factor_NAME" is the factor of the term in the total. With ``recall``, "teacher_cached" is the
+    "factor_NAME" is the factor of the term in the total. With ``lookup``, "teacher_cached" is the
     share of batches that skipped the teacher. The first epoch of this process adds
     "first_step_seconds", from ``begun`` to the end of its first step. All metrics are equal on
     every rank, except the times, which each rank measures itself.
@@ -117,7 +117,7 @@ def _training_metrics(training: Training, part: EpochPart) -> dict[str, float]:
         **{f"loss_{name}": mean for name, mean in means.items()},
         **{f"gradient_{name}": norm for name, norm in part.gradient_norms.items()},
         **_factors(training),
-        **({"teacher_cached": training.recall.share(device)} if training.recall else {}),
+        **({"teacher_cached": training.lookup.share(device)} if training.lookup else {}),
         **part.meter.compute(),
         "bad_images": float(all_sum(bad)),
     }

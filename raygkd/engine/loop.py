@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from raygkd.data.boxes import Boxes
 from raygkd.engine.means import RunningMeans
 from raygkd.engine.objective import Objective, Teacher
-from raygkd.engine.recall import Recall
 from raygkd.engine.tasks import Task, TrainingMeter, pixels
+from raygkd.engine.teacher_lookup import TeacherLookup
 
 Normalise = Callable[[Tensor], Tensor]
 
@@ -74,7 +74,7 @@ class Training:
         objective: student, adapters and losses.
         parallel: the objective, wrapped by DDP if there are several ranks.
         teacher: the frozen model, or None.
-        recall: returns cached outputs of the teacher where possible, or None.
+        lookup: returns cached outputs of the teacher where possible, or None.
         stream: the rank's images.
         normalise, teacher_normalise: map pixels in 0..1 to each model's input.
         epochs: number of epochs of the run.
@@ -100,7 +100,7 @@ class Training:
     begun: float | None
     epochs: int
     seed: int
-    recall: Recall | None = None
+    lookup: TeacherLookup | None = None
     rank: int = 0
     clip_norm: float | None = None
     amp: torch.dtype | None = None

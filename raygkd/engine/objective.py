@@ -1,4 +1,4 @@
-"""The student with its losses, and the teacher they listen to.
+"""The student with its losses, and the frozen teacher.
 
 Shapes: B batch, C channels, H height, W width, K classes, M boxes of an image.
 """
@@ -23,12 +23,12 @@ from raygkd.models import Detector, FeatureTap
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What the teacher says of one batch, without gradient.
+    """The teacher's outputs for one batch, without gradient.
 
     Attributes:
         features: level -> feature map (B, C, H, W), or the graph that the losses take; a training
-            step takes them out.
-        logits_BK: class scores; None of a detector.
+            step removes them as it uses them.
+        logits_BK: class scores; None for a detector.
     """
 
     features: dict[int, Tensor] | dict[int, TeacherGraph]
@@ -36,11 +36,11 @@ class TeacherOutput:
 
 
 class Teacher:
-    """A frozen model. It is no part of the Objective, so DDP, optimiser and checkpoint miss it.
+    """A frozen model. It is not part of the Objective, so DDP, optimiser and checkpoint skip it.
 
     Args:
-        model: a classifier or detector; it is put into eval mode and its parameters stop taking
-            gradients.
+        model: a classifier or detector; it is switched to eval mode and its parameters need no
+            gradient any more.
         pairs: level of the student -> level of this model whose feature map it is matched with;
             the maps are given under the student's levels.
     """
@@ -168,19 +168,19 @@ class Objective(nn.Module, ABC):
 
     @property
     def reads_logits(self) -> bool:
-        """Whether the teacher's class scores are wanted."""
+        """Whether the teacher's logits are needed."""
         return self.baseline_term is not None and self.baseline_term.reads_logits
 
     @abstractmethod
     def forward(
         self, images_BCHW: Tensor, targets: Any, teacher: TeacherOutput | None
     ) -> tuple[dict[str, Tensor], Any]:
-        """Return the unweighted loss terms of a batch (scalars), and what the task's meter takes.
+        """Return the unweighted loss terms of a batch (scalars), and the input of the task's meter.
 
         Args:
             images_BCHW: normalised images.
-            targets: what ``Task.targets`` gives.
-            teacher: what the teacher says of the same images, where the method needs it.
+            targets: the result of ``Task.targets``.
+            teacher: the teacher's outputs for the same images, if the method needs them.
         """
 
     def _distillation(
@@ -188,15 +188,15 @@ class Objective(nn.Module, ABC):
         features: Mapping[int, Tensor],
         teacher: TeacherOutput | None,
         boxes: Sequence[Tensor] | None = None,
-        **said: Tensor,
+        **logits_and_targets: Tensor,
     ) -> dict[str, Tensor]:
         """Return the terms that need a teacher, none without one.
 
         Args:
             features: level -> the student's maps.
-            teacher: what it says.
-            boxes: of each image (M, 4), of a detector.
-            said: "student_logits" and "targets" of a classifier.
+            teacher: the teacher's outputs.
+            boxes: boxes of each image (M, 4), for a detector.
+            logits_and_targets: "student_logits" and "targets" of a classifier.
         """
         terms: dict[str, Tensor] = {}
         if teacher is None:
@@ -207,7 +207,7 @@ class Objective(nn.Module, ABC):
                 teacher_features=teacher.features,
                 teacher_logits=teacher.logits_BK,
                 boxes=boxes,
-                **said,
+                **logits_and_targets,
             )
         if self.graph is not None and self._are_separate:
             terms |= self.graph(features, teacher.features, boxes)

@@ -51,8 +51,8 @@ def _forward(
         teacher = None
         if training.teacher is not None:
             teacher_images_BCHW = training.teacher_normalise(images_BCHW)
-            if training.recall is not None:
-                teacher = training.recall(training.epoch, batch["row"], teacher_images_BCHW)
+            if training.lookup is not None:
+                teacher = training.lookup(training.epoch, batch["row"], teacher_images_BCHW)
             else:
                 teacher = training.teacher(teacher_images_BCHW)
             if training.objective.graph is not None:

@@ -1,6 +1,6 @@
-"""Whether a model is as often right as it says that it is.
+"""How well the confidence of a model matches its accuracy.
 
-Shapes: N answers of a model.
+Shapes: N predictions.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ BINS = 15
 
 
 def calibration(confidence_N: NDArray[np.floating], right_N: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return how far a model's confidence is from its share of right answers.
+    """Return how far a model's confidence is from its share of right predictions.
 
     Args:
-        confidence_N: what the model says of each answer, in 0..1; NaN counts as 0.
-        right_N: whether it was right.
+        confidence_N: confidence of each prediction, in 0..1; NaN counts as 0.
+        right_N: whether the prediction was right.
 
     Returns:
-        "count", N; "ece", the expected calibration error: the mean over all answers of the distance
-        between mean confidence and share of right ones in the answer's bin, in 0..1, None where
-        there is no answer; "bins", from low to high those of ``BINS`` equal parts of 0..1 that have
-        an answer, each with "from", "to", "count", "confidence" and "right".
+        "count", N; "ece", the expected calibration error: the mean over all predictions of the
+        distance between mean confidence and share of right ones in the prediction's bin, in 0..1,
+        None without predictions; "bins", from low to high those of ``BINS`` equal parts of 0..1
+        that have a prediction, each with "from", "to", "count", "confidence" and "right".
 
     Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
     """

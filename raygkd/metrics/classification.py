@@ -63,7 +63,7 @@ class ClassificationMeter:
         return {"sums": self._sums}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Continue from the result of ``state_dict``."""
         self._sums = state["sums"].to(self._sums.device)
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> None:

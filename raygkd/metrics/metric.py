@@ -22,9 +22,9 @@ MOST_PARTS = 1 << 25
 class Metric(ABC):
     """A measure that follows from sums over images.
 
-    ``@METRICS.register(name)`` enters a subclass. It is worked out on the validation images after
-    every epoch ("val_NAME", also in searches and MLflow), and on the images that finished models
-    are scored on; tables and reports show it.
+    ``@METRICS.register(name)`` enters a subclass. It is computed on the validation images after
+    every epoch ("val_NAME", also in searches and MLflow), and on the images on which finished
+    models are scored; tables and reports show it.
 
     Args:
         num_classes: K.
@@ -48,7 +48,7 @@ class Metric(ABC):
 
     @abstractmethod
     def sums(self, output: Any, truth: Any) -> Tensor:
-        """Return what a batch adds to the sums (size,), which are added over batches and ranks.
+        """Return what a batch contributes to the sums (size,), added over batches and ranks.
 
         Args:
             output: logits (B, K); of a detector a list of ``Detections``, one for each image.
@@ -125,6 +125,6 @@ class RegisteredMeter:
             ConfigError: a metric has the name of another score.
         """
         for name in self._metrics.keys() & scores.keys():
-            raise ConfigError(f"metric {name!r}: is the name of a score already: rename the metric")
+            raise ConfigError(f"metric {name!r}: a score already has this name: rename the metric")
         values = {name: one.value(self._sums[name].cpu()) for name, one in self._metrics.items()}
         return {**scores, **values}

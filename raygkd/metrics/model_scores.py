@@ -1,4 +1,4 @@
-"""What the outputs of a model in use are worth: scores, confusions and calibration.
+"""Scores, confusion matrix and calibration of the outputs of a finished model.
 
 Shapes: B batch, K classes, D most detections of an image, N images.
 """
@@ -26,7 +26,7 @@ SURE = 0.3
 
 
 class OutputMeter:
-    """Adds up what ``raygkd.deploy.modules.Run`` gives for batches of images, and scores it.
+    """Adds up the outputs of ``raygkd.deploy.modules.Run`` for batches of images, and scores them.
 
     Args:
         spec: of the images.
@@ -66,7 +66,7 @@ class OutputMeter:
         self._registered.update(detections, truth)
 
     def score(self) -> float | None:
-        """Return what the images' models are ranked by; None where no image has an object."""
+        """Return the score by which models are ranked; None if no image has an object."""
         try:
             return self._scores()["score"]
         except DataError:
@@ -86,15 +86,15 @@ class OutputMeter:
         return {"score": scores[self._spec.score], **scores}
 
     def compute(self) -> dict[str, Any]:
-        """Return all that is known of the model.
+        """Return scores, calibration and confusion matrix.
 
         Returns:
-            "scores", "score" and what ``ClassificationMeter.compute`` or ``DetectionMeter.compute``
-            returns, its lists by class among it, and the registered metrics; "calibration", see
-            ``calibration``, of all answers of a classifier, or of the detections of a score of
-            ``SURE`` or more, which are right at an IoU of 0.5; and of a classifier "confusion", K
-            lists of K counts, a list for each class that images have, a count for each class that
-            the model said.
+            "scores": "score", the result of ``ClassificationMeter.compute`` or
+            ``DetectionMeter.compute`` with its lists by class, and the registered metrics;
+            "calibration": see ``calibration``, of all predictions of a classifier, or of the
+            detections with a score of at least ``SURE``, which are right at an IoU of 0.5;
+            "confusion": for a classifier, K lists of K counts, a list per true class, a count per
+            predicted class; otherwise None.
 
         Raises:
             DataError: there are no images, or none has an object.

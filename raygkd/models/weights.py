@@ -46,7 +46,7 @@ def inheritable(student: Detector, teacher: Detector) -> dict[str, nn.Module]:
 
 
 def inherit(student: Detector, teacher: Detector) -> list[str]:
-    """Copy into the student what ``inheritable`` gives; return the paths of the modules copied.
+    """Copy into the student the modules of ``inheritable``; return the paths of the modules copied.
 
     Raises:
         ConfigError: there is nothing to copy.
@@ -177,11 +177,11 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     except (UserError, RunFailed):
         raise
     except Exception as error:  # what the unpickler raises on foreign bytes has no common type
-        raise DataError(f"{path} is damaged or holds more than weights") from error
+        raise DataError(f"{path} is damaged or contains more than weights") from error
     if isinstance(state, Mapping) and state.get("format") == FORMAT:
         state = state.get("state_dict")
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise DataError(f"{path} is no state dict: save one with torch.save(model.state_dict())")
+        raise DataError(f"{path} is not a state dict: save one with torch.save(model.state_dict())")
     return state
 
 
@@ -203,4 +203,4 @@ def _recognised(
             for name, weight in state.items()
             if name.startswith("features.")
         }, body
-    raise DataError(f"{path} is of no detector, ResNet or MobileNetV3")
+    raise DataError(f"{path} is not from a detector, ResNet or MobileNetV3")

@@ -285,7 +285,7 @@ def _plain(value: Any) -> Any:
     """Return a numpy number as a Python number."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{value!r} is no setting")
+    raise TypeError(f"{value!r} is not a setting")
 
 
 @contextlib.contextmanager

@@ -147,7 +147,7 @@ class CachedTeacher:
         self._full = False
         self._waiting: list[ObjectRef] = []
 
-    def known(self, epoch: int, rows_B: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def get(self, epoch: int, rows_B: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Return those parts (B, ...) that are known of every row; the first call of an epoch asks
         the actor.
         """

@@ -319,8 +319,8 @@ def test_files_that_hold_no_weights_of_detectors(
 ) -> None:
     path = tmp_path / "weights.pt"
     for contents, message in (
-        ([1], "is no state dict: save one with torch.save(model.state_dict())"),
-        ({"scale": torch.ones(1)}, "is of no detector, ResNet or MobileNetV3"),
+        ([1], "is not a state dict: save one with torch.save(model.state_dict())"),
+        ({"scale": torch.ones(1)}, "is not from a detector, ResNet or MobileNetV3"),
         ({"layer4.x": torch.ones(1)}, "does not fit: it lacks "),
     ):
         torch.save(contents, path)

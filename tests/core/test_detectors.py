@@ -522,10 +522,10 @@ def resnet18(**changes: Tensor | None) -> dict[str, Tensor]:
             "its layers have other shapes",
         ),
         (lambda: {"features.0.weight": torch.zeros(1)}, "it lacks conv1.weight"),
-        (lambda: {"weight": torch.zeros(1)}, "is of no detector, ResNet or MobileNetV3"),
-        (lambda: {"net.x": 1}, "is no state dict"),
-        (lambda: torch.zeros(1), "is no state dict"),
-        (lambda: nn.Linear(1, 1), "is damaged or holds more than weights"),
+        (lambda: {"weight": torch.zeros(1)}, "is not from a detector, ResNet or MobileNetV3"),
+        (lambda: {"net.x": 1}, "is not a state dict"),
+        (lambda: torch.zeros(1), "is not a state dict"),
+        (lambda: nn.Linear(1, 1), "is damaged or contains more than weights"),
     ],
 )
 def test_file_that_does_not_fit_is_refused_in_one_line(

@@ -97,7 +97,7 @@ def parts_of(rows: Tensor) -> dict[str, Tensor]:
 def stored(cache: CachedTeacher, epoch: int, rows: Tensor) -> bool:
     """Return whether rows are there, as they were given."""
     wanted = parts_of(rows)
-    found = cache.known(epoch, rows, wanted)
+    found = cache.get(epoch, rows, wanted)
     assert all(
         torch.equal(found[name], wanted[name]) and found[name].dtype == wanted[name].dtype
         for name in found

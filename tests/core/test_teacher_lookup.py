@@ -26,7 +26,7 @@ class KeptHere:
     levels: tuple[int, ...] | None = None
     kept: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
 
-    def known(self, epoch: int, rows_B: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def get(self, epoch: int, rows_B: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Return those parts that are known of every row."""
         rows = rows_B.tolist()
         return {
