@@ -73,7 +73,9 @@ def test_the_metric() -> None:
     assert scores["calibration_gap"] == pytest.approx(1 / 6)
     assert rank(0.1, "calibration_gap") > rank(0.2, "calibration_gap")
     assert with_settings(Config(), {"score": "calibration_gap"}).data.score == "calibration_gap"
-    with pytest.raises(ConfigError, match="metric 'calibration_gap': a score already has this name"):
+    with pytest.raises(
+        ConfigError, match="metric 'calibration_gap': a score already has this name"
+    ):
         meter.added_to({"calibration_gap": 0.5})
 
 

@@ -32,7 +32,13 @@ TIMES = ("epoch_seconds", "images_per_second")
 FIRST_STEP = "first_step_seconds"
 EVERY_EPOCH = {
     "train_loss", "loss_task", "train_accuracy", "val_score", "val_loss", "val_top5", "lr",
+    "val_accuracy", "val_balanced-accuracy", "val_log-loss", "val_macro-f1",
     "epoch", "bad_images", "workers", *TIMES,
+}  # fmt: skip
+# of the final model, at its last epoch
+TEST_SCORES = {
+    "test_score", "test_loss", "test_top5", "test_accuracy", "test_balanced-accuracy",
+    "test_log-loss", "test_macro-f1",
 }  # fmt: skip
 
 

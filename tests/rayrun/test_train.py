@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from records import (
     EVERY_EPOCH,
     FIRST_STEP,
+    TEST_SCORES,
     TIMES,
     configuration_of,
     curves,
@@ -180,7 +181,7 @@ def test_a_resumed_run_goes_on_in_its_mlflow_run_and_misses_no_epoch(
     assert run.info.status == "FINISHED"
     assert run.data.tags["raygkd.role"] == "teacher"
     found = curves(client, run.info.run_id)
-    assert set(found) == EVERY_EPOCH | {FIRST_STEP, "gradient_task", "test_score"}
+    assert set(found) == EVERY_EPOCH | {FIRST_STEP, "gradient_task"} | TEST_SCORES
     for epoch, metrics in enumerate(plain, start=1):
         assert {name: found[name][epoch] for name in metrics} == metrics
     assert found["test_score"] == {
@@ -212,13 +213,15 @@ def test_two_workers_are_two_processes_with_random_states_of_their_own(trained: 
 
 def test_the_result_holds_teacher_and_student(trained: Trained, untrained_teacher: Path) -> None:
     result = trained.result
-    assert set(result) == {"models", "val_score", "mlflow", "run", "model", "seconds"}
-    assert list(result["models"]) == ["teacher", "student"]
-    assert result["models"]["teacher"] == {
-        "model": "resnet14",
-        "parameters": 175_258,
-        "test_score": rescored(untrained_teacher, trained.folder, "test")["score"],
+    assert set(result) == {
+        *("models", "val_score", "mlflow", "run", "model", "teacher", "seconds"),
     }
+    assert list(result["models"]) == ["teacher", "student"]
+    assert result["teacher"] == {"path": str(untrained_teacher)}
+    score = rescored(untrained_teacher, trained.folder, "test")["score"]
+    row = dict(result["models"]["teacher"])
+    assert row.pop("test_metrics")["accuracy"] == score
+    assert row == {"model": "resnet14", "parameters": 175_258, "test_score": score}
     assert result["models"]["student"]["parameters"] == 78_042
     assert set(result["mlflow"]) == {"tracking_uri", "experiment_id", "run_id"}
     assert json.loads((trained.folder / "result.json").read_text()) == result
@@ -275,7 +278,7 @@ def test_mlflow_has_every_term_score_and_time_of_every_epoch(
     for name in EVERY_EPOCH | terms:
         assert set(found[name]) == set(range(1, EPOCHS + 1)), name
     first = {FIRST_STEP, *(f"gradient_{term}" for term in ("task", *GRAPH_TERMS))}
-    assert set(found) == EVERY_EPOCH | terms | first | {"test_score"}
+    assert set(found) == EVERY_EPOCH | terms | first | TEST_SCORES
     for epoch, metrics in enumerate(journal(trained.folder), start=1):
         assert {name: found[name][epoch] for name in metrics} == metrics
     assert all(value > 0 for name in TIMES for value in found[name].values())
@@ -286,9 +289,10 @@ def test_the_test_split_is_scored_once_for_the_final_model(
 ) -> None:
     found = curves(client, trained.result["mlflow"]["run_id"])
     score = trained.result["models"]["student"]["test_score"]
-    assert {name: found[name] for name in found if "test" in name} == {
-        "test_score": {EPOCHS: score}
-    }
+    of_test = {name: found[name] for name in found if "test" in name}
+    assert of_test.keys() == TEST_SCORES
+    assert all(list(scores) == [EPOCHS] for scores in of_test.values())
+    assert of_test["test_score"] == {EPOCHS: score}
     assert not [name for metrics in journal(trained.folder) for name in metrics if "test" in name]
 
 

@@ -99,7 +99,7 @@ def test_the_setting_that_decides_the_score_is_the_most_important() -> None:
 
 
 def test_trials_are_compared_after_the_last_epoch_that_all_have_trained() -> None:
-    found = importance(drawn(24), [LR, LEVELS])
+    found = importance(drawn(24), [LR, LEVELS, DIM])
     assert found is not None
     assert (found.epoch, found.trials) == (1, 24)
 
@@ -113,10 +113,10 @@ def test_a_trial_that_diverged_early_counts_with_its_last_score() -> None:
 
 
 def test_few_trials_are_a_hint_and_fewer_tell_nothing() -> None:
-    found = importance(drawn(8), [LR, LEVELS])
+    found = importance(drawn(8), [LR, LEVELS, DIM])
     assert found is not None
     assert found.is_hint
-    assert importance(drawn(3), [LR, LEVELS]) is None
+    assert importance(drawn(3), [LR, LEVELS, DIM]) is None
     assert importance([trial(n, [0.5], lr=0.1) for n in range(8)], [LR]) is None
     assert importance([], [LR]) is None
 
