@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import ray.train
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.callback import UserCallback
 
 from raygkd.config import ClusterConfig
 from raygkd.rayrun.gloo_interface import NodeNetwork
 from raygkd.rayrun.ray_internals import PolicyTrainer
-from raygkd.rayrun.train_policies import FaultsAlone, MetricsJournal, RoomPolicy, known_cause
-from raygkd.rayrun.worker import CHECKPOINT, Job, train_worker
+from raygkd.rayrun.train_policies import FaultsAlone, RoomPolicy, known_cause
+from raygkd.rayrun.worker import CHECKPOINT, JOURNAL, Job, train_worker
 from raygkd.storage.atomic_files import Place, is_remote, make_folder
 from raygkd.storage.journal import open_journal
 
-JOURNAL = "metrics.jsonl"
 # between looks at a journal of metrics: in a folder, and in an object store
 POLL_SECONDS, REMOTE_POLL_SECONDS = 0.2, 1.0
 # after a start, or a look, until it is looked again whether there is room for other workers
@@ -51,7 +49,6 @@ def torch_trainer(
     *,
     cpus: float,
     batch_size: int,
-    callbacks: Sequence[UserCallback] = (),
 ) -> TorchTrainer:
     """Return a trainer.
 
@@ -62,7 +59,6 @@ def torch_trainer(
         cluster: number of workers, their GPUs, and the restarts allowed after failures.
         cpus: per worker.
         batch_size: images per step, summed over all workers.
-        callbacks: receive every report.
     """
     workers = cluster.workers
     return _Trainer(
@@ -82,7 +78,6 @@ def torch_trainer(
             failure_config=ray.train.FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
             ),
-            callbacks=list(callbacks),
         ),
     )
 
@@ -119,7 +114,6 @@ def train(
         cluster,
         cpus=cpus,
         batch_size=job.settings().optim.batch_size,
-        callbacks=[MetricsJournal(journal)],
     )
     with _followed(journal, on_epoch):
         try:

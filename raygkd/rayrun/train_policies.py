@@ -1,15 +1,13 @@
-"""Policies and callbacks in the controller of a TorchTrainer, which imports nothing heavy."""
+"""Policies in the controller of a TorchTrainer, which imports nothing heavy."""
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.train.v2.api.callback import UserCallback
 
 from raygkd.errors import RunFailed, UserError
 from raygkd.rayrun.ray_internals import (
@@ -20,29 +18,9 @@ from raygkd.rayrun.ray_internals import (
     ScalingDecision,
     WorkerGroupStartupTimeoutError,
 )
-from raygkd.storage.atomic_files import Place
-from raygkd.storage.journal import open_journal
 
 # that a node has to answer before workers are put there
 ANSWER_SECONDS = 1.0
-
-
-class MetricsJournal(UserCallback):
-    """Appends rank 0's metrics of each epoch to a journal, once.
-
-    It runs in the controller process, on the driver's machine; the driver reads the journal as it
-    grows. The journal remains as the record of the training.
-    """
-
-    def __init__(self, path: Place):
-        self._journal = open_journal(path)
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        """Write one line."""
-        if len(self._journal.lines()) < metrics[0]["epoch"]:
-            self._journal.append(json.dumps(metrics[0]))
 
 
 class FaultsAlone(DefaultFailurePolicy):

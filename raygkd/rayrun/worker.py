@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -31,9 +32,12 @@ from raygkd.rayrun.search_history import METRIC
 from raygkd.rayrun.stop_signal import StopFolder, StopPoll
 from raygkd.rayrun.teacher_cache import TeacherCache, start_cache
 from raygkd.storage.atomic_files import Place
+from raygkd.storage.journal import open_journal
 
 Epochs = Generator[dict[str, float], None, None]
 CHECKPOINT = "checkpoint.pt"
+# the metrics of every epoch, a line each
+JOURNAL = "metrics.jsonl"
 # what a trial scores whose loss is not finite: below any accuracy, and a number that can be ranked
 DIVERGED = {METRIC: 0.0, "diverged": 1.0}
 
@@ -217,7 +221,12 @@ def train_worker(job: Job) -> None:
     """Run one rank of a TorchTrainer, and report every epoch."""
     import ray.train
 
+    journal = open_journal(job.folder / JOURNAL)
+    is_first = ray.train.get_context().get_world_rank() == 0
     for metrics in _epochs_of_rank(job):
+        # here and not in the controller: it misses reports that wait while workers are replaced
+        if is_first and len(journal.lines()) < metrics["epoch"]:
+            journal.append(json.dumps(metrics))
         ray.train.report(metrics)
 
 
