@@ -108,6 +108,7 @@ class History:
         observer: receives the events, before they are written to the journal.
         score: what trials are ranked by, as in ``--score``. Searcher and scheduler get its rank,
             which is larger for a better trial.
+        spared: so many first trials are never stopped early.
 
     Attributes:
         trials: those that have started, by number.
@@ -127,12 +128,13 @@ class History:
         seed: int,
         observer: SearchObserver,
         score: str = "auto",
+        spared: int = 0,
     ):
         self.trials: list[Trial] = []
         self._path, self._journal = path, open_journal(path)
         self._searcher, self._scheduler = searcher, scheduler
         self._number_of_trials, self._epochs, self._seed = trials, epochs, seed
-        self._observer, self._score = observer, score
+        self._observer, self._score, self._spared = observer, score, spared
         make_folder(path.parent)
         self._replay()
         for trial in self.trials:
@@ -196,7 +198,7 @@ class History:
             trial.status = "diverged"
         elif trial.epoch >= self._epochs:
             trial.status = "finished"
-        elif decision == TrialScheduler.STOP:
+        elif decision == TrialScheduler.STOP and trial.number >= self._spared:
             trial.status = "stopped"
         if trial.is_over:
             self._tell_end(trial)
