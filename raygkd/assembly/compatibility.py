@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raygkd.assembly.methods import suits
+from raygkd.assembly.recipes import check_recipe
 from raygkd.config import Config
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
@@ -47,6 +48,7 @@ def check_settings(config: Config, task: str) -> None:
             f"--method {method}: does not support {task}, the task of these images (allowed: "
             f"{', '.join(others)})"
         )
+    check_recipe(config, task)
     if task == "detection":
         if size is not None:
             check_image_size(size)

@@ -38,7 +38,7 @@ SETTINGS_LEFT_OUT = {
     # each method uses its own published weight
     "compare": (_of("search") - {"max_concurrent"}) | {"method", "baseline_weight"},
     "evaluate": (
-        _of("model", "method", "search", "compare", "optim", "cluster", "output")
+        _of("model", "method", "search", "compare", "optim", "recipe", "cluster", "output")
         - {"batch_size", "seed", "gpus_per_worker", "address", "output", "tracking_uri"}
     )
     | {"image_size", "teacher_image_size", "augment"},

@@ -68,7 +68,7 @@ def searchable() -> list[str]:
     return [
         name
         for name, (section, _, _) in settings().items()
-        if section in ("method", "optim") and name not in _FIXED
+        if section in ("method", "optim", "recipe") and name not in _FIXED
     ]
 
 

@@ -20,6 +20,7 @@ from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from raygkd.engine.patience import STOPPED_EARLY
 from raygkd.errors import DataError
 from raygkd.metrics.ranking import WORST, higher_is_better, rank
 from raygkd.storage.atomic_files import Place, make_folder
@@ -196,7 +197,7 @@ class History:
         decision = self._scheduler.on_trial_result(None, _handle(trial), _standing(ranked))
         if metrics.get("diverged"):
             trial.status = "diverged"
-        elif trial.epoch >= self._epochs:
+        elif trial.epoch >= self._epochs or metrics.get(STOPPED_EARLY):
             trial.status = "finished"
         elif decision == TrialScheduler.STOP and trial.number >= self._spared:
             trial.status = "stopped"

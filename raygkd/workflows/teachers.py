@@ -109,5 +109,6 @@ def teacher_folder(config: Config, images: Images, output: Place) -> Place:
     tree = to_mapping(teacher_training(config))
     started_from = [tree["model"][name] for name in ("student", "student_weights")]
     side = images.spec.of_teacher().image_size[0]
-    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity, side])
+    trained = [tree["optim"], tree["recipe"], images.augment]
+    key = fingerprint([*started_from, *trained, images.identity, side])
     return output / "teachers" / f"{_folder_name(config.model.teacher)}-{key}"

@@ -60,7 +60,7 @@ def test_method_and_optimiser_are_searchable_and_what_asha_spends_is_not():
         names
     )
     assert not {"epochs", "seed", "amp", "compile"} & set(names)
-    assert {settings()[name][0] for name in names} == {"method", "optim"}
+    assert {settings()[name][0] for name in names} == {"method", "optim", "recipe"}
 
 
 # The file
