@@ -19,7 +19,7 @@ from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import StorageError, UserError
 from raygkd.models import LoadedWeights, ModelFile
-from raygkd.rayrun import cluster, image_stream, torch_trainer, worker
+from raygkd.rayrun import cluster, image_stream, trainer, worker
 from raygkd.rayrun.node_monitor import NodeWatch, require_shared
 from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.report.console import progress
@@ -169,7 +169,7 @@ def open_session(
         config = with_lasting_paths(config, output)
         interrupts = Interrupts(StopFolder(folder / "stop"), lambda line: console.print(line))
         stack.enter_context(interrupts.handled())
-        if not cluster.is_joined(config.cluster.address):
+        if not cluster.is_joined(config.cluster.address) and _needs_ray(config, role, data_cpus):
             nodes = stack.enter_context(cluster.cluster(None))
         stack.enter_context(_unwrapped_user_errors())
         if data_cpus and not is_remote(images.table.path):
@@ -195,6 +195,15 @@ def open_session(
         with _closing(session, role), _watched_nodes(session, role):
             yield session
     console.print(f"took {time.monotonic() - started:.0f} s")
+
+
+def _needs_ray(config: Config, role: str, data_cpus: float) -> bool:
+    """Return whether a run on this machine alone needs Ray: for trials, workers, stream or cache.
+
+    One process that trains models one after the other on images in memory does not.
+    """
+    is_single = role in ("teacher", "student") and trainer.is_here(config.cluster)
+    return not is_single or data_cpus > 0 or worker.needs_cache(config)
 
 
 def _has_teacher(config: Config, role: str) -> bool:
@@ -241,7 +250,9 @@ def _unwrapped_user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        torch_trainer.raise_cause(error)
+        from raygkd.rayrun.train_policies import known_cause
+
+        raise known_cause(error) or error from error
 
 
 def _image_facts(images: Images) -> dict[str, Any]:

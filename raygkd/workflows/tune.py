@@ -25,8 +25,8 @@ from raygkd.engine import read_checkpoint
 from raygkd.metrics.ranking import higher_is_better
 from raygkd.metrics.verdict import verdict, verdict_line, verdict_metrics
 from raygkd.models import ModelFile, is_detector, save_model_file, short_name
-from raygkd.rayrun.search_history import METRIC
 from raygkd.rayrun.tune_search import TrialResult, run_search
+from raygkd.rayrun.worker import METRIC
 from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.report.tables import search_markdown
