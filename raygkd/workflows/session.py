@@ -7,9 +7,10 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -25,8 +26,7 @@ from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, is_remote, place, write_text
 from raygkd.tracking.redaction import shown
-from raygkd.tracking.store import chosen_uri, connect
-from raygkd.tracking.tracker import Tracker
+from raygkd.tracking.store import chosen_uri, connect, is_file
 from raygkd.workflows.input_sizes import default_side, with_teacher_size
 from raygkd.workflows.interrupts import Interrupts
 from raygkd.workflows.pair_checks import starting_weights
@@ -45,6 +45,9 @@ from raygkd.workflows.resume import (
     new_run_folder,
     note_facts,
 )
+
+if TYPE_CHECKING:
+    from raygkd.tracking.tracker import Tracker
 
 # what MLflow has to take what is left
 CLOSE_SECONDS = 4.0
@@ -142,7 +145,7 @@ def open_session(
         # to join a cluster takes less than to prepare images, and to start one more than to look
         nodes = stack.enter_context(_joined(config, output, uri, console)) or [cluster.local_node()]
         require_room(config, nodes, 0.0)
-        experiment = connect(uri, config.output.experiment, output)
+        connecting = stack.enter_context(_connected(uri, config.output.experiment, output))
         with progress(console, "preparing images") as advance:
             images = open_images(
                 config.data,
@@ -176,6 +179,7 @@ def open_session(
             require_shared("--data-dir", Path(images.table.path), Path(images.table.files[0]))
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, config.data.cache_mb, advance)
+        experiment = connecting.result()
         write_text(folder / CONFIG, to_yaml(config))
         # the last of what a run is resumed by
         if resume is None:
@@ -188,7 +192,7 @@ def open_session(
             images=images,
             shared=shared,
             weights=weights,
-            tracker=Tracker(uri, experiment, folder / TRACKING),
+            tracker=_tracker(uri, experiment, folder),
             interrupts=interrupts,
             console=console,
         )
@@ -209,6 +213,29 @@ def _needs_ray(config: Config, role: str, data_cpus: float) -> bool:
 def _has_teacher(config: Config, role: str) -> bool:
     """Return whether a run has a teacher."""
     return role != "teacher" and (role == "comparison" or uses_teacher(config))
+
+
+@contextlib.contextmanager
+def _connected(uri: str, experiment: str, output: Place) -> Iterator[Future[str]]:
+    """Yield the id of the experiment, which a thread gets: MLflow takes seconds to import.
+
+    A server that does not answer is noticed at once.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow-connect")
+    try:
+        found = pool.submit(connect, uri, experiment, output)
+        if not is_file(uri):
+            found.result()
+        yield found
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _tracker(uri: str, experiment: str, folder: Place) -> Tracker:
+    # takes seconds to import
+    from raygkd.tracking.tracker import Tracker
+
+    return Tracker(uri, experiment, folder / TRACKING)
 
 
 @contextlib.contextmanager

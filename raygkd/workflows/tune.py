@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +31,6 @@ from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.report.tables import search_markdown
 from raygkd.storage.atomic_files import Place, make_folder
-from raygkd.tracking.logged_models import LoggedModel
 from raygkd.tracking.tags import DESCRIPTION_TAG, IMAGES_TAG
 from raygkd.workflows import draw_detections
 from raygkd.workflows.champion import ALONE, BEST, champion
@@ -53,6 +52,9 @@ from raygkd.workflows.session import Session, open_session, write_result
 from raygkd.workflows.teachers import get_teacher, teacher_facts
 from raygkd.workflows.train_one import train_one
 from raygkd.workflows.trial_progress import SearchProgress, at_once, require_a_score, trial_key
+
+if TYPE_CHECKING:
+    from raygkd.tracking.logged_models import LoggedModel
 
 REGISTERED = "raygkd-{dataset}-{student}"
 RULE = "{} validation score after the last epoch trained"
