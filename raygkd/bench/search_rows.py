@@ -20,14 +20,13 @@ from raygkd.engine import run_epoch
 from raygkd.models import ModelFile
 from raygkd.rayrun.search_history import (
     JOURNAL,
-    METRIC,
     History,
     SearchObserver,
     Trial,
     read_epochs,
 )
 from raygkd.rayrun.tune_search import ListedSettings, scheduler
-from raygkd.rayrun.worker import make_training
+from raygkd.rayrun.worker import METRIC, make_training
 from raygkd.storage.atomic_files import place
 from raygkd.workflows.session import Session
 from raygkd.workflows.tune import open_search, run_trials

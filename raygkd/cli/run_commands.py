@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from collections.abc import Callable
@@ -49,13 +50,19 @@ def _execute(
             show(console_of(out), result)
 
 
-def _workflow(command: str) -> Callable[..., dict[str, Any]]:
-    """Return the function that runs a command; it is imported only now."""
-    from raygkd.workflows.compare import compare
-    from raygkd.workflows.train import distil, teach
-    from raygkd.workflows.tune import tune
+# command -> module and name of what runs it
+_WORKFLOWS = {
+    "tune": ("tune", "tune"),
+    "compare": ("compare", "compare"),
+    "train": ("train", "distil"),
+    "teacher": ("train", "teach"),
+}
 
-    return {"tune": tune, "compare": compare, "train": distil, "teacher": teach}[command]
+
+def _workflow(command: str) -> Callable[..., dict[str, Any]]:
+    """Return the function that runs a command; it is imported only now, and no other."""
+    module, name = _WORKFLOWS[command]
+    return getattr(importlib.import_module(f"raygkd.workflows.{module}"), name)
 
 
 @_run_command("tune")

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,6 +61,8 @@ def evaluate_models(
     contents = {name: packed(path) for name, path in models.items()}
     if not gpus or torch.cuda.is_available():
         return _evaluate(contents, images, split, count, batch_size, progress)
+    import ray
+
     task = ray.remote(num_cpus=0, num_gpus=gpus)(_evaluate)
     return ray.get(task.remote(contents, images, split, count, batch_size, _ignore_progress))
 

@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
-from ray import ObjectRef
 from torch import Tensor
 
 from raygkd.data import plan
@@ -40,6 +38,8 @@ from raygkd.data.windows import (
     transform_window,
 )
 from raygkd.errors import DataError
+from raygkd.rayrun import references
+from raygkd.rayrun.references import Reference
 
 # CPUs of the cluster that are kept free for the tasks that decode streamed images
 DATA_CPUS = 1.0
@@ -75,9 +75,9 @@ class SharedImages:
         decoded: references to DecodedRows in the order of the rows; None if streamed.
     """
 
-    images: ObjectRef
+    images: Reference
     spec: ImageSpec
-    decoded: tuple[ObjectRef, ...] | None
+    decoded: tuple[Reference, ...] | None
 
 
 def fits_in_memory(images: Images, cache_mb: int) -> bool:
@@ -101,10 +101,10 @@ def share(
     decoded = None
     if fits_in_memory(images, cache_mb):
         decoded = tuple(_decoded_rows(images, progress or (lambda done, total: None)))
-    return SharedImages(images=ray.put(images), spec=images.spec, decoded=decoded)
+    return SharedImages(images=references.put(images), spec=images.spec, decoded=decoded)
 
 
-def _decoded_rows(images: Images, progress: Callable[[int, int], None]) -> Iterator[ObjectRef]:
+def _decoded_rows(images: Images, progress: Callable[[int, int], None]) -> Iterator[Reference]:
     """Decode all row groups in use; yield references to DecodedRows, in order.
 
     Uses threads of this process: starting a Ray worker that imports torch and torchvision takes
@@ -116,7 +116,7 @@ def _decoded_rows(images: Images, progress: Callable[[int, int], None]) -> Itera
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, DECODING_THREADS))
     try:
         for done, reference in enumerate(
-            pool.map(lambda rows: ray.put(_decode(images, rows)), groups), start=1
+            pool.map(lambda rows: references.put(_decode(images, rows)), groups), start=1
         ):
             progress(done, len(groups))
             yield reference
@@ -162,7 +162,7 @@ class RayStream:
         world_size: int,
         views: Views = UNCHANGED,
     ):
-        self._images: Images = ray.get(shared.images)
+        self._images: Images = references.get(shared.images)
         self._plan = _Plan(
             batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, views=views
         )
@@ -285,8 +285,8 @@ class _Plan:
 class _Decoded:
     """Decoded images by row, read in place from the object store."""
 
-    def __init__(self, references: tuple[ObjectRef, ...]):
-        self._groups: list[DecodedRows] = ray.get(list(references))
+    def __init__(self, decoded: tuple[Reference, ...]):
+        self._groups: list[DecodedRows] = [references.get(one) for one in decoded]
         self._first = np.array([group.rows[0] for group in self._groups])
 
     def take(self, rows: NDArray[np.int64]) -> Iterator[Tensor | None]:
@@ -301,7 +301,7 @@ class _Decoded:
 class _Ahead:
     """A Ray Data execution over several passes, in order, with one task per window."""
 
-    def __init__(self, reference: ObjectRef, images: Images, rank_plan: _Plan, passes: list[Pass]):
+    def __init__(self, reference: Reference, images: Images, rank_plan: _Plan, passes: list[Pass]):
         counts = {part: rank_plan.count(images, part) for part in dict.fromkeys(passes[:2])}
         tasks = [
             (turn, number)
@@ -317,15 +317,20 @@ class _Ahead:
 
     @staticmethod
     def _execute(
-        reference: ObjectRef, rank_plan: _Plan, passes: list[Pass], tasks: list[tuple[int, int]]
+        reference: Reference,
+        rank_plan: _Plan,
+        passes: list[Pass],
+        tasks: list[tuple[int, int]],
     ) -> Generator[Arrays, None, None]:
         # images that fit in memory do not need what this imports
+        import ray
+
         from raygkd.rayrun.ray_internals import look_often
 
         def load(batch: Arrays) -> Arrays:
             turn, number = tasks[int(batch["id"][0])]
             part = passes[turn]
-            images: Images = ray.get(reference)
+            images: Images = references.get(reference)
             transform = images.transform(part.split, rank_plan.views)
             try:
                 window = load_window(

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from raygkd.engine.tasks import pixels
 from raygkd.errors import DataError
 from raygkd.models import ModelFile, build_from_file
 from raygkd.models.heads import inputs_of, last_linear
+from raygkd.rayrun import references
 from raygkd.rayrun.image_stream import RayStream, SharedImages
 
 # inverse strengths of the L2 penalty that are tried, for standardised features
@@ -71,6 +71,8 @@ def probed(
     for done, split in enumerate(("train", "val")):
         progress(done, 2)
         if gpus and not torch.cuda.is_available():
+            import ray
+
             task = ray.remote(num_cpus=0, num_gpus=gpus)(features)
             found[split] = ray.get(task.remote(model_file, plain, split, batch_size))
         else:
@@ -88,8 +90,8 @@ def probed(
 
 def _without_changes(images: SharedImages) -> SharedImages:
     """Return the same images, the training images transformed as for evaluation."""
-    plain = dataclasses.replace(ray.get(images.images), evaluates=True)
-    return dataclasses.replace(images, images=ray.put(plain))
+    plain = dataclasses.replace(references.get(images.images), evaluates=True)
+    return dataclasses.replace(images, images=references.put(plain))
 
 
 @torch.inference_mode()

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raygkd.errors import ResourceError
+from raygkd.rayrun import references
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 # from the start to the first sample, and from one to the next
 FIRST_SECONDS, SECONDS = 2.0, 10.0
@@ -23,6 +25,8 @@ ANSWER_SECONDS = 2.0
 # that a node needs to start a process which can look
 LOOK_SECONDS = 60.0
 _MIB = float(1 << 20)
+# id and address of this machine without a cluster
+_ALONE = {"here": "127.0.0.1"}
 
 
 class NodeLoad:
@@ -68,12 +72,27 @@ def _gpu_load() -> dict[str, float]:
 
 
 def alive() -> dict[str, str]:
-    """Return id -> address of all current nodes."""
+    """Return id -> address of all current nodes; of this machine without a cluster."""
+    if not references.is_open():
+        return dict(_ALONE)
+    import ray
+
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def _here() -> str:
+    """Return the id of this node."""
+    if not references.is_open():
+        return next(iter(_ALONE))
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
 
 
 def _on_node(node: str) -> dict[str, Any]:
     """Return options of a task or actor on a node that takes no resources."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     return {
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
@@ -91,7 +110,9 @@ def require_shared(option: str, place: Path, witness: Path) -> None:
     Raises:
         ResourceError: with a node that does not see the witness as this one does.
     """
-    here = ray.get_runtime_context().get_node_id()
+    import ray
+
+    here = _here()
     look = ray.remote(_size)
     seen = {
         address: look.options(**_on_node(node)).remote(witness)
@@ -110,6 +131,13 @@ def _size(file: Path) -> int | None:
     return file.stat().st_size if file.is_file() else None
 
 
+def _load_of(node: str) -> ActorHandle:
+    """Return an actor on a node that samples its load."""
+    import ray
+
+    return ray.remote(NodeLoad).options(**_on_node(node)).remote()
+
+
 class NodeWatch:
     """Samples the nodes in a thread during a run, and reports those that join or are lost.
 
@@ -123,7 +151,7 @@ class NodeWatch:
     ):
         self._record, self._tell = record, tell
         self._over = threading.Event()
-        self._here = ray.get_runtime_context().get_node_id()
+        self._here = _here()
         self._load = NodeLoad()
         self._nodes = alive()
         self._elsewhere: dict[str, Any] = {}
@@ -165,7 +193,7 @@ class NodeWatch:
     def _samples(self) -> dict[str, float]:
         """Return the load of every node that responds."""
         for node in self._nodes.keys() - self._elsewhere.keys() - {self._here}:
-            self._elsewhere[node] = ray.remote(NodeLoad).options(**_on_node(node)).remote()
+            self._elsewhere[node] = _load_of(node)
         samples = {self._here: self._load.sample(), **self._samples_elsewhere()}
         return {
             f"system/{self._nodes[node]}/{name}": value
@@ -177,6 +205,8 @@ class NodeWatch:
         asked = {load.sample.remote(): node for node, load in self._elsewhere.items()}
         if not asked:
             return {}
+        import ray
+
         answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_SECONDS)
         samples = {}
         for reference in answered:

@@ -23,11 +23,11 @@ from ray.tune.search import Searcher
 from raygkd.engine.patience import STOPPED_EARLY
 from raygkd.errors import DataError
 from raygkd.metrics.ranking import WORST, higher_is_better, rank
+from raygkd.rayrun.worker import METRIC
 from raygkd.storage.atomic_files import Place, make_folder
 from raygkd.storage.journal import open_journal
 
 JOURNAL = "trials.jsonl"
-METRIC = "val_score"
 # how much of a score a loss can cost where trials are ordered
 TIE_BREAK = 1e-6
 _log = logging.getLogger(__name__)

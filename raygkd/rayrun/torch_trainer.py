@@ -1,4 +1,4 @@
-"""Train one model on the cluster with a Ray Train TorchTrainer, and report its metrics live."""
+"""Train one model in the workers of a TorchTrainer of Ray Train, and report its metrics live."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from raygkd.config import ClusterConfig
 from raygkd.rayrun.gloo_interface import NodeNetwork
 from raygkd.rayrun.ray_internals import PolicyTrainer
 from raygkd.rayrun.train_policies import FaultsAlone, RoomPolicy, known_cause
-from raygkd.rayrun.worker import CHECKPOINT, JOURNAL, Job, train_worker
-from raygkd.storage.atomic_files import Place, is_remote, make_folder
+from raygkd.rayrun.worker import JOURNAL, Job, train_worker
+from raygkd.storage.atomic_files import Place, is_remote
 from raygkd.storage.journal import open_journal
 
 # between looks at a journal of metrics: in a folder, and in an object store
@@ -82,30 +82,21 @@ def torch_trainer(
     )
 
 
-def train(
+def train_by_workers(
     job: Job,
     cluster: ClusterConfig,
     *,
     cpus: float,
     on_epoch: Callable[[dict[str, float]], None],
-) -> Place:
-    """Train a run to its end; return the path of its last checkpoint.
-
-    An interrupted run in the job's folder is resumed.
+) -> None:
+    """Train a run to its end, as ``raygkd.rayrun.trainer.train``; its folder exists.
 
     Args:
         job: what to train.
         cluster: number of workers and their GPUs.
         cpus: of each worker.
-        on_epoch: is called with each epoch's metrics, in another thread. A resumed run also reports
-            its earlier epochs, which may not all have been reported before the interruption.
-
-    Raises:
-        UserError: a user error in a worker.
-        Diverged: the loss is not finite.
-        StorageError: the checkpoint cannot be written.
+        on_epoch: is called with each epoch's metrics, in another thread.
     """
-    make_folder(job.folder)
     journal = job.folder / JOURNAL
     trainer = torch_trainer(
         train_worker,
@@ -120,12 +111,6 @@ def train(
             trainer.fit()
         except Exception as error:
             raise_cause(error)
-    return job.folder / CHECKPOINT
-
-
-def last_metrics(folder: Place) -> dict[str, float]:
-    """Return the metrics of a run's last epoch, from its journal."""
-    return json.loads(open_journal(folder / JOURNAL).lines()[-1])
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ from raygkd.config import ClusterConfig
 from raygkd.engine.patience import STOPPED_EARLY
 from raygkd.errors import StorageError, UserError
 from raygkd.rayrun.mailbox import Order, start_mailbox
-from raygkd.rayrun.search_history import METRIC
 from raygkd.rayrun.torch_trainer import torch_trainer
 from raygkd.rayrun.train_policies import known_cause
 from raygkd.rayrun.worker import (
+    METRIC,
     Epochs,
     Job,
     ServedTrials,

@@ -23,7 +23,7 @@ from raygkd.config.search_space import Dimension, in_space
 from raygkd.errors import StorageError
 from raygkd.metrics.ranking import higher_is_better, rank
 from raygkd.rayrun.ray_internals import keep_credentials_here
-from raygkd.rayrun.search_history import JOURNAL, METRIC, History, SearchObserver, Trial
+from raygkd.rayrun.search_history import JOURNAL, History, SearchObserver, Trial
 from raygkd.rayrun.trainables import (
     ERROR,
     IS_MISTAKE,
@@ -32,7 +32,7 @@ from raygkd.rayrun.trainables import (
     DistributedTrial,
     WarmTrial,
 )
-from raygkd.rayrun.worker import CHECKPOINT, Job, trial_folder
+from raygkd.rayrun.worker import CHECKPOINT, METRIC, Job, trial_folder
 from raygkd.storage.atomic_files import Place, storage_errors
 
 keep_credentials_here()

@@ -7,14 +7,11 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ray
 import torch
-from ray import ObjectRef
-from ray.actor import ActorHandle
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,18 +24,25 @@ from raygkd.engine import Training, read_checkpoint, restore, run_epoch, save_ch
 from raygkd.engine.tasks import pixels
 from raygkd.errors import Diverged, Stopped
 from raygkd.models import ModelFile, build_from_file
+from raygkd.rayrun import references
 from raygkd.rayrun.image_stream import RayStream, SharedImages
-from raygkd.rayrun.mailbox import Order
-from raygkd.rayrun.search_history import METRIC
+from raygkd.rayrun.references import Reference
 from raygkd.rayrun.stop_signal import StopFolder, StopPoll
-from raygkd.rayrun.teacher_cache import TeacherCache, start_cache
 from raygkd.storage.atomic_files import Place
 from raygkd.storage.journal import open_journal
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+    from raygkd.rayrun.mailbox import Order
+    from raygkd.rayrun.teacher_cache import TeacherCache
 
 Epochs = Generator[dict[str, float], None, None]
 CHECKPOINT = "checkpoint.pt"
 # the metrics of every epoch, a line each
 JOURNAL = "metrics.jsonl"
+# what a training is judged by, and a search ranks its trials by
+METRIC = "val_score"
 # what a trial scores whose loss is not finite: below any accuracy, and a number that can be ranked
 DIVERGED = {METRIC: 0.0, "diverged": 1.0}
 
@@ -59,7 +63,7 @@ class Job:
 
     config: dict[str, Any]
     images: SharedImages
-    teacher: ObjectRef | None
+    teacher: Reference | None
     folder: Place
     stop: StopFolder
     teacher_cache: TeacherCache | None = None
@@ -105,16 +109,24 @@ def make_job(
     stop: StopFolder,
 ) -> Job:
     """Return a job whose teacher is in the object store, with its cache if there is one."""
-    limit = config.cluster.teacher_cache_mb << 20
-    cached = limit > 0 and distils(config)
+    cache = None
+    if needs_cache(config):
+        from raygkd.rayrun.teacher_cache import start_cache
+
+        cache = start_cache(config.cluster.teacher_cache_mb << 20, config.method.levels)
     return Job(
         config=configuration.to_mapping(config),
         images=images,
-        teacher=ray.put(teacher) if teacher is not None else None,
+        teacher=references.put(teacher) if teacher is not None else None,
         folder=folder,
         stop=stop,
-        teacher_cache=start_cache(limit, config.method.levels) if cached else None,
+        teacher_cache=cache,
     )
+
+
+def needs_cache(config: Config) -> bool:
+    """Return whether the teacher's outputs are cached, by an actor of the cluster."""
+    return config.cluster.teacher_cache_mb > 0 and distils(config)
 
 
 def make_training(
@@ -139,7 +151,7 @@ def make_training(
         world_size=world_size,
         views=views,
     )
-    teacher = ray.get(job.teacher) if job.teacher is not None else None
+    teacher = references.get(job.teacher) if job.teacher is not None else None
     store = None
     cache = job.teacher_cache if distils(config) else None
     if cache is not None:
@@ -224,13 +236,21 @@ def train_worker(job: Job) -> None:
     """Run one rank of a TorchTrainer, and report every epoch."""
     import ray.train
 
-    journal = open_journal(job.folder / JOURNAL)
     is_first = ray.train.get_context().get_world_rank() == 0
-    for metrics in _epochs_of_rank(job):
-        # here and not in the controller: it misses reports that wait while workers are replaced
-        if is_first and len(journal.lines()) < metrics["epoch"]:
-            journal.append(json.dumps(metrics))
+    epochs = _epochs_of_rank(job)
+    # here and not in the controller: it misses reports that wait while workers are replaced
+    for metrics in journalled(epochs, job.folder) if is_first else epochs:
         ray.train.report(metrics)
+
+
+def journalled(epochs: Iterable[dict[str, float]], folder: Place) -> Epochs:
+    """Yield the metrics of epochs, each once it is in the journal of the run's folder."""
+    journal = open_journal(folder / JOURNAL)
+    for metrics in epochs:
+        # a resumed run begins with the epoch of its checkpoint
+        if len(journal.lines()) < metrics["epoch"]:
+            journal.append(json.dumps(metrics))
+        yield metrics
 
 
 def serve_trials(served: ServedTrials) -> None:
@@ -238,6 +258,7 @@ def serve_trials(served: ServedTrials) -> None:
 
     Errors that occur on all ranks are returned as answers; errors on a single rank end the trainer.
     """
+    import ray
     import ray.train
 
     is_elastic = served.job.settings().cluster.workers.is_elastic
@@ -257,6 +278,8 @@ def serve_trials(served: ServedTrials) -> None:
 
 def _order_of_rank_0(mailbox: ActorHandle) -> Order | None:
     """Return the next order, as received by rank 0, on all ranks."""
+    import ray
+
     is_first = torch.distributed.get_rank() == 0
     orders = [ray.get(mailbox.order.remote()) if is_first else None]
     torch.distributed.broadcast_object_list(orders, src=0)
@@ -323,6 +346,8 @@ def score_models(
             found[name] = score(model, images, split, batch_size)
             progress(len(found), len(models))
         return found
+    import ray
+
     # the tasks take no CPU: as many of them as there are CPUs would leave none for their streams
     task = ray.remote(num_cpus=0, num_gpus=gpus)(score)
     waiting = {

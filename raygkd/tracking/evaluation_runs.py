@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities import LoggedModelInput, Metric
-from mlflow.exceptions import MlflowException
-
 from raygkd.errors import TrackingError
 from raygkd.tracking.redaction import short_reason, shown
 from raygkd.tracking.store import existing_store
@@ -53,6 +50,9 @@ def record_evaluation(
     Raises:
         TrackingError: the store is missing, does not answer, or rejects the request.
     """
+    from mlflow.entities import LoggedModelInput, Metric
+    from mlflow.exceptions import MlflowException
+
     client = existing_store("MLflow", origin.uri)
     now = int(time.time() * 1000)
     try:

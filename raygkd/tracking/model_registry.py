@@ -6,16 +6,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Any
 
 from raygkd.errors import TrackingError
 from raygkd.tracking.client import client_of
 from raygkd.tracking.redaction import short_reason, shown
 from raygkd.tracking.store import existing_store
 from raygkd.tracking.tags import FOLDER_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # aliases of a registered model: the version in use, and the one that may take its place
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -121,6 +121,8 @@ def register(
     client: MlflowClient, name: str, logged: Any, tags: Mapping[str, str], description: str
 ) -> tuple[str, str]:
     """Register a version of a model; return its number and alias."""
+    from mlflow.exceptions import MlflowException
+
     try:
         client.create_registered_model(name)
     except MlflowException as error:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from mlflow.exceptions import MlflowException
-
 
 def _user_info(uri: str) -> str:
     """Return the "user:password@" of a URI, or ""."""
@@ -29,6 +27,8 @@ def without_secrets(text: str, uri: str) -> str:
 
 def short_reason(error: Exception, uri: str) -> str:
     """Return an error as a short line without secrets."""
+    from mlflow.exceptions import MlflowException
+
     # SQLAlchemy puts advice before and the whole statement after what the store says
     told = " ".join(str(error).split()).partition(" [SQL: ")[0].rpartition("prematurely) ")[2]
     text = without_secrets(told, uri)[:200]

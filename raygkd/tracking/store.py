@@ -7,16 +7,17 @@ import fcntl
 import os
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
-
-from mlflow import MlflowClient
-from mlflow.entities import Experiment
-from mlflow.exceptions import MlflowException
 
 from raygkd.errors import TrackingError
 from raygkd.storage.atomic_files import Place, is_remote, place
 from raygkd.tracking.client import client_of
 from raygkd.tracking.redaction import short_reason, shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 # where artifacts are that clients send to their server and ask it for
 SERVED = "mlflow-artifacts:/"
@@ -31,7 +32,8 @@ def chosen_uri(given: str | None, output: str) -> str:
         output: ``--output``.
 
     Raises:
-        TrackingError: the output folder is in an object store, which cannot hold an MLflow store.
+        TrackingError: the output folder is in an object store, which cannot hold an MLflow store,
+            or the URI is none of a store.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
     if is_remote(output) and (uri is None or uri.startswith("sqlite")):
@@ -39,7 +41,19 @@ def chosen_uri(given: str | None, output: str) -> str:
             f"--output {shown(output)}: needs --tracking-uri http://HOST:PORT of an MLflow server, "
             "since MLflow's own store is a file: start one with 'raygkd ui --host'"
         )
-    return uri or default_uri(place(output))
+    uri = uri or default_uri(place(output))
+    scheme, separator, _ = uri.partition("://")
+    if not separator or scheme.partition("+")[0] not in _SCHEMES:
+        raise TrackingError(
+            f"--tracking-uri {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
+            "no longer has file stores)"
+        )
+    return uri
+
+
+def is_file(uri: str) -> bool:
+    """Return whether a store is a file."""
+    return uri.partition("://")[0].partition("+")[0] == "sqlite"
 
 
 def default_uri(output: Place) -> str:
@@ -59,14 +73,8 @@ def connect(uri: str, experiment: str, output: Place) -> str:
         TrackingError: the server does not answer, the store cannot be used, or the experiment's
             artifacts cannot be written from this machine.
     """
-    scheme, separator, rest = uri.partition("://")
-    scheme = scheme.partition("+")[0]
-    if not separator or scheme not in _SCHEMES:
-        raise TrackingError(
-            f"--tracking-uri {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
-            "no longer has file stores)"
-        )
-    local = scheme == "sqlite"
+    rest = uri.partition("://")[2]
+    local = is_file(uri)
     try:
         if local:
             assert isinstance(output, Path)
@@ -103,6 +111,8 @@ _ABOUT = {
 
 
 def _experiment(uri: str, name: str, artifacts: str | None) -> Experiment:
+    from mlflow.exceptions import MlflowException
+
     client = client_of(uri)
     found = client.get_experiment_by_name(name)
     if found is None:

@@ -16,7 +16,7 @@ from raygkd.engine import read_checkpoint
 from raygkd.errors import ConfigError, DataError
 from raygkd.metrics.ranking import rank
 from raygkd.models import ModelFile, load_model_file
-from raygkd.rayrun import search_history, torch_trainer
+from raygkd.rayrun import search_history, worker
 from raygkd.rayrun.search_history import Trial
 from raygkd.rayrun.worker import CHECKPOINT, trial_folder
 from raygkd.storage.atomic_files import Place, modified, place
@@ -179,7 +179,7 @@ class FinishedRun:
 
     @property
     def _journal(self) -> Place:
-        return self.folder / torch_trainer.JOURNAL
+        return self.folder / worker.JOURNAL
 
     def versions(self) -> dict[str, str]:
         """Return package -> version that the run used; empty if unknown."""

@@ -7,9 +7,10 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,14 +21,13 @@ from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import StorageError, UserError
 from raygkd.models import LoadedWeights, ModelFile
-from raygkd.rayrun import cluster, image_stream, torch_trainer, worker
+from raygkd.rayrun import cluster, image_stream, trainer, worker
 from raygkd.rayrun.node_monitor import NodeWatch, require_shared
 from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, is_remote, place, write_text
 from raygkd.tracking.redaction import shown
-from raygkd.tracking.store import chosen_uri, connect
-from raygkd.tracking.tracker import Tracker
+from raygkd.tracking.store import chosen_uri, connect, is_file
 from raygkd.workflows.input_sizes import default_side, with_teacher_size
 from raygkd.workflows.interrupts import Interrupts
 from raygkd.workflows.pair_checks import starting_weights
@@ -46,6 +46,9 @@ from raygkd.workflows.resume import (
     new_run_folder,
     note_facts,
 )
+
+if TYPE_CHECKING:
+    from raygkd.tracking.tracker import Tracker
 
 # what MLflow has to take what is left
 CLOSE_SECONDS = 4.0
@@ -143,7 +146,7 @@ def open_session(
         # to join a cluster takes less than to prepare images, and to start one more than to look
         nodes = stack.enter_context(_joined(config, output, uri, console)) or [cluster.local_node()]
         require_room(config, nodes, 0.0)
-        experiment = connect(uri, config.output.experiment, output)
+        connecting = stack.enter_context(_connected(uri, config.output.experiment, output))
         with progress(console, "preparing images") as advance:
             images = open_images(
                 config.data,
@@ -172,13 +175,14 @@ def open_session(
         config = with_lasting_paths(config, output)
         interrupts = Interrupts(StopFolder(folder / "stop"), lambda line: console.print(line))
         stack.enter_context(interrupts.handled())
-        if not cluster.is_joined(config.cluster.address):
+        if not cluster.is_joined(config.cluster.address) and _needs_ray(config, role, data_cpus):
             nodes = stack.enter_context(cluster.cluster(None))
         stack.enter_context(_unwrapped_user_errors())
         if data_cpus and not is_remote(images.table.path):
             require_shared("--data-dir", Path(images.table.path), Path(images.table.files[0]))
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, config.data.cache_mb, advance)
+        experiment = connecting.result()
         write_text(folder / CONFIG, to_yaml(config))
         # the last of what a run is resumed by
         if resume is None:
@@ -191,7 +195,7 @@ def open_session(
             images=images,
             shared=shared,
             weights=weights,
-            tracker=Tracker(uri, experiment, folder / TRACKING),
+            tracker=_tracker(uri, experiment, folder),
             interrupts=interrupts,
             console=console,
         )
@@ -200,9 +204,41 @@ def open_session(
     console.print(f"took {time.monotonic() - started:.0f} s")
 
 
+def _needs_ray(config: Config, role: str, data_cpus: float) -> bool:
+    """Return whether a run on this machine alone needs Ray: for trials, workers, stream or cache.
+
+    One process that trains models one after the other on images in memory does not.
+    """
+    is_single = role in ("teacher", "student") and trainer.is_here(config.cluster)
+    return not is_single or data_cpus > 0 or worker.needs_cache(config)
+
+
 def _has_teacher(config: Config, role: str) -> bool:
     """Return whether a run has a teacher."""
     return role != "teacher" and (role == "comparison" or uses_teacher(config))
+
+
+@contextlib.contextmanager
+def _connected(uri: str, experiment: str, output: Place) -> Iterator[Future[str]]:
+    """Yield the id of the experiment, which a thread gets: MLflow takes seconds to import.
+
+    A server that does not answer is noticed at once.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow-connect")
+    try:
+        found = pool.submit(connect, uri, experiment, output)
+        if not is_file(uri):
+            found.result()
+        yield found
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _tracker(uri: str, experiment: str, folder: Place) -> Tracker:
+    # takes seconds to import
+    from raygkd.tracking.tracker import Tracker
+
+    return Tracker(uri, experiment, folder / TRACKING)
 
 
 @contextlib.contextmanager
@@ -244,7 +280,9 @@ def _unwrapped_user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        torch_trainer.raise_cause(error)
+        from raygkd.rayrun.train_policies import known_cause
+
+        raise known_cause(error) or error from error
 
 
 def _image_facts(images: Images) -> dict[str, Any]:

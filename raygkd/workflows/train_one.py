@@ -1,4 +1,4 @@
-"""Train one model on the cluster."""
+"""Train one model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raygkd.models import (
     save_model_file,
     short_name,
 )
-from raygkd.rayrun import torch_trainer
+from raygkd.rayrun import trainer
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place
 from raygkd.workflows.results import MODEL
@@ -29,7 +29,7 @@ def train_one(
     teacher: ModelFile | None,
     parent: str | None = None,
 ) -> ModelFile:
-    """Train one model on the cluster, log it, and save it.
+    """Train one model, log it, and save it.
 
     If the folder has a finished model, that is returned; an interrupted run is resumed.
 
@@ -69,10 +69,8 @@ def train_one(
 
         advance(0, config.optim.epochs)
         with session.interrupts.waiting_for(lambda: [folder.name]):
-            checkpoint = torch_trainer.train(
-                job, config.cluster, cpus=session.cpus(), on_epoch=on_epoch
-            )
-    last = torch_trainer.last_metrics(folder)
+            checkpoint = trainer.train(job, config.cluster, cpus=session.cpus(), on_epoch=on_epoch)
+    last = trainer.last_metrics(folder)
     scores = {name: value for name, value in last.items() if name.startswith("val_")}
     model_file = student_file(
         config,

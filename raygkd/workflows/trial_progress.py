@@ -9,9 +9,9 @@ from typing import Any
 from raygkd.config import to_yaml, with_settings
 from raygkd.errors import RunFailed, UserError
 from raygkd.metrics.ranking import rank
-from raygkd.rayrun.search_history import METRIC, SearchObserver, Trial
+from raygkd.rayrun.search_history import SearchObserver, Trial
 from raygkd.rayrun.tune_search import TrialResult
-from raygkd.rayrun.worker import trial_folder
+from raygkd.rayrun.worker import METRIC, trial_folder
 from raygkd.report.console import Advance
 from raygkd.workflows.preflight import require_room
 from raygkd.workflows.run_tags import run_tags

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -25,13 +25,12 @@ from raygkd.engine import read_checkpoint
 from raygkd.metrics.ranking import higher_is_better
 from raygkd.metrics.verdict import verdict, verdict_line, verdict_metrics
 from raygkd.models import ModelFile, is_detector, save_model_file, short_name
-from raygkd.rayrun.search_history import METRIC
 from raygkd.rayrun.tune_search import TrialResult, run_search
+from raygkd.rayrun.worker import METRIC
 from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.report.tables import search_markdown
 from raygkd.storage.atomic_files import Place, make_folder
-from raygkd.tracking.logged_models import LoggedModel
 from raygkd.tracking.tags import DESCRIPTION_TAG, IMAGES_TAG
 from raygkd.workflows import draw_detections
 from raygkd.workflows.champion import ALONE, BEST, champion
@@ -53,6 +52,9 @@ from raygkd.workflows.session import Session, open_session, write_result
 from raygkd.workflows.teachers import get_teacher, teacher_facts
 from raygkd.workflows.train_one import train_one
 from raygkd.workflows.trial_progress import SearchProgress, at_once, require_a_score, trial_key
+
+if TYPE_CHECKING:
+    from raygkd.tracking.logged_models import LoggedModel
 
 REGISTERED = "raygkd-{dataset}-{student}"
 RULE = "{} validation score after the last epoch trained"

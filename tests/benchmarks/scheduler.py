@@ -20,8 +20,8 @@ from raygkd.config import Config, to_mapping, with_settings
 from raygkd.config.search_space import Dimension
 from raygkd.rayrun import tune_search
 from raygkd.rayrun.cluster import cluster
-from raygkd.rayrun.search_history import METRIC, SearchObserver, Trial
-from raygkd.rayrun.worker import Job
+from raygkd.rayrun.search_history import SearchObserver, Trial
+from raygkd.rayrun.worker import METRIC, Job
 from raygkd.tracking.store import connect, default_uri
 from raygkd.tracking.tracker import Tracker
 

@@ -228,3 +228,23 @@ def test_help_loads_nothing_heavy():
     )
     result = run_python("-c", code)
     assert (result.stdout, result.returncode) == ("[]\n", 0), result.stderr
+
+
+def loaded_by(*arguments: str | Path) -> tuple[int, set[str]]:
+    """Return the exit code of a command, and the packages that it has loaded."""
+    code = (
+        "import sys; from raygkd.cli.main import run; code = run(); "
+        "print('loaded', code, *{name.partition('.')[0] for name in sys.modules})"
+    )
+    ran = run_python("-c", code, *map(str, arguments))
+    _, code, *packages = ran.stdout.splitlines()[-1].split()
+    assert _ == "loaded", ran.stderr
+    return int(code), set(packages)
+
+
+def test_a_training_by_one_process_does_not_load_ray(tmp_path: Path) -> None:
+    options = ("--limit-train", "64", "--batch-size", "32", "--epochs", "1", "--output", tmp_path)
+    code, packages = loaded_by("teacher", "--teacher", "resnet8", *options)
+    assert code == 0
+    assert "torch" in packages
+    assert packages.isdisjoint(("ray", "timm", "sklearn", "matplotlib"))

@@ -35,11 +35,11 @@ from raygkd.data.run_images import Images
 from raygkd.engine import read_checkpoint
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.image_stream import share
-from raygkd.rayrun.search_history import METRIC, SearchObserver, Trial
+from raygkd.rayrun.search_history import SearchObserver, Trial
 from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.rayrun.trainables import WarmTrial
 from raygkd.rayrun.tune_search import TrialResult, numbers, run_search, scheduler, searcher
-from raygkd.rayrun.worker import Job, make_job
+from raygkd.rayrun.worker import METRIC, Job, make_job
 
 import psutil  # type: ignore[import-untyped]  # isort: skip  (ray brings it along)
 
