@@ -117,6 +117,12 @@ class ModelConfig:
         None,
         f"initial weights of the teacher: {_WEIGHTS}",
     )
+    teacher_classes: str | None = option(
+        None,
+        "file with the class names of the teacher's weights in the order of their logits, one a "
+        "line or a JSON list; the logits of the images' classes are selected by name [default: "
+        "names that the weights come with]",
+    )
     student_weights: str | None = option(
         None,
         f"initial weights of the student: {_WEIGHTS}",

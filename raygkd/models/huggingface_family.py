@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from raygkd.errors import ConfigError, DataError
 from raygkd.models.checkpoints import class_layers, file_digest, load_file, read_state
+from raygkd.models.class_names import names_by_number
 from raygkd.models.downloads import hub_file
 from raygkd.models.families import ModelFamily, short_name
 from raygkd.models.inputs import ModelInput
@@ -146,6 +147,10 @@ class HuggingFace(ModelFamily):
         if folder.is_dir() and not any((folder / one).exists() for one in WEIGHTS):
             return None
         return name
+
+    def class_names(self, name: str) -> tuple[str, ...]:
+        """Return the labels in the model's configuration."""
+        return names_by_number(_config(name).id2label or {})
 
     def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
         """Load the weights of the repository or folder."""
