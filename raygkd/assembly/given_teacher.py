@@ -11,6 +11,7 @@ from torch import nn
 
 from raygkd.assembly.compatibility import check_kind, check_teacher
 from raygkd.assembly.derived_configs import teacher_alone
+from raygkd.assembly.methods import scores_teacher
 from raygkd.assembly.models import is_model_file, new_model, start_from_weights, student_file
 from raygkd.config import Config
 from raygkd.data.spec import ImageSpec
@@ -38,7 +39,7 @@ class NamedTeacher:
     Attributes:
         model: with the weights that it starts from.
         weights: what was loaded; None for random weights, and for detectors.
-        mode: "as-is", "probe", "finetune" or "train"; never "auto".
+        mode: "as-is", "probe", "finetune", "train" or "features"; never "auto".
         class_names: of its weights, where the classes of the images were selected by name.
         notice: why the names were not used, where they are known; else "".
     """
@@ -97,7 +98,7 @@ def check_teacher_classes(config: Config) -> None:
     elif is_detector(model.teacher):
         reason = f"{name} is a detector"
     elif model.teacher_mode not in ("auto", "as-is"):
-        reason = f"a teacher of --teacher-mode {model.teacher_mode} gets a last layer of its own"
+        reason = f"--teacher-mode {model.teacher_mode} does not use the last layer of its weights"
     elif not starts_trained(model.teacher, model.teacher_weights):
         reason = f"the weights of {name} are random"
     if reason is not None:
@@ -154,15 +155,20 @@ def _started(config: Config, spec: ImageSpec) -> tuple[nn.Module, LoadedWeights 
         return model, start_from_weights(alone, model, len(spec.class_names))
 
 
-def given_teacher(path: str, spec: ImageSpec) -> ModelFile:
-    """Return the teacher of a model file; a classifier's logits are selected by name.
+def given_teacher(config: Config, spec: ImageSpec) -> ModelFile:
+    """Return the teacher of a run whose ``--teacher`` is a model file.
+
+    A classifier's logits are selected by name, unless its feature maps alone are used.
 
     Raises:
         ConfigError: it is for another task, or lacks a class of the images.
         DataError: the file cannot be read.
     """
+    path = config.model.teacher
     file = load_model_file(path)
     check_kind(file.name, spec.task)
+    if not scores_teacher(config):
+        return file
     if file.class_names == spec.class_names or is_detector(file.name):
         check_teacher(file, spec)
         return file
@@ -208,7 +214,7 @@ def _chosen_mode(
         if weights is None:
             return "train"
         return "as-is" if weights.is_whole and not problem else "probe"
-    allowed = "train" if weights is None else "probe, finetune or train"
+    allowed = "train" if weights is None else "features, probe, finetune or train"
     name = short_name(config.model.teacher)
     if isinstance(model, Detector) and mode != "train":
         raise ConfigError(f"--teacher-mode {mode}: {name} is a detector (allowed: auto, train)")

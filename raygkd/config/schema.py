@@ -110,8 +110,8 @@ class ModelConfig:
         "features that its frozen backbone computes once; finetune: train all of it, the backbone "
         "with a tenth of the learning rate; train: train all of it alike; auto: as-is if its "
         "weights have the classes of the images, probe if they have others, train if they are "
-        "random",
-        choices=("auto", "as-is", "probe", "finetune", "train"),
+        "random; features: its feature maps alone are used, and its classes do not matter",
+        choices=("auto", "as-is", "probe", "finetune", "train", "features"),
     )
     teacher_weights: str | None = option(
         None,

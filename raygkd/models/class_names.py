@@ -18,7 +18,7 @@ _NUMBERED = re.compile(r"(label|class)?[ _-]?\d+", re.IGNORECASE)
 
 
 def read_class_names(path: str) -> tuple[str, ...]:
-    """Return the names in a file: one a line, or a JSON list.
+    """Return the names in a file: one per line, or a JSON list.
 
     Raises:
         DataError: it cannot be read, holds no names, or a name twice.
@@ -28,7 +28,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text: write one class name a line") from error
+        raise DataError(f"{path} is no text: write one class name per line") from error
     if text.lstrip().startswith("["):
         try:
             names = json.loads(text)
@@ -37,7 +37,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{path}: must hold one class name a line, or a JSON list of them")
+        raise DataError(f"{path}: must hold one class name per line, or a JSON list of them")
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"{path}: {name!r} is given more than once")

@@ -17,7 +17,7 @@ from raygkd.assembly.given_teacher import (
     selection_told,
 )
 from raygkd.assembly.matched_levels import matched_levels
-from raygkd.assembly.methods import distils, matches_graphs
+from raygkd.assembly.methods import distils, matches_graphs, scores_teacher
 from raygkd.assembly.models import is_model_file, new_model, start_from_teacher, start_from_weights
 from raygkd.assembly.student_objective import build_graph_loss, build_objective
 from raygkd.config import Config
@@ -51,6 +51,7 @@ MODES = {
     ),
     "probe": "the teacher's last layer is trained on features of its frozen backbone",
     "finetune": "the teacher is fine-tuned first",
+    "features": "the teacher's feature maps alone are used; its logits are not",
     "train": "the teacher is trained first",
 }
 # pixels; any size serves to check a model's name
@@ -170,7 +171,7 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
             teacher = new_model(name, spec.of_teacher())
     else:
         with naming_option(f"--teacher {name}"):
-            teacher = build_from_file(given_teacher(name, spec))
+            teacher = build_from_file(given_teacher(config, spec))
     with naming_option("--teacher"):
         _check_size(name, teacher, spec.of_teacher(), "teacher")
     return teacher
@@ -207,8 +208,10 @@ def starting_weights(
         student = new_model(config.model.student, spec)
         found["student"] = start_from_weights(config, student, len(spec.class_names))
     if with_teacher and is_model_file(config.model.teacher):
+        if not scores_teacher(config):
+            console.print(MODES["features"])
         names = load_model_file(config.model.teacher).class_names
-        if names != spec.class_names:
+        if names != spec.class_names and scores_teacher(config):
             console.print(f"teacher: {selection_told(names, spec.class_names)}")
     elif with_teacher:
         with naming_option("--teacher-weights"):

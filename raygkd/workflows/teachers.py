@@ -55,7 +55,7 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     if is_model_file(config.model.teacher):
         return _teacher_of_file(session, spec)
     named = named_teacher(config, spec)
-    if named.mode in ("as-is", "probe"):
+    if named.mode in ("as-is", "probe", "features"):
         folder = given_teacher_folder(session, named)
         return _given_teacher(session, named, folder), folder / MODEL
     wanted = teacher_training(config)
@@ -71,7 +71,7 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
 def _teacher_of_file(session: Session, spec: ImageSpec) -> tuple[ModelFile, Place]:
     """Return the teacher of a model file and its file, another one if classes were selected."""
     path = place(session.config.model.teacher)
-    teacher = given_teacher(str(path), spec)
+    teacher = given_teacher(session.config, spec)
     if teacher.class_names == load_model_file(path).class_names:
         return teacher, path
     key = fingerprint([file_digest(str(path)), list(spec.class_names)])

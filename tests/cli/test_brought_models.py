@@ -162,6 +162,23 @@ def test_the_classes_of_a_teacher_are_selected_by_name(
     assert torch.equal(file.state_dict["2.2.weight"], last[1:11].flip(0))
 
 
+def test_the_feature_maps_of_a_backbone_without_a_last_layer_teach(
+    raygkd: Callable[..., Ran], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    backbone = tmp_path / "dino.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), backbone)
+    pair = ("--teacher", "timm:test_vit", "--teacher-weights", backbone)
+    pair += ("--teacher-mode", "features", "--teacher-image-size", "32")
+    ran = raygkd("train", *DIGITS, *pair, "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "the teacher's feature maps alone are used; its logits are not" in ran.err
+    [row] = [line for line in ran.out.splitlines() if "teacher" in line]
+    assert row.split()[-1] == "-"
+    ran = raygkd("report", tmp_path / "out")
+    assert ran.code == 0, ran.err
+
+
 KD = ("--method", "kd")
 MISTAKES = [
     (("--student", "NETS:broken"), "nets.py, line 17: NameError: name 'undefined' is not"),
@@ -185,6 +202,10 @@ MISTAKES = [
     (
         ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-classes", "NETS", *KD),
         "classes, and none of the name 'class-0' that the images have",
+    ),
+    (
+        ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-mode", "features", *KD),
+        "--method kd: reads the teacher's logits, which --teacher-mode features does not use",
     ),
     (("--teacher-classes", "NETS", *KD), "nets.py: the weights of resnet20 are random: leave it"),
     (("--student", "nets.py"), "--student: nets.py is a file of Python code: name the function"),

@@ -107,8 +107,8 @@ def test_names_are_read_from_lines_and_lists(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "must hold one class name a line, or a JSON list"),
-        (b"[1, 2]", "must hold one class name a line, or a JSON list"),
+        (b"", "must hold one class name per line, or a JSON list"),
+        (b"[1, 2]", "must hold one class name per line, or a JSON list"),
         (b'["cat"', "is no JSON list"),
         (b"cat\ncat\n", "'cat' is given more than once"),
         (b"\xff\xfe", "is no text"),

@@ -6,14 +6,21 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
+from raygkd.assembly.compatibility import check_settings
 from raygkd.assembly.given_teacher import given_teacher, named_teacher
 from raygkd.assembly.models import untrained_file
 from raygkd.config import Config, with_settings
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError
 from raygkd.models import build_from_file, save_model_file
+from raygkd.registry import METHODS
+from raygkd.report.tables import models_table
+from raygkd.workflows.ablation import variants
+from raygkd.workflows.first_trials import first_trials
+from raygkd.workflows.repeat import compared
 
 SPEC = ImageSpec(
     class_names=("cat", "dog", "eel"), image_size=(8, 8), mean=(0.5,) * 3, std=(0.2,) * 3
@@ -46,7 +53,7 @@ def test_the_classes_of_the_images_are_selected_by_name(
     named = named_teacher(config(path), SPEC)
     assert (named.mode, named.class_names) == ("as-is", names)
     assert torch.allclose(named.model.eval()(images), wanted, atol=1e-6)
-    file = given_teacher(str(path), SPEC)
+    file = given_teacher(with_settings(Config(), {"teacher": str(path)}), SPEC)
     assert file.class_names == SPEC.class_names
     assert torch.allclose(build_from_file(file)(images), wanted, atol=1e-6)
 
@@ -87,7 +94,7 @@ def test_weights_without_names_are_taken_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher_mode": "probe"}, "a teacher of --teacher-mode probe gets a last layer of its"),
+        ({"teacher_mode": "probe"}, "--teacher-mode probe does not use the last layer of its we"),
         ({"teacher_weights": "none"}, "the weights of resnet8 are random: leave it out"),
         ({"teacher": "MODEL"}, "model.pt has class names of its own: leave it out"),
         ({"teacher": "fcos_resnet18_fpn16"}, "fcos_resnet18_fpn16 is a detector: leave it out"),
@@ -101,3 +108,49 @@ def test_class_names_that_say_nothing_are_refused(
     settings = {name: value.replace("MODEL", str(path)) for name, value in settings.items()}
     with pytest.raises(ConfigError, match=message):
         named_teacher(config(path, **{"teacher_classes": str(names), **settings}), SPEC)
+
+
+# methods that read feature maps alone
+MAPS = ["none", "graph", "fitnet", "ickd", "at", "vid", "sp", "rkd", "pkt"]
+FEATURES = with_settings(Config(), {"teacher_mode": "features"})
+
+
+def test_feature_maps_alone_need_no_last_layer_and_no_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = timm.create_model("test_vit", num_classes=0)
+    torch.save(backbone.state_dict(), tmp_path / "dino.pth")
+    changes = {"teacher": "timm:test_vit", "teacher_weights": str(tmp_path / "dino.pth")}
+    spec = dataclasses.replace(SPEC, image_size=(32, 32))
+    named = named_teacher(with_settings(FEATURES, changes), spec)
+    assert named.mode == "features"
+    assert torch.equal(named.model.state_dict()["net.norm.weight"], backbone.norm.weight)
+    path = saved(tmp_path, "ant", "bee")
+    file = given_teacher(with_settings(FEATURES, {"teacher": str(path)}), SPEC)
+    assert file.class_names == ("ant", "bee")
+
+
+def test_methods_that_read_logits_are_refused_and_left_out() -> None:
+    for method in METHODS.names():
+        settings = with_settings(FEATURES, {"method": method})
+        if method in ("cwd", "pkd", "fgd"):
+            continue
+        if method in MAPS:
+            check_settings(settings, "classification")
+            continue
+        with pytest.raises(
+            ConfigError, match=f"--method .*: reads the teacher's logits.*{MAPS[1]}"
+        ):
+            check_settings(settings, "classification")
+    assert list(variants(FEATURES, "classification", {1: 8})) == MAPS
+    ablation = variants(
+        with_settings(FEATURES, {"preset": "ablation"}), "classification", {1: 8, 2: 8}
+    )
+    assert {one["method"] for one in ablation.values()} == {"none", "graph"}
+    assert "kd" not in compared(FEATURES, {}, "classification")
+    for config, count in ((Config(), 2), (FEATURES, 1)):
+        assert len(first_trials(config, (), {1: 8}, "classification")) == count
+
+
+def test_a_teacher_without_a_score_has_a_dash() -> None:
+    table = models_table([("teacher", "dino", 20, None), ("student", "resnet8", 10, 0.5)])
+    assert list(table.columns[4].cells) == ["-", "0.5000"]
