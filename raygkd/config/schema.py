@@ -119,7 +119,7 @@ class ModelConfig:
     )
     teacher_classes: str | None = option(
         None,
-        "file with the class names of the teacher's weights in the order of their logits, one a "
+        "file with the class names of the teacher's weights in the order of their logits, one per "
         "line or a JSON list; the logits of the images' classes are selected by name [default: "
         "names that the weights come with]",
     )
