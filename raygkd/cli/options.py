@@ -32,7 +32,8 @@ SETTINGS_LEFT_OUT = {
     # command that trains one model
     "teacher": _of("search", "compare")
     | (_of("method") - {"method"})
-    | {"inherit", "student_weights", "teacher_epochs", "teacher_mode"},
+    | {"inherit", "student_weights", "teacher_epochs", "teacher_mode"}
+    | {"teacher_classes"},
     "train": _of("search", "compare"),
     "tune": _of("compare"),
     # each method uses its own published weight

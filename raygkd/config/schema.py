@@ -111,12 +111,18 @@ class ModelConfig:
         "features that its frozen backbone computes once; finetune: train all of it, the backbone "
         "with a tenth of the learning rate; train: train all of it alike; auto: as-is if its "
         "weights have the classes of the images, probe if they have others, train if they are "
-        "random",
-        choices=("auto", "as-is", "probe", "finetune", "train"),
+        "random; features: its feature maps alone are used, and its classes do not matter",
+        choices=("auto", "as-is", "probe", "finetune", "train", "features"),
     )
     teacher_weights: str | None = option(
         None,
         f"initial weights of the teacher: {_WEIGHTS}",
+    )
+    teacher_classes: str | None = option(
+        None,
+        "file with the class names of the teacher's weights in the order of their logits, one per "
+        "line or a JSON list; the logits of the images' classes are selected by name [default: "
+        "names that the weights come with]",
     )
     student_weights: str | None = option(
         None,
