@@ -9,7 +9,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -418,6 +418,7 @@ class _Meter:
 class _Task:
     """The user's labels and metric."""
 
+    lead_score: ClassVar[str] = "score"
     metric: Metric
     device: torch.device
 

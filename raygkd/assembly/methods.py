@@ -29,6 +29,13 @@ def scores_teacher(config: Config) -> bool:
     return config.model.teacher_mode != "features"
 
 
+def fades(config: Config) -> bool:
+    """Return whether the weights of a run's graph losses follow the teacher's lead."""
+    is_ours = matches_graphs(config.method.method) and config.method.fade == "lead"
+    # with neither labels nor teacher there would be nothing left to learn from
+    return is_ours and scores_teacher(config) and config.method.task_weight != 0
+
+
 def uses_teacher(config: Config) -> bool:
     """Return whether a run needs a teacher, for distillation or for initial weights."""
     return distils(config) or bool(config.model.inherit)

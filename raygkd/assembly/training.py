@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygkd.assembly.matched_levels import matched_levels
-from raygkd.assembly.methods import distils, uses_teacher
+from raygkd.assembly.methods import distils, fades, uses_teacher
 from raygkd.assembly.models import input_spec
 from raygkd.assembly.optimizers import optimizer_and_schedule
 from raygkd.assembly.recipes import build_average, build_mixing, build_patience
@@ -121,8 +121,10 @@ def build_training(
     if teacher_model is not None and teacher_store is not None:
         lookup = TeacherLookup(teacher_model, teacher_store, objective)
     teacher_input = teacher_file if teacher_file is not None else spec
+    task = build_task(spec, stream.boxes)
+    teacher_scores = teacher_file.scores if teacher_file is not None and fades(config) else {}
     return Training(
-        task=build_task(spec, stream.boxes),
+        task=task,
         objective=objective,
         parallel=parallel(objective),
         teacher=teacher_model,
@@ -145,6 +147,7 @@ def build_training(
         mixing=build_mixing(config.recipe, len(spec.class_names)),
         averaged=averaged,
         patience=build_patience(config, spec),
+        teacher_score=teacher_scores.get(f"val_{task.lead_score}"),
         config=to_yaml(config),
         begun=begun,
     )

@@ -21,6 +21,7 @@ _DETECTOR = {
     # background
     "adapter": "plain",
     "centre": True,
+    "fade": "none",
     "foreground": 0.5,
 }
 

@@ -196,6 +196,13 @@ class MethodConfig:
     alpha: float = option(3.0, "weight of the vertex loss", minimum=0.0)
     beta: float = option(0.0, "weight of the edge loss", minimum=0.0)
     gamma: float = option(0.0, "weight of the spectral loss", minimum=0.0)
+    fade: str = option(
+        "lead",
+        "how the weights of the graph losses change from epoch to epoch; lead: with the teacher's "
+        "lead in validation accuracy, from full weights while the student has at most half of the "
+        "teacher's accuracy to 0 where it is ahead; none: not at all",
+        choices=("lead", "none"),
+    )
     foreground: float | None = option(
         None,
         "fraction of the vertex loss inside object boxes [default: by area]",

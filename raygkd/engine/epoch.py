@@ -30,12 +30,12 @@ def run_epoch(
     metrics of the validation split ("val_loss"), "lr" (of the next step), "epoch_seconds",
     "images_per_second" (training only, all ranks together) and "bad_images". The first epoch adds
     "gradient_NAME", as returned by ``check_terms``. If weights are shares of the labels' gradient,
-    "factor_NAME" is the factor of the term in the total. With ``lookup``, "teacher_cached" is the
-    share of batches that skipped the teacher. The first epoch of this process adds
-    "first_step_seconds", from ``begun`` to the end of its first step. "stopped_early" is 1 in the
-    last epoch of a run whose patience is over. All metrics are equal on every rank, except the
-    times, which each rank measures itself. The accuracy of mixed images is that of the class with
-    the largest share.
+    "factor_NAME" is the factor of the term in the total, at the end of the epoch. With ``lookup``,
+    "teacher_cached" is the share of batches that skipped the teacher. The first epoch of this
+    process adds "first_step_seconds", from ``begun`` to the end of its first step. "stopped_early"
+    is 1 in the last epoch of a run whose patience is over. All metrics are equal on every rank,
+    except the times, which each rank measures itself. The accuracy of mixed images is that of the
+    class with the largest share.
 
     Args:
         training: the run, which changes in place.
@@ -86,6 +86,7 @@ def _train_steps(training: Training, part: EpochPart, must_stop: StopVote) -> di
     first_step: dict[str, float] = {}
     started = time.perf_counter() - part.seconds
     training.objective.train()
+    training.objective.lead = training.lead
     batches = itertools.islice(training.stream.train_batches(training.epoch), part.steps, None)
     for group in _groups(batches, training.accumulate):
         mixed = [training.mixed(batch, part.steps + number) for number, batch in enumerate(group)]

@@ -23,6 +23,8 @@ from raygkd.engine.patience import Patience
 from raygkd.engine.tasks import Task, TrainingMeter, pixels
 from raygkd.engine.teacher_lookup import TeacherLookup
 
+# the share of its score by which a teacher is ahead while the graph losses have their full weights
+FULL_LEAD = 0.5
 Normalise = Callable[[Tensor], Tensor]
 
 
@@ -92,6 +94,8 @@ class Training:
         mixing: mixes the images of each training batch, or None.
         averaged: the moving average of the student, which is scored instead of it, or None.
         patience: ends the run when it no longer improves, or None.
+        teacher_score: the teacher's ``lead_score`` of the task on the validation images; None if
+            the losses do not fade with its lead.
     """
 
     task: Task
@@ -116,6 +120,7 @@ class Training:
     mixing: Mixing | None = None
     averaged: AveragedModel | None = None
     patience: Patience | None = None
+    teacher_score: float | None = None
     config: str = ""
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -126,6 +131,20 @@ class Training:
         """The completed share of the run's steps, from 0 to 1."""
         steps = self.epochs * math.ceil(self.stream.steps_per_epoch / self.accumulate)
         return self.schedule.last_epoch / max(1, steps)
+
+    @property
+    def lead(self) -> float:
+        """The teacher's lead over the student after the last epoch, from 0 to 1.
+
+        It is 1 until the student has half of the teacher's score, and without a teacher's score; it
+        falls linearly from there to 0 where the student is ahead [ours].
+        """
+        if self.teacher_score is None or not self.metrics:
+            return 1.0
+        ahead = self.teacher_score - self.metrics[f"val_{self.task.lead_score}"]
+        if self.teacher_score <= 0:
+            return 0.0
+        return min(1.0, max(0.0, ahead) / (FULL_LEAD * self.teacher_score))
 
     @property
     def is_over(self) -> bool:

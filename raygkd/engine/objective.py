@@ -102,6 +102,7 @@ class Objective(nn.Module, ABC):
     Attributes:
         term_weights: term -> its weight.
         units: what turns shares into factors; None where no weight is one.
+        lead: what the weights of the graph losses are multiplied by, from 0 to 1.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Objective(nn.Module, ABC):
         self.term_weights = {name: w for name, w in self.term_weights.items() if w}
         shares = [name for name in self.term_weights if name in shares]
         self.units = GradientUnits(shares) if shares else None
+        self.lead = 1.0
         self._tap = FeatureTap(student, levels)
         self._are_separate = False
         self._freezes_batch_norm = freeze_batch_norm
@@ -216,7 +218,8 @@ class Objective(nn.Module, ABC):
         if self.graph is not None and self._are_separate:
             terms |= self.graph(features, teacher.features, boxes)
         elif self.graph is not None:
-            factors = self.factors
+            # a multiple of these weights is enough, and the lead may be 0
+            factors = self._factors_at_full_lead()
             weights = [factors[name] for name in self.graph.term_weights]
             terms |= self.graph.terms_with_gradient(features, teacher.features, boxes, weights)
         return terms
@@ -224,6 +227,14 @@ class Objective(nn.Module, ABC):
     @property
     def factors(self) -> dict[str, float]:
         """Return what each term is multiplied by in the total, apart from a rising weight."""
+        fading = () if self.graph is None else self.graph.term_weights
+        return {
+            name: factor * (self.lead if name in fading else 1.0)
+            for name, factor in self._factors_at_full_lead().items()
+        }
+
+    def _factors_at_full_lead(self) -> dict[str, float]:
+        """Return ``factors`` for a lead of 1."""
         if self.units is None:
             return dict(self.term_weights)
         return {name: self.units.factor(name, w) for name, w in self.term_weights.items()}

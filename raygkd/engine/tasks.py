@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,13 @@ class TrainingMeter(Protocol):
 
 
 class Task(Protocol):
-    """The part of training that depends on the kind of targets."""
+    """The part of training that depends on the kind of targets.
+
+    Attributes:
+        lead_score: the score, from 0 to 1, in which the teacher's lead is measured.
+    """
+
+    lead_score: ClassVar[str]
 
     def targets(self, batch: Batch, device: torch.device) -> Any:
         """Return the targets of a batch for the objective."""
@@ -76,6 +82,7 @@ class Classification:
         measure: the registered metric that is the score.
     """
 
+    lead_score: ClassVar[str] = "accuracy"
     num_classes: int
     measure: str = "accuracy"
 
@@ -147,6 +154,7 @@ class Detection:
             metric.
     """
 
+    lead_score: ClassVar[str] = "map"
     num_classes: int
     boxes: Boxes
     measure: str

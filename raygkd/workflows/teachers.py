@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from raygkd.assembly.given_teacher import (
     named_teacher,
     untrained_teacher_file,
 )
+from raygkd.assembly.methods import scores_teacher
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config, fingerprint, to_mapping
 from raygkd.data.run_images import Images
@@ -24,6 +26,7 @@ from raygkd.models import (
     short_name,
 )
 from raygkd.models.checkpoints import file_digest
+from raygkd.rayrun import worker
 from raygkd.rayrun.linear_probe import probed
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, make_folder, place
@@ -71,7 +74,7 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
 def _teacher_of_file(session: Session, spec: ImageSpec) -> tuple[ModelFile, Place]:
     """Return the teacher of a model file and its file, another one if classes were selected."""
     path = place(session.config.model.teacher)
-    teacher = given_teacher(session.config, spec)
+    teacher = _with_scores(session, given_teacher(session.config, spec))
     if teacher.class_names == load_model_file(path).class_names:
         return teacher, path
     key = fingerprint([file_digest(str(path)), list(spec.class_names)])
@@ -85,11 +88,11 @@ def _given_teacher(session: Session, named: NamedTeacher, folder: Place) -> Mode
     """Return a teacher that is used as it is or probed, and keep it in a folder."""
     config, name = session.config, short_name(session.config.model.teacher)
     spec = session.images.spec.of_teacher()
+    if (folder / MODEL).exists():
+        session.console.print(f"teacher {name}: reused from an earlier run")
+        return load_model_file(folder / MODEL)
     teacher = untrained_teacher_file(config, spec, named)
     if named.mode == "probe":
-        if (folder / MODEL).exists():
-            session.console.print(f"teacher {name}: reused from an earlier run")
-            return load_model_file(folder / MODEL)
         with progress(session.console, f"computing the features of {name}") as show:
 
             def advance(done: int, total: int) -> None:
@@ -107,9 +110,28 @@ def _given_teacher(session: Session, named: NamedTeacher, folder: Place) -> Mode
             f"teacher {name}: validation accuracy {teacher.scores['val_score']:.4f} with a new "
             "last layer"
         )
+    else:
+        teacher = _with_scores(session, teacher)
     make_folder(folder)
     save_model_file(folder / MODEL, teacher)
     return teacher
+
+
+def _with_scores(session: Session, teacher: ModelFile) -> ModelFile:
+    """Return a given teacher with its scores on the validation images; as it is without logits."""
+    if not scores_teacher(session.config):
+        return teacher
+    with progress(session.console, "scoring the teacher on the validation split") as advance:
+        found = worker.score_models(
+            {"teacher": teacher},
+            session.shared,
+            "val",
+            batch_size=session.config.optim.batch_size,
+            gpus=session.config.cluster.gpus_per_worker,
+            progress=advance,
+        )["teacher"]
+    scores = {f"val_{name}": value for name, value in found.items() if isinstance(value, float)}
+    return dataclasses.replace(teacher, scores=scores)
 
 
 def given_teacher_folder(session: Session, named: NamedTeacher) -> Place:
