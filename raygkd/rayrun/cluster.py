@@ -94,6 +94,21 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def cluster_if(is_needed: bool, address: str | None) -> Iterator[list[Resources]]:
+    """Join the cluster of an address, or start one if it is needed; yield the nodes' resources.
+
+    Args:
+        is_needed: whether this process alone does not do.
+        address: as for ``cluster``.
+    """
+    if is_needed or is_joined(address):
+        with cluster(address) as nodes:
+            yield nodes
+    else:
+        yield [local_node()]
+
+
 def probe(address: str | None, seconds: float = 60.0) -> list[Resources]:
     """Start or join a cluster, run a task, and leave it; return the resources of each node.
 

@@ -15,7 +15,7 @@ from raygkd.models import ModelFile, load_model_file, save_model_file, short_nam
 from raygkd.rayrun.linear_probe import probed
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, make_folder, place
-from raygkd.workflows.results import MODEL
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.session import Session
 from raygkd.workflows.train_one import train_one
 

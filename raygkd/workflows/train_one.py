@@ -15,7 +15,7 @@ from raygkd.models import (
 from raygkd.rayrun import trainer
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place
-from raygkd.workflows.results import MODEL
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.run_tags import run_tags
 from raygkd.workflows.session import Session
 
