@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from raygkd.assembly.methods import suits
+from raygkd.assembly.methods import reads_logits, scores_teacher, suits
+from raygkd.assembly.recipes import check_recipe
 from raygkd.config import Config
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
@@ -46,6 +47,13 @@ def check_settings(config: Config, task: str) -> None:
         raise ConfigError(
             f"--method {method}: does not support {task}, the task of these images (allowed: "
             f"{', '.join(others)})"
+        )
+    check_recipe(config, task)
+    if reads_logits(method) and not scores_teacher(config):
+        others = [name for name in METHODS.names() if suits(name, task) and not reads_logits(name)]
+        raise ConfigError(
+            f"--method {method}: reads the teacher's logits, which --teacher-mode features does "
+            f"not use (allowed: {', '.join(others)})"
         )
     if task == "detection":
         if size is not None:

@@ -67,13 +67,13 @@ def logit_baseline(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the plain logit distillation with which a trial is compared.
 
     Args:
-        params: the trial's settings. The baseline has the same optimiser, and the default settings
-            of logit distillation.
+        params: the trial's settings. The baseline has the same optimiser and recipe, and the
+            default settings of logit distillation.
     """
     known = settings()
-    optim = {name: value for name, value in params.items() if known[name][0] == "optim"}
+    kept = {name: value for name, value in params.items() if known[name][0] in ("optim", "recipe")}
     return {
-        **optim,
+        **kept,
         "method": "kd",
         "kd_temperature": MethodConfig.kd_temperature,
         "kd_weight": MethodConfig.kd_weight,

@@ -1,18 +1,35 @@
-"""A teacher that is named, with weights: whether it is trained first, or used as it is."""
+"""A teacher that comes with weights: whether it is trained first, or used as it is."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from raygkd.assembly.compatibility import check_kind, check_teacher
 from raygkd.assembly.derived_configs import teacher_alone
-from raygkd.assembly.models import new_model, start_from_weights, student_file
+from raygkd.assembly.methods import scores_teacher
+from raygkd.assembly.models import is_model_file, new_model, start_from_weights, student_file
 from raygkd.config import Config
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError
-from raygkd.models import Detector, LoadedWeights, ModelFile, short_name
+from raygkd.models import (
+    Detector,
+    LoadedWeights,
+    ModelFile,
+    build_from_file,
+    class_places,
+    is_detector,
+    known_class_names,
+    load_model_file,
+    read_class_names,
+    short_name,
+    starts_trained,
+    with_classes,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,34 +39,172 @@ class NamedTeacher:
     Attributes:
         model: with the weights that it starts from.
         weights: what was loaded; None for random weights, and for detectors.
-        mode: "as-is", "probe", "finetune" or "train"; never "auto".
+        mode: "as-is", "probe", "finetune", "train" or "features"; never "auto".
+        class_names: of its weights, where the classes of the images were selected by name.
+        notice: why the names were not used, where they are known; else "".
     """
 
     model: nn.Module
     weights: LoadedWeights | None
     mode: str
+    class_names: tuple[str, ...] = ()
+    notice: str = ""
 
 
 def named_teacher(config: Config, spec: ImageSpec) -> NamedTeacher:
     """Return the teacher of a run whose ``--teacher`` is a name.
 
+    Where the names of its weights' classes are known, those of the images are selected by name.
+
     Raises:
-        ConfigError: an unknown name, or one that is to be used as it is and is not trained.
-        DataError: its weights cannot be had or do not fit.
+        ConfigError: an unknown name, one that is to be used as it is and is not trained, or class
+            names that are not those of the weights or of the images.
+        DataError: its weights or the class names cannot be had or do not fit.
     """
+    check_teacher_classes(config)
+    names = _class_names(config)
+    problem = ""
+    if names:
+        try:
+            places = class_places(names, spec.class_names, _names_source(config))
+        except ConfigError as error:
+            if config.model.teacher_classes is not None:
+                raise
+            problem = str(error)
+        else:
+            selected = _selected(config, spec, names, places)
+            if selected is not None:
+                return selected
+    model, weights = _started(config, spec)
+    mode = _chosen_mode(config, model, weights, len(spec.class_names), problem)
+    notice = problem if mode == "probe" and weights is not None and weights.is_whole else ""
+    return NamedTeacher(model=model, weights=weights, mode=mode, notice=notice)
+
+
+def check_teacher_classes(config: Config) -> None:
+    """Refuse ``--teacher-classes`` of a teacher that it does not apply to.
+
+    Raises:
+        ConfigError: says why.
+        DataError: the file cannot be read.
+    """
+    model, path = config.model, config.model.teacher_classes
+    if path is None:
+        return
+    name = short_name(model.teacher)
+    reason = None
+    if is_model_file(model.teacher):
+        reason = f"{name} has class names of its own"
+    elif is_detector(model.teacher):
+        reason = f"{name} is a detector"
+    elif model.teacher_mode not in ("auto", "as-is"):
+        reason = f"--teacher-mode {model.teacher_mode} does not use the last layer of its weights"
+    elif not starts_trained(model.teacher, model.teacher_weights):
+        reason = f"the weights of {name} are random"
+    if reason is not None:
+        raise ConfigError(f"--teacher-classes {path}: {reason}: leave it out")
+    read_class_names(path)
+
+
+def _names_source(config: Config) -> str:
+    """Return what errors call the class names of a teacher."""
+    given = config.model.teacher_classes
+    return f"--teacher-classes {given}" if given is not None else short_name(config.model.teacher)
+
+
+def _class_names(config: Config) -> tuple[str, ...]:
+    """Return the class names of a named teacher's weights; () where they are not used."""
+    model = config.model
+    if model.teacher_classes is not None:
+        return read_class_names(model.teacher_classes)
+    if model.teacher_mode not in ("auto", "as-is") or is_detector(model.teacher):
+        return ()
+    return known_class_names(model.teacher, model.teacher_weights)
+
+
+def _selected(
+    config: Config, spec: ImageSpec, names: tuple[str, ...], places: Sequence[int]
+) -> NamedTeacher | None:
+    """Return the teacher with the classes at some places among those of its weights.
+
+    None where the weights have another number of classes than there are names, and nobody said that
+    the names are theirs.
+    """
+    own = dataclasses.replace(spec, class_names=names)
+    model, weights = _started(config, own)
+    if weights is None or not weights.is_whole:
+        if config.model.teacher_classes is None:
+            return None
+        raise ConfigError(
+            f"--teacher-classes: has {len(names)} names, but the weights of "
+            f"{short_name(config.model.teacher)} have another number of classes: give the names of "
+            "theirs"
+        )
+    if names != spec.class_names:
+        whole = student_file(teacher_alone(config), own, model.state_dict(), {}, weights)
+        model = build_from_file(with_classes(whole, places, spec.class_names))
+    return NamedTeacher(model=model, weights=weights, mode="as-is", class_names=names)
+
+
+def _started(config: Config, spec: ImageSpec) -> tuple[nn.Module, LoadedWeights | None]:
+    """Return the teacher's model with the weights that it starts from, and what was loaded."""
     alone = teacher_alone(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
         model = new_model(alone.model.student, spec)
-        weights = start_from_weights(alone, model, len(spec.class_names))
-    mode = _chosen_mode(config, model, weights, len(spec.class_names))
-    return NamedTeacher(model=model, weights=weights, mode=mode)
+        return model, start_from_weights(alone, model, len(spec.class_names))
+
+
+def given_teacher(config: Config, spec: ImageSpec) -> ModelFile:
+    """Return the teacher of a run whose ``--teacher`` is a model file.
+
+    A classifier's logits are selected by name, unless its feature maps alone are used.
+
+    Raises:
+        ConfigError: it is for another task, or lacks a class of the images.
+        DataError: the file cannot be read.
+    """
+    path = config.model.teacher
+    file = load_model_file(path)
+    check_kind(file.name, spec.task)
+    if not scores_teacher(config):
+        return file
+    if file.class_names == spec.class_names or is_detector(file.name):
+        check_teacher(file, spec)
+        return file
+    try:
+        places = class_places(file.class_names, spec.class_names, path)
+    except ConfigError:
+        # says it of all classes
+        check_teacher(file, spec)
+        raise
+    return with_classes(file, places, spec.class_names)
+
+
+def selection_told(names: Sequence[str], wanted: Sequence[str]) -> str:
+    """Return how the classes of the images were selected among those of a teacher's weights."""
+    if tuple(names) == tuple(wanted):
+        return "its classes are those of the images, by name"
+    if len(names) == len(wanted):
+        return f"its {len(names)} classes are put in the order of the images', by name"
+    return f"the images' {len(wanted)} classes are selected from its {len(names):,} by name"
 
 
 def _chosen_mode(
-    config: Config, model: nn.Module, weights: LoadedWeights | None, num_classes: int
+    config: Config,
+    model: nn.Module,
+    weights: LoadedWeights | None,
+    num_classes: int,
+    problem: str,
 ) -> str:
     """Return ``--teacher-mode``, with "auto" resolved.
+
+    Args:
+        config: of the run.
+        model: the teacher.
+        weights: that were loaded; None for random ones.
+        num_classes: of the images.
+        problem: why the weights' classes are not those of the images; "" where that is not known.
 
     Raises:
         ConfigError: weights that the mode cannot do with.
@@ -58,8 +213,8 @@ def _chosen_mode(
     if mode == "auto":
         if weights is None:
             return "train"
-        return "as-is" if weights.is_whole else "probe"
-    allowed = "train" if weights is None else "probe, finetune or train"
+        return "as-is" if weights.is_whole and not problem else "probe"
+    allowed = "train" if weights is None else "features, probe, finetune or train"
     name = short_name(config.model.teacher)
     if isinstance(model, Detector) and mode != "train":
         raise ConfigError(f"--teacher-mode {mode}: {name} is a detector (allowed: auto, train)")
@@ -73,6 +228,10 @@ def _chosen_mode(
             f"--teacher-mode as-is: {', '.join(weights.new_layers)} of {name} is new for the "
             f"{num_classes} classes of these images: give --teacher-weights of a model of these "
             f"classes, or --teacher-mode {allowed}"
+        )
+    if mode == "as-is" and problem:
+        raise ConfigError(
+            f"--teacher-mode as-is: {problem}: give --teacher-classes, or --teacher-mode {allowed}"
         )
     return mode
 

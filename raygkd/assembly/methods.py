@@ -18,6 +18,17 @@ def matches_graphs(method: str) -> bool:
     return METHODS.get(method).matches_graphs
 
 
+def reads_logits(method: str) -> bool:
+    """Return whether a method reads the teacher's logits, alone or beside its feature maps."""
+    baseline = baseline_of(method)
+    return baseline is not None and baseline_class(baseline).reads == "logits"
+
+
+def scores_teacher(config: Config) -> bool:
+    """Return whether the logits of a run's teacher mean the classes of the images."""
+    return config.model.teacher_mode != "features"
+
+
 def uses_teacher(config: Config) -> bool:
     """Return whether a run needs a teacher, for distillation or for initial weights."""
     return distils(config) or bool(config.model.inherit)

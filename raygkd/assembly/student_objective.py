@@ -10,6 +10,7 @@ from torch import nn
 from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import matches_graphs
 from raygkd.assembly.models import new_model, start_from_teacher, start_from_weights
+from raygkd.assembly.recipes import build_label_loss, check_recipe
 from raygkd.config import OTHER_NAMES, Config, MethodConfig, owned_by
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import BaselineTerm, ClassifierObjective, DetectorObjective, Objective
@@ -111,8 +112,10 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
         teacher: the model to learn from or to start from; None where the run needs none.
 
     Raises:
-        ConfigError: levels, a dimension or a package that the method cannot have.
+        ConfigError: levels, a dimension or a package that the method cannot have, or a recipe that
+            is not for the task.
     """
+    check_recipe(config, spec.task)
     torch.manual_seed(config.optim.seed)
     student = new_model(config.model.student, spec)
     start_from_weights(config, student, len(spec.class_names))
@@ -128,9 +131,14 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
         parts |= {"baseline": baseline, "baseline_term": term}
         if not term.reads_logits:
             parts["levels"] = tuple(matched_levels(config, teacher, student, spec).pairs)
-    kind = DetectorObjective if isinstance(student, Detector) else ClassifierObjective
-    frozen = config.optim.freeze_batch_norm
-    return kind(student, shares=_shares(config.method), freeze_batch_norm=frozen, **parts)
+    parts |= {
+        "shares": _shares(config.method),
+        "task_weight": config.method.task_weight if parts else None,
+        "freeze_batch_norm": config.optim.freeze_batch_norm,
+    }
+    if isinstance(student, Detector):
+        return DetectorObjective(student, **parts)
+    return ClassifierObjective(student, label_loss=build_label_loss(config.recipe, spec), **parts)
 
 
 def _shares(method: MethodConfig) -> list[str]:

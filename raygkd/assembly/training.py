@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from raygkd.assembly.matched_levels import matched_levels
 from raygkd.assembly.methods import distils, uses_teacher
 from raygkd.assembly.models import input_spec
 from raygkd.assembly.optimizers import optimizer_and_schedule
+from raygkd.assembly.recipes import build_average, build_mixing, build_patience
 from raygkd.assembly.student_objective import build_objective
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.boxes import Boxes
@@ -95,13 +97,22 @@ def build_training(
         rank: rank of this process.
         parallel: wraps the objective for several ranks (DDP).
         begun: when its preparation began, by ``time.perf_counter``; None for now.
-        teacher_store: cache of the teacher's outputs; None to run the teacher every time.
+        teacher_store: cache of the teacher's outputs; None to run the teacher every time, as it is
+            for mixed images, which have no row.
     """
     begun = time.perf_counter() if begun is None else begun
     optim = config.optim
+    if config.recipe.mixes:
+        teacher_store = None
     objective, teacher_model = _build_models(config, spec, teacher_file, device, teacher_store)
+    averaged = build_average(config.recipe, objective.student)
+    # only now, when both models have their taps, and the student's average is made
+    if optim.compile:
+        objective.student.compile()
+        if teacher_model is not None:
+            teacher_model.model.compile()
     optimizer, schedule = optimizer_and_schedule(
-        optim, objective, objective.student, stream.steps_per_epoch
+        optim, objective, objective.student, math.ceil(stream.steps_per_epoch / optim.accumulate)
     )
     amp = amp_dtype(optim.amp, device)
     own_input = input_spec(config.model.student, spec)
@@ -130,6 +141,10 @@ def build_training(
         rank=rank,
         clip_norm=optim.clip_norm,
         amp=amp,
+        accumulate=optim.accumulate,
+        mixing=build_mixing(config.recipe, len(spec.class_names)),
+        averaged=averaged,
+        patience=build_patience(config, spec),
         config=to_yaml(config),
         begun=begun,
     )
@@ -160,9 +175,4 @@ def _build_models(
             others = with_settings(config, {"levels": store.levels, "method": "graph"})
             pairs = dict(matched_levels(others, teacher_model, student, spec).pairs) | pairs
         teacher = Teacher(teacher_model.to(device), pairs)
-    # only now, when both models have their taps
-    if config.optim.compile:
-        student.compile()
-        if teacher is not None:
-            teacher.model.compile()
     return objective, teacher

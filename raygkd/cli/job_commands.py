@@ -25,7 +25,7 @@ from raygkd.errors import ConfigError
 # settings whose values may be local files, which are uploaded with a job
 _FILES = (
     *("config_file", "space", "teacher", "student"),
-    *("weights", "teacher_weights", "student_weights"),
+    *("weights", "teacher_weights", "student_weights", "teacher_classes"),
 )
 _ADDRESS = click.option(
     "--address",

@@ -32,13 +32,14 @@ SETTINGS_LEFT_OUT = {
     # command that trains one model
     "teacher": _of("search", "compare")
     | (_of("method") - {"method"})
-    | {"inherit", "student_weights", "teacher_epochs", "teacher_mode"},
+    | {"inherit", "student_weights", "teacher_epochs", "teacher_mode"}
+    | {"teacher_classes"},
     "train": _of("search", "compare"),
     "tune": _of("compare"),
     # each method uses its own published weight
     "compare": (_of("search") - {"max_concurrent"}) | {"method", "baseline_weight"},
     "evaluate": (
-        _of("model", "method", "search", "compare", "optim", "cluster", "output")
+        _of("model", "method", "search", "compare", "optim", "recipe", "cluster", "output")
         - {"batch_size", "seed", "gpus_per_worker", "address", "output", "tracking_uri"}
     )
     | {"image_size", "teacher_image_size", "augment"},

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raygkd.config.recipe import RecipeConfig
 from raygkd.config.values import LevelPair, WorkerRange
 from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
@@ -110,12 +111,18 @@ class ModelConfig:
         "features that its frozen backbone computes once; finetune: train all of it, the backbone "
         "with a tenth of the learning rate; train: train all of it alike; auto: as-is if its "
         "weights have the classes of the images, probe if they have others, train if they are "
-        "random",
-        choices=("auto", "as-is", "probe", "finetune", "train"),
+        "random; features: its feature maps alone are used, and its classes do not matter",
+        choices=("auto", "as-is", "probe", "finetune", "train", "features"),
     )
     teacher_weights: str | None = option(
         None,
         f"initial weights of the teacher: {_WEIGHTS}",
+    )
+    teacher_classes: str | None = option(
+        None,
+        "file with the class names of the teacher's weights in the order of their logits, one per "
+        "line or a JSON list; the logits of the images' classes are selected by name [default: "
+        "names that the weights come with]",
     )
     student_weights: str | None = option(
         None,
@@ -206,6 +213,13 @@ class MethodConfig:
         "weight of the loss of methods other than graph and kd [default: as published]",
         above=0.0,
     )
+    task_weight: float | None = option(
+        None,
+        "weight of the labels' loss beside a teacher; 0: learn from the teacher alone, where a "
+        "gradient of norm 1 takes the place of the labels' as the unit of the weights [default: "
+        "1-w in kd and graph+kd, else as published]",
+        minimum=0.0,
+    )
     # explicitly set settings of registered methods: METHOD.SETTING -> value
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -215,7 +229,15 @@ class OptimConfig:
     """The optimiser and its schedule."""
 
     epochs: int = option(10, "passes over the training images", minimum=1)
-    batch_size: int = option(64, "images per step, summed over all workers", minimum=1)
+    batch_size: int = option(64, "images per batch, summed over all workers", minimum=1)
+    accumulate: int = option(
+        1, "batches per step of the optimiser, whose gradients are averaged", minimum=1
+    )
+    patience: int | None = option(
+        None,
+        "stop after this many epochs without a better validation score [default: train all epochs]",
+        minimum=1,
+    )
     optimizer: str = option("sgd", "optimiser", choices=("sgd", "adamw"))
     lr: float = option(0.05, "peak learning rate", above=0.0)
     momentum: float = option(0.9, "momentum of SGD, first beta of AdamW", minimum=0.0, below=1.0)
@@ -382,6 +404,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "method": MethodConfig,
     "optim": OptimConfig,
+    "recipe": RecipeConfig,
     "cluster": ClusterConfig,
     "output": OutputConfig,
     "search": SearchConfig,
@@ -400,7 +423,8 @@ OTHER_NAMES = {
     **{
         f"graph.{leaf.name}": leaf.name
         for leaf in dataclasses.fields(MethodConfig)
-        if leaf.name not in ("method", "own", "kd_temperature", "kd_weight", "baseline_weight")
+        if leaf.name
+        not in ("method", "own", "kd_temperature", "kd_weight", "baseline_weight", "task_weight")
     },
 }
 Setting = tuple[str, dataclasses.Field, Any]

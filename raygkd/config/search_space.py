@@ -67,7 +67,7 @@ def searchable() -> list[str]:
     return [
         name
         for name, (section, _, _) in settings().items()
-        if section in ("method", "optim") and name not in _FIXED
+        if section in ("method", "optim", "recipe") and name not in _FIXED
     ]
 
 
@@ -127,10 +127,11 @@ def default_space(
 def _level_subsets(levels: list[int], *, detection: bool) -> list[tuple[int, ...]]:
     """Return the sets of levels to try.
 
-    They are all subsets of up to four levels. With more levels, they are the deepest levels of a
-    classifier, or the finest levels of a pyramid, whose coarsest maps have few positions.
+    They are the subsets of up to four levels that have two or more: a level by itself lost a half
+    to all of the gain. With more levels, they are the deepest levels of a classifier, or the finest
+    levels of a pyramid, whose coarsest maps have few positions.
     """
-    sizes = range(1, len(levels) + 1)
+    sizes = range(min(2, len(levels)), len(levels) + 1)
     if len(levels) <= 4:
         return [subset for size in sizes for subset in itertools.combinations(levels, size)]
     return [tuple(levels[:size] if detection else levels[-size:]) for size in sizes]

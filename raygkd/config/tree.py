@@ -22,6 +22,7 @@ from raygkd.config.schema import (
     ModelConfig,
     OptimConfig,
     OutputConfig,
+    RecipeConfig,
     SearchConfig,
     registered_settings,
     settings,
@@ -39,6 +40,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -57,6 +59,7 @@ class Config:
             data=self.data,
             method=self.method,
             optim=self.optim,
+            recipe=self.recipe,
             cluster=self.cluster,
             output=self.output,
             search=self.search,

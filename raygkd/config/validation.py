@@ -16,6 +16,7 @@ from raygkd.config.schema import (
     MethodConfig,
     OptimConfig,
     OutputConfig,
+    RecipeConfig,
     SearchConfig,
     allowed_choices,
     settings,
@@ -78,6 +79,7 @@ def check_together(
     data: DataConfig,
     method: MethodConfig,
     optim: OptimConfig,
+    recipe: RecipeConfig,
     cluster: ClusterConfig,
     output: OutputConfig,
     search: SearchConfig,
@@ -86,6 +88,8 @@ def check_together(
     """Return the problems of combinations of settings."""
     return [
         *_method_problems(method),
+        *_task_weight_problems(method),
+        *_recipe_problems(recipe),
         *_worker_problems(cluster.workers, optim.batch_size),
         *_year_problems(data.years),
         *_epoch_problems(optim, search),
@@ -110,6 +114,28 @@ def _method_problems(method: MethodConfig) -> list[str]:
             "raise one of them, or use --method none"
         )
     return problems
+
+
+def _task_weight_problems(method: MethodConfig) -> list[str]:
+    known = METHODS.names()
+    if method.task_weight != 0 or method.method not in known or method.method == "none":
+        return []
+    # imported here because it needs torch
+    from raygkd.losses import trains_classifier
+
+    if trains_classifier(method.method):
+        return []
+    trained = [name for name in known if trains_classifier(name)]
+    return [
+        f"--task-weight 0: --method {method.method} compares no class scores, so the student's "
+        f"last layer would learn nothing: choose another weight, or one of {', '.join(trained)}"
+    ]
+
+
+def _recipe_problems(recipe: RecipeConfig) -> list[str]:
+    if recipe.randaugment and recipe.trivial_augment:
+        return ["--randaugment and --trivial-augment: give only one of them"]
+    return []
 
 
 def _are_levels(pairs: Sequence[LevelPair]) -> bool:

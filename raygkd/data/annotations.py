@@ -1,101 +1,39 @@
-"""Reading and checking of box annotations in Pascal VOC's XML and COCO's JSON.
+"""Checking of box annotations, and the data sets made of them.
 
-Shapes: M boxes of an image, 4 the sides of a box (x0, y0, x1, y1) in pixels.
+Shapes: M boxes of an image or of all, 4 the sides of a box (x0, y0, x1, y1) in pixels.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from raygkd.data.boxes import ImageBoxes
+from raygkd.data.faults import Fault, Faults, report_class_names
+from raygkd.data.sources import Sample, Source
 from raygkd.errors import DataError
 
-Size = tuple[int, int]
-
-COCO_KEYS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"image_id": int, "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
+# a pair for photographs, and how it is trained
+PHOTOGRAPHS = {
+    "teacher": "fasterrcnn_resnet50_fpn",
+    "student": "fasterrcnn_resnet18_fpn",
+    "teacher_epochs": 20,
+    "lr": 1e-4,
 }
-KINDS = {int: "a whole number", str: "a string", list: "a list"}
+# share of a data set's boxes from which on a fault has one cause
+NEARLY_ALL = 0.9
+# annotations in fractions are rounded; sides that far from the edge lie on it, in pixels
+ROUNDING = 0.5
 
-
-class Fault(Enum):
-    """A kind of faulty annotation: how it is handled, and its name in messages."""
-
-    NO_FILE = "dropped", "image", "without a file"
-    NO_ANNOTATION = "dropped", "image", "without a readable annotation"
-    REPEATED = "dropped", "image", "listed more than once"
-    WRONG_SIZE = "ignored", "image size", "different from the file's"
-    UNKNOWN_IMAGE = "dropped", "box", "of an unknown image"
-    UNKNOWN_CLASS = "dropped", "box", "of an unknown class"
-    NOT_FINITE = "dropped", "box", "without four finite numbers"
-    NO_AREA = "dropped", "box", "without area"
-    OUTSIDE = "dropped", "box", "outside the image"
-    BEYOND = "clipped", "box", "partly outside the image"
-
-    @property
-    def action(self) -> str:
-        """How it is handled if annotations are not strict."""
-        return self.value[0]
-
-    def describe(self, count: int) -> str:
-        """Return "box without area" for one, "boxes without area" for more."""
-        _, noun, fault = self.value
-        plural = ("es" if noun.endswith("x") else "s") if count > 1 else ""
-        return f"{noun}{plural} {fault}"
-
-
-class Faults:
-    """Counts the faults of a data set by kind, or raises at the first one.
-
-    Args:
-        strict: whether to raise.
-    """
-
-    def __init__(self, strict: bool):
-        self._strict = strict
-        self._counts: Counter[Fault] = Counter()
-        self._first: dict[Fault, str] = {}
-
-    def add(self, fault: Fault, where: str, detail: str = "") -> None:
-        """Count a fault.
-
-        Args:
-            fault: its kind.
-            where: the file and the position in it.
-            detail: the faulty value.
-
-        Raises:
-            DataError: in strict mode.
-        """
-        suffix = f" ({detail})" if detail else ""
-        if self._strict:
-            raise DataError(
-                f"{where}: {fault.describe(1)}{suffix}; correct it, or omit --strict to have it "
-                f"{fault.action}"
-            )
-        self._counts[fault] += 1
-        self._first.setdefault(fault, where + suffix)
-
-    def warnings(self) -> tuple[str, ...]:
-        """Return a line per kind of fault: how it was handled, how often, and where first."""
-        return tuple(
-            f"{fault.action} {count:,} {fault.describe(count)}, first in {self._first[fault]}"
-            for fault, count in self._counts.items()
-        )
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,6 +51,7 @@ class Annotation:
         unread: index of a box without four numbers -> its text in the file.
         difficult: see ``ImageBoxes`` (M,).
         crowd: see ``ImageBoxes`` (M,).
+        fractions: the sides are fractions of the upright image's width and height instead.
     """
 
     place: str
@@ -125,129 +64,70 @@ class Annotation:
     unread: Mapping[int, str]
     difficult: NDArray[np.bool_]
     crowd: NDArray[np.bool_]
+    fractions: bool = False
 
 
-def read_voc(path: Path, images: Mapping[str, Path], folder: Path) -> Annotation:
-    """Read one annotation in Pascal VOC's XML.
+Annotated = list[tuple[str, Annotation]]
+"""Split and contents of each annotation."""
 
-    VOC counts pixels from 1 and stores the first and last pixel of a box, so the sides of a box
-    (xmin, ymin, xmax, ymax) are (xmin - 1, ymin - 1, xmax, ymax).
 
-    Args:
-        path: the XML file; its stem is the image's id.
-        images: image files by file name and by stem; the name in the XML is looked up first,
-            then the id.
-        folder: folder of the image if ``images`` has neither.
+def detection_source(
+    name: str, root: Path, class_names: Sequence[str], annotated: Annotated, faults: Faults
+) -> Source:
+    """Return the existing images, each once, with their valid boxes.
 
     Raises:
-        ValueError: the file cannot be read or is not XML.
+        DataError: no training image has a valid box, or a fault in strict mode.
     """
-    try:
-        root = ElementTree.parse(path).getroot()
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
-    # an encoding unknown to Python raises LookupError
-    except (ElementTree.ParseError, LookupError) as error:
-        raise ValueError(f"not XML: {error}") from error
-    # some programs write the full path, of any operating system
-    file_name = PureWindowsPath(root.findtext("filename", "").strip()).name
-    objects = root.findall("object")
-    texts = [
-        [box.findtext(f"bndbox/{side}", "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
-        for box in objects
-    ]
-    corners = [_numbers(sides) for sides in texts]
-    return Annotation(
-        place=str(path),
-        image_id=path.stem,
-        image=images.get(file_name) or images.get(path.stem) or folder / (file_name or path.stem),
-        size=_size(root.findtext("size/width"), root.findtext("size/height")),
-        marks=[f"object {number}" for number in range(1, len(objects) + 1)],
-        names=[box.findtext("name", "").strip() for box in objects],
-        xyxy=np.array(corners).reshape(-1, 4) - [1, 1, 0, 0],
-        unread=_unread(texts, corners),
-        difficult=np.array([box.findtext("difficult", "").strip() == "1" for box in objects], bool),
-        crowd=np.zeros(len(objects), bool),
-    )
-
-
-def load_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the lists images, annotations and categories of a COCO instances file.
-
-    Polygons are omitted. Each entry has the keys of ``COCO_KEYS``.
-
-    Raises:
-        DataError: the file cannot be read or is not JSON, a list or key is missing, or there are no
-            images.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            contents = json.load(file, object_hook=_without_polygon)
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"'{path}' is not JSON: {error}") from error
-    for name, keys in COCO_KEYS.items():
-        if not isinstance(contents, dict) or not isinstance(contents.get(name), list):
-            raise DataError(
-                f"'{path}' has no list '{name}': use a COCO instances file, which has the lists "
-                f"{', '.join(COCO_KEYS)}"
-            )
-        for number, entry in enumerate(contents[name]):
-            for key, kind in keys.items():
-                if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-                    raise DataError(f"'{path}': {name}[{number}] has no '{key}' ({KINDS[kind]})")
-    if not contents["images"]:
-        raise DataError(f"'{path}' lists no images: fill its list 'images' or remove the file")
-    return contents
-
-
-def read_coco(
-    contents: Mapping[str, list[dict[str, Any]]], path: Path, folder: Path, faults: Faults
-) -> tuple[list[str], list[Annotation]]:
-    """Return the class names in the order of their category ids, and each image's annotation.
-
-    COCO counts pixels from 0: the sides of a box [x, y, width, height] are (x, y, x + width,
-    y + height).
-
-    Args:
-        contents: result of ``load_coco``.
-        path: path of the file.
-        folder: folder of the images.
-        faults: collects repeated image ids, and boxes of unknown images or categories.
-    """
-    categories = {category["id"]: category["name"] for category in contents["categories"]}
-    images: dict[int, dict[str, Any]] = {}
-    for image in contents["images"]:
-        if image["id"] in images:
-            faults.add(Fault.REPEATED, f"{path} image {image['id']}", image["file_name"])
-        images.setdefault(image["id"], image)
-    boxes: dict[int, list[dict[str, Any]]] = {key: [] for key in images}
-    for box in contents["annotations"]:
-        if box["image_id"] not in boxes:
-            faults.add(Fault.UNKNOWN_IMAGE, f"{path} {_mark(box)}", f"image {box['image_id']}")
-        elif box["category_id"] not in categories:
-            category = f"category {box['category_id']}"
-            faults.add(Fault.UNKNOWN_CLASS, f"{path} {_mark(box)}", category)
+    report_class_names(class_names, str(root), faults)
+    labels = {class_name: label for label, class_name in enumerate(dict.fromkeys(class_names))}
+    _report_unit(annotated, faults)
+    samples: dict[Path, Sample] = {}
+    for split, annotation in annotated:
+        path = annotation.image
+        if path in samples:
+            faults.add(Fault.REPEATED, annotation.place, str(path))
+        elif not os.path.isfile(path):
+            faults.add(Fault.NO_FILE, annotation.place, str(path))
         else:
-            boxes[box["image_id"]].append(box)
-    names = dict.fromkeys(categories[key] for key in sorted(categories))
-    sides = {key: [_numbers(box["bbox"]) for box in entries] for key, entries in boxes.items()}
-    return list(names), [
-        Annotation(
-            place=f"{path} image {key}",
-            image_id=str(key),
-            image=folder / image["file_name"],
-            size=_size(image.get("width"), image.get("height")),
-            marks=[_mark(box) for box in boxes[key]],
-            names=[categories[box["category_id"]] for box in boxes[key]],
-            xyxy=_sides(sides[key]),
-            unread=_unread([box["bbox"] for box in boxes[key]], sides[key]),
-            difficult=np.zeros(len(boxes[key]), bool),
-            crowd=np.array([bool(box.get("iscrowd", 0)) for box in boxes[key]], bool),
+            boxes = check_boxes(annotation, labels, faults)
+            samples[path] = Sample(0, split, str(path), path.read_bytes, boxes, annotation.image_id)
+    if not annotated or not annotated[0][1].fractions:
+        _report_leaving(annotated, faults)
+    if not any(sample.boxes for sample in samples.values() if sample.split == "train"):
+        dropped = "; ".join(faults.warnings()) or "the training annotations have none"
+        raise DataError(f"no usable training boxes in '{root}': {dropped}")
+    return Source(name, tuple(labels), list(samples.values()), faults.warnings())
+
+
+def _report_unit(annotated: Annotated, faults: Faults) -> None:
+    """Report the likely cause if nearly all boxes are in 0..1, or in pixels instead."""
+    known = [annotation for _, annotation in annotated if annotation.names]
+    if not known:
+        return
+    xyxy_M4 = np.concatenate([annotation.xyxy for annotation in known])
+    if known[0].fractions:
+        if _are_nearly_all((xyxy_M4 > 1).any(axis=1)):
+            cause = "nearly all boxes exceed 1: they are in pixels; expected are fractions"
+            faults.add(Fault.UNIT, known[0].place, cause)
+    elif _are_nearly_all(((xyxy_M4 >= -1) & (xyxy_M4 <= 1)).all(axis=1)):
+        cause = "nearly all boxes lie in 0..1: they are fractions; expected are pixels"
+        faults.add(Fault.UNIT, known[0].place, cause)
+
+
+def _report_leaving(annotated: Annotated, faults: Faults) -> None:
+    """Report the likely cause if nearly all boxes leave their images."""
+    boxes = sum(len(annotation.names) for _, annotation in annotated)
+    if boxes and faults.count(Fault.OUTSIDE, Fault.BEYOND) >= NEARLY_ALL * boxes:
+        cause = (
+            "nearly all boxes leave their images: their corners are taken for width and height or "
+            "the reverse, or the images were resized after they were annotated"
         )
-        for key, image in images.items()
-    ]
+        faults.add(Fault.UNIT, annotated[0][1].place, cause)
+
+
+def _are_nearly_all(chosen_M: Any) -> bool:
+    return bool(np.mean(chosen_M) >= NEARLY_ALL)
 
 
 def check_boxes(annotation: Annotation, labels: Mapping[str, int], faults: Faults) -> ImageBoxes:
@@ -288,7 +168,9 @@ def check_boxes(annotation: Annotation, labels: Mapping[str, int], faults: Fault
 
 def _upright(annotation: Annotation, faults: Faults) -> tuple[Size, NDArray[np.float64]]:
     """Return the upright image's width and height, and the boxes on it."""
-    header = _header(annotation.image)
+    header = image_header(annotation.image)
+    if annotation.fractions:
+        return _scaled(annotation, header)
     if header is None:
         return annotation.size or (0, 0), annotation.xyxy
     stored, orientation = header
@@ -302,6 +184,18 @@ def _upright(annotation: Annotation, faults: Faults) -> tuple[Size, NDArray[np.f
     detail = f"{annotated}, the file has {upright[0]}x{upright[1]}"
     faults.add(Fault.WRONG_SIZE, annotation.place, detail)
     return upright, annotation.xyxy
+
+
+def _scaled(
+    annotation: Annotation, header: tuple[Size, Any] | None
+) -> tuple[Size, NDArray[np.float64]]:
+    """Return the upright image's width and height, and boxes given in fractions, in pixels."""
+    (width, height), orientation = header or ((1, 1), 1)
+    upright = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    sides = np.array([*upright, *upright], np.float64)
+    xyxy_M4 = annotation.xyxy * sides
+    inside_M4 = np.clip(xyxy_M4, 0, sides)
+    return upright, np.where(np.abs(xyxy_M4 - inside_M4) < ROUNDING, inside_M4, xyxy_M4)
 
 
 def _report(
@@ -327,7 +221,7 @@ def _extents(xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         return xyxy[:, 2:] - xyxy[:, :2]
 
 
-def _header(path: Path) -> tuple[Size, Any] | None:
+def image_header(path: Path) -> tuple[Size, Any] | None:
     """Return the stored width and height and the EXIF orientation; None for an unreadable file."""
     try:
         with Image.open(path) as image:
@@ -354,17 +248,7 @@ def _rotated(xyxy: NDArray[np.float64], stored: Size, orientation: int) -> NDArr
     return np.stack([x0, y0, x1, y1], axis=1)
 
 
-def _without_polygon(entry: dict[str, Any]) -> dict[str, Any]:
-    # polygons are most of the file and would take most of the memory
-    entry.pop("segmentation", None)
-    return entry
-
-
-def _mark(box: Mapping[str, Any]) -> str:
-    return f"annotation {box['id']}" if "id" in box else "an annotation without id"
-
-
-def _numbers(values: Any) -> list[float]:
+def four_numbers(values: Any) -> list[float]:
     """Return values as four numbers; all NaN if they are not four numbers."""
     try:
         numbers = [float(value) for value in values]
@@ -373,7 +257,7 @@ def _numbers(values: Any) -> list[float]:
     return numbers if len(numbers) == 4 else [math.nan] * 4
 
 
-def _unread(values: Sequence[Sequence[Any]], numbers: list[list[float]]) -> dict[int, str]:
+def unread_texts(values: Sequence[Sequence[Any]], numbers: list[list[float]]) -> dict[int, str]:
     """Return the text of the boxes that do not have four numbers, by index."""
     return {
         box: " ".join(repr(value) for value in values[box])
@@ -382,18 +266,9 @@ def _unread(values: Sequence[Sequence[Any]], numbers: list[list[float]]) -> dict
     }
 
 
-def _sides(xywh: list[list[float]]) -> NDArray[np.float64]:
-    """Return [x0, y0, x1, y1] for [x, y, width, height]."""
-    sides = np.array(xywh, np.float64).reshape(-1, 4)
-    # infinity plus minus infinity is NaN; such boxes are dropped as not finite
-    with np.errstate(invalid="ignore"):
-        sides[:, 2:] += sides[:, :2]
-    return sides
-
-
-def _size(width: Any, height: Any) -> Size | None:
+def annotated_size(width: Any, height: Any) -> Size | None:
     """Return the annotated width and height; None if missing, zeros if they are not numbers."""
     if width is None or height is None:
         return None
-    sides = _numbers([width, height, 0, 0])
+    sides = four_numbers([width, height, 0, 0])
     return (int(sides[0]), int(sides[1])) if np.isfinite(sides).all() else (0, 0)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from raygkd.data import box_columns
 from raygkd.data.boxes import Boxes
 from raygkd.data.plan import Rows
-from raygkd.data.splits import SPLITS, TEST, TRAIN, VAL
+from raygkd.data.splits import SPLIT_NAMES, SPLITS, TRAIN
 from raygkd.errors import DataError
 from raygkd.storage.atomic_files import is_remote
 from raygkd.storage.object_store import check_no_secret
@@ -52,7 +52,6 @@ DETECTION_COLUMNS = pa.schema(
     ]
 )
 
-SPLIT_NAMES = {"train": TRAIN, "val": VAL, "test": TEST, "validation": VAL, "valid": VAL}
 EXPECTED_COLUMNS = (
     "image (binary, or a struct with binary field bytes), label (integer), and optionally split "
     "(string) and origin (string)"

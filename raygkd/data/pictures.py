@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from raygkd.data.image_files import image_suffixes, known_suffixes
 from raygkd.data.parquet import resolve
-from raygkd.data.sources import IMAGE_SUFFIXES
 from raygkd.errors import DataError
 
 # image files per piece, and rows of a Parquet file in memory at a time
@@ -135,10 +135,10 @@ def _pieces(path: str) -> Iterator[Piece]:
     if tables:
         return
     is_folder = info.type != pyarrow.fs.FileType.File
-    images = [file for file in names if not is_folder or file.lower().endswith(IMAGE_SUFFIXES)]
+    suffixes = image_suffixes()
+    images = [file for file in names if not is_folder or file.lower().endswith(suffixes)]
     if not images:
-        suffixes = " ".join(suffix[1:] for suffix in (*IMAGE_SUFFIXES, _PARQUET))
-        raise DataError(f"PATH {path}: no images in this folder (known suffixes: {suffixes})")
+        raise DataError(f"PATH {path}: no images in this folder ({known_suffixes()} parquet)")
     for begin in range(0, len(images), PIECE):
         files = tuple(images[begin : begin + PIECE])
         yield Piece(

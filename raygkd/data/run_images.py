@@ -19,6 +19,7 @@ from raygkd.data.sources import Source, check_dataset, dataset_class, open_sourc
 from raygkd.data.spec import ImageSpec
 from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
+from raygkd.data.views import UNCHANGED, Views
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import DataError
 from raygkd.metrics.ranking import check_score
@@ -72,13 +73,18 @@ class Images:
 
     @property
     def repeats(self) -> bool:
-        """Whether a training image is the same in every epoch."""
+        """Whether ``augment`` leaves a training image the same in every epoch."""
         return self.augment == "none"
 
-    def transform(self, split: str) -> Sampler:
-        """Return the transform of the images of a split, to the size that both models get."""
+    def transform(self, split: str, views: Views = UNCHANGED) -> Sampler:
+        """Return the transform of the images of a split, to the size that both models get.
+
+        Args:
+            split: "train", "val" or "test".
+            views: changes of training images after their crop; none for detection.
+        """
         train = split == "train" and not self.evaluates
-        return _transform(self.table, self.augment, self.spec.view[0], train=train)
+        return _transform(self.table, self.augment, self.spec.view[0], train=train, views=views)
 
 
 def open_images(
@@ -142,6 +148,7 @@ def open_images(
             augment=augment,
             teacher_size=(teacher_side, teacher_side),
             view_size=(view, view),
+            class_counts=_class_counts(table, splits.train),
         ),
         augment=augment,
         skip_bad=data.skip_bad,
@@ -177,9 +184,11 @@ def _default_augment(table: ImageTable, sizes: NDArray[np.int64]) -> str:
     return default_augment(_is_uniform(sizes)) if table.boxes is None else "jitter-flip"
 
 
-def _transform(table: ImageTable, augment: str, side: int, *, train: bool) -> Sampler:
+def _transform(
+    table: ImageTable, augment: str, side: int, *, train: bool, views: Views = UNCHANGED
+) -> Sampler:
     if table.boxes is None:
-        return build_transform(augment, side, train=train)
+        return build_transform(augment, side, train=train, views=views)
     most = table.boxes.most
     return box_transforms.build_box_transform(augment, side, train=train, most=most)
 
@@ -192,12 +201,18 @@ def _score(table: ImageTable, wanted: str) -> str:
     return "accuracy" if table.boxes is None else dataset_class(table.dataset).score
 
 
+def _class_counts(table: ImageTable, rows: NDArray[np.int64]) -> tuple[int, ...]:
+    """Return the number of images of each class; none for detection."""
+    if table.boxes is not None:
+        return ()
+    return tuple(np.bincount(table.labels[rows], minlength=len(table.class_names)).tolist())
+
+
 def imbalance(images: Images) -> str | None:
     """Return a note if a class has far more training images than another; else None."""
     if images.spec.task != "classification" or images.spec.score in BALANCED:
         return None
-    labels = images.table.labels[images.rows["train"]]
-    counts = np.bincount(labels, minlength=len(images.spec.class_names))
+    counts = np.array(images.spec.class_counts)
     least, most = int(counts.argmin()), int(counts.argmax())
     if counts[most] <= IMBALANCE * counts[least]:
         return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -21,3 +24,12 @@ def row_random(seed: int, epoch: int, row: int) -> random.Random:
     """
     words = b"".join(word.to_bytes(16, "little") for word in (seed, epoch, row))
     return random.Random(int.from_bytes(hashlib.blake2b(words, digest_size=16).digest(), "little"))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator of the CPU, which torchvision draws from; put it back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the GPUs as well
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -8,7 +8,6 @@ Shapes: B images, H height, W width.
 from __future__ import annotations
 
 import io
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,10 +26,6 @@ from raygkd.data.splits import choose
 from raygkd.errors import ConfigError, DataError, near
 from raygkd.registry import DATASETS, own_settings
 
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
-)  # fmt: skip
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SEED = 0
 VOC_YEARS = ("2007", "2012")
@@ -104,6 +99,7 @@ class DataSet(ABC):
         augment: default augmentation; None for the default of its task and image sizes.
         score: metric by which detectors are ranked, "map" or "map50".
         recipe: setting -> default of a run on it, if different from the task's default.
+        is_general: a folder that another data set recognises too belongs to that one.
     """
 
     task: ClassVar[str | None] = None
@@ -111,6 +107,15 @@ class DataSet(ABC):
     augment: ClassVar[str | None] = None
     score: ClassVar[str] = "map50"
     recipe: ClassVar[Mapping[str, Any]] = {}
+    is_general: ClassVar[bool] = False
+
+    @classmethod
+    def recognise(cls, root: Path) -> str | None:
+        """Return what shows that a folder or file is of this kind ("data.yaml"); None if it is not.
+
+        It must be cheap: it is called for every registered data set if none is chosen.
+        """
+        return None
 
     @abstractmethod
     def open(self, options: SourceOptions) -> Source:
@@ -323,41 +328,18 @@ def _cifar(name: str, loader: Any, options: SourceOptions) -> Source:
     return Source(name, tuple(data.classes), samples)
 
 
-@DATASETS.register("imagefolder")
-class ImageFolder(DataSet):
-    """A folder of images per class."""
-
-    task = "classification"
-
-    def open(self, options: SourceOptions) -> Source:
-        """Return the images of the tree."""
-        return _imagefolder(options)
-
-
-def _imagefolder(options: SourceOptions) -> Source:
-    """A folder of images per class, optionally inside folders train, val and test."""
-    root = existing_folder("imagefolder", options)
-    labels: dict[str, int] = {}
-    samples: list[Sample] = []
-    for split, parent in _split_folders(root).items():
-        files = {folder.name: _image_files(folder) for folder in _class_folders(parent)}
-        if split == "train":
-            labels = {name: label for label, name in enumerate(files)}
-        _check_tree(parent, files, labels)
-        samples += (
-            Sample(labels[name], split, str(path), path.read_bytes)
-            for name, paths in files.items()
-            for path in paths
-        )
-    return Source("imagefolder", tuple(labels), samples)
-
-
 def needed_folder(name: str, options: SourceOptions) -> Path:
     """Return the folder of a data set that needs one; ConfigError if it is not set."""
     if options.data_dir is None:
         hint = "; --download fetches them into it" if dataset_class(name).can_fetch else ""
         raise ConfigError(f"--dataset {name} needs --data-dir, the folder with its files{hint}")
     return options.data_dir
+
+
+def existing_path(name: str, options: SourceOptions) -> Path:
+    """Return a data set's folder or file; DataError if it does not exist."""
+    root = needed_folder(name, options)
+    return root if root.is_file() else existing_folder(name, options)
 
 
 def existing_folder(name: str, options: SourceOptions) -> Path:
@@ -377,52 +359,3 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
-
-
-def _class_folders(parent: Path) -> list[Path]:
-    folders = (path for path in parent.iterdir() if path.is_dir() and path.name[0] != ".")
-    return sorted(folders, key=lambda folder: folder.name)
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Return split -> folder; "train" -> ``root`` itself where the tree has no split folders."""
-    # a folder "train" without subfolders is a class of that name
-    if not (root / "train").is_dir() or not _class_folders(root / "train"):
-        return {"train": root}
-    found = {}
-    for split, names in SPLIT_FOLDERS.items():
-        folders = [root / name for name in names if (root / name).is_dir()]
-        if len(folders) > 1:
-            both = " and ".join(f"'{folder}'" for folder in folders)
-            raise DataError(f"{both} are the same split: keep one of them")
-        if folders:
-            found[split] = folders[0]
-    return found
-
-
-def _image_files(folder: Path) -> list[Path]:
-    paths = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = (name for name in folders if name[0] != ".")
-        images = (n for n in names if n[0] != "." and n.lower().endswith(IMAGE_SUFFIXES))
-        paths += [Path(parent, name) for name in images]
-    return sorted(paths)
-
-
-def _check_tree(parent: Path, files: dict[str, list[Path]], labels: dict[str, int]) -> None:
-    suffixes = "known suffixes: " + " ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-    if not files:
-        raise DataError(f"no class folders in '{parent}': put each class's images in a folder")
-    if not any(files.values()):
-        raise DataError(f"no images in the class folders of '{parent}' ({suffixes})")
-    for name, paths in files.items():
-        if not paths:
-            raise DataError(
-                f"class '{name}' has no images in '{parent / name}' ({suffixes}): add some or "
-                "remove the folder"
-            )
-        if name not in labels:
-            raise DataError(
-                f"class '{name}' of '{parent}' is not among the training classes: add it to the "
-                "train folder or remove it"
-            )

@@ -21,6 +21,7 @@ class ImageSpec:
         teacher_size: height and width of the teacher's input; None if it is the student's.
         view_size: height and width of the images that both models get and resize to their own
             input; None if it is the student's.
+        class_counts: number of training images of each class; empty if unknown.
     """
 
     class_names: tuple[str, ...]
@@ -32,6 +33,7 @@ class ImageSpec:
     augment: str = "auto"
     teacher_size: tuple[int, int] | None = None
     view_size: tuple[int, int] | None = None
+    class_counts: tuple[int, ...] = ()
 
     @property
     def view(self) -> tuple[int, int]:

@@ -16,6 +16,18 @@ SPLITS = ("train", "val", "test")
 
 TRAIN, VAL, TEST = range(3)
 
+SPLIT_NAMES = {
+    "train": TRAIN, "val": VAL, "test": TEST, "validation": VAL, "valid": VAL, "training": TRAIN,
+    "eval": VAL, "dev": VAL, "testing": TEST,
+}  # fmt: skip
+"""Names that data sets have for splits -> position in ``SPLITS``."""
+
+
+def split_named(name: str) -> str | None:
+    """Return the split that a folder, file or value is named after in any case; else None."""
+    position = SPLIT_NAMES.get(name.strip().lower())
+    return None if position is None else SPLITS[position]
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:

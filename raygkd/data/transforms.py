@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from raygkd.data.seeds import row_random
+from raygkd.data.views import UNCHANGED, Views
 from raygkd.errors import ConfigError, near
 
 KINDS = ("none", "crop", "crop-flip", "resized-crop")
@@ -80,17 +81,19 @@ class Transform:
     """Resizes an image to the model's input and, in training, augments it.
 
     Built by ``build_transform``. It has no state: the result depends on the image and on (seed,
-    epoch, row) alone, not on the process or the order, and does not use torch's generator.
+    epoch, row) alone, not on the process or the order.
 
     Attributes:
         kind: one of ``KINDS``.
         image_size: side of the result in pixels.
         train: whether to augment; if not, the result depends on the image alone.
+        views: changes after the crop, in training.
     """
 
     kind: str
     image_size: int
     train: bool
+    views: Views = UNCHANGED
 
     def __call__(self, image_CHW: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
         """Return uint8 (3, S, S) for uint8 (3, H, W)."""
@@ -98,6 +101,9 @@ class Transform:
             resize = _centre_crop if self.kind == "resized-crop" else _fit
             return resize(image_CHW, self.image_size)
         draw = row_random(seed, epoch, row)
+        return self.views(self._augmented(image_CHW, draw), draw)
+
+    def _augmented(self, image_CHW: Tensor, draw: random.Random) -> Tensor:
         if self.kind == "resized-crop":
             return _flip(_resized_crop(image_CHW, self.image_size, draw), draw)
         image_CSS = _fit(image_CHW, self.image_size)
@@ -118,7 +124,9 @@ class Transform:
         return {"image": image_CSS.numpy(), "label": np.array(label)}
 
 
-def build_transform(kind: str, image_size: int, *, train: bool) -> Transform:
+def build_transform(
+    kind: str, image_size: int, *, train: bool, views: Views = UNCHANGED
+) -> Transform:
     """Return the transform of one kind.
 
     - "none": resize to the square if needed; "crop" and "crop-flip" do the same in evaluation.
@@ -128,13 +136,15 @@ def build_transform(kind: str, image_size: int, *, train: bool) -> Transform:
       square and mirrored half of the time (arXiv 1409.4842); in evaluation, a centre crop of 7/8 of
       the side.
 
+    In training, ``views`` follow.
+
     Raises:
         ConfigError: the kind is unknown.
     """
     if kind not in KINDS:
         kinds = ", ".join(KINDS)
         raise ConfigError(f"--augment {kind!r}: must be one of {kinds}{near(kind, KINDS)}")
-    return Transform(kind, image_size, train)
+    return Transform(kind, image_size, train, views)
 
 
 def default_augment(uniform_size: bool) -> str:

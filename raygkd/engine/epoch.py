@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from raygkd.engine.distributed import StopVote, all_sum, share_buffers
 from raygkd.engine.loop import EpochPart, Training
-from raygkd.engine.step import check_terms, measure_shares, training_step
+from raygkd.engine.patience import STOPPED_EARLY
+from raygkd.engine.step import Batch, check_terms, measure_shares, optimiser_step
 from raygkd.engine.tasks import pixels
 from raygkd.errors import Diverged, Stopped
 
@@ -33,13 +34,15 @@ def run_epoch(
     "gradient_NAME", as returned by ``check_terms``. If weights are shares of the labels' gradient,
     "factor_NAME" is the factor of the term in the total. With ``lookup``, "teacher_cached" is the
     share of batches that skipped the teacher. The first epoch of this process adds
-    "first_step_seconds", from ``begun`` to the end of its first step. All metrics are equal on
-    every rank, except the times, which each rank measures itself.
+    "first_step_seconds", from ``begun`` to the end of its first step. "stopped_early" is 1 in the
+    last epoch of a run whose patience is over. All metrics are equal on every rank, except the
+    times, which each rank measures itself. The accuracy of mixed images is that of the class with
+    the largest share.
 
     Args:
         training: the run, which changes in place.
-        is_asked_to_stop: called after each step.
-        on_step: called after each step, before that.
+        is_asked_to_stop: called after each step of the optimiser.
+        on_step: called after each step of the optimiser, before that.
 
     Raises:
         Stopped: one or more ranks were asked to stop; ``training.part`` holds the partial epoch.
@@ -59,22 +62,26 @@ def run_epoch(
         "epoch_seconds": part.seconds + time.perf_counter() - trained,
         "images_per_second": metrics.pop("images") / part.seconds,
     }
+    if training.patience is not None:
+        training.patience.add(metrics["val_score"])
+        metrics |= {STOPPED_EARLY: 1.0} if training.patience.is_over else {}
     training.metrics, training.part = metrics, None
     return metrics
 
 
 @torch.no_grad()
 def evaluate(training: Training, split: str) -> dict[str, float]:
-    """Return the scalar results of ``Task.score`` for the student on a split."""
+    """Return the scalar results of ``Task.score`` for the student, or its average, on a split."""
 
-    def inputs(batch: Mapping[str, Tensor]) -> Tensor:
+    def inputs(batch: Batch) -> Tensor:
         return training.normalise(pixels(batch, training.device))
 
-    student = training.objective.student
     share_buffers(training.objective)
-    student.eval()
-    scores = training.task.score(student, training.stream.eval_batches(split), inputs)
-    student.train()
+    if training.averaged is not None:
+        share_buffers(training.averaged)
+    model = training.model.eval()
+    scores = training.task.score(model, training.stream.eval_batches(split), inputs)
+    model.train()
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
@@ -89,15 +96,17 @@ def _train_steps(
     started = time.perf_counter() - part.seconds
     training.objective.train()
     batches = itertools.islice(training.stream.train_batches(training.epoch), part.steps, None)
-    for batch in batches:
-        _measure(training, part, batch)
-        terms, output = training_step(training, batch)
+    for group in _groups(batches, training.accumulate):
+        mixed = [training.mixed(batch, part.steps + number) for number, batch in enumerate(group)]
+        _measure(training, part, mixed[0])
+        results = optimiser_step(training, mixed)
         if training.begun is not None:
             first_step = {"first_step_seconds": time.perf_counter() - training.begun}
             training.begun = None
-        part.meter.update(output, batch)
-        part.losses.add(terms)
-        part.steps += 1
+        for batch, (terms, output) in zip(mixed, results, strict=True):
+            part.meter.update(output, batch)
+            part.losses.add(terms)
+        part.steps += len(mixed)
         part.seconds = time.perf_counter() - started
         on_step(training)
         if must_stop():
@@ -105,8 +114,17 @@ def _train_steps(
     return first_step
 
 
-def _measure(training: Training, part: EpochPart, batch: Mapping[str, Tensor]) -> None:
-    """Check the terms before the first step; measure their gradients before the first few."""
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield batches in lists of ``size``; the last one may be shorter."""
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _measure(training: Training, part: EpochPart, batch: Batch) -> None:
+    """Check the terms before the first step; measure their gradients before the first few.
+
+    A step of several batches is measured by the first of them, so that all have the same factors.
+    """
     if training.epoch > 0 or part.steps > 0:
         measure_shares(training, batch)
         return

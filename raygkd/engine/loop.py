@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,10 +13,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from raygkd.data.boxes import Boxes
 from raygkd.engine.means import RunningMeans
+from raygkd.engine.mixing import Mixing
 from raygkd.engine.objective import Objective, Teacher
+from raygkd.engine.patience import Patience
 from raygkd.engine.tasks import Task, TrainingMeter, pixels
 from raygkd.engine.teacher_lookup import TeacherLookup
 
@@ -54,7 +58,7 @@ class EpochPart:
     Attributes:
         meter, losses: training metrics and mean losses of its steps.
         gradient_norms: result of ``check_terms``, in the first epoch.
-        steps: number of completed steps.
+        steps: number of completed batches.
         seconds: time they took.
     """
 
@@ -84,6 +88,10 @@ class Training:
         begun: when this process began to prepare the run, by ``time.perf_counter``; None once its
             first step is done.
         amp: dtype of autocast, or None.
+        accumulate: batches per step of the optimiser.
+        mixing: mixes the images of each training batch, or None.
+        averaged: the moving average of the student, which is scored instead of it, or None.
+        patience: ends the run when it no longer improves, or None.
     """
 
     task: Task
@@ -104,6 +112,10 @@ class Training:
     rank: int = 0
     clip_norm: float | None = None
     amp: torch.dtype | None = None
+    accumulate: int = 1
+    mixing: Mixing | None = None
+    averaged: AveragedModel | None = None
+    patience: Patience | None = None
     config: str = ""
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -112,7 +124,31 @@ class Training:
     @property
     def progress(self) -> float:
         """The completed share of the run's steps, from 0 to 1."""
-        return self.schedule.last_epoch / max(1, self.epochs * self.stream.steps_per_epoch)
+        steps = self.epochs * math.ceil(self.stream.steps_per_epoch / self.accumulate)
+        return self.schedule.last_epoch / max(1, steps)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left to train."""
+        is_patient = self.patience is None or not self.patience.is_over
+        return self.epoch >= self.epochs or not is_patient
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is scored and kept: the student, or its average."""
+        return self.objective.student if self.averaged is None else self.averaged.module
+
+    def mixed(self, batch: Mapping[str, Tensor], number: int) -> Mapping[str, Tensor]:
+        """Return a batch as models are shown it: mixed, if the recipe says so.
+
+        Args:
+            batch: a training batch.
+            number: of the batch in the epoch, from 0.
+        """
+        if self.mixing is None:
+            return batch
+        seed = hash_seed(hash_seed(self.seed, self.epoch, self.rank), number, 0)
+        return self.mixing(batch, seed, self.device)
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Return images as float (B, C, H, W) in 0..1 and the task's targets, on the device."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raygkd.engine.gradient_units import GradientUnits
+from raygkd.engine.label_loss import LabelLoss
 from raygkd.losses import GraphDistillationLoss, TeacherGraph
 from raygkd.models import Detector, FeatureTap
 
@@ -95,6 +95,7 @@ class Objective(nn.Module, ABC):
         graph: the graph loss with its adapters, or None.
         baseline: another distillation loss (``raygkd.losses.baseline_loss``), or None.
         baseline_term: how it enters the total.
+        task_weight: of the labels' loss; None for 1, or as in ``baseline_term``.
         shares: names of the terms whose weights are shares of the labels' gradient.
         freeze_batch_norm: the student keeps the batch statistics that it has.
 
@@ -111,6 +112,7 @@ class Objective(nn.Module, ABC):
         graph: GraphDistillationLoss | None = None,
         baseline: nn.Module | None = None,
         baseline_term: BaselineTerm | None = None,
+        task_weight: float | None = None,
         shares: Collection[str] = (),
         freeze_batch_norm: bool = False,
     ):
@@ -125,6 +127,8 @@ class Objective(nn.Module, ABC):
             }
         if graph is not None:
             self.term_weights |= graph.term_weights
+        if task_weight is not None:
+            self.term_weights["task"] = task_weight
         # a term of weight 0 is left out, the task's too
         self.term_weights = {name: w for name, w in self.term_weights.items() if w}
         shares = [name for name in self.term_weights if name in shares]
@@ -238,7 +242,17 @@ class Objective(nn.Module, ABC):
 
 
 class ClassifierObjective(Objective):
-    """Cross-entropy and the distillation losses of a classifier."""
+    """Cross-entropy and the distillation losses of a classifier.
+
+    Args:
+        student: the model that learns.
+        label_loss: the loss on the labels; None for plain cross-entropy.
+        parts: of every ``Objective``.
+    """
+
+    def __init__(self, student: nn.Module, *, label_loss: LabelLoss | None = None, **parts: Any):
+        super().__init__(student, **parts)
+        self.label_loss = label_loss or LabelLoss()
 
     def forward(
         self, images_BCHW: Tensor, targets: Tensor, teacher: TeacherOutput | None
@@ -247,7 +261,7 @@ class ClassifierObjective(Objective):
         logits_BK, features = self._tap(images_BCHW)
         terms: dict[str, Tensor] = {}
         if "task" in self.term_weights:
-            terms["task"] = F.cross_entropy(logits_BK.float(), targets)
+            terms["task"] = self.label_loss(logits_BK, targets)
         terms |= self._distillation(features, teacher, student_logits=logits_BK, targets=targets)
         return terms, logits_BK.detach()
 

@@ -13,7 +13,7 @@ from raygkd.errors import DataError, StorageError
 from raygkd.models.files import read_tensors
 from raygkd.storage.atomic_files import Place, make_folder, whole_file
 
-FORMAT = "raygkd-checkpoint-4"
+FORMAT = "raygkd-checkpoint-5"
 
 
 def _rng(training: Training) -> dict[str, Tensor]:
@@ -37,12 +37,23 @@ def _part(training: Training) -> dict[str, Any] | None:
     }
 
 
+def _learning(training: Training) -> dict[str, Any]:
+    """Return the student that is trained, where its average is kept instead of it."""
+    if training.averaged is None:
+        return {}
+    return {
+        "student": training.objective.student.state_dict(),
+        "steps": training.averaged.n_averaged,
+    }
+
+
 def save_checkpoint(path: Place, training: Training) -> None:
     """Write the state of a run; rank 0 writes, and every rank must call.
 
     The state is student, adapters, optimiser, schedule, scaler, epoch and its metrics, every rank's
-    random state and part of the current epoch, and the configuration as YAML. The file is written
-    completely or not at all.
+    random state and part of the current epoch, and the configuration as YAML. "student" is the
+    model to use, which may be an average; "learning" is then the student that is trained. The file
+    is written completely or not at all.
 
     Raises:
         StorageError: it cannot be written.
@@ -53,13 +64,15 @@ def save_checkpoint(path: Place, training: Training) -> None:
     objective = training.objective
     state = {
         "format": FORMAT,
-        "student": objective.student.state_dict(),
+        "student": training.model.state_dict(),
+        "learning": _learning(training),
         "adapters": objective.graph.state_dict() if objective.graph is not None else {},
         "baseline": objective.baseline.state_dict() if objective.baseline is not None else {},
         "units": objective.units.state_dict() if objective.units is not None else {},
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
         "scaler": training.scaler.state_dict(),
+        "patience": training.patience.state_dict() if training.patience is not None else {},
         "epoch": training.epoch,
         "metrics": training.metrics,
         "parts": parts,
@@ -102,7 +115,12 @@ def restore(training: Training, state: dict[str, Any]) -> None:
         DataError: it was written in the middle of an epoch by a different number of ranks.
     """
     objective = training.objective
-    objective.student.load_state_dict(state["student"])
+    training.model.load_state_dict(state["student"])
+    if training.averaged is not None:
+        objective.student.load_state_dict(state["learning"]["student"])
+        training.averaged.n_averaged.copy_(state["learning"]["steps"])
+    if training.patience is not None:
+        training.patience.load_state_dict(state["patience"])
     if objective.graph is not None:
         objective.graph.load_state_dict(state["adapters"])
     if objective.baseline is not None:

@@ -5,47 +5,79 @@ Shapes: B batch, C channels, H height, W width, T loss terms.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from raygkd.engine.distributed import all_sum
 from raygkd.engine.loop import Training
 from raygkd.errors import ConfigError
 
+Batch = Mapping[str, Tensor]
+Result = tuple[dict[str, Tensor], Any]
 
-def training_step(training: Training, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
-    """Train the student on one batch.
+
+def training_step(training: Training, batch: Batch) -> Result:
+    """Train the student on one batch; see ``optimiser_step``."""
+    [result] = optimiser_step(training, [batch])
+    return result
+
+
+def optimiser_step(training: Training, batches: Sequence[Batch]) -> list[Result]:
+    """Train the student on some batches, with one step of the optimiser.
+
+    The gradient is the mean of the batches' gradients. With terms that are means over images and a
+    student without batch statistics, it is that of one large batch.
 
     Args:
         training: the run; its objective's parameters and optimiser change in place.
-        batch: "image" uint8 (B, C, H, W) and the arrays of the task's targets.
+        batches: one or more, with "image" (B, C, H, W) and the arrays of the task's targets.
 
     Returns:
-        the unweighted loss terms and their weighted sum "total" (scalars), and the objective's
-        output for the training meter, all detached.
+        for each batch the unweighted loss terms and their weighted sum "total" (scalars), and the
+        objective's output for the training meter, all detached.
     """
-    terms, output = _forward(training, training.parallel, batch)
     training.optimizer.zero_grad(set_to_none=True)
-    total = training.objective.total(terms, training.progress)
-    training.scaler.scale(total).backward()
+    results = []
+    for number, batch in enumerate(batches, start=1):
+        with _gradients_of_all_ranks(training.parallel, wanted=number == len(batches)):
+            terms, output = _forward(training, training.parallel, batch)
+            total = training.objective.total(terms, training.progress)
+            training.scaler.scale(total / len(batches)).backward()
+        values = {name: term.detach() for name, term in terms.items()}
+        results.append((values | {"total": total.detach()}, output))
+    _update(training)
+    return results
+
+
+def _gradients_of_all_ranks(
+    parallel: nn.Module, *, wanted: bool
+) -> contextlib.AbstractContextManager[None]:
+    """Let a backward pass average the gradients over ranks, or leave that to a later one."""
+    if wanted or not isinstance(parallel, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return parallel.no_sync()
+
+
+def _update(training: Training) -> None:
+    """Change the parameters by their gradients, and all that follows their steps."""
     if training.clip_norm is not None:
         training.scaler.unscale_(training.optimizer)
         clip_grad_norm_(training.objective.parameters(), training.clip_norm)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.schedule.step()
-    values = {name: term.detach() for name, term in terms.items()}
-    return values | {"total": total.detach()}, output
+    if training.averaged is not None:
+        training.averaged.update_parameters(training.objective.student)
 
 
-def _forward(
-    training: Training, model: nn.Module, batch: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], Any]:
+def _forward(training: Training, model: nn.Module, batch: Batch) -> Result:
     images_BCHW, targets = training.to_device(batch)
     with training.autocast():
         teacher = None
@@ -60,7 +92,7 @@ def _forward(
         return model(training.normalise(images_BCHW), targets, teacher)
 
 
-def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, float]:
+def check_terms(training: Training, batch: Batch) -> dict[str, float]:
     """Return the ``gradient_norms`` of one batch, after checking that every term is effective.
 
     A term that is zero, not finite, or without a gradient in the student is a mistake in the set-up
@@ -86,7 +118,7 @@ def check_terms(training: Training, batch: Mapping[str, Tensor]) -> dict[str, fl
     return norms
 
 
-def measure_shares(training: Training, batch: Mapping[str, Tensor]) -> None:
+def measure_shares(training: Training, batch: Batch) -> None:
     """Update the gradient norms that scale shares of the labels' gradient, until they are fixed.
 
     A run whose weights are shares needs this once before its first ``training_step``; ``run_epoch``
@@ -97,9 +129,7 @@ def measure_shares(training: Training, batch: Mapping[str, Tensor]) -> None:
         units.add(gradient_norms(training, batch)[1])
 
 
-def gradient_norms(
-    training: Training, batch: Mapping[str, Tensor]
-) -> tuple[dict[str, float], dict[str, float]]:
+def gradient_norms(training: Training, batch: Batch) -> tuple[dict[str, float], dict[str, float]]:
     """Return the terms of one batch, and the norms of their gradients in the student's parameters.
 
     Terms and norms are unweighted. Each rank measures them on its own batch, and they are averaged

@@ -26,7 +26,7 @@ Inputs = Callable[[Batch], Tensor]
 
 def pixels(batch: Batch, device: torch.device) -> Tensor:
     """Return a batch's images on a device, as float (B, 3, S, S) in 0..1."""
-    return batch["image"].to(device, non_blocking=True).float().div_(255.0)
+    return batch["image"].to(device, non_blocking=True).float().div(255.0)
 
 
 class TrainingMeter(Protocol):
@@ -80,8 +80,8 @@ class Classification:
     measure: str = "accuracy"
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
-        """Return the labels (B,)."""
-        return batch["label"].to(device, non_blocking=True)
+        """Return the labels (B,); of mixed images the shares of the classes (B, K)."""
+        return batch["shares" if "shares" in batch else "label"].to(device, non_blocking=True)
 
     def is_blank(self, batch: Batch) -> bool:
         """Return False: every image has a label."""

@@ -3,7 +3,13 @@
 from raygkd.graph import TeacherGraph
 from raygkd.losses.adapters import ADAPTERS
 from raygkd.losses.base import BaselineLoss
-from raygkd.losses.baselines import baseline_class, baseline_loss, baseline_names, baseline_of
+from raygkd.losses.baselines import (
+    baseline_class,
+    baseline_loss,
+    baseline_names,
+    baseline_of,
+    trains_classifier,
+)
 from raygkd.losses.graph import GraphDistillationLoss
 from raygkd.losses.level_terms import SPECTRAL_MODES, edge_loss, spectral_loss, vertex_loss
 from raygkd.losses.logits import kd_loss
@@ -25,5 +31,6 @@ __all__ = [
     "residual_distance",
     "spectral_loss",
     "subspace_distance",
+    "trains_classifier",
     "vertex_loss",
 ]

@@ -140,7 +140,8 @@ class BaselineLoss(nn.Module, Method, ABC):
             teacher_logits: class scores (B, K).
             student_features: level -> feature maps (B, C_s, H_s, W_s).
             teacher_features: level -> feature maps (B, C_t, H_t, W_t).
-            targets: class of each image (B,), int64.
+            targets: class of each image (B,), int64; of mixed images the shares of the classes
+                (B, K).
             boxes: (M, 4) for each image, as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
 
         Returns:

@@ -46,6 +46,12 @@ def baseline_of(method: str) -> str | None:
     return method if issubclass(entry, BaselineLoss) else entry.baseline
 
 
+def trains_classifier(method: str) -> bool:
+    """Return whether a method's loss reaches the student's last layer."""
+    baseline = baseline_of(method)
+    return baseline is not None and METHODS.get(baseline).reads == "logits"
+
+
 def baseline_names() -> list[str]:
     """Return the names of the methods that are baselines themselves."""
     return [name for name in METHODS.names() if baseline_of(name) == name]

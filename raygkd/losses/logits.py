@@ -59,7 +59,7 @@ def kd_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: f
 def dkd_loss(
     student_logits_BK: Tensor,
     teacher_logits_BK: Tensor,
-    targets_B: Tensor,
+    targets: Tensor,
     alpha: float,
     beta: float,
     temperature: float,
@@ -73,7 +73,9 @@ def dkd_loss(
     Args:
         student_logits_BK: logits (B, K), K at least 2.
         teacher_logits_BK: logits (B, K); they get no gradient.
-        targets_B: class of each image (B,), int64.
+        targets: class of each image (B,), int64; or the shares of the classes (B, K) of mixed
+            images, of which the two largest count: the loss is the mean over both classes,
+            weighted by their shares.
         alpha: weight of the target class.
         beta: weight of the other classes.
         temperature: T > 0, which divides the logits.
@@ -91,11 +93,30 @@ def dkd_loss(
         _logits_problem(student_logits_BK, teacher_logits_BK, classes=2),
         temperature_problem(temperature),
     )
-    target_s, others_s = _decoupled(student_logits_BK / temperature, targets_B)
-    target_t, others_t = _decoupled(teacher_logits_BK.detach() / temperature, targets_B)
-    target_term = F.kl_div(target_s, target_t, reduction="batchmean", log_target=True)
-    others_term = F.kl_div(others_s, others_t, reduction="batchmean", log_target=True)
-    return temperature**2 * (alpha * target_term + beta * others_term)
+    student_BK = student_logits_BK / temperature
+    teacher_BK = teacher_logits_BK.detach() / temperature
+    weights = alpha, beta
+    if targets.ndim == 1:
+        mean = _decoupled_divergences(student_BK, teacher_BK, targets, *weights).mean()
+    else:
+        shares_B2, classes_B2 = targets.topk(2, dim=1)
+        divergences = [
+            _decoupled_divergences(student_BK, teacher_BK, classes_B, *weights)
+            for classes_B in classes_B2.unbind(1)
+        ]
+        mean = (shares_B2 * torch.stack(divergences, 1)).sum(1).mean()
+    return temperature**2 * mean
+
+
+def _decoupled_divergences(
+    student_BK: Tensor, teacher_BK: Tensor, targets_B: Tensor, alpha: float, beta: float
+) -> Tensor:
+    """Return the weighted sum of both divergences of each sample (B,)."""
+    target_s, others_s = _decoupled(student_BK, targets_B)
+    target_t, others_t = _decoupled(teacher_BK, targets_B)
+    target_B = F.kl_div(target_s, target_t, reduction="none", log_target=True).sum(1)
+    others_B = F.kl_div(others_s, others_t, reduction="none", log_target=True).sum(1)
+    return alpha * target_B + beta * others_B
 
 
 def _decoupled(logits_BK: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """Classifiers and detectors, their levels and feature maps, and the files of their weights."""
 
 from raygkd.models.by_name import build_model, check_model_name
+from raygkd.models.class_names import class_places, read_class_names
+from raygkd.models.class_selection import with_classes
 from raygkd.models.classifiers import (
     build_classifier,
     classifier_names,
@@ -35,6 +37,7 @@ from raygkd.models.starting_weights import (
     NONE,
     PRETRAINED,
     check_weights,
+    known_class_names,
     load_classifier,
     starts_trained,
 )
@@ -67,6 +70,7 @@ __all__ = [
     "check_levels",
     "check_model_name",
     "check_weights",
+    "class_places",
     "classifier_names",
     "count_parameters",
     "detector_names",
@@ -79,15 +83,18 @@ __all__ = [
     "is_classifier",
     "is_detector",
     "is_function",
+    "known_class_names",
     "load_classifier",
     "load_model_file",
     "load_weights",
     "model_input",
     "pair_levels",
+    "read_class_names",
     "save_model_file",
     "short_name",
     "source_file",
     "stage_modules",
     "starts_trained",
     "torchvision_file",
+    "with_classes",
 ]

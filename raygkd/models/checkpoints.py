@@ -40,9 +40,27 @@ def read_state(path: str | os.PathLike[str]) -> State:
     Raises:
         DataError: the file cannot be read, is damaged, or holds something else.
     """
+    contents = read_contents(path)
+    state = _state_in(contents)
+    if state is None:
+        held = _few(map(str, contents)) if isinstance(contents, Mapping) else type(contents)
+        raise DataError(
+            f"{path} holds no weights ({str(held)[:80]}): save them with "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    _check_values(state, path)
+    return state
+
+
+def read_contents(path: str | os.PathLike[str]) -> Any:
+    """Return what a file of weights holds, on the CPU; nothing in it is executed.
+
+    Raises:
+        DataError: the file cannot be read, or is damaged.
+    """
     try:
         with local_copy(place(path)) as file:
-            contents = _safetensors(file) if is_safetensors(file) else _pickled(file)
+            return _safetensors(file) if is_safetensors(file) else _pickled(file)
     except FileNotFoundError as error:
         raise DataError(f"cannot read {path}: no such file; give a file of weights") from error
     except OSError as error:
@@ -56,15 +74,6 @@ def read_state(path: str | os.PathLike[str]) -> State:
         raise
     except Exception as error:  # what the unpickler raises on foreign bytes has no common type
         raise _refused(path, error) from error
-    state = _state_in(contents)
-    if state is None:
-        held = _few(map(str, contents)) if isinstance(contents, Mapping) else type(contents)
-        raise DataError(
-            f"{path} holds no weights ({str(held)[:80]}): save them with "
-            "torch.save(model.state_dict(), FILE)"
-        )
-    _check_values(state, path)
-    return state
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -78,6 +78,14 @@ class ModelFamily(ABC):
         """Return what the library calls the weights that it has for a name; None for none."""
         return None
 
+    def class_names(self, name: str) -> tuple[str, ...]:
+        """Return the names of the classes of the weights that ``pretrained`` names, in the order of
+        their logits; () where the library says none.
+
+        A class of several names has commas between them.
+        """
+        return ()
+
     def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
         """Load the weights that ``pretrained`` names into a model that ``build`` returned.
 

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H height, W width, N tokens, K classes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import itertools
 import json
@@ -20,6 +21,7 @@ from torch.func import functional_call
 
 from raygkd.errors import ConfigError, DataError
 from raygkd.models.checkpoints import class_layers, file_digest, load_file, read_state
+from raygkd.models.class_names import names_by_number
 from raygkd.models.downloads import hub_file
 from raygkd.models.families import ModelFamily, short_name
 from raygkd.models.inputs import ModelInput
@@ -30,7 +32,11 @@ from raygkd.registry import FAMILIES
 from raygkd.storage.atomic_files import place
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"
+# weights in several files have an index of them
+WEIGHTS = tuple(
+    f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX)
+)
 # places of the levels of a model whose maps all have one size, as shares of its depth
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 _INTERPOLATE = "interpolate_pos_encoding"
@@ -60,6 +66,27 @@ class HuggingFaceModel(MappedModel):
             states = maps_of(output, images_BCHW.shape[2:], self._patch)
             self.show({level: states[place] for level, place in enumerate(self._places, start=1)})
         return output.logits
+
+
+class PooledClassifier(nn.Module):
+    """A backbone that transformers has no classifier of, with a linear layer on its mean.
+
+    Args:
+        backbone: a model of ``AutoModel`` with ``last_hidden_state``.
+        num_classes: of the layer, whose weights are random.
+    """
+
+    def __init__(self, backbone: Any, num_classes: int):
+        super().__init__()
+        self.config, self.backbone = backbone.config, backbone
+        self.classifier = nn.Linear(backbone.config.hidden_size, num_classes)
+
+    def forward(self, pixel_values: Tensor, **options: Any) -> Any:
+        """Return the backbone's output with ``logits`` of the mean over positions or tokens."""
+        output = self.backbone(pixel_values=pixel_values, **options)
+        last = output.last_hidden_state
+        output["logits"] = self.classifier(last.mean((2, 3) if last.ndim == 4 else 1))
+        return output
 
 
 def maps_of(output: Any, image_size: Sequence[int], patch: int | None) -> list[Tensor]:
@@ -120,11 +147,8 @@ class HuggingFace(ModelFamily):
         config.num_labels = num_classes
         try:
             net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"hf:{name}: transformers has no image classifier of its type "
-                f"{getattr(config, 'model_type', 'unknown')!r}"
-            ) from error
+        except (ValueError, TypeError):
+            net = _pooled(config, name, num_classes)
         return HuggingFaceModel(net, image_size)
 
     def inputs(self, name: str) -> ModelInput:
@@ -147,13 +171,18 @@ class HuggingFace(ModelFamily):
             return None
         return name
 
+    def class_names(self, name: str) -> tuple[str, ...]:
+        """Return the labels in the model's configuration."""
+        return names_by_number(_config(name).id2label or {})
+
     def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
         """Load the weights of the repository or folder."""
         assert isinstance(model, HuggingFaceModel)
         path = _file(name, WEIGHTS)
+        digest = _digest(name, path)
         return LoadedWeights(
             source=f"hf {short_name(f'hf:{name}').removeprefix('hf:')}",
-            sha256=file_digest(path),
+            sha256=digest,
             licence=_licence(name),
             new_layers=_load_by_transformers(model.net, path.parent, num_classes),
         )
@@ -181,6 +210,26 @@ class HuggingFace(ModelFamily):
         )
 
 
+def _pooled(config: Any, name: str, num_classes: int) -> PooledClassifier:
+    """Return a backbone that has no classifier in transformers, with a last layer.
+
+    Raises:
+        ConfigError: it is no model of images.
+    """
+    from transformers import AutoModel
+
+    try:
+        backbone = AutoModel.from_config(config, trust_remote_code=False)
+    except (ValueError, TypeError):
+        backbone = None
+    if getattr(backbone, "main_input_name", None) != "pixel_values":
+        raise ConfigError(
+            f"hf:{name}: transformers has no model of images of its type "
+            f"{getattr(config, 'model_type', 'unknown')!r}"
+        )
+    return PooledClassifier(backbone, num_classes)
+
+
 def _load_by_transformers(net: Any, folder: Path, num_classes: int) -> tuple[str, ...]:
     """Load the weights in a folder; return the paths of the layers that keep their weights.
 
@@ -189,16 +238,20 @@ def _load_by_transformers(net: Any, folder: Path, num_classes: int) -> tuple[str
     Raises:
         DataError: they do not fit.
     """
-    loaded, report = type(net).from_pretrained(
+    part = net.backbone if isinstance(net, PooledClassifier) else net
+    loaded, report = type(part).from_pretrained(
         folder,
-        config=net.config,
+        config=part.config,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         local_files_only=True,
     )
     heads = class_layers(net, num_classes)
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    new_layers = tuple(head for head in heads if any(_is_in(key, [head]) for key in absent))
+    if part is net:
+        new_layers = tuple(head for head in heads if any(_is_in(key, [head]) for key in absent))
+    else:
+        new_layers = ("classifier",)
     left = sorted(key for key in absent if not _is_in(key, new_layers))
     if left:
         raise DataError(
@@ -206,7 +259,9 @@ def _load_by_transformers(net: Any, folder: Path, num_classes: int) -> tuple[str
             f"another shape ({', '.join(left[:3])})"
         )
     state = loaded.state_dict()
-    net.load_state_dict({k: t for k, t in state.items() if not _is_in(k, new_layers)}, strict=False)
+    part.load_state_dict(
+        {k: t for k, t in state.items() if not _is_in(k, new_layers)}, strict=False
+    )
     return new_layers
 
 
@@ -277,7 +332,7 @@ def _options(net: Any, image_size: tuple[int, int]) -> dict[str, Any]:
     """Return what a model needs to be told for images of a size that is not its own."""
     side = getattr(net.config, "image_size", None)
     sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
-    takes = inspect.signature(net.forward).parameters
+    takes = inspect.signature(getattr(net, "backbone", net).forward).parameters
     other = side is not None and sides != tuple(image_size)
     return {_INTERPOLATE: True} if other and _INTERPOLATE in takes else {}
 
@@ -295,6 +350,26 @@ def _file(name: str, names: Sequence[str]) -> Path:
         if (folder / one).exists():
             return folder / one
     raise DataError(f"hf:{name}: the folder has no {' or '.join(names)}")
+
+
+def _digest(name: str, path: Path) -> str:
+    """Return the SHA-256 of weights; of several files, that of their own.
+
+    Args:
+        name: of the folder or repository.
+        path: of the weights, or of the index of their files, which are fetched.
+
+    Raises:
+        DataError: a file is missing, or the index cannot be read.
+    """
+    if not path.name.endswith(INDEX):
+        return file_digest(path)
+    try:
+        parts = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"hf:{name}: {path.name} is damaged: save the model again") from error
+    digests = [file_digest(_file(name, (part,))) for part in parts]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _config(name: str) -> Any:

@@ -6,6 +6,7 @@ from torch import nn
 
 from raygkd.errors import ConfigError
 from raygkd.models.checkpoints import load_file, read_state
+from raygkd.models.class_names import class_names_in
 from raygkd.models.families import family_name, family_of, short_name
 from raygkd.models.loaded_weights import LoadedWeights
 
@@ -54,6 +55,22 @@ def check_weights(name: str, given: str | None) -> None:
     weights = chosen_weights(name, given)
     if weights not in (NONE, PRETRAINED):
         read_state(weights)
+
+
+def known_class_names(name: str, given: str | None) -> tuple[str, ...]:
+    """Return the names of the classes of the weights that a classifier starts from, in the order of
+    their logits; () where nothing says them.
+
+    Raises:
+        UserError: the weights cannot be had.
+    """
+    weights = chosen_weights(name, given)
+    family = family_of(name)
+    if weights == NONE:
+        return ()
+    if weights == PRETRAINED and family is not None:
+        return family.class_names(family_name(name))
+    return class_names_in(weights)
 
 
 def load_classifier(

@@ -117,6 +117,21 @@ class Timm(ModelFamily):
         architecture = name.partition(".")[0]
         return f"{architecture}.{cfg.tag}" if cfg.tag else architecture
 
+    def class_names(self, name: str) -> tuple[str, ...]:
+        """Return the names in the weights' configuration, or ImageNet's: synset and description."""
+        import timm
+
+        cfg = _cfg(name)
+        labels, descriptions = cfg.get("label_names"), cfg.get("label_descriptions") or {}
+        subset = timm.data.infer_imagenet_subset(cfg)
+        if not labels and subset and not name.startswith(HUB):
+            info = timm.data.ImageNetInfo(subset)
+            labels, descriptions = info.label_names(), info.label_descriptions(as_dict=True)
+        return tuple(
+            f"{label}, {descriptions[label]}" if label in descriptions else str(label)
+            for label in labels or ()
+        )
+
     def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
         """Load the weights of a tag, resized to the model's input."""
         assert isinstance(model, TimmModel)

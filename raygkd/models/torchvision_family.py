@@ -53,6 +53,10 @@ class Torchvision(ModelFamily):
         """Return the name of the default weights."""
         return str(_weights(name))
 
+    def class_names(self, name: str) -> tuple[str, ...]:
+        """Return torchvision's names of the classes."""
+        return tuple(_weights(name).meta["categories"])
+
     def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
         """Load torchvision's default weights."""
         weights = _weights(name)

@@ -27,6 +27,7 @@ from raygkd.data.boxes import Boxes
 from raygkd.data.loader import rebatch
 from raygkd.data.run_images import Images
 from raygkd.data.spec import ImageSpec
+from raygkd.data.views import UNCHANGED, Views
 from raygkd.data.windows import (
     Arrays,
     Sampler,
@@ -144,6 +145,7 @@ class RayStream:
         epochs: the epochs to train, in order; empty for evaluation only.
         rank: from 0 to ``world_size - 1``.
         world_size: number of ranks.
+        views: changes of training images after their crop.
 
     Raises:
         ConfigError: there are not enough images for one batch on every rank.
@@ -158,9 +160,12 @@ class RayStream:
         epochs: range,
         rank: int,
         world_size: int,
+        views: Views = UNCHANGED,
     ):
         self._images: Images = references.get(shared.images)
-        self._plan = _Plan(batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+        self._plan = _Plan(
+            batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, views=views
+        )
         self._epochs = epochs
         self._reference = shared.images
         self._decoded = None if shared.decoded is None else _Decoded(shared.decoded)
@@ -184,7 +189,7 @@ class RayStream:
     @property
     def repeats(self) -> bool:
         """Whether a training image is the same in every epoch."""
-        return self._images.repeats
+        return self._images.repeats and not self._plan.views.are_random
 
     def train_batches(self, epoch: int) -> Iterator[dict[str, Tensor]]:
         """Yield the batches of an epoch, with the arrays of a ``Window``."""
@@ -218,7 +223,7 @@ class RayStream:
                 self._decoded.take(rows),
                 rows,
                 targets_of(self._images.table, rows),
-                self._images.transform(wanted.split),
+                self._images.transform(wanted.split, self._plan.views),
                 seed=self._plan.seed,
                 epoch=wanted.epoch,
                 exact=wanted.split == "train",
@@ -247,12 +252,13 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """The windows that a rank reads."""
+    """The windows that a rank reads, and how their images are changed."""
 
     batch_size: int
     seed: int
     rank: int
     world_size: int
+    views: Views
 
     def windows(self, images: Images, wanted: Pass) -> list[NDArray[np.int64]]:
         """Return the row numbers of each window of a pass, in order."""
@@ -325,7 +331,7 @@ class _Ahead:
             turn, number = tasks[int(batch["id"][0])]
             part = passes[turn]
             images: Images = references.get(reference)
-            transform = images.transform(part.split)
+            transform = images.transform(part.split, rank_plan.views)
             try:
                 window = load_window(
                     images.table,

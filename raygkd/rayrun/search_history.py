@@ -20,6 +20,7 @@ from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from raygkd.engine.patience import STOPPED_EARLY
 from raygkd.errors import DataError
 from raygkd.metrics.ranking import WORST, higher_is_better, rank
 from raygkd.rayrun.worker import METRIC
@@ -108,6 +109,7 @@ class History:
         observer: receives the events, before they are written to the journal.
         score: what trials are ranked by, as in ``--score``. Searcher and scheduler get its rank,
             which is larger for a better trial.
+        spared: so many first trials are never stopped early.
 
     Attributes:
         trials: those that have started, by number.
@@ -127,12 +129,13 @@ class History:
         seed: int,
         observer: SearchObserver,
         score: str = "auto",
+        spared: int = 0,
     ):
         self.trials: list[Trial] = []
         self._path, self._journal = path, open_journal(path)
         self._searcher, self._scheduler = searcher, scheduler
         self._number_of_trials, self._epochs, self._seed = trials, epochs, seed
-        self._observer, self._score = observer, score
+        self._observer, self._score, self._spared = observer, score, spared
         make_folder(path.parent)
         self._replay()
         for trial in self.trials:
@@ -194,9 +197,9 @@ class History:
         decision = self._scheduler.on_trial_result(None, _handle(trial), _standing(ranked))
         if metrics.get("diverged"):
             trial.status = "diverged"
-        elif trial.epoch >= self._epochs:
+        elif trial.epoch >= self._epochs or metrics.get(STOPPED_EARLY):
             trial.status = "finished"
-        elif decision == TrialScheduler.STOP:
+        elif decision == TrialScheduler.STOP and trial.number >= self._spared:
             trial.status = "stopped"
         if trial.is_over:
             self._tell_end(trial)

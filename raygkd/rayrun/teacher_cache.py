@@ -23,11 +23,13 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from raygkd.config import LevelPair
+from raygkd.data.views import UNCHANGED, Views
 
 Rows = NDArray[np.int64]
-# seed and epoch (0 where all have the same images) and images of a batch: one of another size is
-# rounded in another way, and a trial's results would depend on which other trials came before
-Key = tuple[int, int, int]
+# seed and epoch (0 where all have the same images), changes of the images, and images of a batch:
+# one of another size is rounded in another way, and a trial's results would depend on which other
+# trials came before
+Key = tuple[int, int, Views, int]
 
 # a directory is small; an actor that does not return it by then counts as lost
 REPLY_SECONDS = 60.0
@@ -112,14 +114,15 @@ class TeacherCache:
     keeper: Any
     levels: tuple[LevelPair, ...] | None
 
-    def open(self, *, seed: int, repeats: bool) -> CachedTeacher:
+    def open(self, *, seed: int, repeats: bool, views: Views = UNCHANGED) -> CachedTeacher:
         """Return the access of one rank.
 
         Args:
             seed: of the augmentation.
+            views: changes of the images after their crop.
             repeats: there is no augmentation, so all epochs have the same images.
         """
-        return CachedTeacher(self.keeper, self.levels, seed=seed, repeats=repeats)
+        return CachedTeacher(self.keeper, self.levels, seed=seed, views=views, repeats=repeats)
 
 
 def start_cache(limit: int, levels: tuple[LevelPair, ...] | None) -> TeacherCache:
@@ -134,14 +137,21 @@ class CachedTeacher:
         keeper: handle of the actor.
         levels: see ``TeacherCache``.
         seed: of the augmentation.
+        views: changes of the images after their crop.
         repeats: there is no augmentation, so the outputs of one epoch hold for all.
     """
 
     def __init__(
-        self, keeper: Any, levels: tuple[LevelPair, ...] | None, *, seed: int, repeats: bool
+        self,
+        keeper: Any,
+        levels: tuple[LevelPair, ...] | None,
+        *,
+        seed: int,
+        views: Views,
+        repeats: bool,
     ):
         self.levels = levels
-        self._keeper, self._seed, self._repeats = keeper, seed, repeats
+        self._keeper, self._seed, self._views, self._repeats = keeper, seed, views, repeats
         self._epoch: int | None = None
         self._directory = _Directory([])
         self._full = False
@@ -187,7 +197,7 @@ class CachedTeacher:
 
     def _key(self, epoch: int, rows_B: Tensor) -> Key:
         seed, epoch = (0, 0) if self._repeats else (self._seed, epoch)
-        return seed, epoch, len(rows_B)
+        return seed, epoch, self._views, len(rows_B)
 
     def _give_up(self, error: RayError) -> None:
         reason = " ".join(str(error).split())[:200]

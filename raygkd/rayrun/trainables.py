@@ -11,6 +11,7 @@ import torch
 from ray import tune
 
 from raygkd.config import ClusterConfig
+from raygkd.engine.patience import STOPPED_EARLY
 from raygkd.errors import StorageError, UserError
 from raygkd.rayrun.mailbox import Order, start_mailbox
 from raygkd.rayrun.torch_trainer import torch_trainer
@@ -139,8 +140,9 @@ def tune_result(result: Mapping[str, Any], last: int) -> dict[str, Any]:
 
 
 def is_over(result: Mapping[str, Any], last: int) -> bool:
-    """Return whether a trial has trained all its epochs."""
-    return ERROR in result or bool(result["diverged"]) or result["epoch"] >= last
+    """Return whether a trial has trained all its epochs, or has ended before."""
+    has_ended = ERROR in result or bool(result["diverged"]) or bool(result.get(STOPPED_EARLY))
+    return has_ended or result["epoch"] >= last
 
 
 def result_of(train: Callable[[], Mapping[str, float]]) -> dict[str, Any]:

@@ -301,14 +301,16 @@ def run_search(
         cpus: of each training process.
         concurrent: trials at the same time.
         observer: receives the events.
-        first: settings of the first trials; the others are drawn.
+        first: settings of the first trials, which are never stopped early; the others are drawn.
 
     Raises:
         StorageError: a checkpoint or the journal cannot be written.
     """
     searching = searcher(config, space, first)
     trials = config.search.trials
-    history = _history(job, config, searching, scheduler(config), trials, observer)
+    history = _history(
+        job, config, searching, scheduler(config), trials, observer, spared=len(first)
+    )
     results = _run(job, config, history, cpus=cpus, concurrent=concurrent)
     score = config.data.score
 
@@ -357,6 +359,7 @@ def _history(
     scheduler: TrialScheduler,
     trials: int,
     observer: SearchObserver,
+    spared: int = 0,
 ) -> History:
     """Return the history in the job's folder, to resume it."""
     return History(
@@ -368,6 +371,7 @@ def _history(
         seed=config.optim.seed,
         observer=observer,
         score=config.data.score,
+        spared=spared,
     )
 
 

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raygkd import config as configuration
 from raygkd.assembly.methods import distils, uses_teacher
+from raygkd.assembly.recipes import views_of
 from raygkd.assembly.training import build_task, build_training, normaliser
 from raygkd.config import Config
 from raygkd.engine import Training, read_checkpoint, restore, run_epoch, save_checkpoint
@@ -141,6 +142,7 @@ def make_training(
 ) -> Training:
     """Return a run of one rank whose stream starts at ``first_epoch``."""
     begun = time.perf_counter()
+    views = views_of(config.recipe)
     stream = RayStream(
         job.images,
         batch_size=config.optim.batch_size // world_size,
@@ -148,12 +150,13 @@ def make_training(
         epochs=range(first_epoch, config.optim.epochs),
         rank=rank,
         world_size=world_size,
+        views=views,
     )
     teacher = references.get(job.teacher) if job.teacher is not None else None
     store = None
     cache = job.teacher_cache if distils(config) else None
     if cache is not None:
-        store = cache.open(seed=config.optim.seed, repeats=stream.repeats)
+        store = cache.open(seed=config.optim.seed, views=views, repeats=stream.repeats)
     return build_training(
         config,
         spec=job.images.spec,
@@ -208,7 +211,7 @@ def run_epochs(
         if training.metrics:
             yield training.metrics | told
         must_stop = StopPoll(job.stop)
-        while training.epoch < training.epochs:
+        while not training.is_over:
             run_epoch(training, must_stop, on_step)
             save_checkpoint(path, training)
             yield training.metrics | told

@@ -9,6 +9,7 @@ from pathlib import Path
 from raygkd.metrics.latency import Latency
 from raygkd.report.figures import BLUE, GREEN, INK, ORANGE, new_figure, plain, save
 from raygkd.report.page import Picture, Section, Table, Words
+from raygkd.report.tables import score_text
 
 # role -> colour and mark, the same in all pictures
 ROLES = {
@@ -25,12 +26,12 @@ class ScoredModel:
 
     Attributes:
         parameters: their number.
-        test_score: on the test split, 0 to 1.
+        test_score: on the test split, 0 to 1; None if it was not scored.
         latency: of it.
     """
 
     parameters: int
-    test_score: float
+    test_score: float | None
     latency: Latency
 
 
@@ -46,9 +47,10 @@ def sizes_section(
         hardware: of the latency measurement.
     """
     pictures = []
-    if len(models) > 1:
+    scored = {role: model for role, model in models.items() if model.test_score is not None}
+    if len(scored) > 1:
         path = folder / "sizes.png"
-        draw_sizes(path, models)
+        draw_sizes(path, scored)
         text = (
             "Models further left are smaller or faster, models further up have a higher score. The "
             "whiskers on the right reach from the median to the 95th percentile of the runs."
@@ -61,7 +63,7 @@ def sizes_section(
             f"{model.parameters:,}",
             f"{model.latency.median:.2f}",
             f"{model.latency.p95:.2f}",
-            f"{model.test_score:.4f}",
+            score_text(model.test_score),
         )
         for role, model in models.items()
     ]

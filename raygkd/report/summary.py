@@ -9,7 +9,7 @@ from typing import Any
 from raygkd.config import Config, flag, given, settings, text_of, value_of
 from raygkd.registry import METRICS
 from raygkd.report.page import Block, Section, Table, Words
-from raygkd.report.tables import show, teacher_note
+from raygkd.report.tables import score_text, show, teacher_note
 
 # what a training of a teacher alone sets by itself
 _OF_TEACHER_ALONE = {"student", "student_weights", "inherit", "method", "levels"}
@@ -75,6 +75,7 @@ def outcome(models: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
     *others, role = models
     own = models[role]
     text = f"The {role} ({own['model']}) scores {own['test_score']:.4f} on the test images"
+    others = [other for other in others if models[other]["test_score"] is not None]
     if not others:
         return f"{text}."
     words = {"teacher": "the teacher", "student alone": "the same student without a teacher"}
@@ -97,7 +98,8 @@ def _lead(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
 
 def _models_table(models: Mapping[str, Mapping[str, Any]], score: str) -> Table:
     largest = max(model["parameters"] for model in models.values())
-    measured = next(iter(models.values())).get("test_metrics", {})
+    *_, last = models.values()
+    measured = last.get("test_metrics", {})
     others = [n for n in measured if n == "top5" or (n in METRICS.names() and n != score)]
     rows = [
         (
@@ -105,8 +107,8 @@ def _models_table(models: Mapping[str, Mapping[str, Any]], score: str) -> Table:
             model["model"],
             f"{model['parameters']:,}",
             f"{100 * model['parameters'] / largest:.0f}%",
-            f"{model['test_score']:.4f}",
-            *(f"{model['test_metrics'][name]:.4f}" for name in others),
+            score_text(model["test_score"]),
+            *(score_text(model["test_metrics"].get(name)) for name in others),
         )
         for role, model in models.items()
     ]

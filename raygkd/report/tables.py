@@ -81,11 +81,11 @@ def jobs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def models_table(rows: Sequence[tuple[str, str, int, float]], split: str = "test") -> Table:
+def models_table(rows: Sequence[tuple[str, str, int, float | None]], split: str = "test") -> Table:
     """Return models side by side.
 
     Args:
-        rows: (role, model, parameters, score).
+        rows: (role, model, parameters, score); None for a model that was not scored.
         split: of the scores.
     """
     table = _table(f"Models on the {split} split")
@@ -96,19 +96,24 @@ def models_table(rows: Sequence[tuple[str, str, int, float]], split: str = "test
     largest = max(parameters for _, _, parameters, _ in rows)
     for role, model, parameters, score in rows:
         share = f"{100 * parameters / largest:.0f}%"
-        table.add_row(role, model, f"{parameters:,}", share, f"{score:.4f}")
+        table.add_row(role, model, f"{parameters:,}", share, score_text(score))
     return table
 
 
-def teacher_note(teacher: float, alone: float | None, score: str = "accuracy") -> str | None:
+def score_text(score: float | None) -> str:
+    """Return a score with four decimals; "-" where there is none."""
+    return "-" if score is None else f"{score:.4f}"
+
+
+def teacher_note(teacher: float | None, alone: float | None, score: str = "accuracy") -> str | None:
     """Return a note if the teacher is no better than the student alone on the test split.
 
     Args:
-        teacher: its score.
+        teacher: its score, if it has one.
         alone: that of the student alone, if known.
         score: what the scores are.
     """
-    if alone is None or rank(teacher, score) > rank(alone, score):
+    if teacher is None or alone is None or rank(teacher, score) > rank(alone, score):
         return None
     return (
         f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
@@ -238,7 +243,7 @@ def search_markdown(
     """
     rows = [
         f"| {role.replace('_', ' ')} | {one['model']} | {one['parameters']:,} | "
-        f"{one['test_score']:.4f} |"
+        f"{score_text(one['test_score'])} |"
         for role, one in models.items()
     ]
     settings = ", ".join(f"{name} {show(value)}" for name, value in params.items())

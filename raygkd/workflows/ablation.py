@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raygkd.assembly.methods import matches_graphs, suits
+from raygkd.assembly.methods import matches_graphs, reads_logits, scores_teacher, suits
 from raygkd.config import Config, plain
 from raygkd.registry import METHODS
 
@@ -23,7 +23,11 @@ def variants(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
     """
     if config.compare.preset == "ablation":
         return ablation(config, task, channels)
-    methods = config.compare.methods or tuple(name for name in METHODS.names() if suits(name, task))
+    methods = config.compare.methods or tuple(
+        name
+        for name in METHODS.names()
+        if suits(name, task) and (scores_teacher(config) or not reads_logits(name))
+    )
     return {name: {"method": name} for name in methods}
 
 
@@ -48,7 +52,7 @@ def ablation(config: Config, task: str, channels: Mapping[int, int]) -> dict[str
     method = config.method
     weights = {"V": "alpha", "E": "beta", "S": "gamma"}
     changes: dict[str, Settings] = {"graph": {}}
-    if suits("kd", task):
+    if suits("kd", task) and scores_teacher(config):
         changes |= {name: {"method": name} for name in ("graph+kd", "graph+dist")}
     for kept in ("V", "E", "S", "VE", "VS", "ES", "VES"):
         terms = {

@@ -320,7 +320,7 @@ def _conclude(
         key = method_key(one["method"])
         tracker.metrics(key, method_metrics(one), step=0)
         tracker.end(key)
-    if teacher is not None:
+    if "teacher" in scores:
         tracker.metrics(PARENT, {"teacher_test_score": scores["teacher"]["score"]}, step=0)
     path = session.folder / "comparison.png"
     draw_seeds(

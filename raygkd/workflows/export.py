@@ -272,4 +272,5 @@ def _test_scores(folder: Place) -> dict[str, float]:
     models = result.get("models") or {
         role: result[role] for role in ("teacher", "student_alone", "best") if role in result
     }
-    return {role: model["test_score"] for role, model in models.items()}
+    scores = {role: model["test_score"] for role, model in models.items()}
+    return {role: score for role, score in scores.items() if score is not None}

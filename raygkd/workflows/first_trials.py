@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raygkd.assembly.methods import matches_graphs
+from raygkd.assembly.methods import matches_graphs, scores_teacher
 from raygkd.config import Config, given, with_settings
 from raygkd.config.search_space import Dimension, default_settings, in_space, level_problems
 from raygkd.errors import ConfigError
@@ -44,6 +44,7 @@ def first_trials(
         own_space = config.search.space is None
         found = [defaults] if own_space or in_space(defaults, space) else []
         wants_kd = matches_graphs(config.method.method) and task == "classification"
+        wants_kd = wants_kd and scores_teacher(config)
         if own_space and wants_kd and config.search.trials >= FEWEST_FOR_KD:
             found.append(_kd(config, defaults))
     return found[: config.search.trials]

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from rich.console import Console
 from torch import nn
 
-from raygkd.assembly.compatibility import (
-    check_kind,
-    check_settings,
-    check_teacher,
-    loads_weights,
-)
+from raygkd.assembly.compatibility import check_kind, check_settings, loads_weights
 from raygkd.assembly.derived_configs import teacher_alone, teacher_training
-from raygkd.assembly.given_teacher import named_teacher
+from raygkd.assembly.given_teacher import (
+    check_teacher_classes,
+    given_teacher,
+    named_teacher,
+    selection_told,
+)
 from raygkd.assembly.matched_levels import matched_levels
-from raygkd.assembly.methods import distils, matches_graphs
+from raygkd.assembly.methods import distils, matches_graphs, scores_teacher
 from raygkd.assembly.models import is_model_file, new_model, start_from_teacher, start_from_weights
 from raygkd.assembly.student_objective import build_graph_loss, build_objective
 from raygkd.config import Config
@@ -45,9 +45,13 @@ from raygkd.report.tables import levels_table
 
 # what is printed of a teacher that --teacher names
 MODES = {
-    "as-is": "the teacher is used as it is: its weights have as many classes as the images",
+    "as-is": (
+        "the teacher is used as it is: its weights have as many classes as the images, and must "
+        "have them in the same order; their names are not known (--teacher-classes)"
+    ),
     "probe": "the teacher's last layer is trained on features of its frozen backbone",
     "finetune": "the teacher is fine-tuned first",
+    "features": "the teacher's feature maps alone are used; its logits are not",
     "train": "the teacher is trained first",
 }
 # pixels; any size serves to check a model's name
@@ -81,6 +85,8 @@ def check_names(config: Config, role: str = "student") -> None:
                 check_kind(file.name, task)
     elif role == "student":
         _check_model(teacher_alone(config), task, "teacher")
+    if role == "student":
+        check_teacher_classes(config)
     _check_model(config, task, role)
 
 
@@ -164,10 +170,8 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
         with naming_option("--teacher"):
             teacher = new_model(name, spec.of_teacher())
     else:
-        file = load_model_file(name)
         with naming_option(f"--teacher {name}"):
-            check_teacher(file, spec)
-            teacher = build_from_file(file)
+            teacher = build_from_file(given_teacher(config, spec))
     with naming_option("--teacher"):
         _check_size(name, teacher, spec.of_teacher(), "teacher")
     return teacher
@@ -203,7 +207,13 @@ def starting_weights(
     with naming_option("--student-weights"):
         student = new_model(config.model.student, spec)
         found["student"] = start_from_weights(config, student, len(spec.class_names))
-    if with_teacher and not is_model_file(config.model.teacher):
+    if with_teacher and is_model_file(config.model.teacher):
+        if not scores_teacher(config):
+            console.print(MODES["features"])
+        names = load_model_file(config.model.teacher).class_names
+        if names != spec.class_names and scores_teacher(config):
+            console.print(f"teacher: {selection_told(names, spec.class_names)}")
+    elif with_teacher:
         with naming_option("--teacher-weights"):
             teacher = named_teacher(config, spec.of_teacher())
         found["teacher"] = teacher.weights
@@ -212,7 +222,13 @@ def starting_weights(
         elif teacher.mode == "probe":
             _, layer = last_linear(teacher.model, len(spec.class_names))
             check_gives_logits(layer, teacher.model, spec.of_teacher().image_size)
-        console.print(MODES[teacher.mode])
+        told = MODES[teacher.mode]
+        if teacher.class_names:
+            told = selection_told(teacher.class_names, spec.class_names)
+            told = f"the teacher is used as it is: {told}"
+        console.print(told, soft_wrap=True)
+        if teacher.notice:
+            console.print(f"it is not used as it is: {teacher.notice}", soft_wrap=True)
     known = {role: weights for role, weights in found.items() if weights is not None}
     for role, weights in known.items():
         console.print(f"{role} weights: {weights}", soft_wrap=True)

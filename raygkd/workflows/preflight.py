@@ -47,6 +47,7 @@ def with_lasting_paths(config: Config, output: Place) -> Config:
         "output": config.output.output,
         "space": config.search.space,
         "warm_start": config.search.warm_start,
+        "teacher_classes": config.model.teacher_classes,
         "teacher": config.model.teacher if is_model_file(config.model.teacher) else None,
     }
     names = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raygkd.assembly.derived_configs import logit_baseline, without_teacher
-from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.methods import scores_teacher, uses_teacher
 from raygkd.config import Config
 from raygkd.models import ModelFile
 from raygkd.rayrun.tune_search import TrialResult
@@ -89,7 +89,8 @@ def compared(config: Config, params: Mapping[str, Any], task: str) -> dict[str, 
     if uses_teacher(config):
         roles[ALONE] = without_teacher(params)
     is_kd = params.get("method") == "kd"
-    if config.method.method != "none" and task == "classification" and not is_kd:
+    has_kd = task == "classification" and scores_teacher(config)
+    if config.method.method != "none" and has_kd and not is_kd:
         roles[KD] = logit_baseline(params)
     return roles
 

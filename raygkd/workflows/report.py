@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.methods import scores_teacher, uses_teacher
 from raygkd.assembly.student_objective import build_objective
 from raygkd.assembly.training import normaliser
 from raygkd.data.plan import shuffled
@@ -429,8 +429,8 @@ def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:
     if images.spec.task == "detection":
         return _detections(opened)
     sample = opened.sample("test", EXAMPLES)
-    roles = [role for role in (TEACHER, run.trained) if role in opened.models]
-    roles = list(dict.fromkeys(roles))
+    wanted = (TEACHER, run.trained) if scores_teacher(run.config) else (run.trained,)
+    roles = list(dict.fromkeys(role for role in wanted if role in opened.models))
     said = {}
     for role in roles:
         tell(f"predictions of the {role}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raygkd.assembly.methods import scores_teacher
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config
 from raygkd.models import (
@@ -35,13 +36,16 @@ def pair_name(config: Config) -> str:
 def model_rows(
     models: Mapping[str, ModelFile], scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Return role -> name, parameters, test score and other test metrics of each model."""
+    """Return role -> name, parameters, test score and other test metrics of each model.
+
+    The score is None of a model that was not scored.
+    """
     return {
         role: {
             "model": short_name(file.name),
             "parameters": count_parameters(build_from_file(file)),
-            "test_score": scores[role]["score"],
-            "test_metrics": test_metrics(scores[role]),
+            "test_score": scores[role]["score"] if role in scores else None,
+            "test_metrics": test_metrics(scores.get(role, {})),
         }
         for role, file in models.items()
     }
@@ -82,7 +86,9 @@ def places(session: Session, key: str, run_name: str) -> dict[str, Any]:
 
 
 def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, Any]]:
-    """Return each model's scores on the test split."""
+    """Return each model's scores on the test split; none of a teacher without logits."""
+    if not scores_teacher(session.config):
+        models = {role: file for role, file in models.items() if role != "teacher"}
     with progress(session.console, "scoring models on the test split") as advance:
         return worker.score_models(
             models,

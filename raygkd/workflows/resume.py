@@ -30,7 +30,7 @@ _FREE = {
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _PATHS = {
     *("data_dir", "output", "space", "teacher", "student", "teacher_weights", "student_weights"),
-    "warm_start",
+    *("warm_start", "teacher_classes"),
 }
 
 

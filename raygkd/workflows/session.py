@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.recipes import unused_cache
 from raygkd.config import Config, to_yaml
 from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
@@ -155,6 +156,8 @@ def open_session(
                 default_side=default_side(config),
             )
         if note := imbalance(images):
+            console.print(note, soft_wrap=True)
+        if note := unused_cache(config):
             console.print(note, soft_wrap=True)
         folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
         facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Any
 
 from raygkd.assembly.derived_configs import teacher_training
-from raygkd.assembly.given_teacher import NamedTeacher, named_teacher, untrained_teacher_file
+from raygkd.assembly.given_teacher import (
+    NamedTeacher,
+    given_teacher,
+    named_teacher,
+    untrained_teacher_file,
+)
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config, fingerprint, to_mapping
 from raygkd.data.run_images import Images
-from raygkd.models import ModelFile, load_model_file, save_model_file, short_name
+from raygkd.data.spec import ImageSpec
+from raygkd.models import (
+    ModelFile,
+    load_model_file,
+    read_class_names,
+    save_model_file,
+    short_name,
+)
+from raygkd.models.checkpoints import file_digest
 from raygkd.rayrun.linear_probe import probed
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, make_folder, place
@@ -22,11 +34,13 @@ from raygkd.workflows.train_one import train_one
 
 def teacher_facts(config: Config) -> dict[str, Any]:
     """Return the fact that identifies a given teacher, even if its file is replaced."""
+    facts: dict[str, Any] = {}
+    if config.model.teacher_classes is not None:
+        facts["teacher, class names"] = list(read_class_names(config.model.teacher_classes))
     name = config.model.teacher
-    if not is_model_file(name):
-        return {}
-    digest = hashlib.sha256(place(name).read_bytes()).hexdigest()
-    return {"teacher, fingerprint of the file": digest[:16]}
+    if is_model_file(name):
+        facts["teacher, fingerprint of the file"] = file_digest(name)[:16]
+    return facts
 
 
 def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile, Place]:
@@ -37,13 +51,12 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
     have these classes is used as it is.
     """
     config = session.config
-    if is_model_file(config.model.teacher):
-        path = place(config.model.teacher)
-        return load_model_file(path), path
     spec = session.images.spec.of_teacher()
+    if is_model_file(config.model.teacher):
+        return _teacher_of_file(session, spec)
     named = named_teacher(config, spec)
-    if named.mode in ("as-is", "probe"):
-        folder = given_teacher_folder(session, named.mode)
+    if named.mode in ("as-is", "probe", "features"):
+        folder = given_teacher_folder(session, named)
         return _given_teacher(session, named, folder), folder / MODEL
     wanted = teacher_training(config)
     folder = teacher_folder(config, session.images, session.output)
@@ -52,6 +65,19 @@ def get_teacher(session: Session, parent: str | None = None) -> tuple[ModelFile,
             f"teacher {short_name(config.model.teacher)}: reused from an earlier run"
         )
     teacher = train_one(session, wanted, role="teacher", folder=folder, teacher=None, parent=parent)
+    return teacher, folder / MODEL
+
+
+def _teacher_of_file(session: Session, spec: ImageSpec) -> tuple[ModelFile, Place]:
+    """Return the teacher of a model file and its file, another one if classes were selected."""
+    path = place(session.config.model.teacher)
+    teacher = given_teacher(session.config, spec)
+    if teacher.class_names == load_model_file(path).class_names:
+        return teacher, path
+    key = fingerprint([file_digest(str(path)), list(spec.class_names)])
+    folder = session.output / "teachers" / f"{_folder_name(teacher.name)}-{key}"
+    make_folder(folder)
+    save_model_file(folder / MODEL, teacher)
     return teacher, folder / MODEL
 
 
@@ -86,11 +112,14 @@ def _given_teacher(session: Session, named: NamedTeacher, folder: Place) -> Mode
     return teacher
 
 
-def given_teacher_folder(session: Session, mode: str) -> Place:
+def given_teacher_folder(session: Session, named: NamedTeacher) -> Place:
     """Return the folder of a teacher that is not trained as a whole, by its weights and images."""
     name, weights = session.config.model.teacher, session.weights["teacher"]
     side = session.images.spec.of_teacher().image_size[0]
-    key = fingerprint([name, weights.sha256, session.images.identity, side, mode])
+    facts = [name, weights.sha256, session.images.identity, side, named.mode]
+    if named.class_names:
+        facts.append([list(named.class_names), list(session.images.spec.class_names)])
+    key = fingerprint(facts)
     return session.output / "teachers" / f"{_folder_name(name)}-{key}"
 
 
@@ -109,5 +138,6 @@ def teacher_folder(config: Config, images: Images, output: Place) -> Place:
     tree = to_mapping(teacher_training(config))
     started_from = [tree["model"][name] for name in ("student", "student_weights")]
     side = images.spec.of_teacher().image_size[0]
-    key = fingerprint([*started_from, tree["optim"], images.augment, images.identity, side])
+    trained = [tree["optim"], tree["recipe"], images.augment]
+    key = fingerprint([*started_from, *trained, images.identity, side])
     return output / "teachers" / f"{_folder_name(config.model.teacher)}-{key}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from raygkd.assembly.compatibility import check_settings
 from raygkd.assembly.derived_configs import student_alone
 from raygkd.assembly.matched_levels import level_shapes
 from raygkd.assembly.methods import matches_graphs, uses_teacher
@@ -158,6 +159,9 @@ def search_space(
     )
     check_space(space, config, channels)
     for dimension in space:
+        if dimension.name == "method":
+            for method in dimension.values:
+                check_settings(with_settings(config, {"method": method}), images.spec.task)
         if dimension.name == "batch_size":
             largest = max(extremes(dimension))
             check_student(with_settings(config, {"batch_size": largest}), images)
@@ -263,7 +267,12 @@ def _conclude(
     chosen = _save_champion(session, winner, models)
     tracker = session.tracker
     assert winner.val_score is not None
-    numbers = {f"{role}_{key}": row[key] for role, row in rows.items() for key in _COMPARED}
+    numbers = {
+        f"{role}_{key}": row[key]
+        for role, row in rows.items()
+        for key in _COMPARED
+        if row[key] is not None
+    }
     for role, row in rows.items():
         numbers |= {f"{role}_test_{name}": one for name, one in row["test_metrics"].items()}
     tracker.metrics(
@@ -358,7 +367,11 @@ def _register(
             "raygkd.rule": rule(session.config),
             "raygkd.champion": chosen["role"],
             METRIC: str(chosen["val_score"]),
-            **{f"{role}_test_score": str(row["test_score"]) for role, row in rows.items()},
+            **{
+                f"{role}_test_score": str(row["test_score"])
+                for role, row in rows.items()
+                if row["test_score"] is not None
+            },
         },
     )
 

@@ -15,7 +15,9 @@ loss, or ``3@`` for three times the labels' gradient in the student over the fir
 ``labels`` (weight 1 where it is not named), the baselines of ``raygkd.losses``, ``graph`` (its
 ``GraphDistillationLoss``, whose alpha, beta and gamma take the unit), and the forms of
 ``graph_forms.py``, which take ``levels=last`` and ``adapter=none|cut`` besides their own options.
-Any term takes ``fall=linear``: its weight falls to 0 over the run.
+Any term takes ``fall=linear``: its weight falls to 0 over the run; ``fall=ahead``: it is 0 after an
+epoch at whose end the student was ahead of the teacher on 1,000 images used for nothing else;
+``fall=lead``: it falls with the teacher's lead on them.
 
 Shapes: B batch, C channels, H height, W width, K classes, V views.
 """
@@ -51,7 +53,7 @@ from raygkd.losses.adapters import Adapter
 from raygkd.losses.levels import on_one_grid
 from raygkd.models import FeatureTap, build_classifier, feature_shapes
 
-IMAGES = 5000
+IMAGES, HELD_OUT = 5000, 1000
 BATCH, LR, WEIGHT_DECAY = 64, 0.1, 5e-4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # steps over which the gradients are measured that weights are shares of
@@ -114,7 +116,9 @@ def decoded(path: str) -> tuple[Tensor, Tensor]:
     """Return pixels uint8 (N, 3, 32, 32) and labels (N,) of the training split's first images."""
     from pyarrow import parquet
 
-    rows = parquet.read_table(path, filters=[("split", "=", "train")]).slice(0, 2 * IMAGES)
+    rows = parquet.read_table(path, filters=[("split", "=", "train")]).slice(
+        0, 2 * IMAGES + HELD_OUT
+    )
     images = [
         np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
         for encoded in rows.column("image").to_pylist()
@@ -161,7 +165,9 @@ def prepare(source: str, weights: str, target: str, teacher_epochs: int) -> None
         for view in range(2)
     ]
     tested = torch.cat([teacher(inputs(part))[0] for part in pixels[IMAGES:].split(250)])
-    score = float((tested.argmax(1) == labels[IMAGES:]).float().mean())
+    correct = (tested.argmax(1) == labels[IMAGES:]).float()
+    stored["teacher_held_out"] = correct[IMAGES:].mean()
+    score = float(correct[:IMAGES].mean())
     print(f"teacher: {right} of the training images (both views), {score:.4f} of the others")
     torch.save(stored, target)
 
@@ -242,7 +248,7 @@ class Term(nn.Module):
         }
         self.levels = LEVELS[-1:] if self.options.pop("levels", "all") == "last" else LEVELS
         self.through = str(self.options.pop("adapter", "shared"))
-        self.falls = self.options.pop("fall", "no") != "no"
+        self.fall = self.options.pop("fall", "no")
         self.module: nn.Module | None = None
         if self.name == "graph":
             settings = {"temperature": 5.0, "dim": 8, "alpha": 100.0, "beta": 10.0, "gamma": 1.0}
@@ -340,6 +346,8 @@ class Loss(nn.Module):
         self.shares = {name for term in self.terms if term.is_share for name in term.weights}
         self.labels = next(term.text for term in self.terms if term.name == "labels")
         self.norms: dict[str, list[float]] = defaultdict(list)
+        self.falls = {name: term.fall for term in self.terms for name in term.weights}
+        self.lead = [1.0]
         used = [t for t in self.terms if t.name in FORMS and t.through == "shared"]
         if not used:
             self.adapters.requires_grad_(False)
@@ -347,11 +355,17 @@ class Loss(nn.Module):
     def scales(self, progress: float) -> dict[str, float]:
         """Return what each term is multiplied by, after a share of all steps."""
         means = {name: max(statistics.fmean(norms), 1e-12) for name, norms in self.norms.items()}
-        falling = {name for term in self.terms if term.falls for name in term.weights}
+        lead = max(self.lead[-1], 0.0)
+        left = {
+            "no": 1.0,
+            "linear": 1.0 - progress,
+            "ahead": float(lead > 0),
+            "lead": lead / max(self.lead),
+        }
         return {
             name: weight
             * (means[self.labels] / means[name] if name in self.shares else 1.0)
-            * (1.0 - progress if name in falling else 1.0)
+            * left[self.falls[name]]
             for name, weight in self.weights.items()
         }
 
@@ -384,6 +398,7 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
         "teacher": {level: tuple(stored[f"map {level}"].shape[2:]) for level in LEVELS},
     }
     loss = Loss(asked["loss"], shapes)
+    loss.lead = [float(stored["teacher_held_out"])]
     needs_maps = any(term.reads_maps for term in loss.terms)
     steps_per_epoch = IMAGES // BATCH
     total = steps_per_epoch * asked["epochs"]
@@ -413,6 +428,9 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
             step += 1
         if not math.isfinite(value.item()):
             break
+        if set(loss.falls.values()) & {"ahead", "lead"}:
+            known = accuracy(student, stored, 2 * IMAGES, 2 * IMAGES + HELD_OUT)
+            loss.lead.append(float(stored["teacher_held_out"]) - known)
     return {
         **{name: asked[name] for name in ("loss", "epochs", "seed", "student")},
         "cache": Path(asked["cache"]).stem,

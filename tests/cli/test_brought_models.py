@@ -145,6 +145,40 @@ def test_a_teacher_of_other_classes_is_probed_and_sees_larger_images(
     assert scores["teacher"]["test_score"] > 0.3
 
 
+def test_the_classes_of_a_teacher_are_selected_by_name(
+    raygkd: Callable[..., Ran], nets: Path, tmp_path: Path
+) -> None:
+    own, names = weights(nets, 12), tmp_path / "names.txt"
+    order = ["ten", *map(str, reversed(range(10))), "eleven"]
+    names.write_text("\n".join(order))
+    pair = ("--teacher", f"{nets}:net", "--teacher-weights", own, "--teacher-classes", names)
+    ran = raygkd("train", *DIGITS, *pair, *KD, "--output", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    told = "the teacher is used as it is: the images' 10 classes are selected from its 12 by name"
+    assert told in ran.err
+    file = load_model_file(json.loads(ran.out)["teacher"]["path"])
+    assert file.class_names == tuple(map(str, range(10)))
+    last = torch.load(own, weights_only=True)["state_dict"]["module.2.2.weight"]
+    assert torch.equal(file.state_dict["2.2.weight"], last[1:11].flip(0))
+
+
+def test_the_feature_maps_of_a_backbone_without_a_last_layer_teach(
+    raygkd: Callable[..., Ran], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    backbone = tmp_path / "dino.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), backbone)
+    pair = ("--teacher", "timm:test_vit", "--teacher-weights", backbone)
+    pair += ("--teacher-mode", "features", "--teacher-image-size", "32")
+    ran = raygkd("train", *DIGITS, *pair, "--output", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "the teacher's feature maps alone are used; its logits are not" in ran.err
+    [row] = [line for line in ran.out.splitlines() if "teacher" in line]
+    assert row.split()[-1] == "-"
+    ran = raygkd("report", tmp_path / "out")
+    assert ran.code == 0, ran.err
+
+
 KD = ("--method", "kd")
 MISTAKES = [
     (("--student", "NETS:broken"), "nets.py, line 17: NameError: name 'undefined' is not"),
@@ -165,6 +199,15 @@ MISTAKES = [
         ("--teacher", "NETS:net", "--teacher-mode", "probe", *KD),
         "error: --teacher-mode probe: the weights of nets.py:net are random: give --teacher-weigh",
     ),
+    (
+        ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-classes", "NETS", *KD),
+        "classes, and none of the name 'class-0' that the images have",
+    ),
+    (
+        ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-mode", "features", *KD),
+        "--method kd: reads the teacher's logits, which --teacher-mode features does not use",
+    ),
+    (("--teacher-classes", "NETS", *KD), "nets.py: the weights of resnet20 are random: leave it"),
     (("--student", "nets.py"), "--student: nets.py is a file of Python code: name the function"),
     (("--teacher", "nets.py", *KD), "--teacher: nets.py is a file of Python code: name the func"),
     (("--student", "mobile"), "hf:NAME, timm:NAME, torchvision:NAME, FILE.py:FUNCTION)"),

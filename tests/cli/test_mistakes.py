@@ -127,8 +127,8 @@ def test_unreadable_image_that_is_met_after_ray_has_started(
             "has the columns image (binary), category (int64); expected image (binary",
         ),
         (
-            {"split": ["train"] * 59 + ["dev"]},
-            "row 59: split 'dev' (allowed: train, val, test",
+            {"split": ["train"] * 59 + ["hold"]},
+            "row 59: split 'hold' (allowed: train, val, test",
         ),
     ],
 )

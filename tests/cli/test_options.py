@@ -61,7 +61,7 @@ def test_what_only_one_command_uses_is_an_option_of_that_command() -> None:
     assert names["train"] == others - search
     method = {name for name, (section, _, _) in option_settings().items() if section == "method"}
     students = method - {"method"} | {
-        *("student_weights", "inherit", "teacher_epochs", "teacher_mode")
+        *("student_weights", "inherit", "teacher_epochs", "teacher_mode", "teacher_classes")
     }
     assert names["teacher"] == others - search - students
     compared = {param.name for param in compare.params} & set(option_settings())

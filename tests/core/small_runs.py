@@ -41,7 +41,11 @@ ALL_TERMS = {
 CPU = torch.device("cpu")
 CLASSES = 10
 SPEC = ImageSpec(
-    class_names=tuple("0123456789"), image_size=(8, 8), mean=(0.3,) * 3, std=(0.37,) * 3
+    class_names=tuple("0123456789"),
+    image_size=(8, 8),
+    mean=(0.3,) * 3,
+    std=(0.37,) * 3,
+    class_counts=tuple(range(20, 30)),
 )
 BATCH = 64
 TIMES = ("epoch_seconds", "images_per_second", "first_step_seconds")

@@ -30,7 +30,8 @@ from small_runs import (
     same,
     weights,
 )
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from raygkd.data.parquet import ImageTable, open_table
@@ -44,6 +45,7 @@ from raygkd.engine import (
     save_checkpoint,
     training_step,
 )
+from raygkd.engine.step import optimiser_step
 from raygkd.errors import ConfigError, DataError, Diverged, Stopped
 from raygkd.losses import SPECTRAL_MODES
 
@@ -55,11 +57,11 @@ Result = dict[str, Any]
 # What the ranks run
 
 
-def updates(training: Training, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def updates(training: Training, *batches: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the change of every parameter by one step with fixed normalisation statistics."""
     before = {name: p.detach().clone() for name, p in training.objective.named_parameters()}
     training.objective.eval()
-    training_step(training, batch)
+    optimiser_step(training, batches)
     return {name: p.detach() - before[name] for name, p in training.objective.named_parameters()}
 
 
@@ -85,6 +87,55 @@ def scenario_step(rank: int, digits: ImageTable, folder: Path) -> Result:
     return {
         mode: step_of_mode(mode, half, rank=rank, parallel=DistributedDataParallel)
         for mode in SPECTRAL_MODES
+    }
+
+
+def scenario_accumulation(rank: int, digits: ImageTable, folder: Path) -> Result:
+    """Each rank steps on two quarters of a batch; the gradients are exchanged once."""
+    exchanged: list[int] = []
+
+    def exchange(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        exchanged.append(bucket.index())
+        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
+
+    def parallel(module: nn.Module) -> DistributedDataParallel:
+        wrapped = DistributedDataParallel(module)
+        wrapped.register_comm_hook(None, exchange)
+        return wrapped
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        training = make_training(random_stream(), rank=rank, parallel=parallel)
+        batch = random_batch()
+        quarters = [
+            {name: tensor[part :: 2 * RANKS] for name, tensor in batch.items()}
+            for part in (rank, rank + RANKS)
+        ]
+        return {"updates": updates(training, *quarters), "exchanged": exchanged}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def scenario_recipe(rank: int, digits: ImageTable, folder: Path) -> Result:
+    """All parts of a recipe, interrupted in the second epoch and resumed."""
+    settings = {"method": "dkd", "batch_size": 32, "mixup": 0.4, "cutmix": 1.0, "ema": 0.8}
+    settings |= {"accumulate": 2, "patience": 2, "label_smoothing": 0.1}
+    whole = ddp_training(rank, digits, **settings)
+    expected = curve(whole)
+    stopped = ddp_training(rank, digits, **settings)
+    run_epoch(stopped)
+    with contextlib.suppress(Stopped):
+        run_epoch(stopped, lambda: True)
+    assert stopped.part is not None
+    save_checkpoint(folder / "recipe.pt", stopped)
+    dist.barrier()
+    resumed = ddp_training(rank, digits, **settings)
+    restore(resumed, read_checkpoint(folder / "recipe.pt"))
+    return {
+        "metrics": expected[1:],
+        "weights": weights(whole.model),
+        "resumed_metrics": curve(resumed),
+        "resumed_weights": weights(resumed.model),
     }
 
 
@@ -209,6 +260,8 @@ def scenario_detection(rank: int, digits: ImageTable, folder: Path) -> Result:
 
 SCENARIOS = {
     "step": scenario_step,
+    "accumulation": scenario_accumulation,
+    "recipe": scenario_recipe,
     "epochs": scenario_epochs,
     "stop": scenario_stop,
     "evaluation": scenario_evaluation,
@@ -259,6 +312,24 @@ def test_step_over_two_halves_equals_step_over_the_whole_batch(ranks: list[Resul
         for name, change in whole.items():
             assert change.any(), name
             assert (parts[name] - change).norm() < 1e-6 * change.norm(), name
+
+
+def test_step_over_four_quarters_equals_step_over_the_whole_batch(ranks: list[Result]):
+    whole = step_of_mode(SPECTRAL_MODES[0], random_batch())
+    for rank in range(RANKS):
+        parts = ranks[rank]["accumulation"]["updates"]
+        for name, change in whole.items():
+            assert (parts[name] - change).norm() < 1e-6 * change.norm(), name
+        exchanged = ranks[rank]["accumulation"]["exchanged"]
+        assert len(exchanged) == len(set(exchanged)) > 0
+
+
+def test_ranks_with_all_parts_of_a_recipe_go_on_as_without_a_break(ranks: list[Result]):
+    for result in ranks:
+        recipe = result["recipe"]
+        assert recipe["resumed_metrics"] == recipe["metrics"]
+    first = ranks[0]["recipe"]
+    assert same(first["resumed_weights"], first["weights"])
 
 
 def test_ranks_hold_equal_weights_after_several_steps(ranks: list[Result]):

@@ -614,8 +614,8 @@ def test_checkpoint_holds_the_whole_run_and_no_teacher(digits: ImageTable, tmp_p
     save_checkpoint(tmp_path / "new" / "checkpoint.pt", training)
     state = torch.load(tmp_path / "new" / "checkpoint.pt", weights_only=True)
     assert state.keys() == {
-        "format", "student", "adapters",
-        "baseline", "units", "optimizer", "schedule", "scaler", "epoch", "metrics",
+        "format", "student", "learning", "adapters",
+        "baseline", "units", "optimizer", "schedule", "scaler", "patience", "epoch", "metrics",
         "parts", "rng", "config",
     }  # fmt: skip
     assert same(state["student"], training.objective.student.state_dict())

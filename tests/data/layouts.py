@@ -100,3 +100,40 @@ def write_coco(path: Path, folder: Path, contents: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(contents))
     for image in contents["images"]:
         write_image(folder / image["file_name"])
+
+
+def write_yolo(
+    root: Path, splits: Mapping[str, Mapping[str, str | None]], names: Sequence[str]
+) -> Path:
+    """Write a data set in YOLO's format.
+
+    Args:
+        root: where.
+        splits: split -> image's name -> contents of its label file; None writes none.
+        names: names of the classes.
+    """
+    for split, images in splits.items():
+        for name, lines in images.items():
+            write_image(root / "images" / split / f"{name}.jpg")
+            if lines is not None:
+                path = root / "labels" / split / f"{name}.txt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(lines)
+    keys = "".join(f"{split}: images/{split}\n" for split in splits)
+    (root / "data.yaml").write_text(f"{keys}names: {json.dumps(list(names))}\n")
+    return root
+
+
+def write_table(path: Path, rows: Sequence[Sequence[Any]], folder: str = "") -> Path:
+    """Write a table and the images of its first column; return its folder.
+
+    Args:
+        path: the file; its suffix determines the delimiter.
+        rows: the header, then the rows.
+        folder: folder of the images, from that of the table.
+    """
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    for name, *_ in rows[1:]:
+        write_image(path.parent / folder / str(name))
+    path.write_text("".join(delimiter.join(map(str, row)) + "\n" for row in rows))
+    return path.parent

@@ -13,7 +13,10 @@ from layouts import SIZE, write_image, write_xml
 from PIL import Image
 
 from raygkd.data import ImageBoxes, decode
-from raygkd.data.annotations import Annotation, Faults, check_boxes, load_coco, read_coco, read_voc
+from raygkd.data.annotations import Annotation, check_boxes
+from raygkd.data.coco import load_coco, read_coco
+from raygkd.data.faults import Faults
+from raygkd.data.voc import read_voc
 from raygkd.errors import DataError
 
 LABELS = {"cat": 0, "dog": 1}
@@ -345,8 +348,8 @@ def test_coco_box_without_four_numbers_is_dropped(tmp_path: Path, image: Path, b
             r"annotations\[0\] has no 'b",
         ),
         (
-            COCO | {"categories": [{"id": "2", "name": "cat"}]},
-            r"categories\[0\] has no 'id' \(a wh",
+            COCO | {"categories": [{"id": ["2"], "name": "cat"}]},
+            r"categories\[0\] has no 'id' \(a number or string",
         ),
         (COCO | {"images": [7]}, r"images\[0\] has no 'id'"),
     ],

@@ -117,8 +117,8 @@ def test_foreign_class_names_and_split_names(write):
         ({"image": [b"x"] * 3, "label": [0, None, 1]}, "row 1: no label"),
         ({"image": [b"x"] * 3, "label": [0, 1, -1]}, r"row 2: label -1 \(allowed: at least 0"),
         (
-            {"image": [b"x"] * 2, "label": [0, 0], "split": ["train", "dev"]},
-            r"row 1: split 'dev' \(allowed: train, val, test",
+            {"image": [b"x"] * 2, "label": [0, 0], "split": ["train", "hold"]},
+            r"row 1: split 'hold' \(allowed: train, val, test",
         ),
         ({"image": [b"x"] * 2, "label": [0, 0], "split": ["train", None]}, "row 1: split None"),
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int8())}, "no rows in"),

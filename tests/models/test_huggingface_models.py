@@ -87,6 +87,55 @@ def test_maps_logits_and_weights_are_those_of_transformers(tmp_path: Path, kind:
     assert torch.equal(last, hidden)
 
 
+# kinds of which transformers has no classifier
+BACKBONES = {"CLIPVision": 1, "SiglipVision": 0, "DINOv3ViT": 1}
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_backbone_without_a_classifier_gets_a_last_layer(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**TOKENS)
+    theirs = getattr(transformers, f"{kind}Model")(config).eval()
+    theirs.save_pretrained(tmp_path)
+    name, images = f"hf:{tmp_path}", torch.randn(2, 3, 32, 32)
+    model = build_model(name, 7, (32, 32)).eval()
+    weights = load_classifier(model, name, 7, None)
+    assert weights is not None
+    assert weights.new_layers == ("classifier",)
+    with torch.no_grad():
+        logits, maps = FeatureTap(model, [1, 4])(images)
+        wanted = theirs(pixel_values=images, output_hidden_states=True)
+    assert logits.shape == (2, 7)
+    tokens = wanted.hidden_states[-1][:, BACKBONES[kind] :]
+    assert torch.equal(maps[4].flatten(2).transpose(1, 2), tokens)
+
+
+def test_a_model_of_no_images_is_refused(tmp_path: Path) -> None:
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="transformers has no model of images of its type 'bert'"):
+        build_model(f"hf:{tmp_path}", 3, (32, 32))
+
+
+def test_a_checkpoint_of_several_files_is_loaded_whole(tmp_path: Path) -> None:
+    theirs = saved(tmp_path, "ViT")
+    (tmp_path / "model.safetensors").unlink()
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    name = f"hf:{tmp_path}"
+    model = build_model(name, 7, (32, 32)).eval()
+    weights = load_classifier(model, name, 7, None)
+    assert weights is not None
+    assert weights.is_whole
+    own = model.net.state_dict()
+    assert all(torch.equal(own[n], tensor) for n, tensor in theirs.state_dict().items())
+    before = weights.sha256
+    part = sorted(tmp_path.glob("model-*.safetensors"))[-1]
+    part.write_bytes(part.read_bytes()[:-4] + b"\0\0\0\0")
+    weights = load_classifier(model, name, 7, None)
+    assert weights is not None
+    assert weights.sha256 != before
+
+
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2", "Swin", "ConvNext"])
 def test_other_sizes_and_classes_are_taken(tmp_path: Path, kind: str) -> None:
     theirs, name = saved(tmp_path, kind), f"hf:{tmp_path}"

@@ -62,6 +62,7 @@ def open_history(
         seed=5,
         observer=told or Told(),
         score=config.data.score,
+        spared=len(first),
     )
 
 
@@ -115,6 +116,20 @@ def test_a_search_that_is_broken_off_ends_as_any_other(
     assert statuses >= ({"finished"} if first else {"finished", "diverged"})
     assert last.left == 0
     assert [trial.params for trial in last.trials[: len(first)]] == list(first)
+
+
+@pytest.mark.parametrize("how", ["asha", "hyperband"])
+def test_known_trials_train_to_the_end_however_they_begin(how: str, tmp_path: Path) -> None:
+    history = open_history(tmp_path, first=FIRST, scheduler=how)
+    while history.left:
+        trial = history.begin()
+        while not trial.is_over:
+            # later trials are better, but for the last ones
+            score = float(min(trial.number, TRIALS - trial.number))
+            history.report(trial, {"epoch": trial.epoch + 1.0, "val_score": score})
+    statuses = [trial.status for trial in history.trials]
+    assert statuses[: len(FIRST)] == ["finished"] * len(FIRST)
+    assert "stopped" in statuses[len(FIRST) :]
 
 
 @pytest.mark.parametrize("how", ["random", "tpe"])
