@@ -1,4 +1,4 @@
-"""Checks of names and files that need neither torch nor MLflow, which take seconds to import."""
+"""Checks of names and files before what takes seconds to import: torch, Ray Tune and MLflow."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ def check_early(command: str, config: Config) -> None:
         config: its settings.
 
     Raises:
-        UserError: an unknown data set, a wrong space file, or no URI of an MLflow store.
+        UserError: an unknown data set, a wrong space file, no URI of an MLflow store, or models
+            and settings of a search that ``check_names`` refuses.
     """
     chosen_uri(config.output.tracking_uri, config.output.output)
     check_dataset(config.data.dataset, config.data.data_dir)
-    if command == "tune" and config.search.space:
+    if command != "tune":
+        return
+    if config.search.space:
         from raygkd.config.search_space import read_space
 
         read_space(config.search.space)
+    # needs torch, but not Ray Tune, which the search imports before it looks at them
+    from raygkd.workflows.pair_checks import check_names
+
+    check_names(config)

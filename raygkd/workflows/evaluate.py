@@ -122,7 +122,11 @@ def evaluate(
             for given, subject in subjects.items()
         },
     }
-    with _drawn(result, folder) as pictures:
+    drawing: contextlib.AbstractContextManager[list[Path]] = contextlib.nullcontext([])
+    # nobody would see them otherwise
+    if folder is not None or any(subject.origin for subject in subjects.values()):
+        drawing = _drawn(result, folder)
+    with drawing as pictures:
         result["pictures"] = [str(path) for path in pictures] if folder else []
         for number, (given, subject) in enumerate(subjects.items(), start=1):
             # those of all models, and its own
