@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
+
+from raygkd.version import __version__
 
 if TYPE_CHECKING:
     from raygkd.api import Matching, distill
+    from raygkd.commands import Run, compare, train, tune
 
-__version__ = "0.1.0"
-__all__ = ["Matching", "__version__", "distill"]
+__all__ = ["Matching", "Run", "__version__", "compare", "distill", "train", "tune"]
+
+# public name -> the module that has it, which is imported on first access
+_HOMES = {
+    **dict.fromkeys(("Matching", "distill"), "raygkd.api"),
+    **dict.fromkeys(("Run", "compare", "train", "tune"), "raygkd.commands"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import names that need torch on first access."""
-    if name not in ("Matching", "distill"):
+    """Import a public name on first access."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from raygkd import api
-
-    return getattr(api, name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

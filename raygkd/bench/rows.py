@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from raygkd import __version__
 from raygkd.metrics.latency import cpu_name
+from raygkd.version import __version__
 
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "mlflow")
 

@@ -10,7 +10,6 @@ import sys
 
 import click
 
-from raygkd import __version__
 from raygkd.cli.data_commands import data
 from raygkd.cli.job_commands import jobs_group, submit
 from raygkd.cli.machine_commands import bench, doctor, ui
@@ -18,6 +17,7 @@ from raygkd.cli.model_commands import evaluate, export, predict, promote
 from raygkd.cli.options import Commands
 from raygkd.cli.run_commands import compare, report, teacher, train, tune
 from raygkd.errors import RunFailed, UserError, near
+from raygkd.version import __version__
 
 
 @click.group(

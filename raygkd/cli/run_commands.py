@@ -45,7 +45,7 @@ def _execute(
         from raygkd.report.console import WarningsToConsole, console_of, stderr_console
 
         logging.getLogger("raygkd").handlers = [WarningsToConsole()]
-        result = _workflow(command)(config, console=stderr_console(), resume=folder)
+        result = workflow(command)(config, console=stderr_console(), resume=folder)
         if as_json:
             out.write(json.dumps(result) + "\n")
         else:
@@ -68,7 +68,7 @@ _WORKFLOWS = {
 }
 
 
-def _workflow(command: str) -> Callable[..., dict[str, Any]]:
+def workflow(command: str) -> Callable[..., dict[str, Any]]:
     """Return the function that runs a command; it is imported only now, and no other."""
     module, name = _WORKFLOWS[command]
     return getattr(importlib.import_module(f"raygkd.workflows.{module}"), name)

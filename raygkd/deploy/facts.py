@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raygkd import __version__
 from raygkd.config import yaml_mapping
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.boxes import ImageBoxes
@@ -22,6 +21,7 @@ from raygkd.data.transforms import build_transform
 from raygkd.errors import DataError
 from raygkd.models import ModelFile, is_detector
 from raygkd.storage.atomic_files import Place
+from raygkd.version import __version__
 
 # how an image of any size becomes a square: stretched, centre-cropped, or padded with grey
 STRETCH, CENTRE, CANVAS = "stretch", "centre-crop", "canvas"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from raygkd import __version__
 from raygkd.config import yaml_mapping
 from raygkd.deploy.facts import Facts
 from raygkd.models import LoadedWeights, ModelFile
+from raygkd.version import __version__
 
 _USE = """```python
 from safetensors.torch import load_file

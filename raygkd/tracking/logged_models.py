@@ -102,7 +102,8 @@ def _save_detector(path: Path, file: Path, example_BCHW: np.ndarray, facts: Any)
     import mlflow.pyfunc
     from mlflow.models import infer_signature
 
-    from raygkd import __version__, deployed
+    from raygkd import deployed
+    from raygkd.version import __version__
 
     detections_BD6 = deployed.Predictor(str(file)).predict(example_BCHW)
     # torchvision's detectors cannot be exported, since the number of their boxes is not known

@@ -6,8 +6,8 @@ import platform
 import subprocess
 from importlib.metadata import version
 
-from raygkd import __version__
 from raygkd.tracking.tags import FOLDER_TAG, IMAGES_TAG
+from raygkd.version import __version__
 from raygkd.workflows.session import Session
 
 

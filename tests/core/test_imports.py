@@ -21,7 +21,7 @@ PACKAGE = Path(raygkd.__file__).parent
 # from the lowest; a module imports what is below it, and of its own layer its own package alone.
 # The longest name counts: raygkd.data.run_images stands above the rest of raygkd.data
 LAYERS = (
-    ("errors",),
+    ("errors", "version"),
     ("registry", "optional_packages", "storage"),
     ("graph", "data"),
     ("accelerated",),
@@ -35,6 +35,7 @@ LAYERS = (
     ("workflows",),
     ("bench",),
     ("cli",),
+    ("commands",),
 )
 # what needs torch, torchvision and the standard library only
 CORE = ("graph", "accelerated", "losses", "models", "metrics", "engine")
