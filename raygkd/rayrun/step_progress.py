@@ -1,4 +1,4 @@
-"""How far a training is within its epoch, as its process tells it, if need be through a file."""
+"""How far a training is within its epoch, as reported by its process: in a file, if by a worker."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ TellSteps = Callable[[Steps], None]
 
 
 class StepReport:
-    """Is called after each step, and tells the first one and then some.
+    """Is called after each step; reports the first one, and later ones at intervals.
 
     Args:
-        tell: gets the steps.
+        tell: is called with the steps.
         batch_size: images of a step on all ranks.
         seconds: least time from one report to the next.
     """
@@ -52,7 +52,7 @@ class StepReport:
         self._next = 0.0
 
     def __call__(self, training: Training) -> None:
-        """Tell how far the training is, if it is time."""
+        """Report how far the training is, if it is time."""
         part = training.part
         now = time.monotonic()
         if part is None or now < self._next:
@@ -72,7 +72,7 @@ class StepReport:
 
 
 class StepFile:
-    """A file through which a worker tells its steps to the driver.
+    """A file through which a worker reports its steps to the driver.
 
     Args:
         folder: of the run.
@@ -83,11 +83,11 @@ class StepFile:
         self.seconds = REMOTE_SECONDS if is_remote(folder) else SECONDS
 
     def write(self, steps: Steps) -> None:
-        """Replace what was told before."""
+        """Replace the previous report."""
         write_text(self._path, json.dumps(steps))
 
     def read(self) -> Steps | None:
-        """Return what was told last; None if nothing was."""
+        """Return the last report; None if there is none."""
         with contextlib.suppress(FileNotFoundError):
             return Steps(*json.loads(self._path.read_bytes()))
         return None

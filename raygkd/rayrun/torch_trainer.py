@@ -98,7 +98,7 @@ def train_by_workers(
         cluster: number of workers and their GPUs.
         cpus: of each worker.
         on_epoch: is called with each epoch's metrics, in another thread.
-        on_step: is called with the steps that are told, in that thread.
+        on_step: is called with the reported steps, in that thread.
     """
     journal = job.folder / JOURNAL
     trainer = torch_trainer(

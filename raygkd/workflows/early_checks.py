@@ -8,7 +8,7 @@ from raygkd.tracking.store import chosen_uri
 
 
 def check_early(command: str, config: Config) -> None:
-    """Check what a command that trains is told, as far as it takes no time.
+    """Check the settings of a command that trains, as far as it takes no time.
 
     Args:
         command: its name.

@@ -44,7 +44,7 @@ def is_loopback(text: str) -> bool:
 def addresses() -> Iterator[dict[str, set[str]]]:
     """The addresses that the processes of a local cluster with a worker listen on."""
     with cluster(None):
-        assert ray.get(ray.remote(num_cpus=1)(abs).remote(-1)) == 1
+        assert ray.get(ray.remote(num_cpus=1)(lambda: 1).remote()) == 1
         deadline = time.monotonic() + SECONDS
         # the agent of the dashboard opens its ports last
         while len(listening()) < len(PROCESSES) + 2 and time.monotonic() < deadline:
