@@ -21,7 +21,7 @@ from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import StorageError, UserError
 from raygkd.models import LoadedWeights, ModelFile
-from raygkd.rayrun import cluster, image_stream, trainer, worker
+from raygkd.rayrun import cluster, image_stream, references, trainer, worker
 from raygkd.rayrun.node_monitor import NodeWatch, require_shared
 from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.report.console import progress
@@ -281,9 +281,11 @@ def _unwrapped_user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        from raygkd.rayrun.train_policies import known_cause
+        if not references.is_open():
+            raise
+        from raygkd.rayrun.torch_trainer import raise_cause
 
-        raise known_cause(error) or error from error
+        raise_cause(error)
 
 
 def _image_facts(images: Images) -> dict[str, Any]:
