@@ -95,7 +95,7 @@ class Run:
         """
         from raygkd.deploy.modules import student
         from raygkd.models import load_model_file
-        from raygkd.workflows.results import MODEL
+        from raygkd.workflows.resume import MODEL
 
         return student(load_model_file(self._run.folder / MODEL))
 

@@ -243,11 +243,15 @@ def predict(
     """
     with only_results_on_stdout() as out_stream:
         from raygkd.report.console import stderr_console
+        from raygkd.workflows.model_locator import find_model
+
+        path = find_model(model, tracking_uri=tracking_uri, output=output)
+        # imports torch
         from raygkd.workflows.predict import predict_images
 
         console = stderr_console()
         counts = predict_images(
-            model,
+            path,
             paths,
             out=out,
             draw=draw,
@@ -255,8 +259,6 @@ def predict(
             threshold=threshold,
             batch_size=batch_size,
             address=address,
-            output=output,
-            tracking_uri=tracking_uri,
             console=console,
             stdout=out_stream,
         )

@@ -20,6 +20,7 @@ from raygkd.cli.options import (
     setting_options,
 )
 from raygkd.cli.show import show_comparison, show_search, show_single
+from raygkd.config import Config
 
 
 def _run_command(name: str) -> Callable[[Any], Any]:
@@ -39,6 +40,7 @@ def _execute(
     show: Callable[[Any, dict[str, Any]], None],
 ) -> None:
     config, folder = resolve(command, config_file, options, resume)
+    _check(command, config)
     with only_results_on_stdout() as out:
         from raygkd.report.console import WarningsToConsole, console_of, stderr_console
 
@@ -48,6 +50,13 @@ def _execute(
             out.write(json.dumps(result) + "\n")
         else:
             show(console_of(out), result)
+
+
+def _check(command: str, config: Config) -> None:
+    # needs numpy, which --help does not
+    from raygkd.workflows.early_checks import check_early
+
+    check_early(command, config)
 
 
 # command -> module and name of what runs it

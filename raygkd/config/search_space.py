@@ -13,7 +13,6 @@ from raygkd.config.tree import Config, owned_by, value_of, with_settings
 from raygkd.config.values import LevelPair, base_type, coerce, plain
 from raygkd.config.yaml_text import yaml_mapping
 from raygkd.errors import ConfigError, near
-from raygkd.losses import baseline_class, baseline_of
 from raygkd.registry import METHODS
 
 KINDS = {
@@ -102,6 +101,9 @@ def default_space(
             Dimension("dim", "choice", tuple(dims)),
             *(Dimension(*entry) for entry in _GRAPH[weights_unit]),
         ]
+    # torch takes seconds to import, and to read a file does not need it
+    from raygkd.losses import baseline_class, baseline_of
+
     baseline = baseline_of(method)
     if baseline == "kd":
         space += [
@@ -241,6 +243,8 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
     ]
     zeros = {d.name: 0.0 for d in weights if d.kind == "choice" and 0.0 in d.values}
     drawn += [{**largest, **zeros}]
+    from raygkd.losses import baseline_of
+
     method = config.method.method
     problems = [
         f"search space: {name} is a setting of the method {owner}, but --method is {method}"

@@ -15,15 +15,14 @@ from raygkd.data.normalisation import channel_statistics
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.plan import shuffled
 from raygkd.data.prepare import prepare
-from raygkd.data.sources import Source, dataset_class, open_source
+from raygkd.data.sources import Source, check_dataset, dataset_class, open_source
 from raygkd.data.spec import ImageSpec
 from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
 from raygkd.data.views import UNCHANGED, Views
 from raygkd.data.windows import Sampler, decode_rows
-from raygkd.errors import ConfigError, DataError, near
+from raygkd.errors import DataError
 from raygkd.metrics.ranking import check_score
-from raygkd.registry import DATASETS
 from raygkd.storage.atomic_files import Place, is_remote, remove_folder, write_text
 
 Progress = Callable[[int, int], None]
@@ -227,15 +226,9 @@ def imbalance(images: Images) -> str | None:
 
 def shards(data: DataConfig, output: Place, progress: Progress | None = None) -> str:
     """Return the path of a data set's Parquet shards, preparing them in ``output`` if needed."""
-    names = [*DATASETS.names(), "parquet"]
-    if data.dataset not in names:
-        raise ConfigError(
-            f"--dataset {data.dataset!r}: unknown{near(data.dataset, names)} "
-            f"(known: {', '.join(names)})"
-        )
+    check_dataset(data.dataset, data.data_dir)
     if data.dataset == "parquet":
-        if data.data_dir is None:
-            raise ConfigError("--dataset parquet needs --data-dir: a .parquet file or a folder")
+        assert data.data_dir is not None
         return data.data_dir
     source = open_source(
         data.dataset,

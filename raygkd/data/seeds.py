@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -29,6 +28,9 @@ def row_random(seed: int, epoch: int, row: int) -> random.Random:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's generator of the CPU, which torchvision draws from; put it back afterwards."""
+    # the names of data sets are known without it
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs as well
         torch.default_generator.manual_seed(seed)

@@ -127,6 +127,25 @@ def dataset_class(name: str) -> type[DataSet]:
     return DATASETS.get(name) if name in DATASETS.names() else DataSet
 
 
+def check_dataset(name: str, data_dir: str | None) -> None:
+    """Refuse an unknown data set, and Parquet files without a place.
+
+    Args:
+        name: ``--dataset``.
+        data_dir: ``--data-dir``.
+
+    Raises:
+        ConfigError: it is unknown, or the place is missing.
+    """
+    names = [*DATASETS.names(), "parquet"]
+    if name not in names:
+        raise ConfigError(
+            f"--dataset {name!r}: unknown{near(name, names)} (known: {', '.join(names)})"
+        )
+    if name == "parquet" and data_dir is None:
+        raise ConfigError("--dataset parquet needs --data-dir: a .parquet file or a folder")
+
+
 def open_source(
     name: str,
     data_dir: str | Path | None = None,

@@ -21,7 +21,9 @@ from raygkd.errors import Diverged, Stopped
 
 
 def run_epoch(
-    training: Training, is_asked_to_stop: Callable[[], bool] = lambda: False
+    training: Training,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[Training], None] = lambda training: None,
 ) -> dict[str, float]:
     """Train one epoch, or the rest of it, score the validation split, and return the metrics.
 
@@ -40,6 +42,7 @@ def run_epoch(
     Args:
         training: the run, which changes in place.
         is_asked_to_stop: called after each step of the optimiser.
+        on_step: called after each step of the optimiser, before that.
 
     Raises:
         Stopped: one or more ranks were asked to stop; ``training.part`` holds the partial epoch.
@@ -47,7 +50,8 @@ def run_epoch(
         ConfigError: see ``check_terms``; in the first epoch, raised on all ranks.
     """
     part = training.part = training.part or training.new_part()
-    first_step = _train_steps(training, part, StopVote(is_asked_to_stop, training.device))
+    must_stop = StopVote(is_asked_to_stop, training.device)
+    first_step = _train_steps(training, part, must_stop, on_step)
     metrics = _training_metrics(training, part) | first_step
     trained = time.perf_counter()
     metrics |= {f"val_{name}": value for name, value in evaluate(training, "val").items()}
@@ -81,7 +85,12 @@ def evaluate(training: Training, split: str) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
-def _train_steps(training: Training, part: EpochPart, must_stop: StopVote) -> dict[str, float]:
+def _train_steps(
+    training: Training,
+    part: EpochPart,
+    must_stop: StopVote,
+    on_step: Callable[[Training], None],
+) -> dict[str, float]:
     """Train the remaining steps of an epoch; return "first_step_seconds" if measured."""
     first_step: dict[str, float] = {}
     started = time.perf_counter() - part.seconds
@@ -100,6 +109,7 @@ def _train_steps(training: Training, part: EpochPart, must_stop: StopVote) -> di
             part.losses.add(terms)
         part.steps += len(mixed)
         part.seconds = time.perf_counter() - started
+        on_step(training)
         if must_stop():
             raise Stopped
     return first_step

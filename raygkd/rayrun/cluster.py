@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from raygkd.config import ClusterConfig
 from raygkd.errors import ResourceError
+from raygkd.rayrun.loopback import ADDRESS, on_loopback
 
 # What a report costs is the controller's poll interval, and what a run costs is the start of its
 # helper processes; the ones switched off here serve preemption notices and Prometheus. The start
@@ -63,8 +64,9 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
-            # the dashboard's state API is what frees the placement groups of stopped trials
-            ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **options)
+            with on_loopback():
+                # the dashboard's state API is what frees the placement groups of stopped trials
+                ray.init(include_dashboard=True, dashboard_host=ADDRESS, **options)
         else:
             _probe(address)
             # a cluster that is started here has this process's environment
@@ -92,6 +94,21 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
         yield _nodes()
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def cluster_if(is_needed: bool, address: str | None) -> Iterator[list[Resources]]:
+    """Join the cluster of an address, or start one if it is needed; yield the nodes' resources.
+
+    Args:
+        is_needed: whether this process alone does not do.
+        address: as for ``cluster``.
+    """
+    if is_needed or is_joined(address):
+        with cluster(address) as nodes:
+            yield nodes
+    else:
+        yield [local_node()]
 
 
 def probe(address: str | None, seconds: float = 60.0) -> list[Resources]:

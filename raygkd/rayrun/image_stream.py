@@ -1,10 +1,10 @@
-"""Stream images from Parquet shards into training processes, through Ray.
+"""Stream images from Parquet shards into training processes, through Ray or in one process.
 
 There are two modes, with identical batches. If the decoded images fit in memory, the driver decodes
-them once into the object store, and each rank of a run augments its own batches. Otherwise one Ray
-Data execution per rank reads, decodes and augments the windows of all epochs, training and
-validation in turn, ahead of training and within bounded memory. An execution takes seconds to
-start, so there is one per run, not one per epoch.
+them once into the object store, or keeps them without a cluster, and each rank of a run augments
+its own batches. Otherwise one Ray Data execution per rank reads, decodes and augments the windows
+of all epochs, training and validation in turn, ahead of training and within bounded memory. An
+execution takes seconds to start, so there is one per run, not one per epoch.
 
 Shapes: B batch, N rows of a window, H height, W width, S side of the square model input.
 """
@@ -67,7 +67,7 @@ class DecodedRows:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedImages:
-    """References to images in the object store, small enough to send to every process.
+    """References to images, small enough to send to every process if in the object store.
 
     Attributes:
         images: reference to the Images (table, splits, transforms).
@@ -88,7 +88,7 @@ def fits_in_memory(images: Images, cache_mb: int) -> bool:
 def share(
     images: Images, cache_mb: int, progress: Callable[[int, int], None] | None = None
 ) -> SharedImages:
-    """Put images into the object store, decoded if they fit.
+    """Put images where all processes of a run can read them, decoded if they fit.
 
     Args:
         images: what to share.

@@ -1,4 +1,4 @@
-"""Inference with Ray Data, whose tasks read and decode images and apply the model.
+"""Inference in tasks of Ray Data, which read and decode images and apply the model, or here.
 
 Shapes: B batch, S side of the square input, K classes, T maximum predictions of an image, 4 the
 sides of a box (x0, y0, x1, y1) in pixels of the image.
@@ -13,13 +13,11 @@ import re
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
-from ray import ObjectRef
 
 from raygkd.data.pictures import Encoded, Piece, read_piece
 from raygkd.data.transforms import decode
@@ -31,8 +29,43 @@ from raygkd.errors import RunFailed
 from raygkd.rayrun.cluster import Resources
 from raygkd.storage.atomic_files import Place
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
 # decoded images that a task gives on at a time
 BLOCK = 32
+# images that this process applies a model to before Ray would have started
+FEW = 256
+
+
+def predict_here(
+    model: Place,
+    facts: Facts,
+    run: Run,
+    pieces: Sequence[Piece],
+    *,
+    batch_size: int,
+    top: int,
+    threshold: float,
+    keep_content: bool,
+) -> Generator[Prediction, None, None]:
+    """Yield the predictions for each image, in order, without Ray.
+
+    Args:
+        model: its file.
+        facts, run: of the model, from ``load_model``.
+        pieces: the images.
+        batch_size, top, threshold, keep_content: as for ``predict``.
+    """
+    for piece in pieces:
+        for block in _blocks(piece, facts, keep_content):
+            for batch in _batches(block, batch_size):
+                try:
+                    rows = _applied(run, batch, facts, top, threshold)
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                    raise RunFailed(f"{model}: cannot be applied: {reason}") from error
+                yield from _predictions(rows)
 
 
 def predict(
@@ -58,6 +91,8 @@ def predict(
         threshold: minimum score of a detection.
         keep_content: also return the encoded images.
     """
+    import ray
+
     reference, content = ray.put(list(pieces)), ray.put(packed(model))
     # what asks for the same as the reading is done in its tasks; a task with a GPU is one of its
     # own, whose process would end with it unless it is told to go on
@@ -70,8 +105,7 @@ def predict(
 
     def apply(block: Arrays) -> Iterator[Arrays]:
         run = _model(content)
-        for begin in range(0, len(block["name"]), batch_size):
-            batch = {name: column[begin : begin + batch_size] for name, column in block.items()}
+        for batch in _batches(block, batch_size):
             yield _applied(run, batch, facts, top, threshold)
 
     numbers = [{"id": number} for number in range(len(pieces))]
@@ -118,6 +152,12 @@ def _blocks(piece: Piece, facts: Facts, keep_content: bool) -> Iterator[Arrays]:
         yield _columns(waiting, keep_content)
 
 
+def _batches(block: Arrays, batch_size: int) -> Iterator[Arrays]:
+    """Yield the rows of a block in batches."""
+    for begin in range(0, len(block["name"]), batch_size):
+        yield {name: column[begin : begin + batch_size] for name, column in block.items()}
+
+
 def _prepared(
     encoded: Encoded, facts: Facts
 ) -> tuple[Encoded, NDArray[np.uint8], float, tuple[int, int]]:
@@ -154,6 +194,8 @@ def _columns(prepared: Sequence[Any], keep_content: bool) -> Arrays:
 @functools.lru_cache(maxsize=1)
 def _model(content: ObjectRef) -> Run:
     """Return the model in this process, which loads it once."""
+    import ray
+
     with tempfile.TemporaryDirectory(prefix="raygkd-") as folder:
         return load_model(unpacked(ray.get(content), Path(folder)))[1]
 

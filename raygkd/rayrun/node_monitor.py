@@ -14,6 +14,7 @@ import psutil
 
 from raygkd.errors import ResourceError
 from raygkd.rayrun import references
+from raygkd.rayrun.loopback import ADDRESS
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -26,7 +27,7 @@ ANSWER_SECONDS = 2.0
 LOOK_SECONDS = 60.0
 _MIB = float(1 << 20)
 # id and address of this machine without a cluster
-_ALONE = {"here": "127.0.0.1"}
+_ALONE = {"here": ADDRESS}
 
 
 class NodeLoad:

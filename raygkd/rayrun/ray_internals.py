@@ -1,8 +1,8 @@
 """Private parts of Ray that raygkd depends on.
 
-Ray may change them in any release: a test names those that have changed. One more,
-``JobSubmissionClient._server_ray_version``, is in ``raygkd.rayrun.jobs``, which does not load
-torch.
+Ray may change them in any release: a test names those that have changed. Two more are where torch
+is not loaded: ``JobSubmissionClient._server_ray_version`` in ``raygkd.rayrun.jobs``, and
+``ENABLE_RAY_CLUSTER`` in ``raygkd.rayrun.loopback``.
 """
 
 from __future__ import annotations

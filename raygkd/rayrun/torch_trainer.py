@@ -15,6 +15,7 @@ from ray.train.torch import TorchTrainer
 from raygkd.config import ClusterConfig
 from raygkd.rayrun.gloo_interface import NodeNetwork
 from raygkd.rayrun.ray_internals import PolicyTrainer
+from raygkd.rayrun.step_progress import StepFile, TellSteps
 from raygkd.rayrun.train_policies import FaultsAlone, RoomPolicy, known_cause
 from raygkd.rayrun.worker import JOURNAL, Job, train_worker
 from raygkd.storage.atomic_files import Place, is_remote
@@ -88,6 +89,7 @@ def train_by_workers(
     *,
     cpus: float,
     on_epoch: Callable[[dict[str, float]], None],
+    on_step: TellSteps,
 ) -> None:
     """Train a run to its end, as ``raygkd.rayrun.trainer.train``; its folder exists.
 
@@ -96,6 +98,7 @@ def train_by_workers(
         cluster: number of workers and their GPUs.
         cpus: of each worker.
         on_epoch: is called with each epoch's metrics, in another thread.
+        on_step: is called with the reported steps, in that thread.
     """
     journal = job.folder / JOURNAL
     trainer = torch_trainer(
@@ -106,7 +109,7 @@ def train_by_workers(
         cpus=cpus,
         batch_size=job.settings().optim.batch_size,
     )
-    with _followed(journal, on_epoch):
+    with _followed(journal, on_epoch, StepFile(job.folder), on_step):
         try:
             trainer.fit()
         except Exception as error:
@@ -114,8 +117,13 @@ def train_by_workers(
 
 
 @contextlib.contextmanager
-def _followed(path: Place, on_epoch: Callable[[dict[str, float]], None]) -> Iterator[None]:
-    """Report the metrics in a growing journal, in a thread; errors of the thread are raised.
+def _followed(
+    path: Place,
+    on_epoch: Callable[[dict[str, float]], None],
+    steps: StepFile,
+    on_step: TellSteps,
+) -> Iterator[None]:
+    """Report the metrics in a growing journal, and steps, in a thread, whose errors are raised.
 
     Ray runs in the main thread: a thread that waits for Ray while Ray shuts down would end the
     process.
@@ -126,12 +134,17 @@ def _followed(path: Place, on_epoch: Callable[[dict[str, float]], None]) -> Iter
 
     def follow() -> None:
         told = 0
+        last = None
         is_last = False
         while not is_last:
             is_last = over.wait(seconds)
             for line in journal.lines()[told:]:
                 on_epoch(json.loads(line))
                 told += 1
+            now = steps.read()
+            if now is not None and now != last and now.epoch > told:
+                last = now
+                on_step(now)
 
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(follow)
@@ -140,6 +153,7 @@ def _followed(path: Place, on_epoch: Callable[[dict[str, float]], None]) -> Iter
         finally:
             over.set()
         following.result()
+    steps.remove()
 
 
 def raise_cause(error: BaseException) -> NoReturn:

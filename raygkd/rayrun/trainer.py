@@ -13,6 +13,7 @@ import torch
 from raygkd.config import ClusterConfig
 from raygkd.errors import RunFailed, UserError
 from raygkd.rayrun.cluster import is_joined
+from raygkd.rayrun.step_progress import StepReport, TellSteps
 from raygkd.rayrun.worker import CHECKPOINT, JOURNAL, Epochs, Job, journalled, run_epochs
 from raygkd.storage.atomic_files import Place, make_folder
 from raygkd.storage.journal import open_journal
@@ -21,7 +22,9 @@ OnEpoch = Callable[[dict[str, float]], None]
 _log = logging.getLogger(__name__)
 
 
-def train(job: Job, cluster: ClusterConfig, *, cpus: float, on_epoch: OnEpoch) -> Place:
+def train(
+    job: Job, cluster: ClusterConfig, *, cpus: float, on_epoch: OnEpoch, on_step: TellSteps
+) -> Place:
     """Train a run to its end; return the path of its last checkpoint.
 
     One worker on no cluster but this machine is this process: the controller and the worker of a
@@ -35,6 +38,7 @@ def train(job: Job, cluster: ClusterConfig, *, cpus: float, on_epoch: OnEpoch) -
         on_epoch: is called with each epoch's metrics, maybe in another thread. A resumed run also
             reports its earlier epochs, which may not all have been reported before the
             interruption.
+        on_step: is called, in the same thread, with some of the steps from the first one on.
 
     Raises:
         UserError: a user error in training.
@@ -43,11 +47,11 @@ def train(job: Job, cluster: ClusterConfig, *, cpus: float, on_epoch: OnEpoch) -
     """
     make_folder(job.folder)
     if is_here(cluster):
-        _train_here(job, cluster, cpus, on_epoch)
+        _train_here(job, cluster, cpus, on_epoch, on_step)
     else:
         from raygkd.rayrun.torch_trainer import train_by_workers
 
-        train_by_workers(job, cluster, cpus=cpus, on_epoch=on_epoch)
+        train_by_workers(job, cluster, cpus=cpus, on_epoch=on_epoch, on_step=on_step)
     return job.folder / CHECKPOINT
 
 
@@ -56,12 +60,14 @@ def is_here(cluster: ClusterConfig) -> bool:
     return cluster.workers.most == 1 and not is_joined(cluster.address)
 
 
-def _train_here(job: Job, cluster: ClusterConfig, cpus: float, on_epoch: OnEpoch) -> None:
+def _train_here(
+    job: Job, cluster: ClusterConfig, cpus: float, on_epoch: OnEpoch, on_step: TellSteps
+) -> None:
     """Train a run in this process, from its last checkpoint after a failure, as workers do."""
     told = 0
     for failures in range(cluster.max_failures + 1):
         try:
-            with _threads(cpus), contextlib.closing(_epochs_here(job, cluster)) as epochs:
+            with _threads(cpus), contextlib.closing(_epochs_here(job, cluster, on_step)) as epochs:
                 for epoch, metrics in enumerate(epochs):
                     if epoch >= told:
                         on_epoch(metrics)
@@ -80,13 +86,14 @@ def _train_here(job: Job, cluster: ClusterConfig, cpus: float, on_epoch: OnEpoch
             return
 
 
-def _epochs_here(job: Job, cluster: ClusterConfig) -> Epochs:
+def _epochs_here(job: Job, cluster: ClusterConfig, on_step: TellSteps) -> Epochs:
     """Yield the metrics of every epoch of a run, those in its journal first."""
     journal = open_journal(job.folder / JOURNAL)
     known = [json.loads(line) for line in journal.lines()]
     yield from known
     device = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
-    for metrics in journalled(run_epochs(job, device=device), job.folder):
+    report = StepReport(on_step, job.settings().optim.batch_size)
+    for metrics in journalled(run_epochs(job, device=device, on_step=report), job.folder):
         if metrics["epoch"] > len(known):
             yield metrics
 

@@ -27,6 +27,7 @@ from raygkd.models import ModelFile, build_from_file
 from raygkd.rayrun import references
 from raygkd.rayrun.image_stream import RayStream, SharedImages
 from raygkd.rayrun.references import Reference
+from raygkd.rayrun.step_progress import StepFile, StepReport
 from raygkd.rayrun.stop_signal import StopFolder, StopPoll
 from raygkd.storage.atomic_files import Place
 from raygkd.storage.journal import open_journal
@@ -176,13 +177,15 @@ def run_epochs(
     rank: int = 0,
     world_size: int = 1,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+    on_step: Callable[[Training], None] = lambda training: None,
 ) -> Epochs:
     """Train a run, from its checkpoint if it has one; yield the metrics of every epoch.
 
     They are those of the training loop and "workers", the current number of workers. A checkpoint
     is written before its epoch is reported, so the first metrics of a resumed run are those of its
     checkpoint, which may not have been reported before. On a stop request the run writes a
-    checkpoint after the step, answers, and waits to be stopped.
+    checkpoint after the step, answers, and waits to be stopped. ``on_step`` is called after each
+    step.
 
     Raises:
         Diverged: the loss is not finite.
@@ -209,7 +212,7 @@ def run_epochs(
             yield training.metrics | told
         must_stop = StopPoll(job.stop)
         while not training.is_over:
-            run_epoch(training, must_stop)
+            run_epoch(training, must_stop, on_step)
             save_checkpoint(path, training)
             yield training.metrics | told
     except Stopped:
@@ -237,7 +240,9 @@ def train_worker(job: Job) -> None:
     import ray.train
 
     is_first = ray.train.get_context().get_world_rank() == 0
-    epochs = _epochs_of_rank(job)
+    steps = StepFile(job.folder)
+    report = StepReport(steps.write, job.settings().optim.batch_size, steps.seconds)
+    epochs = _epochs_of_rank(job, report) if is_first else _epochs_of_rank(job)
     # here and not in the controller: it misses reports that wait while workers are replaced
     for metrics in journalled(epochs, job.folder) if is_first else epochs:
         ray.train.report(metrics)
@@ -286,9 +291,11 @@ def _order_of_rank_0(mailbox: ActorHandle) -> Order | None:
     return orders[0]
 
 
-def _epochs_of_rank(job: Job) -> Epochs:
+def _epochs_of_rank(
+    job: Job, on_step: Callable[[Training], None] = lambda training: None
+) -> Epochs:
     """Return the epochs of a run as a rank of a TorchTrainer trains it."""
-    return run_epochs(job, **this_rank()._asdict())
+    return run_epochs(job, **this_rank()._asdict(), on_step=on_step)
 
 
 class Rank(NamedTuple):

@@ -73,13 +73,12 @@ def connect(uri: str, experiment: str, output: Place) -> str:
         TrackingError: the server does not answer, the store cannot be used, or the experiment's
             artifacts cannot be written from this machine.
     """
-    rest = uri.partition("://")[2]
     local = is_file(uri)
     try:
         if local:
             assert isinstance(output, Path)
             artifacts = (output / "mlartifacts").resolve().as_uri()
-            make_store(Path(rest.removeprefix("/").partition("?")[0]), artifacts)
+            make_store(_path_of(uri), artifacts)
         found = _experiment(uri, experiment, artifacts if local else None)
     except TrackingError:
         raise
@@ -169,7 +168,7 @@ def probe(uri: str) -> str | None:
     """
     try:
         if uri.startswith("sqlite"):
-            path = Path(uri.partition("://")[2].removeprefix("/").partition("?")[0])
+            path = _path_of(uri)
             if not path.exists() or not path.stat().st_size:
                 return None
             with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as store:
@@ -201,6 +200,32 @@ def experiments(store: Path) -> dict[str, str]:
     return {one.experiment_id: one.name for one in found if one.experiment_id != "0"}
 
 
+def check_file(uri: str) -> None:
+    """Check that a store can be used, if it is a file, as far as that does not need MLflow.
+
+    Raises:
+        TrackingError: the file is not an SQLite store, or cannot be written.
+    """
+    if is_file(uri):
+        _open_file(_path_of(uri))
+
+
+def _path_of(uri: str) -> Path:
+    """Return the path of a store that is a file."""
+    return Path(uri.partition("://")[2].removeprefix("/").partition("?")[0])
+
+
+def _open_file(path: Path) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as store:
+            store.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"MLflow's store {path} cannot be used: {error}; give another --output, or another "
+            "--tracking-uri"
+        ) from error
+
+
 def make_store(path: Path, artifacts: str) -> None:
     """Create a SQLite store if there is none yet.
 
@@ -214,14 +239,7 @@ def make_store(path: Path, artifacts: str) -> None:
     Raises:
         TrackingError: the file is not an SQLite store, or cannot be written.
     """
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as store:
-            store.execute("PRAGMA schema_version")
-    except sqlite3.Error as error:
-        raise TrackingError(
-            f"MLflow's store {path} cannot be used: {error}; give another --output, or another "
-            "--tracking-uri"
-        ) from error
+    _open_file(path)
     if path.stat().st_size:
         return
     lock, new = path.with_name(path.name + ".lock"), path.with_name(path.name + ".new")

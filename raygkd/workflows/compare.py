@@ -37,7 +37,8 @@ from raygkd.report.tables import comparison_markdown
 from raygkd.tracking.tags import DESCRIPTION_TAG
 from raygkd.workflows.ablation import Settings, is_baseline, variants
 from raygkd.workflows.pair_checks import check_names, check_student, show_pair, teacher_model
-from raygkd.workflows.results import MODEL, model_rows, pair_name, places, test_scores
+from raygkd.workflows.results import model_rows, pair_name, places, test_scores
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.run_tags import run_tags
 from raygkd.workflows.seed_trials import (
     Seeded,

@@ -297,8 +297,8 @@ def _store(output: str, tracking_uri: str | None) -> Iterator[Finding]:
     from raygkd.tracking.redaction import shown
     from raygkd.tracking.store import chosen_uri, probe
 
-    uri = chosen_uri(tracking_uri, output)
     try:
+        uri = chosen_uri(tracking_uri, output)
         found = probe(uri)
     except TrackingError as error:
         yield Finding(

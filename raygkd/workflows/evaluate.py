@@ -24,7 +24,7 @@ from raygkd.deploy.model import load_model
 from raygkd.errors import ConfigError, DataError, TrackingError, UserError
 from raygkd.models import load_model_file, model_input, save_model_file, short_name
 from raygkd.rayrun import image_stream
-from raygkd.rayrun.cluster import cluster
+from raygkd.rayrun.cluster import cluster_if
 from raygkd.rayrun.evaluation import evaluate_models
 from raygkd.report.console import progress
 from raygkd.report.detection_pictures import MODEL_COLOURS, draw_per_class
@@ -35,7 +35,7 @@ from raygkd.tracking.redaction import shown
 from raygkd.tracking.tags import IMAGES_TAG
 from raygkd.workflows.model_locator import check_folder, find_model, origin_of
 from raygkd.workflows.preflight import output_folder
-from raygkd.workflows.results import MODEL
+from raygkd.workflows.resume import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,9 @@ def evaluate(
             subject = _named_subject(config, named, weights, images, temporary)
             subjects = {given: subjects.get(given, subject) for given in models}
             console.print(f"MODEL {named}: {subject.shown}", soft_wrap=True)
-        stack.enter_context(cluster(config.cluster.address))
+        gpus = min(1.0, config.cluster.gpus_per_worker)
+        is_streamed = not image_stream.fits_in_memory(images, config.data.cache_mb)
+        stack.enter_context(cluster_if(is_streamed or gpus > 0, config.cluster.address))
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, config.data.cache_mb, advance)
         with progress(console, "scoring") as advance:
@@ -100,7 +102,7 @@ def evaluate(
                 split,
                 count=count,
                 batch_size=config.optim.batch_size,
-                gpus=min(1.0, config.cluster.gpus_per_worker),
+                gpus=gpus,
                 progress=advance,
             )
         sizes = {given: len(subject.path.read_bytes()) for given, subject in subjects.items()}
@@ -120,7 +122,11 @@ def evaluate(
             for given, subject in subjects.items()
         },
     }
-    with _drawn(result, folder) as pictures:
+    drawing: contextlib.AbstractContextManager[list[Path]] = contextlib.nullcontext([])
+    # nobody would see them otherwise
+    if folder is not None or any(subject.origin for subject in subjects.values()):
+        drawing = _drawn(result, folder)
+    with drawing as pictures:
         result["pictures"] = [str(path) for path in pictures] if folder else []
         for number, (given, subject) in enumerate(subjects.items(), start=1):
             # those of all models, and its own

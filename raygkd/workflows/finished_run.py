@@ -23,7 +23,8 @@ from raygkd.storage.atomic_files import Place, modified, place
 from raygkd.storage.journal import open_journal
 from raygkd.tracking.tracker import read_journal
 from raygkd.workflows import resume
-from raygkd.workflows.results import BEST_STUDENT, MODEL, STUDENT_ALONE
+from raygkd.workflows.results import BEST_STUDENT, STUDENT_ALONE
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.teachers import teacher_folder
 
 # names of the models in a report, in its order

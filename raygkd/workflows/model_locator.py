@@ -11,8 +11,7 @@ from raygkd.storage.atomic_files import Place, place
 from raygkd.tracking.evaluation_runs import Origin
 from raygkd.tracking.model_registry import Registered, registered
 from raygkd.tracking.store import chosen_uri
-from raygkd.workflows.results import MODEL
-from raygkd.workflows.resume import RESULT
+from raygkd.workflows.resume import MODEL, RESULT
 
 REGISTERED = "models:/"
 

@@ -16,12 +16,12 @@ from raygkd.data.pictures import find_pictures
 from raygkd.deploy.facts import Facts, Prediction
 from raygkd.deploy.model import load_model
 from raygkd.errors import ConfigError, DataError, ResourceError
-from raygkd.rayrun.cluster import cluster
-from raygkd.rayrun.inference import predict
+from raygkd.rayrun.cluster import cluster, is_joined
+from raygkd.rayrun.inference import FEW, predict, predict_here
 from raygkd.report.console import progress
 from raygkd.report.predictions import Pictures
 from raygkd.storage.atomic_files import Place, is_remote, make_folder, whole_file
-from raygkd.workflows.model_locator import check_folder, find_model, new_file
+from raygkd.workflows.model_locator import check_folder, new_file
 
 # classes reported per image without --top
 TOP_CLASSES = 5
@@ -34,7 +34,7 @@ Write = Callable[[dict[str, Any]], None]
 
 
 def predict_images(
-    model: str,
+    path: Place,
     paths: Sequence[str],
     *,
     out: str | None,
@@ -43,15 +43,13 @@ def predict_images(
     threshold: float,
     batch_size: int,
     address: str | None,
-    output: str,
-    tracking_uri: str | None,
     console: Console,
     stdout: IO[str],
 ) -> dict[str, int]:
     """Apply a model to images (``raygkd predict``); return the counts of all and skipped images.
 
     Args:
-        model: as for ``find_model``, or an exported file.
+        path: of the model's file, or of an exported file.
         paths: image files, folders, Parquet files and folders of them.
         out: file of JSON Lines or Parquet; None for lines on ``stdout``.
         draw: folder for pictures; None for none.
@@ -59,8 +57,6 @@ def predict_images(
         threshold: minimum score of a detection.
         batch_size: images at a time.
         address: of a running cluster; None starts one here.
-        output: folder of the runs, for registered models.
-        tracking_uri: of the MLflow store, for registered models.
         console: for progress and skipped images.
         stdout: gets the lines if ``out`` is None.
 
@@ -68,8 +64,7 @@ def predict_images(
         UserError: invalid files or settings, or no readable image.
     """
     target = None if out is None else new_file("--out", out, (".jsonl", ".parquet"))
-    path = find_model(model, tracking_uri=tracking_uri, output=output)
-    facts, _ = load_model(path)
+    facts, run = load_model(path)
     most = top or (TOP_CLASSES if facts.task == "classification" else 100)
     pieces = find_pictures(paths)
     total = sum(piece.images for piece in pieces)
@@ -79,19 +74,19 @@ def predict_images(
     with contextlib.ExitStack() as stack:
         write = stack.enter_context(_writer(target, stdout, facts))
         pictures = stack.enter_context(_pictures(draw, facts))
-        nodes = stack.enter_context(cluster(address))
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "top": most,
+            "threshold": threshold,
+            "keep_content": pictures is not None,
+        }
+        if total <= FEW and not is_joined(address):
+            found = predict_here(path, facts, run, pieces, **options)
+        else:
+            nodes = stack.enter_context(cluster(address))
+            found = predict(path, facts, pieces, nodes, **options)
         advance = stack.enter_context(progress(console, "predicting"))
         advance(0, total)
-        found = predict(
-            path,
-            facts,
-            pieces,
-            nodes,
-            batch_size=batch_size,
-            top=most,
-            threshold=threshold,
-            keep_content=pictures is not None,
-        )
         for one in stack.enter_context(contextlib.closing(found)):
             done += 1
             if one.problem:

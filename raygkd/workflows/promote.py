@@ -21,7 +21,7 @@ from raygkd.models import (
     short_name,
 )
 from raygkd.rayrun import image_stream, worker
-from raygkd.rayrun.cluster import cluster
+from raygkd.rayrun.cluster import cluster_if
 from raygkd.report.console import progress
 from raygkd.tracking.model_registry import (
     CHALLENGER,
@@ -167,7 +167,8 @@ def _scores(
     files: dict[str, ModelFile], images: Images, address: str | None, console: Console
 ) -> dict[str, float]:
     """Return role -> score on the test split."""
-    with cluster(address):
+    is_streamed = not image_stream.fits_in_memory(images, DataConfig.cache_mb)
+    with cluster_if(is_streamed, address):
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, DataConfig.cache_mb, advance)
         with progress(console, "scoring") as advance:

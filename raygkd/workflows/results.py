@@ -17,9 +17,9 @@ from raygkd.models import (
 )
 from raygkd.rayrun import worker
 from raygkd.report.console import progress
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.session import Session
 
-MODEL = "model.pt"
 # folders in that of a search: of the control, and of the best trial's student where another student
 # is the run's model
 STUDENT_ALONE, BEST_STUDENT = "student-alone", "best-student"

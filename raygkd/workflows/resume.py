@@ -18,6 +18,7 @@ from raygkd.storage.atomic_files import Place, is_remote, modified, place, write
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
+MODEL = "model.pt"
 FACTS = "facts.json"
 TRACKING = "tracking.jsonl"
 INPUTS = "inputs"

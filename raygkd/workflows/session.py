@@ -21,13 +21,13 @@ from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import StorageError, UserError
 from raygkd.models import LoadedWeights, ModelFile
-from raygkd.rayrun import cluster, image_stream, trainer, worker
+from raygkd.rayrun import cluster, image_stream, references, trainer, worker
 from raygkd.rayrun.node_monitor import NodeWatch, require_shared
 from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, is_remote, place, write_text
 from raygkd.tracking.redaction import shown
-from raygkd.tracking.store import chosen_uri, connect, is_file
+from raygkd.tracking.store import check_file, chosen_uri, connect, is_file
 from raygkd.workflows.input_sizes import default_side, with_teacher_size
 from raygkd.workflows.interrupts import Interrupts
 from raygkd.workflows.pair_checks import starting_weights
@@ -222,8 +222,9 @@ def _has_teacher(config: Config, role: str) -> bool:
 def _connected(uri: str, experiment: str, output: Place) -> Iterator[Future[str]]:
     """Yield the id of the experiment, which a thread gets: MLflow takes seconds to import.
 
-    A server that does not answer is noticed at once.
+    A server that does not answer, and a file that is no store, are noticed at once.
     """
+    check_file(uri)
     pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow-connect")
     try:
         found = pool.submit(connect, uri, experiment, output)
@@ -280,9 +281,11 @@ def _unwrapped_user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        from raygkd.rayrun.train_policies import known_cause
+        if not references.is_open():
+            raise
+        from raygkd.rayrun.torch_trainer import raise_cause
 
-        raise known_cause(error) or error from error
+        raise_cause(error)
 
 
 def _image_facts(images: Images) -> dict[str, Any]:

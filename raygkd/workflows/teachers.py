@@ -30,7 +30,7 @@ from raygkd.rayrun import worker
 from raygkd.rayrun.linear_probe import probed
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, make_folder, place
-from raygkd.workflows.results import MODEL
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.session import Session
 from raygkd.workflows.train_one import train_one
 

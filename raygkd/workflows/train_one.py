@@ -13,9 +13,10 @@ from raygkd.models import (
     short_name,
 )
 from raygkd.rayrun import trainer
+from raygkd.rayrun.step_progress import Steps
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place
-from raygkd.workflows.results import MODEL
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.run_tags import run_tags
 from raygkd.workflows.session import Session
 
@@ -67,9 +68,14 @@ def train_one(
             session.tracker.metrics(role, metrics, step=epoch)
             advance(epoch, config.optim.epochs, f"val {metrics['val_score']:.4f}")
 
+        def on_step(steps: Steps) -> None:
+            advance(steps.epoch - 1, config.optim.epochs, str(steps))
+
         advance(0, config.optim.epochs)
         with session.interrupts.waiting_for(lambda: [folder.name]):
-            checkpoint = trainer.train(job, config.cluster, cpus=session.cpus(), on_epoch=on_epoch)
+            checkpoint = trainer.train(
+                job, config.cluster, cpus=session.cpus(), on_epoch=on_epoch, on_step=on_step
+            )
     last = trainer.last_metrics(folder)
     scores = {name: value for name, value in last.items() if name.startswith("val_")}
     model_file = student_file(

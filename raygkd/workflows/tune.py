@@ -40,7 +40,6 @@ from raygkd.workflows.pair_checks import check_names, check_student, show_pair, 
 from raygkd.workflows.repeat import repeat
 from raygkd.workflows.results import (
     BEST_STUDENT,
-    MODEL,
     STUDENT_ALONE,
     model_rows,
     pair_name,
@@ -48,6 +47,7 @@ from raygkd.workflows.results import (
     test_scores,
     val_score,
 )
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.run_tags import run_tags
 from raygkd.workflows.session import Session, open_session, write_result
 from raygkd.workflows.teachers import get_teacher, teacher_facts

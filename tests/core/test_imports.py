@@ -9,7 +9,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
 import raygkd
+from raygkd.assembly.models import untrained_file
+from raygkd.data.spec import ImageSpec
+from raygkd.models import save_model_file
 
 PACKAGE = Path(raygkd.__file__).parent
 # from the lowest; a module imports what is below it, and of its own layer its own package alone.
@@ -249,3 +255,36 @@ def test_a_training_by_one_process_does_not_load_ray(tmp_path: Path) -> None:
     assert code == 0
     assert "torch" in packages
     assert packages.isdisjoint(("ray", "timm", "sklearn", "matplotlib"))
+
+
+def test_a_prediction_for_few_images_loads_neither_ray_nor_mlflow(tmp_path: Path) -> None:
+    side = 8
+    spec = ImageSpec(class_names=("a", "b"), image_size=(side, side), mean=(0.5,) * 3, std=(1,) * 3)
+    save_model_file(tmp_path / "model.pt", untrained_file("resnet8", spec))
+    Image.new("RGB", (side, side)).save(tmp_path / "one.png")
+    code, packages = loaded_by("predict", tmp_path / "model.pt", tmp_path / "one.png")
+    assert code == 0
+    assert "torch" in packages
+    assert packages.isdisjoint(("ray", "mlflow", "timm", "sklearn", "matplotlib"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--studnt", "resnet8"),
+        ("train", "--alpha", "-1"),
+        ("train", "--method", "kdd"),
+        ("train", "--dataset", "digts"),
+        ("train", "--config", "missing.yaml"),
+        ("train", "--set", "dkd.bta=1"),
+        ("train", "--resume", "missing"),
+        ("train", "--workers", "3", "--batch-size", "64"),
+        ("tune", "--space", "missing.yaml"),
+        ("train", "--tracking-uri", "file:///tmp"),
+        ("predict", "missing.pt", "."),
+    ],
+)
+def test_a_mistake_is_told_before_anything_heavy_is_loaded(arguments: tuple[str, ...]) -> None:
+    code, packages = loaded_by(*arguments)
+    assert code == 2
+    assert packages.isdisjoint(("torch", "ray", "mlflow", "pandas", "matplotlib"))

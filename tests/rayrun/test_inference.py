@@ -22,11 +22,12 @@ from PIL import Image
 from raygkd.data.pictures import PIECE, find_pictures
 from raygkd.data.transforms import decode
 from raygkd.deploy.facts import Prediction, facts_of
+from raygkd.deploy.model import load_model
 from raygkd.deploy.modules import student
 from raygkd.errors import RunFailed
 from raygkd.models import ModelFile, save_model_file
 from raygkd.rayrun.cluster import Resources
-from raygkd.rayrun.inference import predict
+from raygkd.rayrun.inference import predict, predict_here
 from raygkd.storage.atomic_files import place
 
 # more than a piece, and no whole number of batches
@@ -92,6 +93,30 @@ def said(model_file: ModelFile, content: bytes) -> tuple[torch.Tensor, float]:
     with torch.no_grad():
         [output] = student(model_file)(torch.from_numpy(pixels_CSS)[None].float() / 255)
     return output, ratio
+
+
+@pytest.mark.parametrize("model_file", [classifier_file(), detector_file("ssdlite")])
+def test_few_images_get_the_same_without_ray(
+    nodes: list[Resources],
+    photos: Path,
+    table: Path,
+    tmp_path: Path,
+    model_file: ModelFile,
+) -> None:
+    paths = [table, photos / "1"]
+    by_ray = predicted(nodes, model_file, tmp_path, paths, keep_content=True)
+    model = place(tmp_path / "model.pt")
+    pieces = find_pictures([str(path) for path in paths])
+    options = {"batch_size": 16, "top": 100, "threshold": 0.3, "keep_content": True}
+    here = list(predict_here(model, *load_model(model), pieces, **options))
+    assert len(here) == 10 + FILES // 2
+    for one, other in zip(here, by_ray, strict=True):
+        assert (one.name, one.row, one.problem) == (other.name, other.row, other.problem)
+        assert (one.label.tolist(), one.content) == (other.label.tolist(), other.content)
+        np.testing.assert_allclose(one.score, other.score, atol=1e-6)
+        assert (one.box is None) == (other.box is None)
+        if one.box is not None and other.box is not None:
+            np.testing.assert_allclose(one.box, other.box, atol=1e-3)
 
 
 def test_classes_in_the_order_of_the_images(

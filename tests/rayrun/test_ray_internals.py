@@ -29,6 +29,7 @@ PARTS = {
     "ray.train.torch:TorchTrainer._initialize_and_run_controller": [
         *("self", "controller_init_kwargs"),
     ],
+    "ray._private.ray_constants:ENABLE_RAY_CLUSTER": None,
     "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE": None,
     "ray.data._internal.execution.streaming_executor_state:WAIT_FOR_TASK_COMPLETION_TIMEOUT_S": (
         None

@@ -18,6 +18,7 @@ from raygkd.data.run_images import Images
 from raygkd.engine import read_checkpoint
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.image_stream import share
+from raygkd.rayrun.step_progress import Steps, TellSteps
 from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.rayrun.trainer import OnEpoch, train
 from raygkd.rayrun.worker import CHECKPOINT, Job, make_job
@@ -45,12 +46,12 @@ def job_of(digits: Images, tmp_path: Path) -> MakeJob:
     return make
 
 
-def ignore(metrics: Mapping[str, float]) -> None:
-    """Ignore an epoch."""
+def ignore(told: Any) -> None:
+    """Ignore an epoch, a step or a line."""
 
 
-def trained(job: Job, on_epoch: OnEpoch = ignore) -> Place:
-    return train(job, ALONE, cpus=1, on_epoch=on_epoch)
+def trained(job: Job, on_epoch: OnEpoch = ignore, on_step: TellSteps = ignore) -> Place:
+    return train(job, ALONE, cpus=1, on_epoch=on_epoch, on_step=on_step)
 
 
 def assert_same(one: Place, other: Place) -> None:
@@ -64,14 +65,39 @@ def test_a_training_here_is_that_of_a_worker(job_of: MakeJob, nodes: list[Resour
     from raygkd.rayrun.torch_trainer import train_by_workers
 
     told: dict[str, list[dict[str, float]]] = {"here": [], "worker": []}
+    steps: dict[str, list[Steps]] = {"here": [], "worker": []}
     here, by_worker = job_of("here"), job_of("worker")
-    trained(here, told["here"].append)
+    trained(here, told["here"].append, steps["here"].append)
     by_worker.folder.mkdir()
-    train_by_workers(by_worker, ALONE, cpus=1, on_epoch=told["worker"].append)
+    train_by_workers(
+        by_worker,
+        ALONE,
+        cpus=1,
+        on_epoch=told["worker"].append,
+        on_step=steps["worker"].append,
+    )
     assert_same(here.folder / CHECKPOINT, by_worker.folder / CHECKPOINT)
     one, other = ([without_times(metrics) for metrics in told[way]] for way in told)
     assert one == other
     assert len(one) == 2
+    for way in steps:
+        assert steps[way]
+        assert all(0 < one.share <= 1 and one.images_per_second > 0 for one in steps[way]), way
+    assert not list(by_worker.folder.glob("steps*"))
+
+
+@pytest.mark.unit
+def test_a_training_here_tells_its_first_step(job_of: MakeJob) -> None:
+    told: list[Steps] = []
+    trained(job_of("told"), on_step=told.append)
+    first = told[0]
+    assert first.epoch == 1
+    # the digits of the fixture are split into batches of this size
+    assert first.share == pytest.approx(1 / (300 // CONFIG.optim.batch_size))
+    # nearly all of two epochs is left
+    seconds = CONFIG.optim.batch_size / first.images_per_second
+    assert first.seconds_left == pytest.approx(seconds * (2 / first.share - 1))
+    assert str(Steps(2, 0.25, 1234.5, 75.2)) == "epoch 2: 25%, 1,234 images/s, 1:15 left"
 
 
 @pytest.mark.unit
@@ -100,14 +126,16 @@ def test_a_training_here_fails_after_its_restarts(job_of: MakeJob) -> None:
         raise OSError("no answer")
 
     with pytest.raises(OSError, match="no answer"):
-        train(job_of("failed"), ClusterConfig(max_failures=2), cpus=1, on_epoch=fails)
+        train(
+            job_of("failed"), ClusterConfig(max_failures=2), cpus=1, on_epoch=fails, on_step=ignore
+        )
     assert tries == [1, 1, 1]
 
 
 @pytest.mark.unit
 def test_a_training_here_finishes_its_step_on_ctrl_c_and_is_resumed(job_of: MakeJob) -> None:
     job = job_of("interrupted")
-    interrupts = Interrupts(job.stop, ignore)  # type: ignore[arg-type]
+    interrupts = Interrupts(job.stop, ignore)
 
     def interrupt(metrics: Mapping[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
