@@ -8,11 +8,10 @@ what the command does: the same checks, folders, MLflow runs and cluster.
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import inspect
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,13 @@ import yaml
 from raygkd import config as configuration
 from raygkd.cli.options import SET, SETTINGS_LEFT_OUT, resolve
 from raygkd.cli.run_commands import workflow
+from raygkd.config import OutputConfig
 from raygkd.errors import ConfigError, near
+from raygkd.storage.atomic_files import make_folder, place, write_text
+from raygkd.workflows.resume import INPUTS
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # type: ignore[import-untyped]
     from torch import nn
 
 # a search space: a setting -> its choices, {kind: values} as in a file, or a domain of Ray Tune
@@ -127,8 +129,8 @@ def tune(*, space: Space | str | None = None, resume: str | None = None, **setti
         UserError: a setting, file or model that is missing or wrong.
         RunFailed: the run ended without a result.
     """
-    with _space_file(space) as path:
-        return _run("tune", {"space": path, **settings}, resume)
+    output = os.fspath(settings.get("output", OutputConfig.output))
+    return _run("tune", {"space": _space_file(space, output), **settings}, resume)
 
 
 def compare(*, resume: str | None = None, **settings: Any) -> Run:
@@ -196,17 +198,22 @@ def _function_name(role: str, function: Any) -> str:
     return f"{source}:{function.__name__}"
 
 
-@contextlib.contextmanager
-def _space_file(space: Space | str | None) -> Iterator[str | None]:
-    """Yield the path of a search space's file."""
+def _space_file(space: Space | str | None, output: str) -> str | None:
+    """Return the path of a search space's file, which stays among the inputs of the output folder.
+
+    Args:
+        space: as in ``tune``.
+        output: the output folder.
+    """
     if space is None or isinstance(space, str | os.PathLike):
-        yield None if space is None else os.fspath(space)
-        return
-    with tempfile.TemporaryDirectory(prefix="raygkd-space-") as folder:
-        path = Path(folder, "space.yaml")
-        entries = {name: _entry(name, domain) for name, domain in space.items()}
-        path.write_text(yaml.safe_dump(entries, sort_keys=False))
-        yield str(path)
+        return None if space is None else os.fspath(space)
+    entries = {name: _entry(name, domain) for name, domain in space.items()}
+    text = yaml.safe_dump(entries, sort_keys=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = place(output) / INPUTS / f"{digest}-space.yaml"
+    make_folder(path.parent)
+    write_text(path, text)
+    return str(path)
 
 
 def _entry(name: str, domain: Any) -> Any:

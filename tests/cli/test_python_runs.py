@@ -41,9 +41,9 @@ def linear(classes: int) -> nn.Module:
 
 
 @pytest.mark.unit
-def test_a_space_may_be_written_in_three_ways() -> None:
-    with _space_file(DOMAINS) as path:
-        found = {one.name: (one.kind, one.values) for one in read_space(str(path))}
+def test_a_space_may_be_written_in_three_ways(tmp_path: Path) -> None:
+    path = _space_file(DOMAINS, str(tmp_path))
+    found = {one.name: (one.kind, one.values) for one in read_space(str(path))}
     assert found == {
         "lr": ("loguniform", (0.01, 0.1)),
         "temperature": ("uniform", (5, 50)),

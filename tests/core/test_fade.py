@@ -31,9 +31,7 @@ def training_with(score: float | None, **settings: Any) -> Training:
 @pytest.mark.parametrize(
     ("accuracy", "lead"), [(0.0, 1.0), (0.2, 1.0), (0.4, 1.0), (0.6, 0.5), (0.8, 0.0), (0.9, 0.0)]
 )
-def test_the_lead_falls_from_half_of_the_teachers_accuracy(
-    accuracy: float, lead: float
-):
+def test_the_lead_falls_from_half_of_the_teachers_accuracy(accuracy: float, lead: float):
     training = training_with(0.8)
     assert training.lead == 1.0
     training.metrics = {"val_accuracy": accuracy, "val_score": 123.0}
@@ -96,7 +94,7 @@ def test_detectors_keep_their_weights():
 
 def test_a_run_that_fades_goes_on_as_if_unbroken(tmp_path: Path):
     def training() -> Training:
-        return training_with(0.15, epochs=3, weights_unit="gradient", alpha=3.0)
+        return training_with(0.12, epochs=3, weights_unit="gradient", alpha=3.0)
 
     whole = training()
     for _ in range(3):
@@ -108,5 +106,5 @@ def test_a_run_that_fades_goes_on_as_if_unbroken(tmp_path: Path):
     resumed = training()
     restore(resumed, read_checkpoint(tmp_path / "checkpoint.pt"))
     run_epoch(resumed)
-    assert resumed.objective.lead == whole.objective.lead < 1.0
+    assert resumed.objective.lead == whole.objective.lead < 1.0, whole.metrics
     assert same(weights(resumed.model), weights(whole.model))
