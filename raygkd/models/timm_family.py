@@ -89,7 +89,7 @@ class Timm(ModelFamily):
 
     def build(self, name: str, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
         """Return an untrained classifier for images of a size."""
-        return TimmModel(_create(name, num_classes, image_size), image_size)
+        return TimmModel(create(name, num_classes, image_size), image_size)
 
     def inputs(self, name: str) -> ModelInput:
         """Return what the weights of this name were trained with."""
@@ -194,7 +194,18 @@ def _is_stem(net: nn.Module, path: str) -> bool:
     return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in parts) < 2
 
 
-def _create(name: str, num_classes: int, image_size: tuple[int, int], **options: Any) -> nn.Module:
+def create(name: str, num_classes: int, image_size: tuple[int, int], **options: Any) -> nn.Module:
+    """Return a model of timm for images of a size in pixels.
+
+    Args:
+        name: NAME, NAME.TAG or hf-hub:ORG/NAME.
+        num_classes: of its last layer; 0 for none.
+        image_size: height and width of its input in pixels.
+        options: others of ``timm.create_model``.
+
+    Raises:
+        ConfigError: it does not take images of this size.
+    """
     import timm
 
     logging.getLogger("timm").setLevel(logging.ERROR)
@@ -277,7 +288,7 @@ def _load_by_timm(
         overlay["custom_load"] = False
     options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
-        other = _create(name, num_classes, model.image_size, **options)
+        other = create(name, num_classes, model.image_size, **options)
     except (RuntimeError, KeyError) as error:
         raise DataError(
             f"{path} does not fit timm's {name}: {' '.join(str(error).split())[:200]}"
