@@ -40,8 +40,8 @@ WEIGHTS = tuple(
 # places of the levels of a model whose maps all have one size, as shares of its depth
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 _INTERPOLATE = "interpolate_pos_encoding"
-# what PIL and the processors call the filters
-FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+# PIL's numbers of the filters -> what is nearest to them of those that work on a device
+FILTERS = {1: "bicubic", 3: "bicubic"}
 
 
 class HuggingFaceModel(MappedModel):

@@ -98,7 +98,9 @@ class Timm(ModelFamily):
         cfg = timm.data.resolve_data_config(pretrained_cfg=_cfg(name))
         _, height, width = cfg["input_size"]
         mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-        return ModelInput((height, width), mean, std, cfg["interpolation"])
+        # the filters that work on a device
+        interpolation = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
+        return ModelInput((height, width), mean, std, interpolation)
 
     def levels(self, model: nn.Module) -> dict[int, str]:
         """Return the modules that the maps go through."""
