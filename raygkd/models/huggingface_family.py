@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raygkd.errors import ConfigError, DataError
+from raygkd.errors import ConfigError, DataError, ImageSizeError
 from raygkd.models.checkpoints import class_layers, file_digest, load_file, read_state
 from raygkd.models.class_names import names_by_number
 from raygkd.models.downloads import hub_file
@@ -314,7 +314,7 @@ def _map_shapes(
         with torch.no_grad():
             output = functional_call(net.eval(), state, (), given)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(
+        raise ImageSizeError(
             f"{type(net).__name__} cannot take images of {height} x {width} pixels: "
             f"{(str(error).splitlines() or ['they are too small'])[0]}"
         ) from error

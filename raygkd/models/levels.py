@@ -24,11 +24,12 @@ from raygkd.models.named import NamedLevels
 from raygkd.models.staged import StagedClassifier
 
 PROBE_SIZE = (224, 224)
-SMALL_SIZE = (32, 32)
+# what models raise of images of a wrong size
+OF_SIZES = (RuntimeError, AssertionError, ValueError)
 # model -> what it prints of itself, and the size of images -> the shapes of its modules' outputs,
-# or why it cannot take them
+# or the error to raise
 _Shapes = dict[str, tuple[int, ...]]
-_probes: MutableMapping[nn.Module, dict[tuple[str, tuple[int, ...]], _Shapes | str]]
+_probes: MutableMapping[nn.Module, dict[tuple[str, tuple[int, ...]], _Shapes | ConfigError]]
 _probes = WeakKeyDictionary()
 
 
@@ -252,23 +253,18 @@ def _output_shapes(
     All of a model's shapes are found at once, and remembered as long as the model is the same.
 
     Raises:
-        ImageSizeError: the model takes images of other sizes, but not such ones.
-        ConfigError: it fails.
+        ImageSizeError: the model cannot take such images.
+        ConfigError: it fails in another way.
     """
     found = _remembered_shapes(model, image_size)
-    if isinstance(found, str):
-        others = (_remembered_shapes(model, size) for size in (PROBE_SIZE, SMALL_SIZE))
-        takes_others = any(not isinstance(one, str) for one in others)
-        height, width = image_size
-        problem = "cannot take" if takes_others else "fails on"
-        kind = ImageSizeError if takes_others else ConfigError
-        raise kind(f"{type(model).__name__} {problem} images of {height} x {width} pixels: {found}")
+    if isinstance(found, ConfigError):
+        raise type(found)(str(found))
     wanted = set(paths)
     return {path: shape for path, shape in found.items() if path in wanted}
 
 
-def _remembered_shapes(model: nn.Module, image_size: tuple[int, int]) -> _Shapes | str:
-    """Return the shapes of all modules' outputs, or why there are none."""
+def _remembered_shapes(model: nn.Module, image_size: tuple[int, int]) -> _Shapes | ConfigError:
+    """Return the shapes of all modules' outputs, or the error to raise."""
     known = _probes.setdefault(model, {})
     # what a model prints of itself changes with its modules
     key = (repr(model), tuple(image_size))
@@ -279,18 +275,25 @@ def _remembered_shapes(model: nn.Module, image_size: tuple[int, int]) -> _Shapes
             raise
         except Exception:  # of any type: a forward pass may be anyone's code
             # code that looks at values does not run without any
-            known[key] = _shapes_or_reason(model, image_size)
+            known[key] = _shapes_or_error(model, image_size)
     return known[key]
 
 
-def _shapes_or_reason(model: nn.Module, image_size: tuple[int, int]) -> _Shapes | str:
+def _shapes_or_error(model: nn.Module, image_size: tuple[int, int]) -> _Shapes | ConfigError:
     try:
         device = next((str(p.device) for p in model.parameters()), "cpu")
         return _probed_shapes(model, image_size, device)
     except UserError:
         raise
     except Exception as error:  # as above
-        return reason_of(error)
+        is_size = isinstance(error, OF_SIZES)
+        problem = "cannot take" if is_size else "fails on"
+        height, width = image_size
+        # it was not raised, so that it holds no model
+        return (ImageSizeError if is_size else ConfigError)(
+            f"{type(model).__name__} {problem} images of {height} x {width} pixels: "
+            f"{reason_of(error)}"
+        )
 
 
 def _probed_shapes(

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raygkd.errors import ConfigError, DataError, near
+from raygkd.errors import ConfigError, DataError, ImageSizeError, near
 from raygkd.models.checkpoints import best_names, file_digest, load_state, read_state
 from raygkd.models.downloads import hub_file, url_file
 from raygkd.models.families import ModelFamily
@@ -206,7 +206,7 @@ def create(name: str, num_classes: int, image_size: tuple[int, int], **options: 
         options: others of ``timm.create_model``.
 
     Raises:
-        ConfigError: it does not take images of this size.
+        ImageSizeError: it does not take images of this size.
     """
     import timm
 
@@ -224,13 +224,12 @@ def create(name: str, num_classes: int, image_size: tuple[int, int], **options: 
         if "img_size" not in str(error):
             raise
         side = cfg["input_size"][1]
-        raise ConfigError(
-            f"timm's {name} takes images of {side} x {side} pixels only, not {height} x {width}: "
-            f"set --image-size {side}"
+        raise ImageSizeError(
+            f"timm's {name} takes images of {side} x {side} pixels only, not {height} x {width}"
         ) from error
     except (AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else "they do not fit its layers"
-        raise ConfigError(
+        raise ImageSizeError(
             f"timm's {name} cannot take images of {height} x {width} pixels: {reason}"
         ) from error
 

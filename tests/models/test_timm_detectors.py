@@ -110,6 +110,7 @@ def test_a_backbone_starts_from_its_file_and_a_detector_from_its_own(
             "fcos_timm:resnet18",
             r"unknown fcos_timm detector 'resnet18'; did you mean 'resnet18_fpn'",
         ),
+        ("fcos_tim:resnet18_fpn16", "did you mean 'fcos_timm:resnet18_fpn16'"),
         ("fcos_timm:resnet18_fpn20", "WIDTH a multiple of 16 from 16 to 512"),
         (
             "fcos_timm:resnet81_fpn16",
