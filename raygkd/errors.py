@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
+
+# characters of the text of a foreign exception that are shown
+LONGEST_TEXT = 300
 
 
 class UserError(Exception):
@@ -59,6 +64,24 @@ class StorageError(RunFailed):
 
 class Stopped(Exception):
     """Training stopped on request, between two steps; raised on every rank."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line where outside of torch an exception was raised, its type and its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if f"{os.sep}torch{os.sep}" not in frame.filename]
+    where = (outside or frames)[-1]
+    return f"{os.path.basename(where.filename)}, line {where.lineno}: {text_of(error)}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return type and text of an exception in one line."""
+    kind = type(error).__name__
+    try:
+        text = " ".join(str(error).split())[:LONGEST_TEXT]
+    except Exception:  # an exception of a person's own may raise another
+        return kind
+    return f"{kind}: {text}" if text else kind
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ from raygkd.engine import (
     Training,
 )
 from raygkd.engine.loop import Stream
-from raygkd.models import ModelFile, build_from_file
+from raygkd.models import ModelFile, build_from_file, model_input
 
 
 def build_task(spec: ImageSpec, boxes: Boxes | None) -> Classification | Detection:
@@ -48,20 +48,37 @@ def build_task(spec: ImageSpec, boxes: Boxes | None) -> Classification | Detecti
     return Detection(len(spec.class_names), boxes, spec.score)
 
 
+def file_normaliser(model_file: ModelFile, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the ``normaliser`` of a model file's model."""
+    interpolation = model_input(model_file.name).interpolation
+    return normaliser(model_file.mean, model_file.std, device, model_file.image_size, interpolation)
+
+
 def normaliser(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, size: tuple[int, int]
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+    size: tuple[int, int],
+    interpolation: str = "bilinear",
 ) -> Callable[[Tensor], Tensor]:
     """Return the function of images (B, C, H, W) in 0..1 to the input of a model.
 
     They are resized to ``size`` (height and width in pixels), where they have another, and become
     (image - mean) / std.
+
+    Args:
+        mean, std: by channel.
+        device: of the images.
+        size: height and width in pixels.
+        interpolation: "bilinear", or "bicubic", which overshoots, so that its result is clipped.
     """
     mean_1C11 = torch.tensor(mean, device=device).view(1, -1, 1, 1)
     std_1C11 = torch.tensor(std, device=device).view(1, -1, 1, 1)
 
     def inputs(images_BCHW: Tensor) -> Tensor:
         if images_BCHW.shape[2:] != size:
-            images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
+            images_BCHW = F.interpolate(images_BCHW, size, mode=interpolation, antialias=True)
+            images_BCHW = images_BCHW.clamp(0.0, 1.0)
         return (images_BCHW - mean_1C11) / std_1C11
 
     return inputs
@@ -116,13 +133,17 @@ def build_training(
     )
     amp = amp_dtype(optim.amp, device)
     own_input = input_spec(config.model.student, spec)
-    normalise = normaliser(own_input.mean, own_input.std, device, spec.image_size)
+    own_filter = model_input(config.model.student).interpolation
+    normalise = normaliser(own_input.mean, own_input.std, device, spec.image_size, own_filter)
     lookup = None
     if teacher_model is not None and teacher_store is not None:
         lookup = TeacherLookup(teacher_model, teacher_store, objective)
-    teacher_input = teacher_file if teacher_file is not None else spec
     task = build_task(spec, stream.boxes)
     teacher_scores = teacher_file.scores if teacher_file is not None and fades(config) else {}
+    teacher_input: ImageSpec | ModelFile = spec
+    teacher_filter = own_filter
+    if teacher_file is not None:
+        teacher_input, teacher_filter = teacher_file, model_input(teacher_file.name).interpolation
     return Training(
         task=task,
         objective=objective,
@@ -134,7 +155,11 @@ def build_training(
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         normalise=normalise,
         teacher_normalise=normaliser(
-            teacher_input.mean, teacher_input.std, device, spec.of_teacher().image_size
+            teacher_input.mean,
+            teacher_input.std,
+            device,
+            spec.of_teacher().image_size,
+            teacher_filter,
         ),
         device=device,
         epochs=optim.epochs,

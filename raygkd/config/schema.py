@@ -26,6 +26,8 @@ _WEIGHTS = (
     "has weights, else none]"
 )
 LARGEST_SEED = 2**32 - 1
+# pixels
+LARGEST_IMAGE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +66,14 @@ class DataConfig:
         "side of the square model input, in pixels [default: that of the data set, else 224; for "
         "detection that of the data set, at most 640]",
         minimum=4,
+        maximum=LARGEST_IMAGE,
     )
     teacher_image_size: int | None = option(
         None,
         "side of the square input of a teacher that classifies, in pixels [default: that of its "
         "file or of its pretrained weights, else --image-size]",
         minimum=4,
+        maximum=LARGEST_IMAGE,
     )
     augment: str = option(
         "auto",

@@ -87,13 +87,14 @@ def check_classifier_name(name: str) -> None:
         check_family_name(family, name)
         return
     prefix, colon, rest = name.partition(":")
-    prefixes = [one for one in FAMILIES.names() if one != FUNCTIONS]
+    families = {one: FAMILIES.get(one) for one in FAMILIES.names() if one != FUNCTIONS}
+    prefixes = [one for one, family in families.items() if family.task == "classification"]
     if colon:
-        meant = difflib.get_close_matches(prefix, prefixes, n=1)
+        meant = difflib.get_close_matches(prefix, families, n=1)
         hint = f"; did you mean '{meant[0]}:{rest}'?" if meant else ""
         raise ConfigError(
             f"unknown classifier {name!r}{hint} (before the colon stands one of "
-            f"{', '.join(prefixes)}, a FILE.py, or an installed package)"
+            f"{', '.join(families)}, a FILE.py, or an installed package)"
         )
     if name.endswith(".py"):
         raise ConfigError(

@@ -31,7 +31,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
 
 from raygkd.errors import ConfigError, near
 from raygkd.models.families import is_of_family
@@ -337,11 +341,24 @@ def build_detector(name: str, num_classes: int, image_size: int) -> Detector:
             f"(a name is FAMILY_BACKBONE_fpnWIDTH: FAMILY {', '.join(FAMILIES)}; BACKBONE "
             f"{', '.join(BACKBONES)}; WIDTH a multiple of 16 from 16 to 512, 256 if left out)"
         )
+    kind, body, channels = parts
+    levels = FAMILIES[kind].levels
+    return detector_on(kind, num_classes, image_size, partial(_backbone, body, levels, channels))
+
+
+def detector_on(
+    kind: str, num_classes: int, image_size: int, build_backbone: Callable[[], BackboneWithFPN]
+) -> Detector:
+    """Return a new detector of one of ``FAMILIES`` on a backbone with its pyramid.
+
+    Raises:
+        ConfigError: no classes, or a wrong image size.
+    """
     if num_classes < 1:
         raise ConfigError(f"a detector needs at least 1 class, got {num_classes}")
     check_image_size(image_size)
-    family = FAMILIES[parts[0]]
-    backbone = _backbone(parts[1], family.levels, parts[2])
+    family = FAMILIES[kind]
+    backbone = build_backbone()
     net = family.build(backbone, num_classes + family.background, image_size)
     return Detector(net, family.levels, family.heads, family.background)
 
@@ -365,6 +382,10 @@ def _backbone(name: str, levels: Sequence[int], width: int) -> BackboneWithFPN:
         # eps as with its ImageNet weights; its usual momentum, 0.01, is for far longer training
         body = builder(weights=None, norm_layer=partial(nn.BatchNorm2d, eps=0.001)).features
         channels = [body.get_submodule(layer).out_channels for layer in layers.values()]
-    extra = LastLevelP6P7(width, width) if 7 in levels else LastLevelMaxPool()
     places = {layer: str(place) for place, layer in enumerate(layers.values())}
-    return BackboneWithFPN(body, places, channels, width, extra)
+    return BackboneWithFPN(body, places, channels, width, extra_blocks(levels, width))
+
+
+def extra_blocks(levels: Sequence[int], width: int) -> ExtraFPNBlock:
+    """Return what makes the levels of a pyramid beyond those of its backbone."""
+    return LastLevelP6P7(width, width) if 7 in levels else LastLevelMaxPool()

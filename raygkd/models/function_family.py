@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from raygkd.errors import ConfigError, RunFailed, UserError, near
+from raygkd.errors import ConfigError, RunFailed, UserError, near, text_of
 from raygkd.models.families import ModelFamily, short_name, source_file
 from raygkd.models.inputs import ModelInput
 from raygkd.registry import FAMILIES
@@ -116,7 +116,7 @@ def errors_told(name: str) -> Iterator[None]:
         file, line = where.filename, where.lineno
         if isinstance(error, SyntaxError) and error.filename:
             file, line = error.filename, error.lineno
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = text_of(error)
         hint = ""
         if isinstance(error, SystemExit):
             hint = ": put what the script runs below if __name__ == '__main__'"

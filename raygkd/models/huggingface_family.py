@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raygkd.errors import ConfigError, DataError
+from raygkd.errors import ConfigError, DataError, ImageSizeError
 from raygkd.models.checkpoints import class_layers, file_digest, load_file, read_state
 from raygkd.models.class_names import names_by_number
 from raygkd.models.downloads import hub_file
@@ -40,8 +40,8 @@ WEIGHTS = tuple(
 # places of the levels of a model whose maps all have one size, as shares of its depth
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 _INTERPOLATE = "interpolate_pos_encoding"
-# what PIL and the processors call the filters
-FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+# PIL's numbers of the filters -> what is nearest to them of those that work on a device
+FILTERS = {1: "bicubic", 3: "bicubic"}
 
 
 class HuggingFaceModel(MappedModel):
@@ -314,7 +314,7 @@ def _map_shapes(
         with torch.no_grad():
             output = functional_call(net.eval(), state, (), given)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ConfigError(
+        raise ImageSizeError(
             f"{type(net).__name__} cannot take images of {height} x {width} pixels: "
             f"{(str(error).splitlines() or ['they are too small'])[0]}"
         ) from error

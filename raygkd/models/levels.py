@@ -6,23 +6,31 @@ Shapes: B batch, C channels, H height, W width, N tokens, S side.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raygkd.errors import ConfigError, ImageSizeError
+from raygkd.errors import ConfigError, ImageSizeError, UserError, reason_of
 from raygkd.models.detectors import Detector
 from raygkd.models.map_layouts import MapLayout, find_layout, main_tensor
 from raygkd.models.named import NamedLevels
 from raygkd.models.staged import StagedClassifier
 
 PROBE_SIZE = (224, 224)
+# what models raise of images of a wrong size
+OF_SIZES = (RuntimeError, AssertionError, ValueError)
+# model -> what it prints of itself, and the size of images -> the shapes of its modules' outputs,
+# or the error to raise
+_Shapes = dict[str, tuple[int, ...]]
+_probes: MutableMapping[nn.Module, dict[tuple[str, tuple[int, ...]], _Shapes | ConfigError]]
+_probes = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -242,9 +250,61 @@ def _output_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return path -> shape of the module's output, in the order in which the modules finish.
 
-    The forward pass runs in eval mode on the meta device: shapes without arithmetic, and batch
-    statistics that stay as they are. A module that does not run or returns no tensor is left out.
-    Of a detector the backbone with its pyramid runs: what is done with boxes needs their values.
+    All of a model's shapes are found at once, and remembered as long as the model is the same.
+
+    Raises:
+        ImageSizeError: the model cannot take such images.
+        ConfigError: it fails in another way.
+    """
+    found = _remembered_shapes(model, image_size)
+    if isinstance(found, ConfigError):
+        raise type(found)(str(found))
+    wanted = set(paths)
+    return {path: shape for path, shape in found.items() if path in wanted}
+
+
+def _remembered_shapes(model: nn.Module, image_size: tuple[int, int]) -> _Shapes | ConfigError:
+    """Return the shapes of all modules' outputs, or the error to raise."""
+    known = _probes.setdefault(model, {})
+    # what a model prints of itself changes with its modules
+    key = (repr(model), tuple(image_size))
+    if key not in known:
+        try:
+            known[key] = _probed_shapes(model, image_size, "meta")
+        except UserError:
+            raise
+        except Exception:  # of any type: a forward pass may be anyone's code
+            # code that looks at values does not run without any
+            known[key] = _shapes_or_error(model, image_size)
+    return known[key]
+
+
+def _shapes_or_error(model: nn.Module, image_size: tuple[int, int]) -> _Shapes | ConfigError:
+    try:
+        device = next((str(p.device) for p in model.parameters()), "cpu")
+        return _probed_shapes(model, image_size, device)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        is_size = isinstance(error, OF_SIZES)
+        problem = "cannot take" if is_size else "fails on"
+        height, width = image_size
+        # it was not raised, so that it holds no model
+        return (ImageSizeError if is_size else ConfigError)(
+            f"{type(model).__name__} {problem} images of {height} x {width} pixels: "
+            f"{reason_of(error)}"
+        )
+
+
+def _probed_shapes(
+    model: nn.Module, image_size: tuple[int, int], device: str
+) -> dict[str, tuple[int, ...]]:
+    """Return what ``_output_shapes`` does, of all modules.
+
+    The forward pass runs in eval mode, on the meta device if possible: shapes without arithmetic,
+    and batch statistics that stay as they are. A module that does not run or returns no tensor is
+    left out. Of a detector the backbone with its pyramid runs: what is done with boxes needs their
+    values.
     """
     part = model.get_submodule("net.backbone") if isinstance(model, Detector) else model
     shapes: dict[str, tuple[int, ...]] = {}
@@ -255,23 +315,18 @@ def _output_shapes(
             shapes[path] = tuple(output.shape)
 
     tensors = chain(part.named_parameters(), part.named_buffers())
-    state = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    state = {name: tensor.detach().to(device) for name, tensor in tensors}
     dtype = next((t.dtype for t in state.values() if t.is_floating_point()), None)
-    image_BCHW = torch.empty(1, 3, *image_size, dtype=dtype, device="meta")
+    image_BCHW = torch.zeros(1, 3, *image_size, dtype=dtype, device=device)
     training = [module for module in model.modules() if module.training]
     handles = [
-        model.get_submodule(path).register_forward_hook(partial(note, path)) for path in paths
+        module.register_forward_hook(partial(note, path))
+        for path, module in model.named_modules(remove_duplicate=False)
     ]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             functional_call(part, state, (image_BCHW,))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        height, width = image_size
-        raise ImageSizeError(
-            f"{type(model).__name__} cannot take images of {height} x {width} pixels: "
-            f"{str(error).splitlines()[0] if str(error) else 'they are too small'}"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raygkd.errors import ConfigError, DataError, near
+from raygkd.errors import ConfigError, DataError, ImageSizeError, near
 from raygkd.models.checkpoints import best_names, file_digest, load_state, read_state
 from raygkd.models.downloads import hub_file, url_file
 from raygkd.models.families import ModelFamily
@@ -89,7 +89,7 @@ class Timm(ModelFamily):
 
     def build(self, name: str, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
         """Return an untrained classifier for images of a size."""
-        return TimmModel(_create(name, num_classes, image_size), image_size)
+        return TimmModel(create(name, num_classes, image_size), image_size)
 
     def inputs(self, name: str) -> ModelInput:
         """Return what the weights of this name were trained with."""
@@ -98,7 +98,9 @@ class Timm(ModelFamily):
         cfg = timm.data.resolve_data_config(pretrained_cfg=_cfg(name))
         _, height, width = cfg["input_size"]
         mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-        return ModelInput((height, width), mean, std, cfg["interpolation"])
+        # the filters that work on a device
+        interpolation = "bilinear" if cfg["interpolation"] == "bilinear" else "bicubic"
+        return ModelInput((height, width), mean, std, interpolation)
 
     def levels(self, model: nn.Module) -> dict[int, str]:
         """Return the modules that the maps go through."""
@@ -194,7 +196,18 @@ def _is_stem(net: nn.Module, path: str) -> bool:
     return sum(isinstance(part, nn.Conv2d | nn.Linear) for part in parts) < 2
 
 
-def _create(name: str, num_classes: int, image_size: tuple[int, int], **options: Any) -> nn.Module:
+def create(name: str, num_classes: int, image_size: tuple[int, int], **options: Any) -> nn.Module:
+    """Return a model of timm for images of a size in pixels.
+
+    Args:
+        name: NAME, NAME.TAG or hf-hub:ORG/NAME.
+        num_classes: of its last layer; 0 for none.
+        image_size: height and width of its input in pixels.
+        options: others of ``timm.create_model``.
+
+    Raises:
+        ImageSizeError: it does not take images of this size.
+    """
     import timm
 
     logging.getLogger("timm").setLevel(logging.ERROR)
@@ -211,13 +224,12 @@ def _create(name: str, num_classes: int, image_size: tuple[int, int], **options:
         if "img_size" not in str(error):
             raise
         side = cfg["input_size"][1]
-        raise ConfigError(
-            f"timm's {name} takes images of {side} x {side} pixels only, not {height} x {width}: "
-            f"set --image-size {side}"
+        raise ImageSizeError(
+            f"timm's {name} takes images of {side} x {side} pixels only, not {height} x {width}"
         ) from error
     except (AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else "they do not fit its layers"
-        raise ConfigError(
+        raise ImageSizeError(
             f"timm's {name} cannot take images of {height} x {width} pixels: {reason}"
         ) from error
 
@@ -277,7 +289,7 @@ def _load_by_timm(
         overlay["custom_load"] = False
     options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
-        other = _create(name, num_classes, model.image_size, **options)
+        other = create(name, num_classes, model.image_size, **options)
     except (RuntimeError, KeyError) as error:
         raise DataError(
             f"{path} does not fit timm's {name}: {' '.join(str(error).split())[:200]}"

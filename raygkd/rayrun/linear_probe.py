@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raygkd.assembly.training import normaliser
-from raygkd.engine.tasks import pixels
 from raygkd.errors import DataError
 from raygkd.models import ModelFile, build_from_file
 from raygkd.models.heads import inputs_of, last_linear
 from raygkd.rayrun import references
-from raygkd.rayrun.image_stream import RayStream, SharedImages
+from raygkd.rayrun.finished_models import here_or_on_gpu, model_on_images
+from raygkd.rayrun.image_stream import SharedImages
 
 # inverse strengths of the L2 penalty that are tried, for standardised features
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)
@@ -70,13 +69,7 @@ def probed(
     found = {}
     for done, split in enumerate(("train", "val")):
         progress(done, 2)
-        if gpus and not torch.cuda.is_available():
-            import ray
-
-            task = ray.remote(num_cpus=0, num_gpus=gpus)(features)
-            found[split] = ray.get(task.remote(model_file, plain, split, batch_size))
-        else:
-            found[split] = features(model_file, plain, split, batch_size)
+        found[split] = here_or_on_gpu(features, gpus)(model_file, plain, split, batch_size)()
     weight_KD, bias_K, score = fit(found["train"], found["val"], len(model_file.class_names))
     progress(2, 2)
     state = dict(model_file.state_dict)
@@ -97,20 +90,16 @@ def _without_changes(images: SharedImages) -> SharedImages:
 @torch.inference_mode()
 def features(model_file: ModelFile, images: SharedImages, split: str, batch_size: int) -> Features:
     """Return what a classifier's last layer reads of a split's images, in this process."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stream = RayStream(images, batch_size=batch_size, seed=0, epochs=range(0), rank=0, world_size=1)
-    normalise = normaliser(model_file.mean, model_file.std, device, model_file.image_size)
-    model = build_from_file(model_file).to(device)
-    inputs, labels = [], []
-    try:
-        with inputs_of(last_linear(model, len(model_file.class_names))[1]) as seen:
-            for batch in stream.eval_batches(split):
-                model(normalise(pixels(batch, device)))
-                inputs.append(seen.pop().flatten(1).float().cpu().numpy())
-                labels.append(batch["label"].numpy())
-    finally:
-        stream.close()
-    inputs_ND, labels_N = np.concatenate(inputs), np.concatenate(labels)
+    found, labels = [], []
+    with (
+        model_on_images(model_file, images, batch_size) as (model, stream, inputs),
+        inputs_of(last_linear(model, len(model_file.class_names))[1]) as seen,
+    ):
+        for batch in stream.eval_batches(split):
+            model(inputs(batch))
+            found.append(seen.pop().flatten(1).float().cpu().numpy())
+            labels.append(batch["label"].numpy())
+    inputs_ND, labels_N = np.concatenate(found), np.concatenate(labels)
     known_N = labels_N >= 0
     return Features(inputs_ND[known_N], labels_N[known_N])
 

@@ -18,13 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from raygkd import config as configuration
 from raygkd.assembly.methods import distils, uses_teacher
 from raygkd.assembly.recipes import views_of
-from raygkd.assembly.training import build_task, build_training, normaliser
+from raygkd.assembly.training import build_task, build_training
 from raygkd.config import Config
 from raygkd.engine import Training, read_checkpoint, restore, run_epoch, save_checkpoint
-from raygkd.engine.tasks import pixels
 from raygkd.errors import Diverged, Stopped
-from raygkd.models import ModelFile, build_from_file
+from raygkd.models import ModelFile
 from raygkd.rayrun import references
+from raygkd.rayrun.finished_models import here_or_on_gpu, model_on_images
 from raygkd.rayrun.image_stream import RayStream, SharedImages
 from raygkd.rayrun.references import Reference
 from raygkd.rayrun.step_progress import StepFile, StepReport
@@ -348,20 +348,10 @@ def score_models(
     """
     found: dict[str, dict[str, Any]] = {}
     progress(0, len(models))
-    if not gpus or torch.cuda.is_available():
-        for name, model in models.items():
-            found[name] = score(model, images, split, batch_size)
-            progress(len(found), len(models))
-        return found
-    import ray
-
-    # the tasks take no CPU: as many of them as there are CPUs would leave none for their streams
-    task = ray.remote(num_cpus=0, num_gpus=gpus)(score)
-    waiting = {
-        name: task.remote(model, images, split, batch_size) for name, model in models.items()
-    }
-    for name, reference in waiting.items():
-        found[name] = ray.get(reference)
+    start = here_or_on_gpu(score, gpus)
+    waiting = {name: start(model, images, split, batch_size) for name, model in models.items()}
+    for name, result in waiting.items():
+        found[name] = result()
         progress(len(found), len(models))
     return found
 
@@ -370,12 +360,7 @@ def score(
     model_file: ModelFile, images: SharedImages, split: str, batch_size: int
 ) -> dict[str, Any]:
     """Return ``Task.score`` of a saved model on a split, in this process."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stream = RayStream(images, batch_size=batch_size, seed=0, epochs=range(0), rank=0, world_size=1)
-    normalise = normaliser(model_file.mean, model_file.std, device, model_file.image_size)
-    return build_task(images.spec, stream.boxes).score(
-        build_from_file(model_file).to(device),
-        stream.eval_batches(split),
-        lambda batch: normalise(pixels(batch, device)),
-        by_image=True,
-    )
+    with model_on_images(model_file, images, batch_size) as (model, stream, inputs):
+        return build_task(images.spec, stream.boxes).score(
+            model, stream.eval_batches(split), inputs, by_image=True
+        )

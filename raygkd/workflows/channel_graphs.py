@@ -21,7 +21,7 @@ from raygkd.config import Config
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import Teacher
 from raygkd.losses import GraphDistillationLoss
-from raygkd.models import ModelFile, build_from_file
+from raygkd.models import ModelFile, build_from_file, model_input
 
 CPU = torch.device("cpu")
 
@@ -63,10 +63,15 @@ def matched_maps(
     loss, student = objective.graph, objective.student
     assert loss is not None
     pairs = matched_levels(config, teacher, student, spec).pairs
+    of_teacher, of_student = (
+        model_input(name).interpolation for name in (teacher_file.name, config.model.student)
+    )
     teacher_size = spec.of_teacher().image_size
-    seen_BCHW = normaliser(teacher_file.mean, teacher_file.std, CPU, teacher_size)(pixels_BCHW)
+    seen_BCHW = normaliser(teacher_file.mean, teacher_file.std, CPU, teacher_size, of_teacher)(
+        pixels_BCHW
+    )
     own = input_spec(config.model.student, spec)
-    own_BCHW = normaliser(own.mean, own.std, CPU, spec.image_size)(pixels_BCHW)
+    own_BCHW = normaliser(own.mean, own.std, CPU, spec.image_size, of_student)(pixels_BCHW)
     features: Mapping[int, Any] = Teacher(teacher, pairs)(seen_BCHW).features
     listen = Teacher(student, {level: level for level in pairs})
     _take_statistics_of_the_batch(student)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raygkd.assembly.training import normaliser
+from raygkd.assembly.training import file_normaliser
 from raygkd.data.windows import decode_rows, targets_of
 from raygkd.engine.tasks import on_image, pixels
 from raygkd.models import ModelFile, build_from_file
@@ -34,7 +34,7 @@ def draw(
     transform = session.images.transform("test")
     detector = build_from_file(model)
     cpu = torch.device("cpu")
-    normalise = normaliser(model.mean, model.std, cpu, model.image_size)
+    normalise = file_normaliser(model, cpu)
     images, objects, found = [], [], []
     decoded = decode_rows(session.images.table, rows, skip_bad=True)
     for image_CHW, boxes in zip(decoded, targets_of(session.images.table, rows)):

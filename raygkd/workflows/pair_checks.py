@@ -131,8 +131,9 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
     workers = config.cluster.workers.most
     steps_per_epoch(len(images.rows["train"]), workers, config.optim.batch_size // workers)
     with naming_option(f"--{role}"):
-        student = new_model(config.model.student, spec)
-        _check_size(config.model.student, student, spec, role)
+        with _naming_size(config.model.student, spec, role):
+            student = new_model(config.model.student, spec)
+            feature_shapes(student, (), spec.image_size)
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise ConfigError(
                 f"{short_name(config.model.student)} has no parameters that can be trained: "
@@ -140,15 +141,12 @@ def check_student(config: Config, images: Images, role: str = "student") -> None
             )
 
 
-def _check_size(name: str, model: nn.Module, spec: ImageSpec, role: str) -> None:
-    """Refuse images that a model cannot take.
-
-    Raises:
-        ConfigError: it cannot, or a function's model is wrong in another way.
-    """
+@contextlib.contextmanager
+def _naming_size(name: str, spec: ImageSpec, role: str) -> Iterator[None]:
+    """Name the option of the size of images in errors about it, and tell a function's errors."""
     with errors_told(name) if is_function(name) else contextlib.nullcontext():
         try:
-            feature_shapes(model, (), spec.image_size)
+            yield
         except ImageSizeError as error:
             has_own = role == "teacher" and spec.task == "classification"
             option = "--teacher-image-size" if has_own else "--image-size"
@@ -164,16 +162,18 @@ def teacher_model(config: Config, spec: ImageSpec) -> nn.Module:
         DataError: its weights do not fit the model it names.
     """
     name = config.model.teacher
-    if not is_model_file(name):
-        if _must_train(config):
-            teacher_training(config)
-        with naming_option("--teacher"):
-            teacher = new_model(name, spec.of_teacher())
-    else:
-        with naming_option(f"--teacher {name}"):
+    if not is_model_file(name) and _must_train(config):
+        teacher_training(config)
+    is_file, of_teacher = is_model_file(name), spec.of_teacher()
+    with (
+        naming_option(f"--teacher {name}" if is_file else "--teacher"),
+        _naming_size(name, of_teacher, "teacher"),
+    ):
+        if is_file:
             teacher = build_from_file(given_teacher(config, spec))
-    with naming_option("--teacher"):
-        _check_size(name, teacher, spec.of_teacher(), "teacher")
+        else:
+            teacher = new_model(name, of_teacher)
+        feature_shapes(teacher, (), of_teacher.image_size)
     return teacher
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from raygkd.assembly.methods import scores_teacher, uses_teacher
 from raygkd.assembly.student_objective import build_objective
-from raygkd.assembly.training import normaliser
+from raygkd.assembly.training import file_normaliser
 from raygkd.data.plan import shuffled
 from raygkd.data.run_images import Images, open_images
 from raygkd.data.windows import Arrays, load_window
@@ -346,7 +346,7 @@ def _sizes(opened: _Opened, tell: Callable[[str], None]) -> Made:
         {
             role: (
                 build_from_file(file),
-                normaliser(file.mean, file.std, CPU, file.image_size)(sample_BCHW),
+                file_normaliser(file, CPU)(sample_BCHW),
             )
             for role, file in opened.models.items()
         },
@@ -449,7 +449,7 @@ def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:
 @torch.no_grad()
 def _predictions(file: ModelFile, images_BCHW: Tensor) -> list[Prediction]:
     model = build_from_file(file)
-    normalise = normaliser(file.mean, file.std, CPU, file.image_size)
+    normalise = file_normaliser(file, CPU)
     logits_BK = torch.cat([model(normalise(part)) for part in images_BCHW.split(BATCH)])
     best_B, label_B = logits_BK.softmax(1).max(1)
     return [

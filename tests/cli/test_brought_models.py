@@ -207,6 +207,12 @@ MISTAKES = [
         ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-mode", "features", *KD),
         "--method kd: reads the teacher's logits, which --teacher-mode features does not use",
     ),
+    (
+        *(("--teacher", "timm:efficientformer_l1", "--teacher-weights", "none", *KD),),
+        "12 x 12 pixels: efficientformer.py, line ",
+    ),
+    (("--teacher", "timm:test_vit", "--teacher-weights", "none", *KD), "--teacher-image-size)"),
+    (("--teacher-image-size", "5000", *KD), "5000: must be at least 4 and at most 4096"),
     (("--teacher-classes", "NETS", *KD), "nets.py: the weights of resnet20 are random: leave it"),
     (("--student", "nets.py"), "--student: nets.py is a file of Python code: name the function"),
     (("--teacher", "nets.py", *KD), "--teacher: nets.py is a file of Python code: name the func"),
