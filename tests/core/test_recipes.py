@@ -315,6 +315,19 @@ def test_a_run_stops_when_it_no_longer_improves():
     assert ["stopped_early" in metrics for metrics in epochs] == [False, False, True]
 
 
+def test_a_resumed_run_waits_for_what_is_left_of_its_patience(tmp_path: Path):
+    settings = {"method": "none", "lr": 1e-30, "epochs": 9, "patience": 3}
+    stopped = make_training(random_stream(1), **settings)
+    for _ in range(2):
+        run_epoch(stopped)
+    save_checkpoint(tmp_path / "c.pt", stopped)
+    resumed = make_training(random_stream(1), **settings)
+    restore(resumed, read_checkpoint(tmp_path / "c.pt"))
+    while not resumed.is_over:
+        run_epoch(resumed)
+    assert resumed.epoch == 4
+
+
 # The weight of the labels
 
 
