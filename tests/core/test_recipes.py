@@ -339,10 +339,8 @@ def test_a_student_learns_from_the_teacher_alone():
     assert metrics["train_loss"] == pytest.approx(0.9 * metrics["loss_kd"])
 
 
-@pytest.mark.parametrize(
-    ("method", "expected"), [("graph", {"task": 0.5}), ("logit-std", {"task": 0.5}), ("kd", {})]
-)
-def test_the_weight_of_the_labels_can_be_set(method: str, expected: dict[str, float]):
+@pytest.mark.parametrize("method", ["graph", "logit-std", "kd"])
+def test_the_weight_of_the_labels_can_be_set(method: str):
     training = make_training(random_stream(), method=method, task_weight=0.5)
     assert training.objective.term_weights["task"] == 0.5
     alone = make_training(random_stream(), method="none", task_weight=0.5)
