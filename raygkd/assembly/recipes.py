@@ -34,10 +34,10 @@ def check_recipe(config: Config, task: str) -> None:
     if config.method.task_weight == 0:
         wrong.append("task_weight")
     if wrong:
-        verb = "applies" if len(wrong) == 1 else "apply"
+        verb, them = ("applies", "it") if len(wrong) == 1 else ("apply", "them")
         raise ConfigError(
             f"{', '.join(map(flag, wrong))}: {verb} to classification only, and these images have "
-            "boxes: leave out"
+            f"boxes: leave {them} out"
         )
 
 

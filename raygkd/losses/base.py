@@ -168,8 +168,8 @@ class BaselineLoss(nn.Module, Method, ABC):
         """Return the loss, given the arguments in ``needs``."""
 
 
-class FeatureLoss(BaselineLoss):
-    """A loss of feature maps, summed over levels, as the baselines were published.
+class MapLoss(BaselineLoss):
+    """A loss of feature maps.
 
     Args:
         setup: what it is built for. Its shapes define the available levels; without shapes, they
@@ -194,13 +194,10 @@ class FeatureLoss(BaselineLoss):
             require(levels_problem(self.student_shapes, self.teacher_shapes))
             self._requested_levels = self._levels(self.student_shapes)
 
-    def loss(
-        self,
-        student_features: Mapping[int, Tensor],
-        teacher_features: Mapping[int, Tensor],
-        **others: Any,
-    ) -> Tensor:
-        """Return the sum over the levels.
+    def checked_levels(
+        self, student_features: Mapping[int, Tensor], teacher_features: Mapping[int, Tensor]
+    ) -> tuple[int, ...]:
+        """Return the levels to read of a batch.
 
         Raises:
             ConfigError: a level is missing, or its maps are not (B, C, H, W) of one batch.
@@ -209,19 +206,7 @@ class FeatureLoss(BaselineLoss):
         levels = self._levels(shared)
         for level in levels:
             self._require(maps_problem(level, student_features[level], teacher_features[level]))
-        terms = [
-            self._checked_level_loss(
-                level, student_features[level], teacher_features[level], **others
-            )
-            for level in levels
-        ]
-        return torch.stack(terms).sum()
-
-    @abstractmethod
-    def level_loss(
-        self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Return the loss of one level (scalar), in full precision; the teacher is detached."""
+        return levels
 
     def require_shapes(self, reason: str) -> None:
         """Raise ConfigError with the reason if the setup has no shapes."""
@@ -239,12 +224,6 @@ class FeatureLoss(BaselineLoss):
         """Raise ConfigError with the baseline's name and the problem, if there is one."""
         require(problem and f"{self.name}: {problem}")
 
-    @full_precision
-    def _checked_level_loss(
-        self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor, **others: Any
-    ) -> Tensor:
-        return self.level_loss(level, student_BCHW, without_gradient(teacher_BCHW), **others)
-
     def _levels(self, available: Sequence[int] | Mapping[int, Shape]) -> tuple[int, ...]:
         """Return which of the available levels to read."""
         if isinstance(self._requested_levels, str):
@@ -253,6 +232,36 @@ class FeatureLoss(BaselineLoss):
             return chosen_levels(self._requested_levels, available)
         self._require(missing_levels_problem(self._requested_levels, available))
         return tuple(self._requested_levels)
+
+
+class FeatureLoss(MapLoss):
+    """A loss of feature maps, summed over levels, as most baselines were published."""
+
+    def loss(
+        self,
+        student_features: Mapping[int, Tensor],
+        teacher_features: Mapping[int, Tensor],
+        **others: Any,
+    ) -> Tensor:
+        """Return the sum over the levels; see ``checked_levels`` for errors."""
+        levels = self.checked_levels(student_features, teacher_features)
+        terms = [
+            self._full_level_loss(level, student_features[level], teacher_features[level], **others)
+            for level in levels
+        ]
+        return torch.stack(terms).sum()
+
+    @abstractmethod
+    def level_loss(
+        self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the loss of one level (scalar), in full precision; the teacher is detached."""
+
+    @full_precision
+    def _full_level_loss(
+        self, level: int, student_BCHW: Tensor, teacher_BCHW: Tensor, **others: Any
+    ) -> Tensor:
+        return self.level_loss(level, student_BCHW, without_gradient(teacher_BCHW), **others)
 
 
 class AlignedLoss(FeatureLoss):

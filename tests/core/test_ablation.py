@@ -12,7 +12,7 @@ from raygkd.registry import METHODS
 from raygkd.workflows.ablation import is_baseline, variants
 
 CHANNELS = {1: 16, 2: 32, 3: 64}
-DETECTION = ["none", "graph", "cwd", "pkd", "fgd"]
+DETECTION = ["none", "graph", "mgd", "cwd", "pkd", "fgd"]
 
 
 def names(task: str = "classification", **settings: object) -> list[str]:
@@ -26,7 +26,7 @@ def test_methods_are_the_baselines_ours_and_none():
 
 def test_without_a_choice_all_that_suit_the_images_are_compared():
     assert names("detection") == DETECTION
-    assert names() == [name for name in METHODS.names() if name not in ("fgd", "cwd", "pkd")]
+    assert names() == [name for name in METHODS.names() if name not in DETECTION[2:]]
 
 
 def test_a_choice_is_compared_in_its_order():

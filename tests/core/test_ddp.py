@@ -94,13 +94,14 @@ def scenario_accumulation(rank: int, digits: ImageTable, folder: Path) -> Result
     """Each rank steps on two quarters of a batch; the gradients are exchanged once."""
     exchanged: list[int] = []
 
-    def exchange(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        exchanged.append(bucket.index())
-        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
-
     def parallel(module: nn.Module) -> DistributedDataParallel:
         wrapped = DistributedDataParallel(module)
-        wrapped.register_comm_hook(None, exchange)
+        wrapped.register_comm_hook(
+            None,
+            lambda _, bucket: (
+                exchanged.append(bucket.index()) or default_hooks.allreduce_hook(None, bucket)
+            ),
+        )
         return wrapped
 
     torch.set_default_dtype(torch.float64)

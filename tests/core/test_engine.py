@@ -73,6 +73,9 @@ EXPECTED_WEIGHTS = {
     "pkt": {"task": 1.0, "pkt": 30000.0},
     "vid": {"task": 1.0, "vid": 1.0},
     "ickd": {"task": 1.0, "ickd": 2.5},
+    "crd": {"task": 1.0, "crd": 0.8},
+    "reviewkd": {"task": 1.0, "reviewkd": 1.0},
+    "dense": {"task": 1.0, "dense": 1.0},
     "graph": {"task": 1.0, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
     "graph+kd": {"task": 0.25, "kd": 0.75, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
     "graph+dist": {"task": 1.0, "dist": 1.0, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
@@ -149,7 +152,8 @@ def test_every_method_trains_all_parameters(digits: ImageTable, method: str):
     )
     expected = EXPECTED_WEIGHTS[method]
     epochs = curve(training)
-    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    # from the second, because the weights of some rise in the first
+    assert epochs[-1]["train_loss"] < epochs[1]["train_loss"]
     assert training.objective.term_weights == expected
     for name, parameter in training.objective.named_parameters():
         assert parameter.grad is not None, name
@@ -159,8 +163,8 @@ def test_every_method_trains_all_parameters(digits: ImageTable, method: str):
         terms = {name[5:]: metrics[name] for name in metrics if name.startswith("loss_")}
         assert terms.keys() == expected.keys()
         total = sum(weight * terms[name] for name, weight in expected.items())
-        # after the ramp of dkd's weight, a twelfth of the steps
-        if method != "dkd" or metrics["epoch"] > 1:
+        # after the ramp of their weights, a twelfth of the steps
+        if method not in ("dkd", "reviewkd") or metrics["epoch"] > 1:
             assert metrics["train_loss"] == pytest.approx(total, rel=1e-6)
 
 

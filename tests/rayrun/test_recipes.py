@@ -79,5 +79,5 @@ def test_the_recipe_is_stored_with_the_run(whole: Run, client: MlflowClient):
     assert len(journal(whole.folder)) == EPOCHS
     assert "teacher_cached" not in journal(whole.folder)[0]
     assert "--teacher-cache-mb is not used" in whole.command.err
-    logged = curves(client, whole.result["run_id"])
+    logged = curves(client, whole.result["mlflow"]["run_id"])
     assert logged["val_score"][EPOCHS] == whole.result["val_score"]

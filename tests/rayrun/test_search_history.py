@@ -16,6 +16,7 @@ from raygkd.config import Config, with_settings
 from raygkd.config.search_space import Dimension, in_space
 from raygkd.errors import DataError
 from raygkd.rayrun.search_history import JOURNAL, History, SearchObserver, Trial
+from raygkd.rayrun.trainables import tune_result
 from raygkd.rayrun.tune_search import ListedSettings, scheduler, searcher
 
 TRIALS, EPOCHS = 12, 9
@@ -254,3 +255,18 @@ def test_settings_of_a_list_are_given_in_order(tmp_path: Path) -> None:
     )
     assert [history.begin().params for _ in range(history.left)] == listed
     assert history.left == 0
+
+
+def test_a_trial_whose_patience_is_over_is_finished(tmp_path: Path) -> None:
+    told = Told()
+    history = open_history(tmp_path, told)
+    trial = history.begin()
+    history.report(trial, {"epoch": 1.0, "val_score": 0.5, "diverged": 0.0})
+    assert not trial.is_over
+    last = {"epoch": 2.0, "val_score": 0.5, "diverged": 0.0, "stopped_early": 1.0}
+    history.report(trial, last)
+    assert (trial.status, trial.epoch) == ("finished", 2)
+    assert told.calls[-1] == ("ended", 0)
+    assert tune_result(last, EPOCHS)["done"]
+    assert not tune_result(last | {"stopped_early": 0.0}, EPOCHS)["done"]
+    assert open_history(tmp_path).trials[0].status == "finished"

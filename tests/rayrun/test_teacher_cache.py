@@ -22,6 +22,7 @@ from torch import Tensor
 from raygkd.assembly.models import untrained_file
 from raygkd.config import Config, with_settings
 from raygkd.data.run_images import Images
+from raygkd.data.views import Views
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.image_stream import SharedImages, share
 from raygkd.rayrun.stop_signal import StopFolder
@@ -180,9 +181,10 @@ def test_rows_are_found_in_any_order_and_kept_once(nodes: list[Resources]) -> No
     mixed = torch.randperm(32, generator=torch.Generator().manual_seed(0))[:8]
     assert stored(reader, 5, mixed)
     assert not stored(reader, 5, torch.arange(28, 36))
-    # other epochs, other seeds and batches of another size are others
+    # other epochs, other seeds, other changes and batches of another size are others
     assert not stored(reader, 6, mixed)
     assert not stored(cache.open(seed=1, repeats=False), 5, mixed)
+    assert not stored(cache.open(seed=0, repeats=False, views=Views(erase=0.5)), 5, mixed)
     assert not stored(cache.open(seed=0, repeats=False), 5, torch.arange(4))
 
 
