@@ -176,6 +176,9 @@ def build_of_family(
     check_family_name(family, name)
     model = family.build(family_name(name), num_classes, image_size)
     levels = family.levels(model)
+    if not hasattr(model, "input_size"):
+        # levels are found at this size, where 224 x 224 is refused
+        model.input_size = image_size  # type: ignore[assignment]
     if levels is not None:
         model.family_levels = levels  # type: ignore[assignment]
     return model
