@@ -15,9 +15,10 @@ from raygkd.cli.options import (
     RunCommand,
     only_results_on_stdout,
     read_set_options,
+    recognise_data_set,
 )
 from raygkd.errors import ConfigError
-from raygkd.registry import DATASETS, either
+from raygkd.registry import DATASETS, either, entry_name
 
 
 @click.group(cls=Commands)
@@ -29,8 +30,11 @@ def data() -> None:
 @click.option(
     "--dataset",
     cls=Option,
-    required=True,
-    look_up=lambda: f"data set: {', '.join(DATASETS.names())}",
+    default="auto",
+    look_up=lambda: (
+        f"data set: {', '.join(DATASETS.names())}, or auto, which looks at --data-dir "
+        "[default: auto]"
+    ),
 )
 @click.option("--data-dir", type=str, help="folder of the data set")
 @click.option(
@@ -76,6 +80,7 @@ def data_prepare(
         from raygkd.data.sources import open_source
         from raygkd.report.console import progress, stderr_console
 
+        dataset = recognise_data_set({"dataset": dataset, "data_dir": data_dir})
         if dataset == "parquet":
             raise ConfigError(
                 "--dataset parquet: is already prepared; train on it with --data-dir "
@@ -90,7 +95,7 @@ def data_prepare(
             strict=strict,
             years=tuple(map(str, given.get("years", years))),
             classes=classes,
-            own=owned_by(dataset, given),
+            own=owned_by(entry_name(dataset), given),
         )
         with progress(stderr_console(), "preparing images") as advance:
             summary = prepare(source, output, skip_bad=skip_bad, progress=advance)

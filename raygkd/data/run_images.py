@@ -22,7 +22,7 @@ from raygkd.data.transforms import build_transform, default_augment
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import ConfigError, DataError, near
 from raygkd.metrics.ranking import check_score
-from raygkd.registry import DATASETS
+from raygkd.registry import DATASETS, entry_name
 from raygkd.storage.atomic_files import Place, is_remote, remove_folder, write_text
 
 Progress = Callable[[int, int], None]
@@ -213,7 +213,7 @@ def imbalance(images: Images) -> str | None:
 def shards(data: DataConfig, output: Place, progress: Progress | None = None) -> str:
     """Return the path of a data set's Parquet shards, preparing them in ``output`` if needed."""
     names = [*DATASETS.names(), "parquet"]
-    if data.dataset not in names:
+    if entry_name(data.dataset) not in names:
         raise ConfigError(
             f"--dataset {data.dataset!r}: unknown{near(data.dataset, names)} "
             f"(known: {', '.join(names)})"
@@ -229,9 +229,9 @@ def shards(data: DataConfig, output: Place, progress: Progress | None = None) ->
         strict=data.strict,
         years=tuple(map(str, data.years)),
         classes=data.classes,
-        own=owned_by(data.dataset, data.own),
+        own=owned_by(entry_name(data.dataset), data.own),
     )
-    folder = output / "data" / f"{data.dataset}-{_source_identity(source, data.skip_bad)}"
+    folder = output / "data" / f"{source.name}-{_source_identity(source, data.skip_bad)}"
     # a local folder is created when complete; in an object store, shards appear one by one
     complete = folder / COMPLETE if is_remote(folder) else folder
     if not complete.exists():
@@ -251,7 +251,7 @@ def _source_identity(source: Source, skip_bad: bool) -> str:
         columns = [] if sample.boxes is None else vars(sample.boxes).values()
         objects = [column.tolist() for column in columns]
         facts.append([sample.origin, sample.label, sample.split, *objects, *file_facts])
-    return fingerprint([list(source.class_names), skip_bad, facts])
+    return fingerprint([list(source.class_names), skip_bad, source.version, facts])
 
 
 def _sizes(table: ImageTable, rows: NDArray[np.int64], *, skip_bad: bool) -> NDArray[np.int64]:

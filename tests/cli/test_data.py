@@ -124,3 +124,22 @@ def test_sheet_that_cannot_be_written(
 def test_info_about_nothing(refused: Callable[..., str], tmp_path: Path) -> None:
     error = refused("data", "info", tmp_path / "gone")
     assert f"no file or folder '{tmp_path}/gone': give a .parquet file or a folder" in error
+
+
+def test_folder_is_recognised_and_reported(
+    raygkd: Callable[..., Ran], tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tree(cat=4, dog=4)
+    ran = raygkd("data", "prepare", "--data-dir", root, "--output", tmp_path / "shards")
+    assert ran.code == 0
+    assert ran.err.splitlines()[0] == f"data set: imagefolder (folders cat, dog in {root})"
+    assert ran.out.startswith("8 images of 2 classes")
+
+
+@pytest.mark.parametrize("command", [("data", "prepare", "--output", "shards"), ("tune",)])
+def test_folder_that_is_nothing_known_is_refused(
+    refused: Callable[..., str], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    error = refused(*command, "--data-dir", tmp_path / "empty")
+    assert f"'{tmp_path}/empty' is none of the known data sets" in error
