@@ -18,6 +18,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from raygkd.data import box_columns
+from raygkd.data.decoding import decode
 from raygkd.data.parquet import (
     COLUMNS,
     DETECTION_COLUMNS,
@@ -30,7 +31,6 @@ from raygkd.data.parquet import (
 from raygkd.data.seeds import generator
 from raygkd.data.sources import Sample, Source
 from raygkd.data.splits import SPLITS
-from raygkd.data.transforms import decode
 from raygkd.errors import DataError
 
 COMPRESSED = ("label", "image_id", "split", "origin")
