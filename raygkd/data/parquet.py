@@ -94,6 +94,7 @@ class ImageTable:
         size_bytes: size of the files.
         content_hash: of the image columns.
         boxes: the objects of each row; None for classification.
+        warnings: faults that were found when it was prepared, a line per kind.
     """
 
     path: str
@@ -106,6 +107,7 @@ class ImageTable:
     size_bytes: int
     content_hash: str
     boxes: Boxes | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def task(self) -> Literal["classification", "detection"]:
@@ -212,6 +214,7 @@ def open_table(path: str) -> ImageTable:
             "".join(part.image_hash for part in parts).encode()
         ).hexdigest(),
         boxes=boxes,
+        warnings=parts[0].warnings,
     )
 
 
@@ -245,6 +248,7 @@ class _Part:
     image_hash: str
     total: int | None
     is_shard: bool
+    warnings: tuple[str, ...]
 
 
 def _find_files(
@@ -310,6 +314,7 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
             image_hash=_image_hash(file.metadata),
             total=int(footer[TOTAL_KEY]) if TOTAL_KEY in footer else None,
             is_shard=ours is not None,
+            warnings=tuple(ours.get("warnings", ())) if ours else (),
         )
 
 

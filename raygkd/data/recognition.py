@@ -12,6 +12,14 @@ AUTO = "auto"
 PARQUET = "parquet"
 
 
+def holds_parquet(path: str) -> bool:
+    """Return whether a path is a URL, missing, a Parquet file or a folder of such files."""
+    root = Path(path).expanduser()
+    if is_remote(path) or not root.exists() or root.suffix == ".parquet":
+        return True
+    return root.is_dir() and any(root.glob("*.parquet"))
+
+
 def recognise(data_dir: str | None) -> tuple[str, str]:
     """Return the name of the data set that a folder or file is, and what shows it.
 
@@ -29,7 +37,7 @@ def recognise(data_dir: str | None) -> tuple[str, str]:
     root = Path(data_dir).expanduser()
     if not root.exists():
         raise DataError(f"no file or folder '{root}': set --data-dir to an existing one")
-    if root.suffix == ".parquet" or (root.is_dir() and any(root.glob("*.parquet"))):
+    if holds_parquet(data_dir):
         return PARQUET, ".parquet files"
     found = {
         name: seen

@@ -143,3 +143,24 @@ def test_folder_that_is_nothing_known_is_refused(
     (tmp_path / "empty").mkdir()
     error = refused(*command, "--data-dir", tmp_path / "empty")
     assert f"'{tmp_path}/empty' is none of the known data sets" in error
+
+
+def test_info_about_a_folder_of_images_names_faults_and_writes_nothing(
+    raygkd: Callable[..., Ran], tree: Callable[..., Path], workplace: Path
+) -> None:
+    root = tree(cat=4, dog=1)
+    (root / "dog" / "notes.txt").write_text("")
+    ran = raygkd("data", "info", root, "--json")
+    assert ran.code == 0
+    info = json.loads(ran.out)
+    assert (info["images"], info["dataset"], info["formats"]) == (5, "imagefolder", {"PNG": 5})
+    assert info["classes"] == {
+        "cat": {"train": 4, "val": 0, "test": 0},
+        "dog": {"train": 1, "val": 0, "test": 0},
+    }
+    assert info["warnings"] == [
+        f"skipped 1 file with the suffix .txt, first in {root}/dog/notes.txt",
+        "kept 1 class with a single image, first in imagefolder ('dog')",
+    ]
+    assert "warning" in raygkd("data", "info", root).out
+    assert not (workplace / "sheet.png").exists()
