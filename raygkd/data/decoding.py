@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import io
 import struct
+import zlib
 
 import numpy as np
 import torch
@@ -134,16 +135,36 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _is_plain(encoded: bytes) -> bool:
-    """Return whether a JPEG or PNG has neither too many pixels nor a colour profile to convert."""
+    """Return whether torchvision decodes a JPEG or PNG as ``decode`` should.
+
+    It neither limits the pixels nor converts colour profiles, and a damaged PNG ends the process.
+    """
     if encoded.startswith(_PNG):
-        size = struct.unpack(">II", encoded[16:24]) if len(encoded) >= 24 else (0, 0)
-        has_profile = encoded.find(b"iCCP", 0, max(encoded.find(b"IDAT"), 0)) >= 0
+        if not _is_intact_png(encoded):
+            return False
+        size = struct.unpack(">II", encoded[16:24])
+        has_profile = encoded.find(b"iCCP", 0, encoded.find(b"IDAT")) >= 0
     else:
         size = _jpeg_size(encoded)
         has_profile = encoded.find(b"ICC_PROFILE\0", 0, PROFILE_BYTES) >= 0
     if size[0] * size[1] > MAX_PIXELS:
         return False
     return not has_profile or _has_srgb_profile(encoded)
+
+
+def _is_intact_png(encoded: bytes) -> bool:
+    """Return whether the chunks of a PNG have their lengths and checksums, from header to end."""
+    at, kinds = len(_PNG), []
+    while at + 12 <= len(encoded):
+        end = at + 8 + int.from_bytes(encoded[at : at + 4], "big")
+        kind = encoded[at + 4 : at + 8]
+        if encoded[end : end + 4] != zlib.crc32(encoded[at + 4 : end]).to_bytes(4, "big"):
+            return False
+        kinds.append(kind)
+        if kind == b"IEND":
+            return kinds[0] == b"IHDR" and b"IDAT" in kinds
+        at = end + 4
+    return False
 
 
 def _has_srgb_profile(encoded: bytes) -> bool:
