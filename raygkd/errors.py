@@ -26,6 +26,10 @@ class ImageSizeError(ConfigError):
 class DataError(UserError):
     """Images, labels or files that cannot be used."""
 
+    def __str__(self) -> str:
+        # names in files may have line breaks
+        return " ".join(super().__str__().splitlines())
+
 
 class ResourceError(UserError):
     """The cluster, a port or a folder cannot provide what a run needs."""

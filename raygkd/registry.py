@@ -185,6 +185,11 @@ class Registry(Generic[T]):
         return loaded
 
 
+def entry_name(value: str) -> str:
+    """Return the name of the entry in NAME or NAME:ARGUMENT, as in hf:ORG/NAME."""
+    return value.partition(":")[0]
+
+
 def either(names: Sequence[str]) -> str:
     """Join names as in "a, b or c"."""
     *first, last = names

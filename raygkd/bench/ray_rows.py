@@ -24,9 +24,9 @@ from raygkd.bench import ddp
 from raygkd.bench.rows import Row, Rows
 from raygkd.bench.runs import SameBatch, classes_spec, make_training, random_batch
 from raygkd.config import DataConfig
+from raygkd.data.decoding import decode
 from raygkd.data.run_images import open_images
 from raygkd.data.spec import ImageSpec
-from raygkd.data.transforms import decode
 from raygkd.data.windows import Sampler
 from raygkd.engine import training_step
 from raygkd.rayrun.image_stream import RayStream, share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -15,9 +16,10 @@ from raygkd.cli.options import (
     RunCommand,
     only_results_on_stdout,
     read_set_options,
+    recognise_data_set,
 )
 from raygkd.errors import ConfigError
-from raygkd.registry import DATASETS, either
+from raygkd.registry import DATASETS, either, entry_name
 
 
 @click.group(cls=Commands)
@@ -29,8 +31,11 @@ def data() -> None:
 @click.option(
     "--dataset",
     cls=Option,
-    required=True,
-    look_up=lambda: f"data set: {', '.join(DATASETS.names())}",
+    default="auto",
+    look_up=lambda: (
+        f"data set: {', '.join(DATASETS.names())}, or auto, which looks at --data-dir "
+        "[default: auto]"
+    ),
 )
 @click.option("--data-dir", type=str, help="folder of the data set")
 @click.option(
@@ -76,6 +81,7 @@ def data_prepare(
         from raygkd.data.sources import open_source
         from raygkd.report.console import progress, stderr_console
 
+        dataset = recognise_data_set({"dataset": dataset, "data_dir": data_dir})
         if dataset == "parquet":
             raise ConfigError(
                 "--dataset parquet: is already prepared; train on it with --data-dir "
@@ -90,10 +96,12 @@ def data_prepare(
             strict=strict,
             years=tuple(map(str, given.get("years", years))),
             classes=classes,
-            own=owned_by(dataset, given),
+            own=owned_by(entry_name(dataset), given),
         )
         with progress(stderr_console(), "preparing images") as advance:
-            summary = prepare(source, output, skip_bad=skip_bad, progress=advance)
+            summary = prepare(source, output, skip_bad=skip_bad, strict=strict, progress=advance)
+        for warning in summary["warnings"]:
+            stderr_console().print(f"warning: {warning}", soft_wrap=True)
         if as_json:
             out.write(json.dumps(summary) + "\n")
             return
@@ -113,27 +121,56 @@ def data_prepare(
 @data.command("info")
 @click.argument("path")
 @click.option(
-    "--sheet", default="sheet.png", show_default=True, help="PNG file to write, with sample images"
+    "--dataset",
+    cls=Option,
+    default="auto",
+    look_up=lambda: f"data set: {', '.join(DATASETS.names())}, or auto [default: auto]",
+)
+@click.option(
+    "--sheet",
+    default="sheet.png",
+    show_default=True,
+    help="PNG file to write, with sample images of shards",
 )
 @JSON
-def data_info(path: str, sheet: str, as_json: bool) -> None:
-    """Show counts, classes and image sizes of shards; write a sheet of sample images.
+def data_info(path: str, dataset: str, sheet: str, as_json: bool) -> None:
+    """Show counts, classes, image sizes and faults of images; of shards, write a sheet of samples.
 
-    PATH is a .parquet file or a folder of shards (s3:// and gs:// work).
+    PATH is a .parquet file or a folder of shards (s3:// and gs:// work), or a data set that is not
+    prepared, in any layout.
     """
     with only_results_on_stdout() as out:
-        from raygkd.data.inspect import sample_sheet, table_info
-        from raygkd.data.parquet import open_table
+        from raygkd.data.recognition import PARQUET, holds_parquet
         from raygkd.report.console import console_of
         from raygkd.report.tables import classes_table, info_table
 
-        table = open_table(path)
-        info = table_info(table)
-        sample_sheet(table, sheet)
+        if dataset == "auto" and not holds_parquet(path):
+            dataset = recognise_data_set({"dataset": dataset, "data_dir": path})
+        is_prepared = dataset in ("auto", PARQUET)
+        info = _shards_info(path, sheet) if is_prepared else _folder_info(dataset, path)
         if as_json:
-            out.write(json.dumps({**info, "sheet": sheet}) + "\n")
+            out.write(json.dumps(info) + "\n")
             return
         console = console_of(out)
         console.print(info_table(info))
         console.print(classes_table(info["classes"]))
-        console.print(f"sample sheet: {sheet}", soft_wrap=True)
+        if is_prepared:
+            console.print(f"sample sheet: {sheet}", soft_wrap=True)
+
+
+def _shards_info(path: str, sheet: str) -> dict[str, Any]:
+    """Return facts on shards, and write the sheet."""
+    from raygkd.data.inspect import sample_sheet, table_info
+    from raygkd.data.parquet import open_table
+
+    table = open_table(path)
+    sample_sheet(table, sheet)
+    return {**table_info(table), "sheet": sheet}
+
+
+def _folder_info(dataset: str, path: str) -> dict[str, Any]:
+    """Return facts on a data set that is not prepared."""
+    from raygkd.data.source_info import source_info
+    from raygkd.data.sources import open_source
+
+    return source_info(open_source(dataset, path), path)

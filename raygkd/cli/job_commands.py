@@ -71,7 +71,7 @@ def _check_job(command: str, options: Mapping[str, Any]) -> None:
     known = {*configuration.option_settings(), SET}
     asked = {name: value for name, value in options.items() if name in known}
     if options.get("resume") is None:
-        config, _ = resolve(command, options["config_file"], asked, None)
+        config, _ = resolve(command, options["config_file"], asked, None, has_data=False)
         places = {"--output": config.output.output, "--data-dir": config.data.data_dir}
     else:
         places = {"--resume": options["resume"]}

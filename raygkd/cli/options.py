@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from raygkd import config as configuration
-from raygkd.config import Config
+from raygkd.config import Config, DataConfig
 from raygkd.errors import ConfigError, near
 from raygkd.storage.atomic_files import Place
 from raygkd.workflows.resume import named_run_folder, own_config, run_folder
@@ -253,13 +253,19 @@ JSON = click.option("--json", "as_json", is_flag=True, help="print the result as
 
 
 def resolve(
-    command: str, config_file: str | None, options: Mapping[str, Any], resume: str | None
+    command: str,
+    config_file: str | None,
+    options: Mapping[str, Any],
+    resume: str | None,
+    *,
+    has_data: bool = True,
 ) -> tuple[Config, Place | None]:
     """Return the configuration of a command, and the folder of the run it resumes.
 
     ``--config`` overrides the defaults, and options override ``--config``. A run is resumed with
     its own configuration, with ``--resume`` or if a run of this ``--name`` exists; settings given
-    in addition must equal those of the run.
+    in addition must equal those of the run. ``has_data`` is False where the folder of the data set
+    is that of another machine.
 
     Raises:
         ConfigError: unreadable files, unknown keys, invalid values.
@@ -270,6 +276,9 @@ def resolve(
     named = read_set_options(command, options.get(SET, ()), plain)
     for section, name, value in [*((known[n][0], n, v) for n, v in plain.items()), *named]:
         tree.setdefault(section, {})[name] = value
+    data = tree.get("data", {})
+    if has_data and "data_dir" in data:
+        tree["data"] = {**data, "dataset": recognise_data_set(data)}
     if resume is not None:
         folder = run_folder(resume, command)
     else:
@@ -280,6 +289,21 @@ def resolve(
         folder = begun
     asked = {name: value for leaves in tree.values() for name, value in leaves.items()}
     return own_config(folder, asked), folder
+
+
+def recognise_data_set(settings: Mapping[str, Any]) -> str:
+    """Return the data set: the one chosen or, if it is auto or only a folder is given, the
+    folder's, which is reported on standard error.
+    """
+    folder = settings.get("data_dir")
+    dataset = settings.get("dataset", "auto" if folder else DataConfig.dataset)
+    if dataset != "auto":
+        return dataset
+    from raygkd.data.recognition import recognise
+
+    found, seen = recognise(folder)
+    click.echo(f"data set: {found} ({seen} in {folder})", err=True)
+    return found
 
 
 def read_set_options(

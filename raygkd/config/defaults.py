@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from raygkd.registry import DATASETS, FAMILIES, entry_points
+from raygkd.registry import DATASETS, FAMILIES, entry_name, entry_points
 
 # of raygkd.models.detectors, which needs torch
 DETECTOR_NAME = re.compile(r"[a-z]+_.+_fpn\d*")
@@ -28,9 +28,9 @@ _DETECTOR = {
 
 def dataset_defaults(dataset: str) -> Mapping[str, Any]:
     """Return the defaults on a data set that differ from those of the settings."""
-    if dataset not in DATASETS.names():
+    if entry_name(dataset) not in DATASETS.names():
         return {}
-    cls = DATASETS.get(dataset)
+    cls = DATASETS.get(entry_name(dataset))
     return {**(_DETECTOR if cls.task == "detection" else {}), **cls.recipe}
 
 

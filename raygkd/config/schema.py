@@ -36,7 +36,10 @@ class DataConfig:
 
     dataset: str = option(
         "digits",
-        lambda: f"data set: {', '.join(DATASETS.names())}, or parquet",
+        lambda: (
+            f"data set: {', '.join(DATASETS.names())}, parquet, or auto, which looks at --data-dir "
+            "and is the default with that"
+        ),
     )
     data_dir: str | None = option(None, "folder of the data set; s3:// and gs:// paths work")
     download: bool = option(

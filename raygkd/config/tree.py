@@ -30,6 +30,7 @@ from raygkd.config.schema import (
 from raygkd.config.validation import check_together, check_value
 from raygkd.config.values import coerce, plain
 from raygkd.errors import ConfigError, near
+from raygkd.registry import entry_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def own_values(config: Config) -> dict[str, Any]:
 
 def given_of_entries(config: Config) -> dict[str, Any]:
     """Return the explicitly set METHOD.SETTING and DATASET.OPTION of the chosen entries."""
-    chosen = (config.method.method, config.data.dataset)
+    chosen = (config.method.method, entry_name(config.data.dataset))
     return {
         name: value
         for name, value in own_values(config).items()

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raygkd.data.boxes import Boxes, ImageBoxes
+    from raygkd.data.decoding import decode
     from raygkd.data.inspect import sample_sheet, table_info
     from raygkd.data.loader import PlainStream, rebatch
     from raygkd.data.normalisation import channel_statistics
     from raygkd.data.plan import cut_windows, epoch_windows, evaluation_rows, steps_per_epoch
     from raygkd.data.sources import Sample, Source, open_source
     from raygkd.data.splits import SPLITS, Splits, split_rows
-    from raygkd.data.transforms import KINDS, Transform, build_transform, decode, default_augment
+    from raygkd.data.transforms import KINDS, Transform, build_transform, default_augment
     from raygkd.data.windows import Window, decode_rows, load_window, transform_window
 
 __all__ = [
@@ -53,13 +54,14 @@ __all__ = [
 # module -> the names that it has
 _MODULES = {
     "boxes": ("Boxes", "ImageBoxes"),
+    "decoding": ("decode",),
     "inspect": ("sample_sheet", "table_info"),
     "loader": ("PlainStream", "rebatch"),
     "normalisation": ("channel_statistics",),
     "plan": ("cut_windows", "epoch_windows", "evaluation_rows", "steps_per_epoch"),
     "sources": ("Sample", "Source", "open_source"),
     "splits": ("SPLITS", "Splits", "split_rows"),
-    "transforms": ("KINDS", "Transform", "build_transform", "decode", "default_augment"),
+    "transforms": ("KINDS", "Transform", "build_transform", "default_augment"),
     "windows": ("Window", "decode_rows", "load_window", "transform_window"),
 }
 

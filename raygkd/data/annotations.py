@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class Annotation:
     Attributes:
         place: the annotation's file and, if it has many images, the image; for messages.
         image_id: the image's name or number in its data set.
-        image: the image's file.
+        image: the image's file, or its contents.
         size: annotated width and height in pixels; None if missing.
         marks: position of each box in the annotation's file ("object 1"), for messages.
         names: class name of each box.
@@ -56,7 +56,7 @@ class Annotation:
 
     place: str
     image_id: str
-    image: Path
+    image: Path | BinaryIO
     size: Size | None
     marks: list[str]
     names: list[str]
@@ -84,7 +84,7 @@ def detection_source(
     _report_unit(annotated, faults)
     samples: dict[Path, Sample] = {}
     for split, annotation in annotated:
-        path = annotation.image
+        path = Path(str(annotation.image))
         if path in samples:
             faults.add(Fault.REPEATED, annotation.place, str(path))
         elif not os.path.isfile(path):
@@ -221,7 +221,7 @@ def _extents(xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         return xyxy[:, 2:] - xyxy[:, :2]
 
 
-def image_header(path: Path) -> tuple[Size, Any] | None:
+def image_header(path: Path | BinaryIO) -> tuple[Size, Any] | None:
     """Return the stored width and height and the EXIF orientation; None for an unreadable file."""
     try:
         with Image.open(path) as image:

@@ -56,7 +56,8 @@ class Coco(DataSet):
         """Return the name of an instances file."""
         files = [root] if root.suffix == ".json" else _json_files(root)
         files = files or [path for paths in _split_files(root).values() for path in paths]
-        return next((str(path.relative_to(root.parent)) for path in files if _is_coco(path)), None)
+        folder = root if root.is_dir() else root.parent
+        return next((str(path.relative_to(folder)) for path in files if _is_coco(path)), None)
 
     def open(self, options: SourceOptions) -> Source:
         """Return the images with their boxes."""

@@ -50,14 +50,15 @@ def table_info(table: ImageTable, *, sample: int = 256) -> dict[str, Any]:
         "path", "dataset", "images", "files", "bytes", "splits" (name -> images), "classes" (class
         name -> split -> images), "sampled" (number of sampled images), "width" and "height" (each
         "min", "median", "max" in pixels, or empty), "uniform_size" (whether all sampled images have
-        the same size), "formats" (name -> images), "bad" (sampled images with unreadable headers).
+        the same size), "formats" (name -> images), "bad" (sampled images with unreadable headers),
+        "warnings" (a line per kind of fault found when it was prepared).
 
         For detection, "classes" is class name -> "images", "boxes", "difficult", "crowd"; "task"
         ("detection"), "boxes", "difficult", "crowd" (over all classes) and "boxes_per_image"
         ("min", "median", "max") are added.
     """
     rows = shuffled(np.arange(len(table)), table.units.first, seed=0)[:sample]
-    sizes, formats, bad = _headers(table.read(rows))
+    sizes, formats, bad = headers(table.read(rows))
     info = {
         "path": table.path,
         "dataset": table.dataset,
@@ -67,13 +68,14 @@ def table_info(table: ImageTable, *, sample: int = 256) -> dict[str, Any]:
         "splits": {split: len(table.rows(split)) for split in SPLITS},
         "classes": _class_counts(table),
         "sampled": len(rows),
-        "width": _spread([width for width, _ in sizes]),
-        "height": _spread([height for _, height in sizes]),
+        "width": spread([width for width, _ in sizes]),
+        "height": spread([height for _, height in sizes]),
         "uniform_size": len(set(sizes)) == 1,
         "formats": dict(formats.most_common()),
         "bad": bad,
+        "warnings": list(table.warnings),
     }
-    return info if table.boxes is None else info | _box_facts(table.class_names, table.boxes)
+    return info if table.boxes is None else info | box_facts(table.class_names, table.boxes)
 
 
 def sample_sheet(
@@ -106,7 +108,7 @@ def sample_sheet(
         raise DataError(f"cannot write '{path_png}': {error.strerror}") from error
 
 
-def _headers(images: list[bytes]) -> tuple[list[tuple[int, int]], Counter[str], int]:
+def headers(images: list[bytes]) -> tuple[list[tuple[int, int]], Counter[str], int]:
     """Return sizes, formats, and the number of unreadable headers."""
     sizes, formats, bad = [], Counter[str](), 0
     for encoded in images:
@@ -119,7 +121,8 @@ def _headers(images: list[bytes]) -> tuple[list[tuple[int, int]], Counter[str], 
     return sizes, formats, bad
 
 
-def _spread(values: list[int]) -> dict[str, float]:
+def spread(values: list[int]) -> dict[str, float]:
+    """Return "min", "median" and "max" of values; nothing of none."""
     if not values:
         return {}
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
@@ -134,7 +137,8 @@ def _class_counts(table: ImageTable) -> dict[str, dict[str, int]]:
     }
 
 
-def _box_facts(class_names: tuple[str, ...], boxes: Boxes) -> dict[str, Any]:
+def box_facts(class_names: tuple[str, ...], boxes: Boxes) -> dict[str, Any]:
+    """Return what ``table_info`` adds for detection."""
     every, counts = boxes.every, np.diff(boxes.first)
     image = np.repeat(np.arange(len(boxes)), counts)
     with_class = np.unique(np.stack([image, every.label]), axis=1)[1]
@@ -157,7 +161,7 @@ def _box_facts(class_names: tuple[str, ...], boxes: Boxes) -> dict[str, Any]:
         "boxes": len(every),
         "difficult": int(every.difficult.sum()),
         "crowd": int(every.crowd.sum()),
-        "boxes_per_image": _spread(counts.tolist()),
+        "boxes_per_image": spread(counts.tolist()),
     }
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from raygkd.data import box_columns
 from raygkd.data.boxes import Boxes
+from raygkd.data.label_values import SUPPORTED
 from raygkd.data.plan import Rows
 from raygkd.data.splits import SPLIT_NAMES, SPLITS, TRAIN
 from raygkd.errors import DataError
@@ -94,6 +95,7 @@ class ImageTable:
         size_bytes: size of the files.
         content_hash: of the image columns.
         boxes: the objects of each row; None for classification.
+        warnings: faults that were found when it was prepared, a line per kind.
     """
 
     path: str
@@ -106,6 +108,7 @@ class ImageTable:
     size_bytes: int
     content_hash: str
     boxes: Boxes | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def task(self) -> Literal["classification", "detection"]:
@@ -212,6 +215,7 @@ def open_table(path: str) -> ImageTable:
             "".join(part.image_hash for part in parts).encode()
         ).hexdigest(),
         boxes=boxes,
+        warnings=parts[0].warnings,
     )
 
 
@@ -245,6 +249,7 @@ class _Part:
     image_hash: str
     total: int | None
     is_shard: bool
+    warnings: tuple[str, ...]
 
 
 def _find_files(
@@ -292,7 +297,7 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
         table = file.read(columns=[name for name in wanted if name in schema.names])
         footer = file.metadata.metadata or {}
         ours = _own_metadata(footer, path)
-        class_names = ours["classes"] if ours else _foreign_class_names(footer)
+        class_names = ours["classes"] if ours else _foreign_class_names(footer, path)
         return _Part(
             path=path,
             dataset=ours["dataset"] if ours else "",
@@ -308,8 +313,9 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
                 file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)
             ],
             image_hash=_image_hash(file.metadata),
-            total=int(footer[TOTAL_KEY]) if TOTAL_KEY in footer else None,
+            total=_total(footer, path),
             is_shard=ours is not None,
+            warnings=tuple(ours.get("warnings", ())) if ours else (),
         )
 
 
@@ -332,15 +338,34 @@ def _check_columns(schema: pa.Schema, path: str, *, is_detection: bool) -> None:
         and is_labelled
         and (pa.types.is_string(split) or pa.types.is_large_string(split))
     ):
+        _refuse_other_labels(types.get("label"), path)
         found = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none"
         expected = EXPECTED_DETECTION_COLUMNS if is_detection else EXPECTED_COLUMNS
         raise DataError(f"'{path}' has the columns {found}; expected {expected}")
 
 
+def _refuse_other_labels(kind: pa.DataType | None, path: str) -> None:
+    """Raise DataError for labels that are lists or measurements."""
+    if kind is None:
+        return
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        raise DataError(f"'{path}': column label has lists (multi-label data); {SUPPORTED}")
+    if pa.types.is_floating(kind):
+        raise DataError(f"'{path}': column label has {kind} (regression data); {SUPPORTED}")
+
+
 def _own_metadata(footer: dict[bytes, bytes], path: str) -> dict | None:
     if METADATA_KEY not in footer:
         return None
-    facts = json.loads(footer[METADATA_KEY])
+    try:
+        facts = json.loads(footer[METADATA_KEY])
+        known = {"version": int, "dataset": str, "classes": list}
+        is_whole = all(isinstance(facts[key], kind) for key, kind in known.items())
+        is_whole = is_whole and all(isinstance(name, str) for name in facts["classes"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise DataError(f"'{path}' has damaged metadata: prepare the data again")
     if facts["version"] != FORMAT_VERSION:
         raise DataError(
             f"'{path}' has format version {facts['version']}, but this version of raygkd reads "
@@ -349,10 +374,22 @@ def _own_metadata(footer: dict[bytes, bytes], path: str) -> dict | None:
     return facts
 
 
-def _foreign_class_names(footer: dict[bytes, bytes]) -> list[str] | None:
+def _foreign_class_names(footer: dict[bytes, bytes], path: str) -> list[str] | None:
     if FOREIGN_CLASSES_KEY not in footer:
         return None
-    return [name.strip() for name in footer[FOREIGN_CLASSES_KEY].decode().split(",")]
+    try:
+        text = footer[FOREIGN_CLASSES_KEY].decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}': the metadata 'classes' is not UTF-8: {error}") from error
+    return [name.strip() for name in text.split(",")]
+
+
+def _total(footer: dict[bytes, bytes], path: str) -> int | None:
+    """Return the number of images in all shards that a footer states; None without one."""
+    text = footer.get(TOTAL_KEY)
+    if text is not None and not text.isdigit():
+        raise DataError(f"'{path}' has damaged metadata: prepare the data again")
+    return None if text is None else int(text)
 
 
 def _labels(column: pa.ChunkedArray, class_names: list[str] | None, path: str) -> Rows:

@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import fcntl
 import itertools
-import json
-import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.fs
-import pyarrow.parquet as pq
 
-from raygkd.data import box_columns
-from raygkd.data.parquet import (
-    COLUMNS,
-    DETECTION_COLUMNS,
-    DIGEST_KEY,
-    FORMAT_VERSION,
-    METADATA_KEY,
-    TOTAL_KEY,
-    resolve,
-)
+from raygkd.data.audit import audit
+from raygkd.data.decoding import decode
+from raygkd.data.parquet import resolve
 from raygkd.data.seeds import generator
+from raygkd.data.shard_writer import ShardWriter
 from raygkd.data.sources import Sample, Source
 from raygkd.data.splits import SPLITS
-from raygkd.data.transforms import decode
 from raygkd.errors import DataError
 
-COMPRESSED = ("label", "image_id", "split", "origin")
-ROW_GROUP_ROWS = 256
-ROW_GROUP_BYTES = 32 << 20
 SHARD_BYTES = 128 << 20
 
 CHECKED_AT_ONCE = 64
-BAD_EXAMPLES = 5
 ORDER_SEED = 0
+# file in a folder that is being written, locked by the process that writes
+LOCK = ".lock"
 
 Progress = Callable[[int, int], None]
-
-_log = logging.getLogger("raygkd.data")
 
 
 def prepare(
@@ -52,64 +37,92 @@ def prepare(
     destination: str,
     *,
     skip_bad: bool = False,
+    strict: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write a data set as shards, its rows shuffled within each split by a fixed seed.
 
     Every image is decoded once to check it. A local destination is created only when it is
-    complete. An object store cannot rename a folder: an interrupted write leaves shards without the
-    last one, which ``open_table`` rejects. Faulty annotations that the source drops are logged as
-    warnings.
+    complete: shards are written to DESTINATION.incomplete, and if the process is killed, the next
+    call continues after the last complete shard. An object store cannot rename a folder: an
+    interrupted write leaves shards without the last one, which ``open_table`` rejects.
 
     Args:
         source: the data set.
         destination: a folder that does not exist or is empty: a path, ``s3://`` or ``gs://``.
         skip_bad: skip unreadable images instead of stopping.
+        strict: stop at doubtful classes and images (``audit``).
         shard_bytes: size of its images at which a shard is closed.
         progress: called with the number of processed images and the total.
 
     Returns:
         "path", "dataset", "classes" (their number), "images" (written), "splits" (name -> images),
         "bad" (images skipped), "bad_examples" (the first few, with reasons), "shards", "bytes"
-        (of the encoded images); for detection also "boxes" (written) and "warnings" (the source's).
+        (of the encoded images), "warnings" (the source's and those of ``audit``); for detection
+        also "boxes" (written).
 
     Raises:
         DataError: an image is unreadable and ``skip_bad`` is off (names its path), all images are
-            unreadable, or the destination is not empty or cannot be written.
+            unreadable, or the destination is not empty, cannot be written or is being written.
     """
-    for warning in source.warnings:
-        _log.warning(warning)
+    if not source.samples:
+        raise DataError(f"{source.name} has no images")
+    source = replace(source, warnings=(*source.warnings, *audit(source, strict=strict)))
     filesystem, target = resolve(destination)
     with _writing(destination):
         _refuse_existing(filesystem, target, destination)
     is_local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
-    folder = f"{target}.incomplete-{os.getpid()}" if is_local else target
-    try:
+    folder = f"{target}.incomplete" if is_local else target
+    writer = ShardWriter(filesystem, folder, source, shard_bytes, [skip_bad])
+    with contextlib.ExitStack() as stack:
         with _writing(destination):
             filesystem.create_dir(folder, recursive=True)
-            with _ShardWriter(filesystem, folder, source, shard_bytes) as writer:
-                counts, bad = _write_images(source, writer, skip_bad=skip_bad, progress=progress)
             if is_local:
+                stack.enter_context(_locked(folder, destination))
+                writer.resume()
+        try:
+            with _writing(destination), writer:
+                _write_images(source, writer, skip_bad=skip_bad, progress=progress)
+            if is_local:
+                os.unlink(os.path.join(folder, LOCK))
                 os.replace(folder, target)
-    except BaseException:
-        if filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory:
-            filesystem.delete_dir(folder)
-        raise
+        except BaseException as error:
+            # what was written before an interrupt is used by the next call
+            if not is_local or isinstance(error, Exception):
+                filesystem.delete_dir(folder)
+            raise
+    return _summary(source, destination, writer)
+
+
+def _summary(source: Source, destination: str, writer: ShardWriter) -> dict[str, Any]:
+    done = writer.done
     summary = {
         "path": destination,
         "dataset": source.name,
         "classes": len(source.class_names),
-        "images": counts.total(),
-        "splits": {split: counts[split] for split in SPLITS},
-        "bad": len(bad),
-        "bad_examples": bad[:BAD_EXAMPLES],
+        "images": sum(done.splits.values()),
+        "splits": {split: done.splits.get(split, 0) for split in SPLITS},
+        "bad": done.bad,
+        "bad_examples": done.bad_examples,
         "shards": writer.shards,
-        "bytes": writer.bytes,
+        "bytes": done.bytes,
+        "warnings": list(source.warnings),
     }
-    if source.task == "detection":
-        summary |= {"boxes": writer.boxes, "warnings": list(source.warnings)}
-    return summary
+    return summary | {"boxes": done.boxes} if source.task == "detection" else summary
+
+
+@contextlib.contextmanager
+def _locked(folder: str, destination: str) -> Iterator[None]:
+    """Hold the lock of a folder that is being written; a killed process loses it."""
+    with open(os.path.join(folder, LOCK), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another process is writing '{destination}': wait until it has finished"
+            ) from error
+        yield
 
 
 @contextlib.contextmanager
@@ -135,27 +148,26 @@ def _refuse_existing(filesystem: pyarrow.fs.FileSystem, target: str, destination
 
 
 def _write_images(
-    source: Source, writer: _ShardWriter, *, skip_bad: bool, progress: Progress | None
-) -> tuple[Counter[str], list[str]]:
-    """Write all readable images; return the count of each split, and the unreadable images."""
-    if not source.samples:
-        raise DataError(f"{source.name} has no images")
-    counts: Counter[str] = Counter()
-    bad: list[str] = []
-    for done, (sample, image, problem) in enumerate(_checked(_ordered(source.samples)), start=1):
-        if not problem:
-            writer.add(sample, image)
-            counts[sample.split] += 1
-        elif skip_bad:
-            bad.append(problem)
-        else:
+    source: Source, writer: ShardWriter, *, skip_bad: bool, progress: Progress | None
+) -> None:
+    """Write all readable images after those that are written already."""
+    first = writer.done.samples
+    remaining = itertools.islice(_ordered(source.samples), first, None)
+    example = ""
+    for done, (sample, image, problem) in enumerate(_checked(remaining), start=first + 1):
+        if problem and not skip_bad:
             raise DataError(f"{problem}; remove it or pass --skip-bad")
+        if problem:
+            example = example or problem
+            writer.skip(problem)
+        else:
+            writer.add(sample, image)
         if progress is not None:
             progress(done, len(source.samples))
-    if not counts:
-        raise DataError(f"all {len(bad)} images of {source.name} are unreadable, such as {bad[0]}")
+    if not writer.has_images:
+        number = len(source.samples)
+        raise DataError(f"all {number} images of {source.name} are unreadable, such as {example}")
     writer.finish()
-    return counts, bad
 
 
 def _ordered(samples: Sequence[Sample]) -> Iterator[Sample]:
@@ -182,102 +194,3 @@ def _check(sample: Sample) -> tuple[Sample, bytes, str]:
     except ValueError as error:
         return sample, b"", f"{sample.origin}: {error}"
     return sample, image, ""
-
-
-class _ShardWriter:
-    """Collects images into row groups and row groups into shards, in bounded memory.
-
-    A row group ends at ``ROW_GROUP_ROWS`` rows, ``ROW_GROUP_BYTES`` bytes or a new split.
-    """
-
-    def __init__(
-        self, filesystem: pyarrow.fs.FileSystem, folder: str, source: Source, shard_bytes: int
-    ):
-        self.shards = 0
-        self.bytes = 0
-        self.boxes = 0
-        self._filesystem = filesystem
-        self._folder = folder
-        self._shard_bytes = shard_bytes
-        columns = DETECTION_COLUMNS if source.task == "detection" else COLUMNS
-        self._schema = columns.with_metadata({METADATA_KEY: _metadata(source)})
-        self._shard: Any = None  # pq.ParquetWriter of the shard that is open
-        self._digest = hashlib.sha256()
-        self._bytes_in_shard = 0
-        self._images = 0
-        self._group: list[dict[str, Any]] = []
-        self._bytes_in_group = 0
-
-    def __enter__(self) -> _ShardWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        # an open upload would finish after the folder is removed
-        if self._shard is not None:
-            self._close_shard({})
-
-    def add(self, sample: Sample, image: bytes) -> None:
-        """Add one image."""
-        if self._group and (
-            len(self._group) == ROW_GROUP_ROWS
-            or self._bytes_in_group + len(image) > ROW_GROUP_BYTES
-            or self._group[-1]["split"] != sample.split
-        ):
-            self._write_group()
-        row: dict[str, Any] = {"image": image, "split": sample.split, "origin": sample.origin}
-        if sample.boxes is None:
-            row["label"] = sample.label
-        else:
-            row |= {"image_id": sample.image_id, **box_columns.to_columns(sample.boxes)}
-            self.boxes += len(sample.boxes)
-        self._group.append(row)
-        self._bytes_in_group += len(image)
-
-    def finish(self) -> None:
-        """Write the remaining images and close the last shard, which states their number."""
-        self._write_group()
-        self._close_shard({TOTAL_KEY: str(self._images)})
-
-    def _write_group(self) -> None:
-        if self._shard is not None and self._bytes_in_shard >= self._shard_bytes:
-            self._close_shard({})
-        if self._shard is None:
-            self._shard = self._open_shard()
-        self._shard.write_table(pa.Table.from_pylist(self._group, self._schema))
-        for row in self._group:
-            self._digest.update(row["image"])
-        self._images += len(self._group)
-        self.bytes += self._bytes_in_group
-        self._bytes_in_shard += self._bytes_in_group
-        self._group, self._bytes_in_group = [], 0
-
-    def _open_shard(self) -> pq.ParquetWriter:
-        path = f"{self._folder}/part-{self.shards:05d}.parquet"
-        self.shards += 1
-        self._digest = hashlib.sha256()
-        self._bytes_in_shard = 0
-        # images are already compressed, and their statistics would contain whole images
-        return pq.ParquetWriter(
-            path,
-            self._schema,
-            filesystem=self._filesystem,
-            compression={"image": "NONE"} | dict.fromkeys(COMPRESSED, "ZSTD"),
-            use_dictionary=["split"],
-            write_statistics=["label", "split"],
-        )
-
-    def _close_shard(self, footer: dict[bytes, str]) -> None:
-        shard, self._shard = self._shard, None
-        shard.add_key_value_metadata({DIGEST_KEY: self._digest.hexdigest(), **footer})
-        shard.close()
-
-
-def _metadata(source: Source) -> bytes:
-    facts = {
-        "version": FORMAT_VERSION,
-        "dataset": source.name,
-        "classes": list(source.class_names),
-    }
-    if source.task == "detection":
-        facts["task"] = "detection"
-    return json.dumps(facts).encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ from raygkd.data.normalisation import channel_statistics
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.plan import shuffled
 from raygkd.data.prepare import prepare
-from raygkd.data.sources import Source, check_dataset, dataset_class, open_source
+from raygkd.data.shard_writer import source_identity
+from raygkd.data.sources import check_dataset, dataset_class, open_source
 from raygkd.data.spec import ImageSpec
 from raygkd.data.splits import split_rows
 from raygkd.data.transforms import build_transform, default_augment
@@ -23,9 +24,12 @@ from raygkd.data.views import UNCHANGED, Views
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import DataError
 from raygkd.metrics.ranking import check_score
+from raygkd.registry import entry_name
 from raygkd.storage.atomic_files import Place, is_remote, remove_folder, write_text
 
 Progress = Callable[[int, int], None]
+
+_log = logging.getLogger("raygkd.data")
 
 # number of images from which sizes and pixel statistics are estimated
 SIZE_SAMPLE = 256
@@ -110,6 +114,7 @@ def open_images(
         ConfigError: the data set is unknown, or fractions or limits are out of range.
     """
     table = open_table(shards(data, output, progress))
+    _report_warnings(table, strict=data.strict)
     splits = split_rows(
         table.labels,
         table.splits,
@@ -158,6 +163,14 @@ def open_images(
             [table.fingerprint(), view, *(rows[split].tolist() for split in sorted(rows))]
         ),
     )
+
+
+def _report_warnings(table: ImageTable, *, strict: bool) -> None:
+    """Log the faults that were found when a table was prepared, or raise DataError."""
+    for warning in table.warnings:
+        if strict:
+            raise DataError(f"'{table.path}': {warning}; correct it, or omit --strict")
+        _log.warning(warning)
 
 
 def task_of(dataset: str) -> str | None:
@@ -237,29 +250,17 @@ def shards(data: DataConfig, output: Place, progress: Progress | None = None) ->
         strict=data.strict,
         years=tuple(map(str, data.years)),
         classes=data.classes,
-        own=owned_by(data.dataset, data.own),
+        own=owned_by(entry_name(data.dataset), data.own),
     )
-    folder = output / "data" / f"{data.dataset}-{_source_identity(source, data.skip_bad)}"
+    folder = output / "data" / f"{source.name}-{source_identity(source, [data.skip_bad])}"
     # a local folder is created when complete; in an object store, shards appear one by one
     complete = folder / COMPLETE if is_remote(folder) else folder
     if not complete.exists():
         remove_folder(folder)
-        prepare(source, str(folder), skip_bad=data.skip_bad, progress=progress)
+        prepare(source, str(folder), skip_bad=data.skip_bad, strict=data.strict, progress=progress)
         if is_remote(folder):
             write_text(complete, "")
     return str(folder)
-
-
-def _source_identity(source: Source, skip_bad: bool) -> str:
-    """Return a hash that changes when a file is added, removed or rewritten."""
-    facts = []
-    for sample in source.samples:
-        stat = os.stat(sample.origin) if os.path.exists(sample.origin) else None
-        file_facts = [stat.st_size, stat.st_mtime_ns] if stat else []
-        columns = [] if sample.boxes is None else vars(sample.boxes).values()
-        objects = [column.tolist() for column in columns]
-        facts.append([sample.origin, sample.label, sample.split, *objects, *file_facts])
-    return fingerprint([list(source.class_names), skip_bad, facts])
 
 
 def _sizes(table: ImageTable, rows: NDArray[np.int64], *, skip_bad: bool) -> NDArray[np.int64]:

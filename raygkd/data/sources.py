@@ -24,7 +24,7 @@ from raygkd.data.boxes import ImageBoxes
 from raygkd.data.seeds import generator
 from raygkd.data.splits import choose
 from raygkd.errors import ConfigError, DataError, near
-from raygkd.registry import DATASETS, own_settings
+from raygkd.registry import DATASETS, entry_name, own_settings
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SEED = 0
@@ -61,12 +61,14 @@ class Source:
         class_names: name of each class.
         samples: its images in any order; either all or none have boxes.
         warnings: faults that were dropped from its annotations, a line per kind.
+        version: changes with the contents of images that are not files of their own.
     """
 
     name: str
     class_names: tuple[str, ...]
     samples: Sequence[Sample]
     warnings: tuple[str, ...] = ()
+    version: str = ""
 
     @property
     def task(self) -> Literal["classification", "detection"]:
@@ -85,6 +87,7 @@ class SourceOptions:
     years: tuple[str, ...]
     classes: Sequence[str] | None
     own: Mapping[str, Any] = field(default_factory=dict)
+    argument: str = ""
 
 
 class DataSet(ABC):
@@ -124,6 +127,7 @@ class DataSet(ABC):
 
 def dataset_class(name: str) -> type[DataSet]:
     """Return a data set's class; the base class if the name is not registered."""
+    name = entry_name(name)
     return DATASETS.get(name) if name in DATASETS.names() else DataSet
 
 
@@ -138,7 +142,7 @@ def check_dataset(name: str, data_dir: str | None) -> None:
         ConfigError: it is unknown, or the place is missing.
     """
     names = [*DATASETS.names(), "parquet"]
-    if name not in names:
+    if entry_name(name) not in names:
         raise ConfigError(
             f"--dataset {name!r}: unknown{near(name, names)} (known: {', '.join(names)})"
         )
@@ -159,8 +163,7 @@ def open_source(
     """Open a data set; its images are read later, one by one.
 
     Args:
-        name: one of ``DATASETS``: digits, cifar10, cifar100, imagefolder, and with boxes voc, coco,
-            digits-voc.
+        name: one of ``DATASETS``, such as imagefolder or coco, or NAME:ARGUMENT, as in hf:ORG/NAME.
         data_dir: folder of the files; digits and digits-voc need none.
         download: download missing files of cifar10, cifar100 or voc into ``data_dir``.
         strict: stop at faulty box annotations instead of dropping them.
@@ -172,7 +175,7 @@ def open_source(
         ConfigError: the name, a year or a class is unknown, or ``data_dir`` is required.
         DataError: files are missing in the folder, or an annotation is faulty in strict mode.
     """
-    opened: type[DataSet] = DATASETS.get(name)
+    opened: type[DataSet] = DATASETS.get(entry_name(name))
     settings: Any = own_settings(opened)
     options = SourceOptions(
         data_dir=Path(data_dir).expanduser() if data_dir else None,
@@ -181,6 +184,7 @@ def open_source(
         years=years,
         classes=classes,
         own=vars(settings(**(own or {}))) if settings else {},
+        argument=name.partition(":")[2],
     )
     source = opened().open(options)
     return source if classes is None else _of_classes(source, classes)
@@ -286,6 +290,11 @@ class Cifar10(DataSet):
     task = "classification"
     can_fetch = True
 
+    @classmethod
+    def recognise(cls, root: Path) -> str | None:
+        """Return the folder that the package has."""
+        return "cifar-10-batches-py" if (root / "cifar-10-batches-py").is_dir() else None
+
     def open(self, options: SourceOptions) -> Source:
         """Return the photographs."""
         from torchvision.datasets import CIFAR10
@@ -299,6 +308,11 @@ class Cifar100(DataSet):
 
     task = "classification"
     can_fetch = True
+
+    @classmethod
+    def recognise(cls, root: Path) -> str | None:
+        """Return the folder that the package has."""
+        return "cifar-100-python" if (root / "cifar-100-python").is_dir() else None
 
     def open(self, options: SourceOptions) -> Source:
         """Return the photographs."""

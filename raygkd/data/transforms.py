@@ -1,20 +1,16 @@
-"""Decoding and resizing of images, with augmentation that depends on the row alone.
+"""Resizing of images, with augmentation that depends on the row alone.
 
 Shapes: C channels (3: red, green, blue), H height, W width, S side of the square model input.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import random
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torchvision.io
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -28,52 +24,6 @@ CROP_AREA = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 EVAL_ENLARGEMENT = 256 / 224
-
-# Three times as fast as Pillow for small images. torchvision 0.29 deprecates it and a later
-# release removes it; Pillow reads the same formats and gives the same pixels.
-_torch_decode = getattr(torchvision.io, "decode_image", None)
-_TORCH_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-
-
-def decode(encoded: bytes) -> Tensor:
-    """Return the pixels of an encoded image as uint8 (3, H, W), upright.
-
-    All formats that Pillow reads are supported. Greyscale, palette, CMYK and 16-bit images become
-    8-bit RGB, transparency is dropped, an animation gives its first frame, and the EXIF orientation
-    is applied.
-
-    Raises:
-        ValueError: the bytes are not a complete image.
-    """
-    if _torch_decode is not None and encoded.startswith(_TORCH_SIGNATURES):
-        data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        try:
-            image_CHW = _torch_decode(data, mode="RGB", apply_exif_orientation=True)
-        except RuntimeError:
-            return _pillow_decode(encoded)
-        # a 16-bit PNG keeps its depth
-        return image_CHW if image_CHW.dtype == torch.uint8 else (image_CHW.int() // 257).byte()
-    return _pillow_decode(encoded)
-
-
-def _pillow_decode(encoded: bytes) -> Tensor:
-    try:
-        with Image.open(io.BytesIO(encoded)) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    # Pillow's readers raise almost any type of exception for corrupt files
-    except Exception as error:
-        raise ValueError(f"not a complete image ({_reason(encoded, error)})") from error
-
-
-def _reason(encoded: bytes, error: Exception) -> str:
-    if not encoded:
-        return "it is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "no known image format"
-    return " ".join(str(error).split())
 
 
 @dataclass(frozen=True)

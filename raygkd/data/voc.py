@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path, PureWindowsPath
@@ -222,7 +223,9 @@ def _places(folder: Path) -> tuple[Path, ...]:
     """Return the folders of annotations and of images of a folder in VOC layout; else ()."""
     if not folder.is_dir():
         return ()
-    inner = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+    # a folder of images may have a million files
+    with os.scandir(folder) as entries:
+        inner = {entry.name.lower(): folder / entry.name for entry in entries if entry.is_dir()}
     found = [[inner[name] for name in names if name in inner] for names in FOLDER_NAMES]
     if all(found):
         annotations, images = found[0][0], found[1][0]

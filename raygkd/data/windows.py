@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raygkd.data.boxes import ImageBoxes
+from raygkd.data.decoding import decode
 from raygkd.data.plan import Rows
-from raygkd.data.transforms import decode
 from raygkd.errors import DataError
 
 if TYPE_CHECKING:

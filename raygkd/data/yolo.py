@@ -206,7 +206,8 @@ def _read_labels(image: Path, names: Mapping[int, str], faults: Faults) -> Annot
     except FileNotFoundError:
         if os.path.isfile(image):
             faults.add(Fault.NO_LABEL_FILE, str(image))
-    except (OSError, UnicodeDecodeError) as error:
+    # text in another encoding, or a name that no file can have
+    except (OSError, ValueError) as error:
         faults.add(Fault.NO_ANNOTATION, str(path), str(error))
     boxes = [_box(line) for _, line in lines]
     return Annotation(

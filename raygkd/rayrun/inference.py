@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raygkd.data.decoding import decode
 from raygkd.data.pictures import Encoded, Piece, read_piece
-from raygkd.data.transforms import decode
 from raygkd.data.windows import Arrays
 from raygkd.deploy.facts import Facts, Prediction
 from raygkd.deploy.model import load_model, packed, unpacked

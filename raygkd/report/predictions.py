@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 
 from PIL import Image, ImageDraw, ImageFont
 
+from raygkd.data.decoding import decode
 from raygkd.data.inspect import BACKGROUND, FAINT, GAP, INK, MARGIN, SMALL_FONT_SIZE
-from raygkd.data.transforms import decode
 from raygkd.deploy.facts import Facts, Prediction
 from raygkd.storage.atomic_files import whole_file
 

@@ -440,6 +440,8 @@ def info_table(info: Mapping[str, Any]) -> Table:
     for name in ("width", "height"):
         spread = ", ".join(f"{key} {value:g}" for key, value in info[name].items())
         table.add_row(name, f"{spread} pixels" if spread else "-")
+    for warning in info["warnings"]:
+        table.add_row("warning", warning)
     return table
 
 

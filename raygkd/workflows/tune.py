@@ -353,14 +353,15 @@ def _register(
     description: str,
 ) -> LoggedModel | None:
     """Register the champion of the search as a version of its model; None if MLflow has failed."""
-    dataset = session.config.data.dataset
+    dataset, student = (
+        re.sub(r"[:/]+", "-", name)
+        for name in (session.config.data.dataset, short_name(model.name))
+    )
     return session.tracker.model(
         "search",
         session.folder / MODEL if is_detector(model.name) else DeployedClassifier(model),
         example_images(session.images),
-        register_as=REGISTERED.format(
-            dataset=dataset, student=re.sub(r"[:/]+", "-", short_name(model.name))
-        ),
+        register_as=REGISTERED.format(dataset=dataset, student=student),
         description=description,
         tags={
             IMAGES_TAG: session.images.identity,

@@ -10,8 +10,8 @@ import torch
 from lively import CLASSES
 from outcomes import png
 
+from raygkd.data.decoding import decode
 from raygkd.data.parquet import FOREIGN_CLASSES_KEY
-from raygkd.data.transforms import decode
 from raygkd.deploy.modules import student
 from raygkd.models import ModelFile
 

@@ -124,3 +124,43 @@ def test_sheet_that_cannot_be_written(
 def test_info_about_nothing(refused: Callable[..., str], tmp_path: Path) -> None:
     error = refused("data", "info", tmp_path / "gone")
     assert f"no file or folder '{tmp_path}/gone': give a .parquet file or a folder" in error
+
+
+def test_folder_is_recognised_and_reported(
+    raygkd: Callable[..., Ran], tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tree(cat=4, dog=4)
+    ran = raygkd("data", "prepare", "--data-dir", root, "--output", tmp_path / "shards")
+    assert ran.code == 0
+    assert ran.err.splitlines()[0] == f"data set: imagefolder (folders cat, dog in {root})"
+    assert ran.out.startswith("8 images of 2 classes")
+
+
+@pytest.mark.parametrize("command", [("data", "prepare", "--output", "shards"), ("tune",)])
+def test_folder_that_is_nothing_known_is_refused(
+    refused: Callable[..., str], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    error = refused(*command, "--data-dir", tmp_path / "empty")
+    assert f"'{tmp_path}/empty' is none of the known data sets" in error
+
+
+def test_info_about_a_folder_of_images_names_faults_and_writes_nothing(
+    raygkd: Callable[..., Ran], tree: Callable[..., Path], workplace: Path
+) -> None:
+    root = tree(cat=4, dog=1)
+    (root / "dog" / "notes.txt").write_text("")
+    ran = raygkd("data", "info", root, "--json")
+    assert ran.code == 0
+    info = json.loads(ran.out)
+    assert (info["images"], info["dataset"], info["formats"]) == (5, "imagefolder", {"PNG": 5})
+    assert info["classes"] == {
+        "cat": {"train": 4, "val": 0, "test": 0},
+        "dog": {"train": 1, "val": 0, "test": 0},
+    }
+    assert info["warnings"] == [
+        f"skipped 1 file with the suffix .txt, first in {root}/dog/notes.txt",
+        "kept 1 class with a single image, first in imagefolder ('dog')",
+    ]
+    assert "warning" in raygkd("data", "info", root).out
+    assert not (workplace / "sheet.png").exists()

@@ -363,7 +363,7 @@ def test_all_wrong_values_are_told_at_once(refused: Refused) -> None:
             "no command 'tun'; did you mean 'tune'? (commands: bench, compare, data, doctor, e",
         ),
         (("data", "prepar"), "no command 'prepar'; did you mean 'prepare'? (commands: info, prep"),
-        (("data", "prepare"), "missing option '--dataset' (try 'raygkd data prepare --help')"),
+        (("data", "prepare"), "missing option '--output' (try 'raygkd data prepare --help')"),
         (("data", "info"), "missing argument 'PATH' (try 'raygkd data info --help')"),
     ],
 )

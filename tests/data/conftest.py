@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from layouts import encode_image
 
 from raygkd.data import Sample, Source
 from raygkd.data.parquet import ImageTable, open_table
@@ -19,14 +18,6 @@ from raygkd.data.prepare import prepare
 torch.set_num_threads(1)
 
 CLASS_NAMES = ("ant", "bee", "cat")
-
-
-def encode_image(seed: int = 0, size: tuple[int, int] = (12, 12), kind: str = "PNG") -> bytes:
-    """Return an encoded image of (width, height) random, smooth pixels."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, kind)
-    return file.getvalue()
 
 
 def make_source(

@@ -1,8 +1,10 @@
-"""Small data sets with boxes, in the layouts of Pascal VOC and COCO."""
+"""Small data sets in the layouts and formats that raygkd reads."""
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,3 +139,30 @@ def write_table(path: Path, rows: Sequence[Sequence[Any]], folder: str = "") -> 
         write_image(path.parent / folder / str(name))
     path.write_text("".join(delimiter.join(map(str, row)) + "\n" for row in rows))
     return path.parent
+
+
+def encode_image(seed: int = 0, size: tuple[int, int] = (12, 12), kind: str = "PNG") -> bytes:
+    """Return an encoded image of (width, height) random, smooth pixels."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, kind)
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    """Write a tar file of members; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return path
+
+
+def tar_members(*labels: str, first: int = 0) -> dict[str, bytes]:
+    """Return PNG images with labels as text."""
+    found = {}
+    for number, label in enumerate(labels, start=first):
+        found |= {f"{number:04}.png": encode_image(number), f"{number:04}.cls": label.encode()}
+    return found

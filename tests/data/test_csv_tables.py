@@ -103,6 +103,7 @@ def test_boxes_by_corners_or_by_width_and_height(tmp_path):
             "a.png has the labels cat and dog .multi-label data",
         ),
         ([["image", "label"]], "lists no"),
+        ([['"a\nb"', "c"], ["a.png", "x"]], "has the columns a b, c; expected image and label"),
     ],
 )
 def test_faulty_table_is_one_line(tmp_path, rows, message):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import pickle
 from functools import partial
 
@@ -87,7 +86,9 @@ def test_image_ids_and_the_task_are_written(tmp_path, make_detection_source):
     written = pq.read_table(tmp_path / "out" / "part-00000.parquet")
     pairs = zip(written["origin"].to_pylist(), written["image_id"].to_pylist())
     assert sorted(pairs) == [(f"image {index}", f"id-{index}") for index in range(4)]
-    assert json.loads(written.schema.metadata[b"raygkd"]) == {
+    facts = json.loads(written.schema.metadata[b"raygkd"])
+    facts.pop("warnings", None)
+    assert facts == {
         "version": 1,
         "dataset": "toy",
         "classes": ["ant", "bee", "cat"],
@@ -113,23 +114,23 @@ def test_detection_table_survives_pickling(tmp_path, make_detection_source):
 
 
 def test_classification_has_no_trace_of_boxes(tmp_path, make_source):
-    summary = prepare(make_source(5), str(tmp_path / "out"))
+    summary = prepare(make_source(6), str(tmp_path / "out"))
     table = open_table(str(tmp_path / "out"))
     assert (table.task, table.boxes) == ("classification", None)
-    assert not summary.keys() & {"boxes", "warnings"}
+    assert "boxes" not in summary
     assert not table_info(table).keys() & {"boxes", "task"}
     facts = json.loads(pq.read_schema(tmp_path / "out" / "part-00000.parquet").metadata[b"raygkd"])
     assert facts == {"version": 1, "dataset": "toy", "classes": ["ant", "bee", "cat"]}
 
 
-def test_warnings_of_the_source_are_logged_and_returned(tmp_path, caplog):
+def test_warnings_of_the_source_are_returned_and_kept(tmp_path):
     flat = ("cat", 3, 3, 2, 9)
     root = write_voc(tmp_path / "voc", {"a": [flat, ("cat", 1, 1, 9, 9)], "b": [flat]})
-    with caplog.at_level(logging.WARNING, logger="raygkd.data"):
-        summary = prepare(open_source("voc", root), str(tmp_path / "out"))
+    summary = prepare(open_source("voc", root), str(tmp_path / "out"))
     expected = f"dropped 2 boxes without area, first in {root}/Annotations/a.xml object 1 (2 2 2 9)"
-    assert summary["warnings"] == [expected]
-    assert [record.getMessage() for record in caplog.records] == [expected]
+    small = "kept 1 class with a single image, first in voc ('cat')"
+    assert summary["warnings"] == [expected, small]
+    assert open_table(str(tmp_path / "out")).warnings == (expected, small)
     assert (summary["boxes"], summary["images"]) == (1, 2)
 
 

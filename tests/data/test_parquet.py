@@ -113,6 +113,8 @@ def test_foreign_class_names_and_split_names(write):
         ({"image": ["a.png"], "label": [0]}, r"columns image \(string\)"),
         ({"image": [{"path": "a.png"}], "label": [0]}, r"columns image \(struct"),
         ({"image": [b"x"], "label": ["cat"]}, r"label \(string\)"),
+        ({"image": [b"x"], "label": [[0, 1]]}, r"label has lists \(multi-label data\); supported"),
+        ({"image": [b"x"], "label": [0.5]}, r"label has double \(regression data\); supported is"),
         ({"image": [b"x"], "label": [0], "split": [1]}, r"split \(int64\)"),
         ({"image": [b"x"] * 3, "label": [0, None, 1]}, "row 1: no label"),
         ({"image": [b"x"] * 3, "label": [0, 1, -1]}, r"row 2: label -1 \(allowed: at least 0"),

@@ -143,3 +143,61 @@ def test_unknown_scheme_is_refused(make_source):
 def test_source_without_images_is_refused(tmp_path):
     with pytest.raises(DataError, match="nothing has no images"):
         prepare(Source("nothing", ("a",), []), str(tmp_path / "out"))
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing handles it."""
+
+
+def test_interrupted_write_continues_after_the_last_complete_shard(tmp_path, make_source):
+    source = make_source(900, splits=("train", "test"), broken=(5, 17, 600))
+    options = {"skip_bad": True, "shard_bytes": 1}
+    expected = prepare(source, str(tmp_path / "whole"), **options)
+
+    def stop(done, total):
+        if done == 700:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(source, str(tmp_path / "out"), progress=stop, **options)
+    shards = sorted((tmp_path / "out.incomplete").glob("*.parquet"))
+    assert shards
+    before = [(path.stat().st_ino, path.read_bytes()) for path in shards]
+    seen = []
+    summary = prepare(
+        source, str(tmp_path / "out"), progress=lambda *at: seen.append(at), **options
+    )
+    assert 256 <= seen[0][0] <= 700
+    assert seen[-1] == (900, 900)
+    assert summary | {"path": ""} == expected | {"path": ""}
+    names = sorted(os.listdir(tmp_path / "whole"))
+    assert sorted(os.listdir(tmp_path / "out")) == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for path, (inode, _) in zip(shards, before):
+        assert (tmp_path / "out" / path.name).stat().st_ino == inode
+    assert len(open_table(str(tmp_path / "out"))) == 897
+
+
+def test_interrupted_write_of_other_data_restarts(tmp_path, make_source):
+    def stop(done, total):
+        if done == 600:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(make_source(700), str(tmp_path / "out"), shard_bytes=1, progress=stop)
+    seen = []
+    prepare(
+        make_source(650), str(tmp_path / "out"), shard_bytes=1, progress=lambda *at: seen.append(at)
+    )
+    assert seen[0] == (1, 650)
+    assert len(open_table(str(tmp_path / "out"))) == 650
+
+
+def test_two_writers_of_one_folder_do_not_mix(tmp_path, make_source):
+    def second(done, total):
+        if done == 1:
+            prepare(make_source(3), str(tmp_path / "out"))
+
+    with pytest.raises(DataError, match=r"another process is writing '.*out': wait until"):
+        prepare(make_source(3), str(tmp_path / "out"), progress=second)

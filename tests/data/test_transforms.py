@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from raygkd.data import KINDS, build_transform, decode, default_augment
+from raygkd.data.decoding import pillow_decode
 from raygkd.data.seeds import row_random
 from raygkd.data.sources import dataset_class
-from raygkd.data.transforms import _pillow_decode
 from raygkd.errors import ConfigError
 
 PIXELS = np.arange(6 * 10 * 3, dtype=np.uint8).reshape(6, 10, 3)
@@ -74,7 +74,7 @@ def test_image_is_turned_upright(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_both_decoders_agree(kind):
     encoded = encode(Image.fromarray(PIXELS).resize((61, 47)), kind)
-    assert torch.equal(decode(encoded), _pillow_decode(encoded))
+    assert torch.equal(decode(encoded), pillow_decode(encoded))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF"])

@@ -19,8 +19,8 @@ from commands import Command
 from lively import CLASSES, classifier_file, detector_file
 from PIL import Image
 
+from raygkd.data.decoding import decode
 from raygkd.data.pictures import PIECE, find_pictures
-from raygkd.data.transforms import decode
 from raygkd.deploy.facts import Prediction, facts_of
 from raygkd.deploy.model import load_model
 from raygkd.deploy.modules import student
