@@ -274,7 +274,7 @@ def test_loss_falls_in_a_few_steps(family: str) -> None:
 def test_objects_of_a_known_image_are_found_with_their_classes(family: str) -> None:
     detector = smallest(family)
     wanted = targets([3])
-    train(detector, 80, wanted)
+    train(detector, 160, wanted)
     with torch.no_grad():
         (found,) = detector.eval()(images(1))
     overlap = torchvision.ops.box_iou(BOXES, found["boxes"][:3])

@@ -115,7 +115,7 @@ def test_peak_of_a_training_step_is_that_of_the_allocator():
 
         reference = allocated_at_peak(step)
         # the allocator knows also what an operator needs inside
-        assert 0.9 * reference < peak_bytes(step, CPU) <= reference
+        assert 0.85 * reference < peak_bytes(step, CPU) <= reference
 
 
 def test_state_is_parameters_gradients_buffers_and_the_optimisers():
