@@ -159,7 +159,7 @@ def distill(
         epochs: passes over the training data.
         batch_size: images of a step, where a dataset is given.
         lr: learning rate at its highest; it falls to 0 along a cosine.
-        alpha: weight of the vertex loss.
+        alpha: weight of the vertex loss; weights do not fade here, as those of the commands do.
         beta: weight of the edge loss.
         gamma: weight of the spectral loss.
         weights_unit: "gradient" for weights that are shares of the labels' gradient in the student,
