@@ -13,7 +13,8 @@ from PIL import Image
 
 ROWS, CLASSES = 60, 3
 # how the lines that tell of work begin
-PROGRESS = ("preparing images: ", "decoding images: ")
+# what is no error: progress, and what is said of the images
+PROGRESS = ("preparing images: ", "decoding images: ", "warning: kept ")
 
 
 @dataclass(frozen=True)

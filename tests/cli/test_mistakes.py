@@ -152,7 +152,7 @@ def test_parquet_that_is_missing_or_is_none(refused: Refused, tmp_path: Path) ->
 @pytest.mark.parametrize("command", [("train",), ("data", "prepare", "--output", "new")])
 def test_misspelled_data_set(refused: Refused, command: tuple[str, ...]) -> None:
     error = refused(*command, "--dataset", "digit")
-    assert "did you mean 'digits' or 'digits-voc'? (known: cluttered-digits, voc, coco, " in error
+    assert "did you mean 'digits' or 'digits-voc'? (known: cluttered-digits, coco, csv, " in error
 
 
 @pytest.mark.parametrize("command", [("train",), ("data", "prepare", "--output", "new")])
@@ -322,7 +322,7 @@ def test_values_that_are_not_allowed(
     [
         (
             ("--methods", "kd,ick"),
-            "--methods 'ick': must be one of none, graph, graph+kd, graph+dist, fitnet",
+            "--methods 'ick': must be one of none, graph, graph+kd, graph+dist, crd",
         ),
         (("--methods", "kd,kd"), "--methods 'kd,kd': must be different methods"),
         (
@@ -354,7 +354,10 @@ def test_all_wrong_values_are_told_at_once(refused: Refused) -> None:
     ("arguments", "message"),
     [
         (("train", "--bach-size", "4"), "no option --bach-size; did you mean '--batch-size'"),
-        (("train", "--trials", "4"), "no option --trials; did you mean '--strict' or '--graphs'?"),
+        (
+            ("train", "--trials", "4"),
+            "no option --trials; did you mean '--erase' or '--strict' or '--graphs'?",
+        ),
         (("teacher", "--inherit"), "no option --inherit"),
         (("train", "--epochs"), "option '--epochs' requires an argument"),
         (("train", "extra"), "unexpected extra argument (extra) (try 'raygkd train --help')"),

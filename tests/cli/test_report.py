@@ -212,7 +212,14 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are() -> None:
 
 
 def test_info_without_a_readable_image() -> None:
-    info = {"path": "x.parquet", "dataset": "", "images": 2, "files": 1, "bytes": 10}
+    info = {
+        "path": "x.parquet",
+        "dataset": "",
+        "images": 2,
+        "files": 1,
+        "bytes": 10,
+        "warnings": [],
+    }
     info |= {"splits": {"train": 2}, "formats": {}, "sampled": 2, "bad": 2}
     shown = rows_of(info_table(info | {"width": {}, "height": {}}))
     assert "unreadable 2 of those" in shown
