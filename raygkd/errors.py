@@ -26,9 +26,9 @@ class ImageSizeError(ConfigError):
 class DataError(UserError):
     """Images, labels or files that cannot be used."""
 
-    def __str__(self) -> str:
+    def __init__(self, message: str):
         # names in files may have line breaks
-        return " ".join(super().__str__().splitlines())
+        super().__init__(" ".join(message.splitlines()))
 
 
 class ResourceError(UserError):

@@ -111,7 +111,10 @@ def test_class_names_that_say_nothing_are_refused(
 
 
 # methods that read feature maps alone
-MAPS = ["none", "graph", "fitnet", "ickd", "at", "vid", "sp", "rkd", "pkt"]
+MAPS = [
+    *("none", "graph", "crd", "dense", "fitnet", "ickd", "at", "vid"),
+    *("reviewkd", "sp", "rkd", "pkt"),
+]
 FEATURES = with_settings(Config(), {"teacher_mode": "features"})
 
 
@@ -132,7 +135,7 @@ def test_feature_maps_alone_need_no_last_layer_and_no_classes(tmp_path: Path) ->
 def test_methods_that_read_logits_are_refused_and_left_out() -> None:
     for method in METHODS.names():
         settings = with_settings(FEATURES, {"method": method})
-        if method in ("cwd", "pkd", "fgd"):
+        if method in ("cwd", "pkd", "fgd", "mgd"):
             continue
         if method in MAPS:
             check_settings(settings, "classification")

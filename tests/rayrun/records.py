@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 
+from raygkd.assembly.methods import fades
 from raygkd.assembly.training import build_training
 from raygkd.config import Config, from_yaml
 from raygkd.data.loader import PlainStream
@@ -25,6 +26,7 @@ from raygkd.data.splits import Splits
 from raygkd.data.windows import load_window
 from raygkd.deploy.modules import DeployedClassifier
 from raygkd.engine import Training, run_epoch
+from raygkd.engine.tasks import pixels
 from raygkd.models import ModelFile, load_model_file
 
 # what each process measures by its own clock, in every epoch and in its first
@@ -144,7 +146,7 @@ def plain_training(config: Config, images: Images, teacher: ModelFile | None) ->
         world_size=1,
         window_rows=images.window_rows,
     )
-    return build_training(
+    training = build_training(
         config,
         spec=images.spec,
         teacher_file=teacher,
@@ -153,6 +155,15 @@ def plain_training(config: Config, images: Images, teacher: ModelFile | None) ->
         rank=0,
         parallel=lambda module: module,
     )
+    if training.teacher is not None and fades(config):
+        # a run scores a teacher that it is given on its own images
+        scores = training.task.score(
+            training.teacher.model,
+            stream.eval_batches("val"),
+            lambda batch: training.teacher_normalise(pixels(batch, training.device)),
+        )
+        training.teacher_score = scores[training.task.lead_score]
+    return training
 
 
 def rescored(model: Path, run: Path, split: str) -> Mapping[str, float]:

@@ -24,7 +24,8 @@ TRAIN = (
     *("--mixup", "0.4", "--cutmix", "1", "--randaugment", "--erase", "0.3"),
     *("--label-smoothing", "0.1", "--class-weights", "balanced"),
     *("--ema", "0.9", "--accumulate", "3", "--patience", EPOCHS - 1),
-    *("--teacher-cache-mb", "50"),
+    # of one thread, in memory and streamed alike
+    *("--teacher-cache-mb", "50", "--cpus-per-worker", "0.5"),
 )
 Start = Callable[..., Command]
 
@@ -53,7 +54,7 @@ def whole(raygkd: Start, output: Path, untrained_teacher: Path) -> Run:
 def resumed(raygkd: Start, output: Path, untrained_teacher: Path) -> Run:
     """Images streamed, and Ctrl-C after the first epochs."""
     given = ("--teacher", untrained_teacher, "--output", output, "--name", "broken")
-    stream = ("--cache-mb", "0", "--cpus-per-worker", "0.5")
+    stream = ("--cache-mb", "0")
     folder = output / "runs" / "train-broken"
     command = raygkd(*TRAIN, *given, *stream)
     command.until(lambda: len(journal(folder)) > 1)
