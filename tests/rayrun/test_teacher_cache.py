@@ -22,7 +22,7 @@ from torch import Tensor
 from raygkd.assembly.models import untrained_file
 from raygkd.config import Config, with_settings
 from raygkd.data.run_images import Images
-from raygkd.data.views import Views
+from raygkd.data.views import UNCHANGED, Views
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.image_stream import SharedImages, share
 from raygkd.rayrun.stop_signal import StopFolder
@@ -213,7 +213,7 @@ def test_entries_that_are_lost_are_a_warning(
         writer.add(0, batch, parts_of(batch))
     reader = cache.open(seed=0, repeats=False)
     assert stored(reader, 0, rows[0])
-    entries, _ = ray.get(cache.keeper.directory.remote((0, 0, 8)))
+    entries, _ = ray.get(cache.keeper.directory.remote((0, 0, UNCHANGED, 8)))
     ray.kill(cache.keeper)
     assert is_lost(entries[1].parts)
     with caplog.at_level(logging.WARNING):
