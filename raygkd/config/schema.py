@@ -206,8 +206,8 @@ class MethodConfig:
     fade: str = option(
         "lead",
         "how the weights of the graph losses change from epoch to epoch; lead: with the teacher's "
-        "lead in validation accuracy, from full weights while the student has at most half of the "
-        "teacher's accuracy to 0 where it is ahead; none: not at all",
+        "lead in validation accuracy, from full weights until the student has three quarters of "
+        "the teacher's accuracy to 0 where it is ahead; none: not at all",
         choices=("lead", "none"),
     )
     foreground: float | None = option(

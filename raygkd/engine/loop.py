@@ -24,7 +24,7 @@ from raygkd.engine.tasks import Task, TrainingMeter, pixels
 from raygkd.engine.teacher_lookup import TeacherLookup
 
 # the share of its score by which a teacher is ahead while the graph losses have their full weights
-FULL_LEAD = 0.5
+FULL_LEAD = 0.25
 Normalise = Callable[[Tensor], Tensor]
 
 
@@ -136,8 +136,8 @@ class Training:
     def lead(self) -> float:
         """The teacher's lead over the student after the last epoch, from 0 to 1.
 
-        It is 1 until the student has half of the teacher's score, and without a teacher's score; it
-        falls linearly from there to 0 where the student is ahead [ours].
+        It is 1 without a teacher's score, and until the student has three quarters of it; from
+        there it falls linearly to 0 where the student is ahead [ours].
         """
         if self.teacher_score is None or not self.metrics:
             return 1.0

@@ -17,8 +17,8 @@ loss, or ``3@`` for three times the labels' gradient in the student over the fir
 ``graph_forms.py``, which take ``levels=last`` and ``adapter=none|cut`` besides their own options.
 Any term takes ``fall=linear``: its weight falls to 0 over the run; ``fall=ahead``: it is 0 after an
 epoch at whose end the student was ahead of the teacher on 1,000 images used for nothing else;
-``fall=lead``: it falls with the teacher's lead on them; ``fall=lead2``: with twice the lead, where
-that is below 1, as in ``--fade lead``.
+``fall=lead``: it falls with the teacher's lead on them; ``fall=lead2`` and ``lead4``: with two and
+four times the lead, where that is below 1; the latter is ``--fade lead``.
 
 Shapes: B batch, C channels, H height, W width, K classes, V views.
 """
@@ -363,6 +363,7 @@ class Loss(nn.Module):
             "ahead": float(lead > 0),
             "lead": lead / max(self.lead),
             "lead2": min(1.0, 2 * lead / max(self.lead)),
+            "lead4": min(1.0, 4 * lead / max(self.lead)),
         }
         return {
             name: weight
@@ -430,7 +431,7 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
             step += 1
         if not math.isfinite(value.item()):
             break
-        if set(loss.falls.values()) & {"ahead", "lead", "lead2"}:
+        if set(loss.falls.values()) & {"ahead", "lead", "lead2", "lead4"}:
             known = accuracy(student, stored, 2 * IMAGES, 2 * IMAGES + HELD_OUT)
             loss.lead.append(float(stored["teacher_held_out"]) - known)
     return {
