@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -34,6 +35,8 @@ TUNE_ENVIRONMENT = {
 PROBE_SECONDS = 10.0
 # from one look for room to the next
 ROOM_SECONDS = 1.0
+# name of the threads that execute data sets, and how long they may take to end
+DATA_THREAD, DATA_SECONDS = "StreamingExecutor", 30.0
 Resources = dict[str, float]
 
 
@@ -93,7 +96,15 @@ def cluster(address: str | None) -> Iterator[list[Resources]]:
     try:
         yield _nodes()
     finally:
+        _wait_for_data()
         ray.shutdown()
+
+
+def _wait_for_data() -> None:
+    """Wait for the threads of Ray Data, which end the process if they outlive Ray."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(DATA_THREAD):
+            thread.join(DATA_SECONDS)
 
 
 @contextlib.contextmanager

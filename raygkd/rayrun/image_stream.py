@@ -11,6 +11,7 @@ Shapes: B batch, N rows of a window, H height, W width, S side of the square mod
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -354,6 +355,8 @@ class _Ahead:
         options.preserve_order = True
         options.resource_limits = options.resource_limits.copy(object_store_memory=STREAM_BYTES)
         dataset.context.enable_progress_bars = False
+        # Ray Data, which has set its level by now, would describe each execution
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
     def next_pass(self) -> Pass | None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from raygkd.errors import TrackingError
 from raygkd.storage.atomic_files import Place, is_remote, place
-from raygkd.tracking.client import client_of
+from raygkd.tracking.client import client_of, silence_mlflow
 from raygkd.tracking.redaction import short_reason, shown
 
 if TYPE_CHECKING:
@@ -246,6 +246,7 @@ def make_store(path: Path, artifacts: str) -> None:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not path.stat().st_size:
+            silence_mlflow()
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
             new.unlink(missing_ok=True)

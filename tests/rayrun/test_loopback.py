@@ -19,11 +19,20 @@ PROCESSES = {"gcs_server", "raylet", "ray::"}
 SECONDS = 20.0
 
 
-def listening() -> dict[str, set[str]]:
-    """Return name of a process of this one's tree -> addresses that it listens on."""
-    found: dict[str, set[str]] = {}
+def family() -> set[psutil.Process]:
+    """Return this process and all that came of it."""
     me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
+    return {me, *me.children(recursive=True)}
+
+
+def listening(others: set[psutil.Process]) -> dict[str, set[str]]:
+    """Return name -> addresses that it listens on, of the processes of this one's tree.
+
+    Args:
+        others: left out; scenes of other tests may run in the background.
+    """
+    found: dict[str, set[str]] = {}
+    for process in family() - others:
         try:
             name = process.name()
             sockets = process.net_connections(kind="inet")
@@ -43,14 +52,15 @@ def is_loopback(text: str) -> bool:
 @pytest.fixture(scope="module")
 def addresses() -> Iterator[dict[str, set[str]]]:
     """The addresses that the processes of a local cluster with a worker listen on."""
+    others = family() - {psutil.Process()}
     with cluster(None):
         assert ray.get(ray.remote(num_cpus=1)(lambda: 1).remote()) == 1
         deadline = time.monotonic() + SECONDS
         # the agent of the dashboard opens its ports last
-        while len(listening()) < len(PROCESSES) + 2 and time.monotonic() < deadline:
+        while len(listening(others)) < len(PROCESSES) + 2 and time.monotonic() < deadline:
             time.sleep(0.5)
         time.sleep(3.0)
-        yield listening()
+        yield listening(others)
 
 
 def test_every_process_of_a_local_cluster_listens_on_loopback_alone(
