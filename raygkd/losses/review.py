@@ -45,7 +45,7 @@ def hcl_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     Source: Chen et al., arXiv 2104.09044.
     """
     require(shape_problem("feature maps", student_BCHW, teacher_BCHW))
-    teacher_BCHW = teacher_BCHW.detach()
+    teacher_BCHW = without_gradient(teacher_BCHW)
     loss, weight, total = F.mse_loss(student_BCHW, teacher_BCHW), 1.0, 1.0
     for side in GRIDS:
         if side < teacher_BCHW.shape[2]:

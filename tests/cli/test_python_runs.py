@@ -110,7 +110,7 @@ def test_a_run_gives_its_model_and_its_report(searched: Run) -> None:
 
 
 @pytest.mark.ray
-def test_a_finished_run_of_this_name_is_returned_and_not_run_again(searched: Run) -> None:
+def test_a_finished_run_is_opened_and_not_changed(searched: Run) -> None:
     before = (Path(searched.folder) / "result.json").stat().st_mtime_ns
     again = Run(searched.folder)
     assert again.result["verdict"] == searched.result["verdict"]
