@@ -10,13 +10,15 @@ from raygkd.version import __version__
 if TYPE_CHECKING:
     from raygkd.api import Matching, distill
     from raygkd.commands import Run, compare, train, tune
+    from raygkd.data.images import Images
 
-__all__ = ["Matching", "Run", "__version__", "compare", "distill", "train", "tune"]
+__all__ = ["Images", "Matching", "Run", "__version__", "compare", "distill", "train", "tune"]
 
 # public name -> the module that has it, which is imported on first access
 _HOMES = {
     **dict.fromkeys(("Matching", "distill"), "raygkd.api"),
     **dict.fromkeys(("Run", "compare", "train", "tune"), "raygkd.commands"),
+    "Images": "raygkd.data.images",
 }
 
 

@@ -1,4 +1,4 @@
-"""Distillation of anybody's models, in one process: ``raygkd.distill`` and ``raygkd.Matching``.
+"""Distillation of your own models, in one process: ``raygkd.distill`` and ``raygkd.Matching``.
 
 Shapes: B batch, C channels, H height, W width, K classes, N images.
 """
@@ -6,25 +6,36 @@ Shapes: B batch, C channels, H height, W width, K classes, N images.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raygkd.assembly.model_pairs import (
+    Levels,
+    ModelPair,
+    ScaledTeacher,
+    as_it_was,
+    check_gradients,
+    check_images,
+    check_parallel,
+)
 from raygkd.assembly.optimizers import build_optimizer
+from raygkd.assembly.own_task import OwnTask, logits
 from raygkd.config import Config, MethodConfig, OptimConfig, with_settings
 from raygkd.data.pairs import Data, PairStream
 from raygkd.engine import Objective, Teacher, TeacherOutput, Training, run_epoch
 from raygkd.engine.schedule import lr_factor
-from raygkd.errors import ConfigError
+from raygkd.errors import ConfigError, Diverged
 from raygkd.losses import GraphDistillationLoss
-from raygkd.models import FeatureTap, NamedLevels, feature_shapes, pair_levels, stage_modules
+from raygkd.models import FeatureTap
 
-Levels = Sequence[str] | Mapping[str, str] | None
 Loss = Callable[[Any, Any], Tensor]
 Metric = Callable[[Tensor, Tensor], Any]
 Optimiser = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -33,7 +44,7 @@ PROBED = 2
 
 
 def accuracy(outputs_NK: Tensor, labels_N: Tensor) -> float:
-    """Return the share of images whose highest output is that of their label.
+    """Return the fraction of images whose highest output is that of their label.
 
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
     0.6666666865348816
@@ -42,37 +53,48 @@ def accuracy(outputs_NK: Tensor, labels_N: Tensor) -> float:
 
 
 class Matching(nn.Module):
-    """The graph losses between two models, for a training loop of anybody's.
+    """The graph losses between two models, for your own training loop.
 
-    Its parameters are the adapters alone: give them to the optimiser beside the student's. The
-    teacher is frozen and put into eval mode, and asked without gradient. Neither model is a part of
-    this module; ``close`` takes its hooks off them.
+    Its only parameters are the adapters: pass them to the optimiser together with the student's.
+    The teacher is frozen, put into eval mode in every call, and run without gradient. Neither model
+    is part of this module; ``close`` removes its hooks from them.
 
-    >>> from raygkd.models import build_model
-    >>> images = torch.rand(4, 3, 32, 32)
-    >>> teacher, student = (build_model(name, 10, (32, 32)) for name in ("resnet14", "resnet8"))
-    >>> matching = Matching(teacher, student, images, levels=["stage2", "stage3"])
-    >>> outputs, loss = matching(images)
-    >>> (F.cross_entropy(outputs, torch.zeros(4, dtype=torch.long)) + loss).backward()
-    >>> matching.close()
+    Under DistributedDataParallel, wrap one module that holds the student and this one, and whose
+    forward calls this one. Compile models after this.
+
+    Examples:
+        >>> from raygkd.models import build_model
+        >>> images = torch.rand(4, 3, 32, 32)
+        >>> teacher, student = (build_model(name, 10, (32, 32)) for name in ("resnet14", "resnet8"))
+        >>> matching = Matching(teacher, student, images, levels=["stage2", "stage3"])
+        >>> outputs, loss = matching(images)
+        >>> (F.cross_entropy(outputs, torch.zeros(4, dtype=torch.long)) + loss).backward()
+        >>> matching.close()
 
     Args:
-        teacher: whose feature maps are matched.
+        teacher: the model whose feature maps are matched.
         student: the model that learns.
-        images: some images as both models take them (B, ...), which the maps' shapes are learnt of.
-        levels: paths of modules in both models, or those of the student -> those of the teacher,
-            whose outputs are feature maps (B, C, H, W) or tokens (B, N, C) of a grid; None finds
-            those of both models and pairs them by resolution and depth.
-        alpha: weight of the vertex loss: what it is multiplied by, since the labels' gradient is
-            not known here. At 40 it moves a small ResNet about three times as much as they do.
+        images: a batch that both models accept (B, ...), to determine the shapes of the maps.
+        levels: paths of modules in both models, or paths in the student -> paths in the teacher.
+            Their outputs must be feature maps (B, C, H, W) or tokens (B, N, C) of a grid. None
+            finds levels in both models and pairs them by resolution and depth.
+        alpha: factor of the vertex loss; it is not relative to the labels' gradient, which is not
+            known here. At 40, the loss moves a small ResNet about three times as much as the
+            labels do.
         beta: weight of the edge loss.
         gamma: weight of the spectral loss.
-        temperature: of the attention, above 0, in units of the maps' mean magnitude.
-        dim: spectral dimension, below the teacher's channels at every level; None for 8 or what
-            there is.
+        temperature: attention temperature, above 0, in units of the maps' mean magnitude.
+        dim: spectral dimension, below the teacher's number of channels at every level; None for 8,
+            or less if a level has too few channels.
+        return_terms: whether calls return the terms instead of their weighted sum, each with a
+            gradient of its own, for weights that change, such as GradNorm's, or a logger.
+        accelerated: whether the gradient is computed with the loss. It is faster, but allows one
+            backward pass only; pass False for ``retain_graph``, or to keep the losses of several
+            batches for one backward pass. ``return_terms`` implies False.
 
     Raises:
-        ConfigError: levels that the models do not have, or settings that are not allowed.
+        ConfigError: a model lacks a level, fails on the images, or shares parameters with the
+            other; or a setting is out of range.
     """
 
     def __init__(
@@ -87,26 +109,53 @@ class Matching(nn.Module):
         gamma: float = 0.0,
         temperature: float = MethodConfig.temperature,
         dim: int | None = None,
+        return_terms: bool = False,
+        accelerated: bool = True,
     ):
         super().__init__()
-        pair = _Pair.of(teacher, student, levels, images)
-        shapes = pair.shapes(images)
-        self.graph = _graph(*shapes, alpha, beta, gamma, temperature, dim)
-        # a list is no part of the module, and so are not the models in it
-        self._models = [pair.tapped(list(shapes[0]))]
+        pair = ModelPair.of(teacher, student, levels, images)
+        shapes, teacher_shapes, scales = pair.shapes(images)
+        self.graph = _graph(
+            shapes, teacher_shapes, alpha, beta, gamma, temperature, dim, accelerated
+        )
+        self.graph.to(images.device)
+        self._returns_terms, self._is_accelerated = return_terms, accelerated
+        self._is_checked = False
+        # in a list, the models are not part of this module
+        self._models = [
+            (pair, ScaledTeacher(pair.teacher, scales), FeatureTap(pair.student, list(shapes)))
+        ]
 
-    def forward(self, images: Tensor) -> tuple[Any, Tensor]:
-        """Return the student's outputs and the weighted sum of the graph losses (a scalar)."""
-        [(teacher, tap)] = self._models
+    def forward(self, images: Tensor) -> tuple[Any, Any]:
+        """Return the student's outputs, and the weighted sum of the graph losses (a scalar).
+
+        With ``return_terms``, instead of the sum "vertex", "edge" and "spectral" -> its loss, a
+        scalar without its weight, of those whose weight is not 0.
+
+        Raises:
+            ConfigError: there are no images, no gradient reaches the student, or
+                DistributedDataParallel does not share all gradients.
+        """
+        [(pair, teacher, tap)] = self._models
+        check_images(images)
+        if not self._is_checked and torch.is_grad_enabled():
+            check_parallel(self, pair.student)
+            self._is_checked = True
         said = teacher(images)
         outputs, features = tap(images)
-        terms = self.graph.terms_with_gradient(features, said.features)
+        check_gradients(features, pair.student)
+        if self._returns_terms:
+            return outputs, self.graph(features, said.features)
+        if self._is_accelerated:
+            terms = self.graph.terms_with_gradient(features, said.features)
+        else:
+            terms = self.graph(features, said.features)
         weighted = [self.graph.term_weights[name] * term for name, term in terms.items()]
         return outputs, torch.stack(weighted).sum()
 
     def close(self) -> None:
-        """Take the hooks off both models."""
-        [(teacher, tap)] = self._models
+        """Remove the hooks from both models."""
+        [(_, teacher, tap)] = self._models
         teacher.close()
         tap.remove()
 
@@ -132,60 +181,66 @@ def distill(
     optimizer: Optimiser | None = None,
     device: torch.device | str | None = None,
     seed: int = OptimConfig.seed,
+    keep: str = "last",
     reporter: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train a student with its labels and the graphs of a teacher's channels; return the history.
 
-    The student is trained in place, on this process's device alone, and is in eval mode at the end;
-    the teacher stays what it was. Images reach both models as the data gives them.
+    The student is trained in place, on one device, and is in eval mode at the end; the teacher is
+    not changed. Both models get the images as the data returns them. Modules of the student that
+    are in eval mode while others are in train mode stay in it.
 
-    >>> from raygkd.models import build_model
-    >>> images, labels = torch.rand(32, 3, 8, 8), torch.arange(32) % 4
-    >>> data = torch.utils.data.TensorDataset(images, labels)
-    >>> teacher, student = (build_model(name, 4, (8, 8)) for name in ("resnet14", "resnet8"))
-    >>> history = distill(teacher, student, data, data, epochs=2, batch_size=16, levels=["stage1"])
-    >>> [one["epoch"] for one in history], 0 <= history[-1]["val_score"] <= 1
-    ([1, 2], True)
+    Examples:
+        >>> from raygkd.models import build_model
+        >>> images, labels = torch.rand(32, 3, 8, 8), torch.arange(32) % 4
+        >>> data = torch.utils.data.TensorDataset(images, labels)
+        >>> teacher, student = (build_model(name, 4, (8, 8)) for name in ("resnet14", "resnet8"))
+        >>> history = distill(teacher, student, data, data, epochs=2, levels=["stage1"])
+        >>> [one["epoch"] for one in history], 0 <= history[-1]["val_score"] <= 1
+        ([1, 2], True)
 
     Args:
         teacher: a trained model.
         student: the model that learns.
-        train_data: what has a length and gives a pair (image, label) by number, as a map-style
-            dataset does, or a ``DataLoader`` of batches of such pairs (B, ...).
-        val_data: the same for the metric; None measures nothing.
-        levels: paths of modules in both models, or those of the student -> those of the teacher,
-            whose outputs are feature maps (B, C, H, W) or tokens (B, N, C) of a grid; None finds
-            those of both models and pairs them by resolution and depth.
+        train_data: a map-style dataset of pairs (image, label), or a ``DataLoader`` of batches of
+            such pairs (B, ...).
+        val_data: the same, for the metric; None to skip validation.
+        levels: paths of modules in both models, or paths in the student -> paths in the teacher.
+            Their outputs must be feature maps (B, C, H, W) or tokens (B, N, C) of a grid. None
+            finds levels in both models and pairs them by resolution and depth.
         epochs: passes over the training data.
-        batch_size: images of a step, where a dataset is given.
-        lr: learning rate at its highest; it falls to 0 along a cosine.
-        alpha: weight of the vertex loss; weights do not fade here, as those of the commands do.
+        batch_size: images per step, if the data is a dataset.
+        lr: peak learning rate; it falls to 0 along a cosine.
+        alpha: weight of the vertex loss; unlike in the commands, weights do not fade.
         beta: weight of the edge loss.
         gamma: weight of the spectral loss.
-        weights_unit: "gradient" for weights that are shares of the labels' gradient in the student,
-            over the first steps, or "loss" for what the losses are multiplied by.
+        weights_unit: "gradient" for weights relative to the labels' gradient in the student,
+            measured over the first steps, or "loss" for factors of the losses.
         temperature: of the attention, above 0, in units of the maps' mean magnitude.
         dim: spectral dimension, below the teacher's channels at every level; None for 8 or what
             there is.
-        loss: of the student's outputs, or their ``logits`` where they have those as Hugging Face's
-            models do, and the labels of a batch, a scalar.
-        metric: of the same outputs (N, ...) of all validation images and their labels (N, ...), a
-            number; "val_score" in the history.
-        optimizer: makes the optimiser of the parameters it is given, the student's and the
-            adapters'; None for SGD with momentum 0.9 and weight decay 5e-4.
-        device: where to train; None for the GPU, where there is one.
-        seed: of the order of a dataset's images; torch's own generators stay as they were.
-        reporter: is called with the metrics of each epoch.
+        loss: function of a batch's outputs and labels that returns a scalar. The outputs are the
+            student's, or their ``logits`` if they have them, as in Hugging Face's models.
+        metric: function of the same outputs (N, ...) of all validation images and their labels
+            (N, ...) that returns a number: "val_score" in the history. Outputs may be dicts, tuples
+            and lists of tensors.
+        optimizer: function that takes the parameters of student and adapters and returns an
+            optimiser; None for SGD with momentum 0.9, and weight decay 5e-4 of the student's
+            weights, but not of its biases and norms, nor of the adapters.
+        device: device to train on; None for the GPU if there is one, else the CPU.
+        seed: seed of the order of a dataset's images; torch's own generators are not changed.
+        keep: which weights the student has at the end: "last", or "best" for those of the epoch
+            with the highest "val_score".
+        reporter: called with the metrics of each epoch.
 
     Returns:
-        The numbers of each epoch: "epoch" from 1, "train_loss", "loss_task", "loss_vertex",
-        "loss_edge" and "loss_spectral" (unweighted, where their weight is not 0), "val_score"
-        where there is ``val_data``,
-        "lr" and "epoch_seconds" among them.
+        The metrics of each epoch, among them "epoch" (from 1), "train_loss", "loss_task",
+        "loss_vertex", "loss_edge" and "loss_spectral" (unweighted, if their weight is not 0),
+        "val_score" (with ``val_data``), "lr" and "epoch_seconds".
 
     Raises:
-        ConfigError: levels that the models do not have, or settings that are not allowed.
-        DataError: data of another kind, or too few images for a batch.
+        ConfigError: a model lacks a level, or a setting is out of range.
+        DataError: the data has another form, or too few images for a batch.
         Diverged: the loss is not finite.
     """
     given = {
@@ -195,18 +250,21 @@ def distill(
         "seed": seed,
         "weights_unit": weights_unit,
     }
-    # the grace period is a search's
-    optim = with_settings(Config(), {**given, "grace_period": 1}).optim
+    if keep not in ("last", "best") or (keep == "best" and val_data is None):
+        raise ConfigError(f'keep: {keep!r} must be "last", or "best" with val_data')
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_python_names())
+        # the grace period is a search's
+        optim = with_settings(Config(), {**given, "grace_period": 1}).optim
         stack.enter_context(torch.random.fork_rng([place] if place.type == "cuda" else []))
         stream = PairStream(train_data, val_data, batch_size, seed)
         images = next(stream.train_batches(0))["image"][:PROBED].to(place)
-        pair = _Pair.of(teacher.to(place), student.to(place), levels, images)
-        student_shapes, teacher_shapes = pair.shapes(images)
+        pair = ModelPair.of(teacher.to(place), student.to(place), levels, images)
+        student_shapes, teacher_shapes, scales = pair.shapes(images)
         graph = _graph(student_shapes, teacher_shapes, alpha, beta, gamma, temperature, dim)
-        stack.enter_context(_as_it_was(teacher))
-        listened = pair.listening(list(teacher_shapes))
+        stack.enter_context(as_it_was(teacher))
+        listened = ScaledTeacher(pair.teacher, scales)
         stack.callback(listened.close)
         objective = _Objective(
             pair.student,
@@ -218,22 +276,51 @@ def distill(
         stack.callback(objective.close)
         objective.to(place)
         if optimizer is None:
-            optimizer = functools.partial(_usual, optim)
-        training = _training(objective, listened, stream, _Task(metric, place), optim, optimizer)
+            optimizer = functools.partial(_usual, optim, student)
+        training = _training(objective, listened, stream, OwnTask(metric, place), optim, optimizer)
         history = []
+        best: tuple[float, dict[str, Tensor]] | None = None
         for _ in range(epochs):
             history.append(run_epoch(training))
             if reporter is not None:
                 reporter(history[-1])
+            score = history[-1].get("val_score", math.nan)
+            if keep == "best" and (best is None or score > best[0]):
+                best = score, copy.deepcopy(student.state_dict())
+        if best is not None:
+            student.load_state_dict(best[1])
     student.eval()
     return history
+
+
+class _Diverged(Diverged):
+    """A loss that is not finite, with advice on the arguments of ``distill``."""
+
+    def __str__(self) -> str:
+        """Return what to change."""
+        return (
+            f"loss '{self.term}' is not finite in epoch {self.epoch}; lower lr, or the weights "
+            "alpha, beta and gamma"
+        )
+
+
+@contextlib.contextmanager
+def _python_names() -> Iterator[None]:
+    """Name settings in errors as arguments, not as options of the command line."""
+    try:
+        yield
+    except ConfigError as error:
+        text = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))
+        raise type(error)(text) from error
+    except Diverged as error:
+        raise _Diverged(error.term, error.epoch) from error
 
 
 def _training(
     objective: Objective,
     teacher: Teacher,
     stream: PairStream,
-    task: _Task,
+    task: OwnTask,
     optim: OptimConfig,
     optimizer: Optimiser,
 ) -> Training:
@@ -258,90 +345,20 @@ def _training(
     )
 
 
-def _usual(optim: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return build_optimizer(optim, parameters)
+def _usual(
+    optim: OptimConfig, student: nn.Module, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Return SGD with weight decay of the student's weights alone, as is usual."""
+    decayed = {id(one) for one in student.parameters() if one.ndim > 1}
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        groups[id(parameter) in decayed].append(parameter)
+    plain: list[dict[str, Any]] = [{"params": groups[True]}]
+    return build_optimizer(optim, [*plain, {"params": groups[False], "weight_decay": 0.0}])
 
 
 def _unchanged(images: Tensor) -> Tensor:
     return images
-
-
-@contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Give a model back what freezing it has changed."""
-    training = [module for module in model.modules() if module.training]
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """Teacher and student with the levels that are matched."""
-
-    teacher: NamedLevels
-    student: NamedLevels
-
-    @classmethod
-    def of(cls, teacher: nn.Module, student: nn.Module, levels: Levels, images: Tensor) -> _Pair:
-        """Return two models with levels as their owner names them, or with those that suit.
-
-        Raises:
-            ConfigError: there are none, or a model has no such module.
-        """
-        if levels is None:
-            size = (images.shape[-2], images.shape[-1])
-            of_student, of_teacher = (stage_modules(model, size) for model in (student, teacher))
-            paired = pair_levels(
-                feature_shapes(student, list(of_student), size),
-                feature_shapes(teacher, list(of_teacher), size),
-            )
-            levels = {of_student[own]: of_teacher[other] for own, other in paired.items()}
-        names = [] if isinstance(levels, str) else list(levels)
-        if not names or not all(isinstance(name, str) for name in names):
-            raise ConfigError(
-                f"levels: {levels!r} must be paths of modules, such as ['layer1', 'layer2']"
-            )
-        pairs = levels if isinstance(levels, Mapping) else {path: path for path in levels}
-        return cls(
-            student=NamedLevels(student, list(pairs), "student"),
-            teacher=NamedLevels(teacher, list(pairs.values()), "teacher"),
-        )
-
-    def shapes(
-        self, images: Tensor
-    ) -> tuple[dict[int, tuple[int, int, int]], dict[int, tuple[int, int, int]]]:
-        """Return level -> (C, H, W) of the student and of the teacher, on some images.
-
-        Raises:
-            ConfigError: the output of a module is no feature map.
-        """
-        height, width = images.shape[-2:]
-        return (
-            self.student.learn_layouts(_outputs(self.student, images), (height, width)),
-            self.teacher.learn_layouts(_outputs(self.teacher, images), (height, width)),
-        )
-
-    def tapped(self, levels: Sequence[int]) -> tuple[Teacher, FeatureTap]:
-        """Return the frozen teacher and a tap of the student."""
-        return self.listening(levels), FeatureTap(self.student, levels)
-
-    def listening(self, levels: Sequence[int]) -> Teacher:
-        """Return the frozen teacher, whose levels have the student's numbers."""
-        return Teacher(self.teacher, {level: level for level in levels})
-
-
-@torch.no_grad()
-def _outputs(model: NamedLevels, images: Tensor) -> dict[int, Any]:
-    """Return level -> its module's output; the model's batch statistics stay as they are."""
-    with _as_it_was(model), FeatureTap(model, list(model.levels)) as tap:
-        model.eval()
-        return tap(images)[1]
 
 
 def _graph(
@@ -352,7 +369,14 @@ def _graph(
     gamma: float,
     temperature: float,
     dim: int | None,
+    accelerated: bool = True,
 ) -> GraphDistillationLoss:
+    numbers = {"alpha": alpha, "beta": beta, "gamma": gamma, "temperature": temperature}
+    wrong = [f"{name}: {one!r} must be a number" for name, one in numbers.items() if _is_no(one)]
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+        wrong.append(f"dim: {dim!r} must be a whole number or None")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
     most = min(channels for channels, _, _ in teacher_shapes.values()) - 1
     return GraphDistillationLoss(
         student_shapes,
@@ -365,12 +389,13 @@ def _graph(
         alpha=alpha,
         beta=beta,
         gamma=gamma,
+        accelerated=accelerated,
     )
 
 
-def _logits(outputs: Any) -> Any:
-    """Return a model's outputs, or their ``logits`` where they have those."""
-    return getattr(outputs, "logits", outputs)
+def _is_no(number: Any) -> bool:
+    """Return whether an argument is anything but a number."""
+    return isinstance(number, bool) or not isinstance(number, int | float)
 
 
 class _Objective(Objective):
@@ -379,12 +404,29 @@ class _Objective(Objective):
     def __init__(self, student: nn.Module, loss: Loss, **parts: Any):
         super().__init__(student, **parts)
         self._loss = loss
+        # a student that is in eval mode as a whole was left so by what used it last
+        modules = list(student.modules())[1:]
+        is_partly = any(module.training for module in modules)
+        self._frozen = [one for one in modules if not one.training] if is_partly else []
+
+    def train(self, mode: bool = True) -> _Objective:
+        """Switch the mode, but of modules that the user has put into eval mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
 
     def forward(
         self, images_BCHW: Tensor, targets: Any, teacher: TeacherOutput | None
     ) -> tuple[dict[str, Tensor], Any]:
         outputs, features = self._tap(images_BCHW)
-        terms = {"task": self._loss(_logits(outputs), targets)}
+        outputs = logits(outputs)
+        if self._loss is F.cross_entropy and not isinstance(outputs, Tensor):
+            raise ConfigError(
+                f"loss: the student returns a {type(outputs).__name__} without logits, which "
+                "cross_entropy cannot read; pass a loss that can"
+            )
+        terms = {"task": self._loss(outputs, targets)}
         return terms | self._distillation(features, teacher), None
 
 
@@ -393,52 +435,3 @@ class _Training(Training):
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         return batch["image"].to(self.device), self.task.targets(batch, self.device)
-
-
-class _Meter:
-    """Counts images."""
-
-    def __init__(self) -> None:
-        self._images = 0
-
-    def update(self, output: Any, batch: Mapping[str, Tensor]) -> None:
-        self._images += len(batch["image"])
-
-    def compute(self) -> dict[str, float]:
-        return {"images": float(self._images)}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"images": torch.tensor(self._images)}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._images = int(state["images"])
-
-
-@dataclass(frozen=True)
-class _Task:
-    """The user's labels and metric."""
-
-    lead_score: ClassVar[str] = "score"
-    metric: Metric
-    device: torch.device
-
-    def targets(self, batch: Mapping[str, Tensor], device: torch.device) -> Any:
-        return batch["label"].to(device)
-
-    def is_blank(self, batch: Mapping[str, Tensor]) -> bool:
-        return False
-
-    def meter(self, device: torch.device) -> _Meter:
-        return _Meter()
-
-    @torch.no_grad()
-    def score(
-        self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], inputs: Any
-    ) -> dict[str, Any]:
-        outputs, labels = [], []
-        for batch in batches:
-            outputs.append(_logits(model(batch["image"].to(self.device))).cpu())
-            labels.append(batch["label"].cpu())
-        if not outputs:
-            return {}
-        return {"score": float(self.metric(torch.cat(outputs), torch.cat(labels)))}

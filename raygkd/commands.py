@@ -2,8 +2,8 @@
 
 Shapes: B batch, H height, W width, K classes.
 
-They take the settings of the command line by name, and return the finished run. All that is done is
-what the command does: the same checks, folders, MLflow runs and cluster.
+They take the settings of the command line by name, and return the finished run. Checks, folders,
+MLflow runs and cluster are those of the command.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from raygkd.workflows.resume import INPUTS
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
     from torch import nn
+
+    from raygkd.data.images import Images
 
 # a search space: a setting -> its choices, {kind: values} as in a file, or a domain of Ray Tune
 Space = Mapping[str, Any]
@@ -53,14 +56,14 @@ class Run:
         self.folder, self.result = str(self._run.folder), dict(self._run.result)
 
     def __repr__(self) -> str:
-        """Return the folder, and how distillation has ended."""
+        """Return the folder and the verdict."""
         verdict = self.result.get("verdict")
         told = f", {verdict['line']}" if verdict else ""
         return f"<raygkd run {self.folder}{told}>"
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Section -> setting -> value, of the model that the run is about."""
+        """Section -> setting -> value, for the run's model."""
         return configuration.to_mapping(self._run.settings)
 
     @property
@@ -71,9 +74,9 @@ class Run:
 
     @property
     def trials(self) -> pandas.DataFrame:
-        """A row for each trial of a search or training of a comparison, best first.
+        """A row for each trial of a search, or each training of a comparison; best first.
 
-        The columns are "number", the settings, "epochs", "val_score" after the last of them, and
+        The columns are "number", the settings, "epochs", "val_score" after the last epoch, and
         "status".
         """
         import pandas
@@ -88,6 +91,30 @@ class Run:
             }
             for trial in self._run.trials
         )
+
+    @property
+    def students(self) -> pandas.DataFrame:
+        """A row for the best trial of each student that a search chose from, best first.
+
+        The columns are "number", "student", "image_size" (None if it was not searched),
+        "val_score", the costs, "front" (whether no other student beats it in all aims), and for
+        those in the front "model", the path of the model file, and "model_uri", its version in
+        MLflow. There are no rows if no costs were measured.
+        """
+        import pandas
+
+        found = []
+        for row in self.result.get("students") or []:
+            own = {name: one for name, one in row.items() if name not in ("costs", "registered")}
+            version = row.get("registered") or {}
+            found.append({**own, **row["costs"], "model_uri": _model_uri(version)})
+        return pandas.DataFrame(found)
+
+    @property
+    def front(self) -> pandas.DataFrame:
+        """The rows of ``students`` that no other student beats in all aims."""
+        students = self.students
+        return students[students["front"]] if len(students) else students
 
     def model(self) -> nn.Module:
         """Return the run's ``model.pt`` in evaluation mode: the champion of a search.
@@ -109,46 +136,118 @@ class Run:
         return str(write_report(self.folder, None, console=stderr_console())["html"])
 
 
-def tune(*, space: Space | str | None = None, resume: str | None = None, **settings: Any) -> Run:
+def _model_uri(version: Mapping[str, Any]) -> str | None:
+    """Return models:/NAME/VERSION of a registered version."""
+    return f"models:/{version['name']}/{version['version']}" if version else None
+
+
+def tune(
+    *,
+    data: Images | None = None,
+    space: Space | str | None = None,
+    resume: str | None = None,
+    **settings: Any,
+) -> Run:
     """Search the method's settings, as ``raygkd tune`` does.
 
-    >>> import raygkd
-    >>> run = raygkd.tune(dataset="digits", trials=4, space={"lr": [0.02, 0.05]})  # doctest: +SKIP
-    >>> run.result["verdict"]["line"], run.trials, run.model()  # doctest: +SKIP
+    Examples:
+        >>> import raygkd
+        >>> run = raygkd.tune(dataset="digits", space={"lr": [0.02, 0.05]})  # doctest: +SKIP
+        >>> run.result["verdict"]["line"], run.trials, run.model()  # doctest: +SKIP
 
     Args:
-        space: what is searched: a setting -> a list of choices, {"loguniform": [0.01, 0.1]} as in a
-            file of ``--space``, or a domain such as ``ray.tune.loguniform(0.01, 0.1)``; or the path
-            of a file. None for the default space.
+        data: images as torch or Ray data sets; None for those of ``dataset`` and ``data_dir``.
+            They are written once, to the folder "inputs" in the output folder.
+        space: the search space, or the path of a ``--space`` file; None for the default space. It
+            maps a setting to a list of choices, to an entry of a file such as
+            {"loguniform": [0.01, 0.1]}, or to a domain such as
+            ``ray.tune.loguniform(0.01, 0.1)``.
         resume: as ``--resume``.
-        settings: those of the command, such as ``teacher="resnet20"``. A teacher or student may be
-            a function of the number of classes to a module; it must stand at the top of a file.
-            Settings of a method, ``dkd.beta``, are given as ``**{"dkd.beta": 8}``.
+        settings: settings of the command, such as ``teacher="resnet20"``. Teacher and student may
+            be functions that take the number of classes and return a module; they must be defined
+            at the top level of a .py file. Pass settings of a method, such as ``dkd.beta``, as
+            ``**{"dkd.beta": 8}``.
 
     Raises:
-        UserError: a setting, file or model that is missing or wrong.
+        UserError: a setting, file or model is missing or wrong.
         RunFailed: the run ended without a result.
     """
-    output = os.fspath(settings.get("output", OutputConfig.output))
-    return _run("tune", {"space": _space_file(space, output), **settings}, resume)
+    return _run("tune", {"space": _space_file(space, _output(settings)), **settings}, resume, data)
 
 
-def compare(*, resume: str | None = None, **settings: Any) -> Run:
+def compare(*, data: Images | None = None, resume: str | None = None, **settings: Any) -> Run:
     """Train and rank methods, as ``raygkd compare`` does; see ``tune`` for the arguments."""
-    return _run("compare", settings, resume)
+    return _run("compare", settings, resume, data)
 
 
-def train(*, resume: str | None = None, **settings: Any) -> Run:
+def train(*, data: Images | None = None, resume: str | None = None, **settings: Any) -> Run:
     """Distil one student, as ``raygkd train`` does; see ``tune`` for the arguments."""
-    return _run("train", settings, resume)
+    return _run("train", settings, resume, data)
 
 
-def _run(command: str, settings: Mapping[str, Any], resume: str | None) -> Run:
+def _run(command: str, settings: Mapping[str, Any], resume: str | None, data: Images | None) -> Run:
     from raygkd.report.console import stderr_console
+    from raygkd.workflows.early_checks import check_early
 
-    config, folder = resolve(command, None, _options(command, settings), resume)
+    options = _options(command, {**settings, **_open_session(settings)})
+    parent = None if data is None else _inputs(data, settings)
+    if parent is not None:
+        options |= {"dataset": "parquet", "data_dir": str(parent)}
+    config, folder = resolve(command, None, options, resume)
+    if folder is None:
+        check_early(command, config)
+    if data is not None and parent is not None:
+        # settings are checked before the images are written
+        options["data_dir"] = _written(data, parent)
+        config, folder = resolve(command, None, options, resume)
     result = workflow(command)(config, console=stderr_console(), resume=folder)
     return Run(result["run"])
+
+
+def _output(settings: Mapping[str, Any]) -> str:
+    return os.fspath(settings.get("output", OutputConfig.output))
+
+
+def _open_session(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the address of the Ray session that is open in this process, unless one is given."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized() or settings.get("address"):
+        return {}
+    return {"address": ray.get_runtime_context().gcs_address}
+
+
+def _inputs(data: Images, settings: Mapping[str, Any]) -> Path:
+    """Return the folder that the folder of the images is written to.
+
+    Raises:
+        ConfigError: the images are of another type, or another setting excludes them.
+    """
+    from raygkd.data.images import Images
+
+    if not isinstance(data, Images):
+        raise ConfigError(
+            f"data: is a {type(data).__name__}; pass raygkd.Images(train=..., val=..., test=...), "
+            "or name a folder by data_dir"
+        )
+    given = [name for name in ("dataset", "data_dir") if settings.get(name) is not None]
+    if given:
+        raise ConfigError(f"data: {given[0]} names other images; omit one of the two")
+    output = place(_output(settings))
+    if not isinstance(output, Path):
+        raise ConfigError(
+            f"data: the output {output} is in an object store; write the images with 'raygkd data "
+            "prepare' first, and pass data_dir"
+        )
+    return output / INPUTS
+
+
+def _written(data: Images, parent: Path) -> str:
+    """Return the folder of the images, which is written if it is new."""
+    from raygkd.data.images import write_images
+    from raygkd.report.console import progress, stderr_console
+
+    with progress(stderr_console(), "writing images") as advance:
+        return str(write_images(data, parent, advance))
 
 
 def _options(command: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,8 +282,9 @@ def _function_name(role: str, function: Any) -> str:
     """Return FILE.py:FUNCTION of a function, which every worker can import."""
     if not inspect.isfunction(function):
         raise ConfigError(
-            f"{role}: is a {type(function).__name__}, which other processes cannot build: give a "
-            "function of the number of classes to it, a model's name, or a model.pt"
+            f"{role}: is a {type(function).__name__}, which other processes cannot build; pass a "
+            "function that takes the number of classes and returns a module, the name of a model, "
+            "or a model.pt"
         )
     try:
         source = Path(inspect.getfile(function))
@@ -192,8 +292,8 @@ def _function_name(role: str, function: Any) -> str:
         source = Path()
     if not source.is_file() or "." in function.__qualname__ or function.__name__ == "<lambda>":
         raise ConfigError(
-            f"{role}: the function {function.__qualname__} must stand at the top of a file, since "
-            "other processes import it: move it into a .py file"
+            f"{role}: the function {function.__qualname__} must be defined at the top level of a "
+            ".py file, because other processes import it; move it there"
         )
     return f"{source}:{function.__name__}"
 
@@ -227,7 +327,7 @@ def _entry(name: str, domain: Any) -> Any:
     kind = _kind(domain)
     if kind is None:
         raise ConfigError(
-            f"space: {name}: {domain!r} is not known: give a list of choices, a mapping such as "
+            f"space: {name}: {domain!r} is not supported; use a list of choices, a mapping such as "
             "{'loguniform': [0.01, 0.1]}, or tune.choice, uniform, loguniform or randint"
         )
     return {kind: [domain.lower, domain.upper]}

@@ -109,7 +109,7 @@ class Registry(Generic[T]):
             owners = [_package(point) for point in points]
             owners += ["raygkd"] if name in self._entries else []
             raise ConfigError(
-                f"{self.kind} {name!r} is provided by several packages ({', '.join(owners)}): "
+                f"{self.kind} {name!r} is provided by several packages ({', '.join(owners)}); "
                 "uninstall all but one, or rename it"
             )
         return self._loaded[point]
@@ -175,11 +175,11 @@ class Registry(Generic[T]):
         except Exception as error:  # whatever importing it may raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(
-                f"{entry} cannot be loaded ({reason}): repair or uninstall the package"
+                f"{entry} cannot be loaded ({reason}); repair or uninstall the package"
             ) from error
         if not isinstance(loaded, self._of):
             raise ConfigError(
-                f"{entry} has type {type(loaded).__name__}, not {self._of.__name__}: repair or "
+                f"{entry} has type {type(loaded).__name__}, not {self._of.__name__}; repair or "
                 "uninstall the package"
             )
         return loaded

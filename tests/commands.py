@@ -22,7 +22,8 @@ import ray  # noqa: F401  (brings psutil along)
 import psutil  # type: ignore[import-untyped]  # isort: skip
 
 REPOSITORY = Path(__file__).parents[1]
-TIMEOUT = 240.0
+# generous: other tests use the processors as well
+TIMEOUT = 900.0
 WATCH_SECONDS = 0.4
 # of whoever runs the tests: another cluster, another MLflow server
 FOREIGN = (

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
 from servers import ObjectStore
+from watched import FILES
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 import raygkd.rayrun  # noqa: F401
 from raygkd.storage.atomic_files import Place, place
 from raygkd.storage.object_store import client
 
-# what is played in the background takes its share of the processors
-settings.register_profile("beside scenes", deadline=None)
-settings.load_profile("beside scenes")
+# other processes take their share of the processors
+settings.register_profile("beside others", deadline=None)
+settings.load_profile("beside others")
 
 # folder of tests -> what they cost, where a file does not say otherwise
 COSTS = {
@@ -29,28 +31,39 @@ COSTS = {
     "cli": "e2e",
     "rayrun": "ray",
 }
+# until the scenes of tests/rayrun are over
+SCENE_SECONDS = 2400
+
+
+def pytest_configure() -> None:
+    """Let several processes share the processors: one thread each, and none behind the others."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by what it costs, so that ``pytest -m unit`` runs the quick ones."""
+    """Mark every test by what it costs; several processes begin with what takes longest."""
     for item in items:
         if not any(item.get_closest_marker(cost) for cost in COSTS.values()):
             item.add_marker(COSTS[item.path.parent.name])
+        if item.path.stem in FILES:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(SCENE_SECONDS))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (item.path.stem not in FILES, COSTS[item.path.parent.name]))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def scenes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mapping[str, Future[Any]]]:
-    """Name of a scene of tests/rayrun -> its outcome; they are played while other tests run."""
-    files = {item.path.stem for item in request.session.items if item.path.parent.name == "rayrun"}
-    if not files:
-        yield {}
-        return
-    from playing import playing
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Return what hands out the tests."""
+    return _Scheduling(config, log)
 
-    with playing(files, tmp_path_factory.mktemp) as outcomes:
-        yield outcomes
+
+class _Scheduling(LoadFileScheduling):
+    """The tests of a file run in one process, and so do all that look at scenes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "scenes" if Path(file).stem in FILES else file
 
 
 @pytest.fixture(scope="session")

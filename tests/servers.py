@@ -17,7 +17,7 @@ from typing import Any
 import boto3
 
 # generous: another program may hold the cores
-PATIENCE = 120.0
+PATIENCE = 300.0
 # nothing that a run leaves may hold it
 SECRET = "planted-secret-of-the-store"
 
@@ -31,6 +31,14 @@ def free_port() -> int:
 def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=5):
             return True
     except OSError:
         return False

@@ -8,6 +8,7 @@ from raygkd.config import Config
 from raygkd.data.box_transforms import build_box_transform
 from raygkd.data.spec import ImageSpec
 from raygkd.data.transforms import build_transform
+from raygkd.data.unlabelled import lacks_labels
 from raygkd.errors import ConfigError
 from raygkd.metrics.ranking import check_score
 from raygkd.models import ModelFile, check_image_size, family_of, is_classifier, is_detector
@@ -22,12 +23,12 @@ def check_kind(name: str, task: str) -> None:
     """
     if is_detector(name) and task == "classification":
         raise ConfigError(
-            f"{name} is a detector, but the images have labels and no boxes: choose a classifier "
+            f"{name} is a detector, but the images have labels and no boxes; choose a classifier "
             "such as resnet8"
         )
     if is_classifier(name) and task == "detection":
         raise ConfigError(
-            f"{name} is a classifier, but the images have boxes: choose a detector such as "
+            f"{name} is a classifier, but the images have boxes; choose a detector such as "
             "retinanet_resnet18_fpn"
         )
 
@@ -41,11 +42,12 @@ def check_settings(config: Config, task: str) -> None:
     """
     size, augment = config.data.image_size, config.data.augment
     method = config.method.method
-    check_score(config.data.score, task)
+    check_score(config.data.score, task, has_labels=not lacks_labels(config.data.dataset))
+    option = "--methods" if config.compare.methods else "--method"
     if not suits(method, task):
         others = [name for name in METHODS.names() if suits(name, task)]
         raise ConfigError(
-            f"--method {method}: does not support {task}, the task of these images (allowed: "
+            f"{option} {method}: does not support {task}, the task of these images (allowed: "
             f"{', '.join(others)})"
         )
     check_recipe(config, task)
@@ -72,7 +74,7 @@ def check_settings(config: Config, task: str) -> None:
         for flag, value in detection_settings.items():
             if value:
                 raise ConfigError(
-                    f"{flag}: applies to detectors only, and these images have no boxes"
+                    f"{flag}: applies to detectors only, and these images have no boxes; omit it"
                 )
 
 
@@ -103,9 +105,11 @@ def check_classes(class_names: tuple[str, ...], spec: ImageSpec, advice: str) ->
     Raises:
         ConfigError: the classes or their order differ.
     """
+    if not class_names:
+        raise ConfigError(f"it has no classes, since it learned feature maps alone: {advice}")
     if class_names != spec.class_names:
         model_classes, image_classes = (
             f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
             for names in (class_names, spec.class_names)
         )
-        raise ConfigError(f"it knows {model_classes} but the data has {image_classes}: {advice}")
+        raise ConfigError(f"it has {model_classes}, but the data has {image_classes}; {advice}")

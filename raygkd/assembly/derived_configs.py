@@ -24,6 +24,8 @@ def teacher_alone(config: Config) -> Config:
             "inherit": False,
             "method": "none",
             "levels": None,
+            # a teacher is trained on labels alone
+            "unlabelled_share": 0.0,
         },
     )
 
@@ -67,11 +69,11 @@ def logit_baseline(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the plain logit distillation with which a trial is compared.
 
     Args:
-        params: the trial's settings. The baseline has the same optimiser and recipe, and the
-            default settings of logit distillation.
+        params: the trial's settings. The baseline has the same models, images, optimiser and
+            recipe, and the default settings of logit distillation.
     """
     known = settings()
-    kept = {name: value for name, value in params.items() if known[name][0] in ("optim", "recipe")}
+    kept = {name: value for name, value in params.items() if known[name][0] != "method"}
     return {
         **kept,
         "method": "kd",

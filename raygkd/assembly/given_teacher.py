@@ -12,7 +12,14 @@ from torch import nn
 from raygkd.assembly.compatibility import check_kind, check_teacher
 from raygkd.assembly.derived_configs import teacher_alone
 from raygkd.assembly.methods import scores_teacher
-from raygkd.assembly.models import is_model_file, new_model, start_from_weights, student_file
+from raygkd.assembly.models import (
+    is_model_file,
+    new_model,
+    outputs_of,
+    start_from_weights,
+    student_file,
+)
+from raygkd.assembly.text_teachers import Texts, add_texts, with_text_teacher
 from raygkd.config import Config
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError
@@ -42,6 +49,7 @@ class NamedTeacher:
         mode: "as-is", "probe", "finetune", "train" or "features"; never "auto".
         class_names: of its weights, where the classes of the images were selected by name.
         notice: why the names were not used, where they are known; else "".
+        texts: that stand for the classes, of an image-text model; None for others.
     """
 
     model: nn.Module
@@ -49,6 +57,7 @@ class NamedTeacher:
     mode: str
     class_names: tuple[str, ...] = ()
     notice: str = ""
+    texts: Texts | None = None
 
 
 def named_teacher(config: Config, spec: ImageSpec) -> NamedTeacher:
@@ -61,6 +70,7 @@ def named_teacher(config: Config, spec: ImageSpec) -> NamedTeacher:
             names that are not those of the weights or of the images.
         DataError: its weights or the class names cannot be had or do not fit.
     """
+    config = with_text_teacher(config)
     check_teacher_classes(config)
     names = _class_names(config)
     problem = ""
@@ -76,9 +86,10 @@ def named_teacher(config: Config, spec: ImageSpec) -> NamedTeacher:
             if selected is not None:
                 return selected
     model, weights = _started(config, spec)
+    texts = add_texts(config, spec, model)
     mode = _chosen_mode(config, model, weights, len(spec.class_names), problem)
     notice = problem if mode == "probe" and weights is not None and weights.is_whole else ""
-    return NamedTeacher(model=model, weights=weights, mode=mode, notice=notice)
+    return NamedTeacher(model=model, weights=weights, mode=mode, notice=notice, texts=texts)
 
 
 def check_teacher_classes(config: Config) -> None:
@@ -102,7 +113,7 @@ def check_teacher_classes(config: Config) -> None:
     elif not starts_trained(model.teacher, model.teacher_weights):
         reason = f"the weights of {name} are random"
     if reason is not None:
-        raise ConfigError(f"--teacher-classes {path}: {reason}: leave it out")
+        raise ConfigError(f"--teacher-classes {path}: {reason}; omit it")
     read_class_names(path)
 
 
@@ -122,6 +133,13 @@ def _class_names(config: Config) -> tuple[str, ...]:
     return known_class_names(model.teacher, model.teacher_weights)
 
 
+def weights_class_names(config: Config) -> tuple[str, ...]:
+    """Return the classes of the teacher's logits as it was trained; () where they are not known."""
+    if is_model_file(config.model.teacher):
+        return load_model_file(config.model.teacher).class_names
+    return _class_names(config)
+
+
 def _selected(
     config: Config, spec: ImageSpec, names: tuple[str, ...], places: Sequence[int]
 ) -> NamedTeacher | None:
@@ -137,8 +155,8 @@ def _selected(
             return None
         raise ConfigError(
             f"--teacher-classes: has {len(names)} names, but the weights of "
-            f"{short_name(config.model.teacher)} have another number of classes: give the names of "
-            "theirs"
+            f"{short_name(config.model.teacher)} have a different number of classes; list their "
+            "names"
         )
     if names != spec.class_names:
         whole = student_file(teacher_alone(config), own, model.state_dict(), {}, weights)
@@ -152,13 +170,13 @@ def _started(config: Config, spec: ImageSpec) -> tuple[nn.Module, LoadedWeights 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.optim.seed)
         model = new_model(alone.model.student, spec)
-        return model, start_from_weights(alone, model, len(spec.class_names))
+        return model, start_from_weights(alone, model, outputs_of(spec))
 
 
 def given_teacher(config: Config, spec: ImageSpec) -> ModelFile:
     """Return the teacher of a run whose ``--teacher`` is a model file.
 
-    A classifier's logits are selected by name, unless its feature maps alone are used.
+    A classifier's logits are selected by name, unless only its feature maps are used.
 
     Raises:
         ConfigError: it is for another task, or lacks a class of the images.
@@ -186,7 +204,7 @@ def selection_told(names: Sequence[str], wanted: Sequence[str]) -> str:
     if tuple(names) == tuple(wanted):
         return "its classes are those of the images, by name"
     if len(names) == len(wanted):
-        return f"its {len(names)} classes are put in the order of the images', by name"
+        return f"its {len(names)} classes are reordered to match those of the images, by name"
     return f"the images' {len(wanted)} classes are selected from its {len(names):,} by name"
 
 
@@ -220,18 +238,18 @@ def _chosen_mode(
         raise ConfigError(f"--teacher-mode {mode}: {name} is a detector (allowed: auto, train)")
     if weights is None and mode != "train":
         raise ConfigError(
-            f"--teacher-mode {mode}: the weights of {name} are random: give --teacher-weights, or "
+            f"--teacher-mode {mode}: the weights of {name} are random; pass --teacher-weights, or "
             f"--teacher-mode {allowed}"
         )
     if mode == "as-is" and weights is not None and not weights.is_whole:
         raise ConfigError(
-            f"--teacher-mode as-is: {', '.join(weights.new_layers)} of {name} is new for the "
-            f"{num_classes} classes of these images: give --teacher-weights of a model of these "
-            f"classes, or --teacher-mode {allowed}"
+            f"--teacher-mode as-is: {', '.join(weights.new_layers)} of {name} starts at random for "
+            f"the {num_classes} classes of these images: pass --teacher-weights of a model with "
+            f"these classes, or --teacher-mode {allowed}"
         )
     if mode == "as-is" and problem:
         raise ConfigError(
-            f"--teacher-mode as-is: {problem}: give --teacher-classes, or --teacher-mode {allowed}"
+            f"--teacher-mode as-is: {problem}; pass --teacher-classes, or --teacher-mode {allowed}"
         )
     return mode
 
@@ -239,4 +257,5 @@ def _chosen_mode(
 def untrained_teacher_file(config: Config, spec: ImageSpec, teacher: NamedTeacher) -> ModelFile:
     """Return the model file of a teacher with the weights that it starts from."""
     state = teacher.model.state_dict()
+    config = with_text_teacher(config)
     return student_file(teacher_alone(config), spec, state, {}, teacher.weights)

@@ -83,7 +83,7 @@ def level_pairs(
     if not pairs:
         raise ConfigError(
             f"teacher {config.model.teacher} and student {config.model.student} have no level in "
-            "common: choose models whose pyramids overlap"
+            "common; choose models whose pyramids overlap"
         )
     return pairs
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from raygkd.assembly.compatibility import check_kind
-from raygkd.assembly.methods import distils
+from raygkd.assembly.methods import distils, student_spec
 from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError
@@ -39,10 +39,20 @@ def new_model(name: str, spec: ImageSpec) -> nn.Module:
     """Return an untrained model for images.
 
     Raises:
-        ConfigError: an unknown name, or a model for another task.
+        ConfigError: an unknown name, a model for another task, or images of a single class.
     """
     check_kind(name, spec.task)
-    return build_model(name, len(spec.class_names), spec.image_size)
+    if spec.task == "classification" and len(spec.class_names) == 1:
+        raise ConfigError(
+            f"a classifier needs at least 2 classes, and the images have {spec.class_names[0]!r} "
+            "alone; to train without labels, give them as --unlabelled"
+        )
+    return build_model(name, outputs_of(spec), spec.image_size)
+
+
+def outputs_of(spec: ImageSpec) -> int:
+    """Return how many logits a model of the images' classes has; without classes one, unused."""
+    return max(1, len(spec.class_names))
 
 
 def input_spec(name: str, spec: ImageSpec) -> ImageSpec:
@@ -91,8 +101,8 @@ def is_model_file(teacher: str) -> bool:
         return False
     if teacher.endswith((".safetensors", ".pth", ".th", ".bin")):
         raise ConfigError(
-            f"{teacher} holds weights and does not say of which model: give the name of the model, "
-            "and the file as its weights (--teacher NAME --teacher-weights FILE)"
+            f"{teacher} contains weights, but not the name of their model; pass both (--teacher "
+            "NAME --teacher-weights FILE)"
         )
     if teacher.endswith(".py"):
         return False
@@ -151,7 +161,7 @@ def student_file(
         scores: what it reached.
         weights: that it started from; None for random ones.
     """
-    spec = input_spec(config.model.student, spec)
+    spec = input_spec(config.model.student, student_spec(config, spec))
     return ModelFile(
         name=config.model.student,
         class_names=spec.class_names,

@@ -34,11 +34,14 @@ def named_model_file(
         reason = (
             "its weights are random"
             if loaded is None
-            else f"{', '.join(loaded.new_layers)} is new for the {classes} classes of these images"
+            else (
+                f"{', '.join(loaded.new_layers)} starts at random for the {classes} classes of "
+                "these images"
+            )
         )
         raise ConfigError(
-            f"{short_name(name)} is not trained for these images ({reason}): give --weights FILE "
-            "of a model of these classes"
+            f"{short_name(name)} is not trained for these images ({reason}); pass --weights FILE "
+            "of a model with these classes"
         )
     source = source_file(name)
     if source is not None:

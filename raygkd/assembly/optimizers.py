@@ -80,7 +80,7 @@ def _factor(step: int, optim: OptimConfig, steps_per_epoch: int, frozen_steps: i
 def rate_groups(optim: OptimConfig, module: nn.Module, student: nn.Module) -> list[RateGroup]:
     """Return a module's parameters by their learning rates; one group where all have the same.
 
-    The student's last layer and what is no part of the student, such as adapters, have ``--lr``.
+    The student's last layer and parts outside the student, such as adapters, have ``--lr``.
     The rest of the student is its backbone: ``--backbone-lr-factor`` times ``--lr``, and per layer
     before the last ``--layer-decay`` times that of the next one.
     """

@@ -16,6 +16,7 @@ from raygkd.engine.label_loss import LabelLoss
 from raygkd.engine.mixing import Mixing
 from raygkd.engine.patience import Patience
 from raygkd.errors import ConfigError
+from raygkd.losses import baseline_class, baseline_of
 
 # settings of a recipe that detectors have as well
 _FOR_ALL = ("ema",)
@@ -29,25 +30,49 @@ def check_recipe(config: Config, task: str) -> None:
     """
     if task == "classification":
         return
+    if config.recipe.recipe != RecipeConfig.recipe:
+        raise ConfigError(
+            f"--recipe {config.recipe.recipe}: is for classification only, and these images have "
+            "boxes; omit it"
+        )
     given, usual = vars(config.recipe), vars(RecipeConfig())
     wrong = [name for name in given if name not in _FOR_ALL and given[name] != usual[name]]
     if config.method.task_weight == 0:
         wrong.append("task_weight")
+    if config.data.unlabelled is not None:
+        wrong.append("unlabelled")
     if wrong:
         verb, them = ("applies", "it") if len(wrong) == 1 else ("apply", "them")
         raise ConfigError(
             f"{', '.join(map(flag, wrong))}: {verb} to classification only, and these images have "
-            f"boxes: leave {them} out"
+            f"boxes; omit {them}"
         )
+
+
+def has_two_views(method: str) -> bool:
+    """Return whether a method's loss compares two views of each training image."""
+    baseline = baseline_of(method)
+    return baseline is not None and baseline_class(baseline).two_views
+
+
+def changes_batches(config: Config) -> bool:
+    """Return whether each batch has images that no other has, as the training process makes them.
+
+    The teacher's outputs for them cannot be cached.
+    """
+    return config.recipe.mixes or has_two_views(config.method.method)
 
 
 def unused_cache(config: Config) -> str | None:
     """Return a note if the teacher's outputs cannot be cached, though they should be."""
-    if not config.cluster.teacher_cache_mb or not config.recipe.mixes:
+    if not config.cluster.teacher_cache_mb or not changes_batches(config):
         return None
+    reason = "--mixup and --cutmix mix different images in every epoch"
+    if not config.recipe.mixes:
+        reason = f"--method {config.method.method} changes images in another way in every epoch"
     return (
-        "--teacher-cache-mb is not used: --mixup and --cutmix mix other images in every epoch, so "
-        "the teacher's outputs are computed each time"
+        f"--teacher-cache-mb has no effect: {reason}, so the teacher's outputs are computed each "
+        "time"
     )
 
 
@@ -64,11 +89,13 @@ def build_mixing(recipe: RecipeConfig, num_classes: int) -> Mixing | None:
     return Mixing(mixup=recipe.mixup, cutmix=recipe.cutmix, num_classes=num_classes)
 
 
-def build_label_loss(recipe: RecipeConfig, spec: ImageSpec) -> LabelLoss:
-    """Return the loss of a classifier on its labels."""
+def build_label_loss(recipe: RecipeConfig, spec: ImageSpec, *, partly: bool = False) -> LabelLoss:
+    """Return the loss of a classifier on its labels, which with ``partly`` some images lack."""
     is_balanced = recipe.class_weights == "balanced"
     return LabelLoss(
-        recipe.label_smoothing, balanced_weights(spec.class_counts) if is_balanced else None
+        recipe.label_smoothing,
+        balanced_weights(spec.class_counts) if is_balanced else None,
+        partly=partly,
     )
 
 

@@ -8,8 +8,18 @@ import torch
 from torch import nn
 
 from raygkd.assembly.matched_levels import matched_levels
-from raygkd.assembly.methods import matches_graphs
-from raygkd.assembly.models import new_model, start_from_teacher, start_from_weights
+from raygkd.assembly.methods import (
+    matches_graphs,
+    share_without_labels,
+    student_spec,
+    trains_last_layer,
+)
+from raygkd.assembly.models import (
+    new_model,
+    outputs_of,
+    start_from_teacher,
+    start_from_weights,
+)
 from raygkd.assembly.recipes import build_label_loss, check_recipe
 from raygkd.config import OTHER_NAMES, Config, MethodConfig, owned_by
 from raygkd.data.spec import ImageSpec
@@ -22,6 +32,8 @@ from raygkd.losses import (
     baseline_of,
 )
 from raygkd.models import Detector
+from raygkd.models.fake_quantised import FakeQuantised, QuantisedGraph
+from raygkd.models.heads import ProxyTap
 from raygkd.registry import METHODS
 
 
@@ -73,6 +85,8 @@ def build_baseline(
         settings["levels"] = tuple(matched.pairs)
         settings["student_shapes"] = matched.student_shapes
         settings["teacher_shapes"] = matched.teacher_shapes
+    if known.reads_proxies():
+        settings["embedding_sizes"] = _embedding_sizes(student, teacher, spec)
     two_stage = isinstance(student, Detector) and student.is_two_stage
     loss = baseline_loss(name, canvas=spec.image_size[0], two_stage=two_stage, **settings)
     weight, task_weight = _weights(method, loss)
@@ -84,6 +98,18 @@ def build_baseline(
         reads_logits=known.reads == "logits",
     )
     return loss, term
+
+
+def _embedding_sizes(student: nn.Module, teacher: nn.Module, spec: ImageSpec) -> tuple[int, int]:
+    """Return the sizes of two classifiers' embeddings.
+
+    Raises:
+        ConfigError: a model's last layer is not linear.
+    """
+    taps = [ProxyTap(model, len(spec.class_names)) for model in (student, teacher)]
+    for tap in taps:
+        tap.remove()
+    return taps[0].size, taps[1].size
 
 
 def _weights(method: MethodConfig, loss: BaselineLoss) -> tuple[float, float]:
@@ -103,13 +129,19 @@ def baseline_settings(config: Config, name: str) -> dict[str, Any]:
     return {**options, **owned_by(name, config.method.own)}
 
 
-def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) -> Objective:
+def build_objective(
+    config: Config,
+    spec: ImageSpec,
+    teacher: nn.Module | None,
+    graph: QuantisedGraph | None = None,
+) -> Objective:
     """Return the student as its training begins, with its losses and their adapters, on the CPU.
 
     Args:
         config: the settings.
         spec: the images' classes and size.
         teacher: the model to learn from or to start from; None where the run needs none.
+        graph: of a student that is trained in 8 bits; None in float.
 
     Raises:
         ConfigError: levels, a dimension or a package that the method cannot have, or a recipe that
@@ -117,8 +149,7 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
     """
     check_recipe(config, spec.task)
     torch.manual_seed(config.optim.seed)
-    student = new_model(config.model.student, spec)
-    start_from_weights(config, student, len(spec.class_names))
+    student = _new_student(config, spec) if graph is None else FakeQuantised(graph)
     method = config.method.method
     parts: dict[str, Any] = {}
     if teacher is not None:
@@ -129,16 +160,29 @@ def build_objective(config: Config, spec: ImageSpec, teacher: nn.Module | None) 
     if teacher is not None and baseline_of(method) is not None:
         baseline, term = build_baseline(config, teacher, student, spec)
         parts |= {"baseline": baseline, "baseline_term": term}
+        if baseline_class(term.name).reads_proxies():
+            parts["proxies"] = ProxyTap(student, len(spec.class_names))
         if not term.reads_logits:
             parts["levels"] = tuple(matched_levels(config, teacher, student, spec).pairs)
+    share = share_without_labels(config, spec)
+    task_weight = 0.0 if share == 1 else config.method.task_weight
     parts |= {
         "shares": _shares(config.method),
-        "task_weight": config.method.task_weight if parts else None,
+        "task_weight": task_weight if parts else None,
+        "trains_all": trains_last_layer(config, spec),
         "freeze_batch_norm": config.optim.freeze_batch_norm,
     }
     if isinstance(student, Detector):
         return DetectorObjective(student, **parts)
-    return ClassifierObjective(student, label_loss=build_label_loss(config.recipe, spec), **parts)
+    label_loss = build_label_loss(config.recipe, spec, partly=share > 0)
+    return ClassifierObjective(student, label_loss=label_loss, **parts)
+
+
+def _new_student(config: Config, spec: ImageSpec) -> nn.Module:
+    own = student_spec(config, spec)
+    student = new_model(config.model.student, own)
+    start_from_weights(config, student, outputs_of(own))
+    return student
 
 
 def _shares(method: MethodConfig) -> list[str]:

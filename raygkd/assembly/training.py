@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -14,38 +15,61 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygkd.assembly.matched_levels import matched_levels
-from raygkd.assembly.methods import distils, fades, uses_teacher
+from raygkd.assembly.methods import (
+    distils,
+    fades,
+    share_without_labels,
+    trains_last_layer,
+    uses_teacher,
+)
 from raygkd.assembly.models import input_spec
 from raygkd.assembly.optimizers import optimizer_and_schedule
-from raygkd.assembly.recipes import build_average, build_mixing, build_patience
+from raygkd.assembly.recipes import (
+    build_average,
+    build_mixing,
+    build_patience,
+    changes_batches,
+    has_two_views,
+)
 from raygkd.assembly.student_objective import build_objective
 from raygkd.config import Config, to_yaml, with_settings
-from raygkd.data.boxes import Boxes
 from raygkd.data.spec import ImageSpec
 from raygkd.engine import (
     Classification,
     Detection,
     Objective,
+    Task,
     Teacher,
     TeacherLookup,
     TeacherStore,
     Training,
 )
 from raygkd.engine.loop import Stream
+from raygkd.engine.without_labels import WithoutLabels
 from raygkd.models import ModelFile, build_from_file, model_input
+from raygkd.models.fake_quantised import QuantisedGraph
+from raygkd.models.heads import ProxyTap
 
 
-def build_task(spec: ImageSpec, boxes: Boxes | None) -> Classification | Detection:
-    """Return the task of the images.
+def build_task(
+    spec: ImageSpec, stream: Stream, unlabelled_share: float = 0.0
+) -> Classification | Detection:
+    """Return the task of images with labels or boxes.
 
     Args:
         spec: the images' classes and task.
-        boxes: the boxes of every image of the table, for detection.
+        stream: the rank's images.
+        unlabelled_share: share of each training batch that has no labels.
     """
     if spec.task == "classification":
-        return Classification(len(spec.class_names), spec.score)
-    assert boxes is not None
-    return Detection(len(spec.class_names), boxes, spec.score)
+        return Classification(
+            len(spec.class_names),
+            spec.score,
+            unlabelled_share,
+            functools.partial(stream.eval_batches, "labelled"),
+        )
+    assert stream.boxes is not None
+    return Detection(len(spec.class_names), stream.boxes, spec.score)
 
 
 def file_normaliser(model_file: ModelFile, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -102,6 +126,7 @@ def build_training(
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
     begun: float | None = None,
     teacher_store: TeacherStore | None = None,
+    graph: QuantisedGraph | None = None,
 ) -> Training:
     """Return a run of one rank, ready for its first epoch.
 
@@ -115,13 +140,16 @@ def build_training(
         parallel: wraps the objective for several ranks (DDP).
         begun: when its preparation began, by ``time.perf_counter``; None for now.
         teacher_store: cache of the teacher's outputs; None to run the teacher every time, as it is
-            for mixed images, which have no row.
+            for images that are mixed or have a second view, which have no row.
+        graph: of a student that is trained in 8 bits, which normalises its images; None in float.
     """
     begun = time.perf_counter() if begun is None else begun
     optim = config.optim
-    if config.recipe.mixes:
+    if changes_batches(config):
         teacher_store = None
-    objective, teacher_model = _build_models(config, spec, teacher_file, device, teacher_store)
+    objective, teacher_model = _build_models(
+        config, spec, teacher_file, device, teacher_store, graph
+    )
     averaged = build_average(config.recipe, objective.student)
     # only now, when both models have their taps, and the student's average is made
     if optim.compile:
@@ -134,16 +162,31 @@ def build_training(
     amp = amp_dtype(optim.amp, device)
     own_input = input_spec(config.model.student, spec)
     own_filter = model_input(config.model.student).interpolation
-    normalise = normaliser(own_input.mean, own_input.std, device, spec.image_size, own_filter)
+    statistics = (own_input.mean, own_input.std) if graph is None else ((0.0,) * 3, (1.0,) * 3)
+    normalise = normaliser(*statistics, device, spec.image_size, own_filter)
     lookup = None
     if teacher_model is not None and teacher_store is not None:
         lookup = TeacherLookup(teacher_model, teacher_store, objective)
-    task = build_task(spec, stream.boxes)
-    teacher_scores = teacher_file.scores if teacher_file is not None and fades(config) else {}
+    share = share_without_labels(config, spec)
+    teacher_scores = {}
+    if teacher_file is not None and fades(config) and share < 1:
+        teacher_scores = teacher_file.scores
     teacher_input: ImageSpec | ModelFile = spec
     teacher_filter = own_filter
     if teacher_file is not None:
         teacher_input, teacher_filter = teacher_file, model_input(teacher_file.name).interpolation
+    teacher_normalise = normaliser(
+        teacher_input.mean,
+        teacher_input.std,
+        device,
+        spec.of_teacher().image_size,
+        teacher_filter,
+    )
+    task: Task = build_task(spec, stream, share)
+    if not spec.has_labels:
+        assert teacher_model is not None
+        compares_classes = trains_last_layer(config, spec)
+        task = WithoutLabels(teacher_model.model, teacher_normalise, spec.score, compares_classes)
     return Training(
         task=task,
         objective=objective,
@@ -154,13 +197,7 @@ def build_training(
         schedule=schedule,
         scaler=torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         normalise=normalise,
-        teacher_normalise=normaliser(
-            teacher_input.mean,
-            teacher_input.std,
-            device,
-            spec.of_teacher().image_size,
-            teacher_filter,
-        ),
+        teacher_normalise=teacher_normalise,
         device=device,
         epochs=optim.epochs,
         seed=optim.seed,
@@ -169,6 +206,7 @@ def build_training(
         clip_norm=optim.clip_norm,
         amp=amp,
         accumulate=optim.accumulate,
+        two_views=has_two_views(config.method.method),
         mixing=build_mixing(config.recipe, len(spec.class_names)),
         averaged=averaged,
         patience=build_patience(config, spec),
@@ -184,13 +222,14 @@ def _build_models(
     teacher_file: ModelFile | None,
     device: torch.device,
     store: TeacherStore | None,
+    graph: QuantisedGraph | None,
 ) -> tuple[Objective, Teacher | None]:
     teacher_model = None
     if uses_teacher(config):
         if teacher_file is None:
             raise ValueError("this run needs a teacher")
         teacher_model = build_from_file(teacher_file)
-    objective = build_objective(config, spec, teacher_model)
+    objective = build_objective(config, spec, teacher_model, graph)
     student = objective.student
     objective.to(device)
     teacher = None
@@ -202,5 +241,8 @@ def _build_models(
             # what other trials may want is kept with what this one does
             others = with_settings(config, {"levels": store.levels, "method": "graph"})
             pairs = dict(matched_levels(others, teacher_model, student, spec).pairs) | pairs
-        teacher = Teacher(teacher_model.to(device), pairs)
+        proxies = None
+        if objective.reads_proxies:
+            proxies = ProxyTap(teacher_model, len(spec.class_names))
+        teacher = Teacher(teacher_model.to(device), pairs, proxies)
     return objective, teacher

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 from raygkd.bench.rows import report
-from raygkd.bench.suites import core_rows, measured, whole_rows
-
-SUITES = {"core": core_rows, "all": whole_rows}
+from raygkd.bench.suites import SUITES, measured
 
 
 def main() -> None:

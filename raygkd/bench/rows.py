@@ -83,7 +83,7 @@ def report(rows: Sequence[Row], *, as_json: bool) -> str:
 
 def text_table(rows: Sequence[Row], machine: Mapping[str, Any]) -> str:
     """Return rows and machine as text for a terminal; it needs no other package."""
-    cells = [("what", "against", "figure", "to reach", ""), *map(_cells, rows)]
+    cells = [("what", "against", "figure", "target", ""), *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))

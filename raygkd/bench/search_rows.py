@@ -17,7 +17,6 @@ from raygkd.assembly.models import student_file
 from raygkd.bench.rows import Row, Rows
 from raygkd.config import Config, with_settings
 from raygkd.engine import run_epoch
-from raygkd.models import ModelFile
 from raygkd.rayrun.search_history import (
     JOURNAL,
     History,
@@ -25,11 +24,13 @@ from raygkd.rayrun.search_history import (
     Trial,
     read_epochs,
 )
-from raygkd.rayrun.tune_search import ListedSettings, scheduler
+from raygkd.rayrun.searchers import ListedSettings, scheduler
 from raygkd.rayrun.worker import METRIC, make_training
 from raygkd.storage.atomic_files import place
+from raygkd.workflows.search_plan import open_search
 from raygkd.workflows.session import Session
-from raygkd.workflows.tune import open_search, run_trials
+from raygkd.workflows.teachers import TeacherOfRun
+from raygkd.workflows.tune import run_trials
 
 AT_ONCE = 2
 # what a student on 8 x 8 digits learns in seconds; enough steps for an epoch to say something
@@ -77,7 +78,7 @@ def search_rows(folder: Path, nested_seconds: float | None, *, quick: bool) -> R
         configuration={**configuration, "epochs trained": trained},
     )
     yield Row(
-        what="best validation score that it misses",
+        what="shortfall of the best validation score",
         against=against,
         value=100 * (scores["full"] - scores["asha"]),
         unit="points",
@@ -100,13 +101,14 @@ def full_trials(config: Config) -> tuple[list[Curve], list[float]]:
     Returns:
         the trials in the order of their numbers, and the seconds of each to its first step.
     """
-    with open_search(config, console=Console(quiet=True)) as (session, space, _):
-        _, first_steps = run_trials(session, trained_teacher(session), space)
+    with open_search(config, console=Console(quiet=True)) as (session, plan):
+        teachers = {session.config.model.teacher: trained_teacher(session)}
+        _, first_steps = run_trials(session, teachers, plan.space)
     epochs = read_epochs(session.folder / JOURNAL)
     return [epochs[number] for number in sorted(epochs)], first_steps
 
 
-def trained_teacher(session: Session) -> ModelFile:
+def trained_teacher(session: Session) -> TeacherOfRun:
     """Train the teacher in this process, which takes a TorchTrainer longer to start."""
     config = teacher_training(session.config)
     job = session.job(config, None, session.folder)
@@ -114,7 +116,8 @@ def trained_teacher(session: Session) -> ModelFile:
     for _ in range(config.optim.epochs):
         run_epoch(training)
     student = training.objective.student
-    return student_file(config, session.images.spec, student.state_dict(), {})
+    file = student_file(config, session.images.spec, student.state_dict(), {})
+    return TeacherOfRun(file, session.folder)
 
 
 def asha(curves: list[Curve], config: Config, folder: Path) -> list[Trial]:

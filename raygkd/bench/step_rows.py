@@ -21,6 +21,8 @@ DETECTORS = {"teacher": "fasterrcnn_resnet101_fpn", "student": "fasterrcnn_resne
 RECIPE = {**dataset_defaults("coco"), "inherit": False}
 # vertices, edges and spectrum, these of a graph for each image
 ALL_TERMS = {"method": "graph", "graphs": "image", "beta": 1.0, "gamma": 1.0}
+# losses of other graphs: of tokens, of samples and classes, and metrics of graphs of channels
+RIVALS = ("trg", "prg", "graph-metrics", "graph+metrics")
 # P2 to P5; a few boxes of each image keep the heads at their usual work
 PYRAMID = (2, 3, 4, 5)
 BOXES = 4
@@ -41,6 +43,27 @@ def classifier_rows(device: torch.device, *, quick: bool) -> Rows:
     trainings = _trainings(methods, spec, stream, device)
     yield _seconds_row(trainings, stream, what, "kd", bound, repeats=5 if quick else 9)
     yield _memory_row(trainings, stream, device, what, "kd")
+
+
+def rival_rows(device: torch.device, *, quick: bool) -> Rows:
+    """Yield seconds of a step with other losses of graphs, of the models of ``classifier_rows``."""
+    size = 32 if quick else 64
+    spec = classes_spec(100, 32)
+    stream = SameBatch(random_batch(size, spec))
+    methods = {
+        name: {**CLASSIFIERS, "batch_size": size, "method": name} for name in ("kd", *RIVALS)
+    }
+    steps = _steps(_trainings(methods, spec, stream, device), stream)
+    timings = interleaved(steps, 5 if quick else 9)
+    for name in RIVALS:
+        yield Row(
+            what=f"step of ResNet-32x4 -> 8x4, batch {size}, with {name}",
+            against="with kd",
+            value=timings.ratio(name, "kd"),
+            unit="x",
+            bound=1.15 if device.type == "cuda" else 1.2,
+            configuration={"seconds": timings.medians},
+        )
 
 
 def detector_rows(device: torch.device, *, quick: bool) -> Rows:
@@ -65,6 +88,15 @@ def _trainings(
     }
 
 
+def _steps(
+    trainings: Mapping[str, Training], stream: SameBatch
+) -> dict[str, functools.partial[Any]]:
+    return {
+        name: functools.partial(training_step, training, stream.batch)
+        for name, training in trainings.items()
+    }
+
+
 def _seconds_row(
     trainings: Mapping[str, Training],
     stream: SameBatch,
@@ -73,11 +105,7 @@ def _seconds_row(
     bound: float,
     repeats: int,
 ) -> Row:
-    steps = {
-        name: functools.partial(training_step, training, stream.batch)
-        for name, training in trainings.items()
-    }
-    timings = interleaved(steps, repeats)
+    timings = interleaved(_steps(trainings, stream), repeats)
     return Row(
         what=what,
         against=f"with {reference}",

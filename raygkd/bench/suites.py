@@ -1,4 +1,4 @@
-"""The benchmark suites: the core, which needs torch only, and everything."""
+"""The benchmark suites: the core, which needs torch only, everything of ours, and our peers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from raygkd.bench.rows import Row, Rows
 from raygkd.bench.spectral_rows import spectral_rows
-from raygkd.bench.step_rows import classifier_rows, detector_rows
+from raygkd.bench.step_rows import classifier_rows, detector_rows, rival_rows
 
 HELP_CALLS = 5
 
@@ -24,6 +24,7 @@ def core_rows(*, quick: bool) -> Rows:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield from spectral_rows(device, quick=quick)
     yield from classifier_rows(device, quick=quick)
+    yield from rival_rows(device, quick=quick)
     yield from detector_rows(device, quick=quick)
 
 
@@ -43,6 +44,16 @@ def whole_rows(*, quick: bool) -> Rows:
             yield from ddp_rows(_new(folder / "ddp"), quick=quick)
             yield from stream_rows(_new(folder / "stream"), quick=quick)
         yield from search_rows(folder / "search", nested, quick=quick)
+
+
+def peer_rows(*, quick: bool) -> Rows:
+    """Yield steps and a small job beside those of timm, torchdistill, Lightning and plain torch."""
+    from raygkd.bench.peer_jobs import peer_job_rows
+    from raygkd.bench.peer_steps import peer_step_rows
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield from peer_step_rows(device, quick=quick)
+    yield from peer_job_rows(quick=quick)
 
 
 def _new(folder: Path) -> Path:
@@ -65,6 +76,9 @@ def help_row() -> Row:
         bound=0.5,
         configuration={"seconds": seconds},
     )
+
+
+SUITES = {"all": whole_rows, "core": core_rows, "peers": peer_rows}
 
 
 def measured(suite: Callable[..., Iterator[Row]], *, quick: bool) -> list[Row]:

@@ -18,7 +18,7 @@ from raygkd.cli.options import (
     read_set_options,
     recognise_data_set,
 )
-from raygkd.errors import ConfigError
+from raygkd.errors import ConfigError, DataError, to_paste
 from raygkd.registry import DATASETS, either, entry_name
 
 
@@ -33,8 +33,8 @@ def data() -> None:
     cls=Option,
     default="auto",
     look_up=lambda: (
-        f"data set: {', '.join(DATASETS.names())}, or auto, which looks at --data-dir "
-        "[default: auto]"
+        f"data set: {', '.join(DATASETS.names())}, or auto, detected from --data-dir [default: "
+        "auto]"
     ),
 )
 @click.option("--data-dir", type=str, help="folder of the data set")
@@ -55,7 +55,9 @@ def data() -> None:
     "--classes", type=ListType(str), help="keep only boxes of these classes [default: all]"
 )
 @click.option("--strict", is_flag=True, help="stop at faulty annotations instead of dropping them")
-@click.option("--output", required=True, help="new folder for the shards (s3:// and gs:// work)")
+@click.option(
+    "--output", required=True, help="new folder for the shards (s3:// and gs:// paths work)"
+)
 @click.option(
     "--skip-bad", is_flag=True, help="skip and count unreadable images instead of stopping"
 )
@@ -81,7 +83,9 @@ def data_prepare(
         from raygkd.data.sources import open_source
         from raygkd.report.console import progress, stderr_console
 
-        dataset = recognise_data_set({"dataset": dataset, "data_dir": data_dir})
+        dataset = recognise_data_set(
+            {"dataset": dataset, "data_dir": data_dir}, allow_unlabelled=True
+        )
         if dataset == "parquet":
             raise ConfigError(
                 "--dataset parquet: is already prepared; train on it with --data-dir "
@@ -106,16 +110,21 @@ def data_prepare(
             out.write(json.dumps(summary) + "\n")
             return
         splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items())
+        of = f"of {summary['classes']} classes" if summary["classes"] else "without labels"
         out.write(
-            f"{summary['images']} images of {summary['classes']} classes ({splits}) in "
+            f"{summary['images']} images {of} ({splits}) in "
             f"{summary['shards']} shard(s), {summary['bytes']:,} bytes, at {output}\n"
         )
         if summary["bad"]:
             examples = "; ".join(summary["bad_examples"])
             out.write(f"skipped {summary['bad']} unreadable images: {examples}\n")
         usual = dataset_defaults(dataset)
-        models = [f" --{role} {usual[role]}" for role in ("teacher", "student") if role in usual]
-        out.write(f"next: raygkd tune --dataset parquet --data-dir {output}{''.join(models)}\n")
+        how = ["--dataset", "parquet", "--data-dir", output]
+        for role in ("teacher", "student"):
+            how += [f"--{role}", usual[role]] if role in usual else []
+        if not summary["classes"]:
+            how = ["--unlabelled", output, "--teacher", "NAME", "--student", "NAME"]
+        out.write(f"next: {to_paste('tune', *how)}\n")
 
 
 @data.command("info")
@@ -134,43 +143,51 @@ def data_prepare(
 )
 @JSON
 def data_info(path: str, dataset: str, sheet: str, as_json: bool) -> None:
-    """Show counts, classes, image sizes and faults of images; of shards, write a sheet of samples.
+    """Show counts, classes, image sizes and faults of a data set; of shards, write sample images.
 
-    PATH is a .parquet file or a folder of shards (s3:// and gs:// work), or a data set that is not
-    prepared, in any layout.
+    PATH is a .parquet file, a folder of shards (s3:// and gs:// paths work), or a data set in any
+    other supported layout.
     """
     with only_results_on_stdout() as out:
-        from raygkd.data.recognition import PARQUET, holds_parquet
         from raygkd.report.console import console_of
         from raygkd.report.tables import classes_table, info_table
 
-        if dataset == "auto" and not holds_parquet(path):
-            dataset = recognise_data_set({"dataset": dataset, "data_dir": path})
-        is_prepared = dataset in ("auto", PARQUET)
-        info = _shards_info(path, sheet) if is_prepared else _folder_info(dataset, path)
+        info = dataset_info(path, dataset, sheet)
         if as_json:
             out.write(json.dumps(info) + "\n")
             return
         console = console_of(out)
         console.print(info_table(info))
-        console.print(classes_table(info["classes"]))
-        if is_prepared:
+        if info["classes"]:
+            console.print(classes_table(info["classes"]))
+        if "sheet" in info:
             console.print(f"sample sheet: {sheet}", soft_wrap=True)
 
 
-def _shards_info(path: str, sheet: str) -> dict[str, Any]:
-    """Return facts on shards, and write the sheet."""
+def dataset_info(path: str, dataset: str = "auto", sheet: str | None = None) -> dict[str, Any]:
+    """Return facts on a data set of any layout.
+
+    Args:
+        path: of its folder or file.
+        dataset: its kind; "auto" to recognise it.
+        sheet: file of sample images to write, if the data set is prepared; None for none.
+    """
+    from raygkd.data.recognition import PARQUET, holds_parquet
+    from raygkd.storage.atomic_files import is_remote, local_path
+
+    if not is_remote(path) and not local_path(path).exists():
+        raise DataError(f"no file or folder '{path}'; pass a folder of images or a .parquet file")
+    if dataset == "auto" and not holds_parquet(path):
+        dataset = recognise_data_set({"dataset": dataset, "data_dir": path}, allow_unlabelled=True)
+    if dataset not in ("auto", PARQUET):
+        from raygkd.data.source_info import source_info
+        from raygkd.data.sources import open_source
+
+        return source_info(open_source(dataset, path), path)
     from raygkd.data.inspect import sample_sheet, table_info
     from raygkd.data.parquet import open_table
 
     table = open_table(path)
-    sample_sheet(table, sheet)
-    return {**table_info(table), "sheet": sheet}
-
-
-def _folder_info(dataset: str, path: str) -> dict[str, Any]:
-    """Return facts on a data set that is not prepared."""
-    from raygkd.data.source_info import source_info
-    from raygkd.data.sources import open_source
-
-    return source_info(open_source(dataset, path), path)
+    if sheet is not None:
+        sample_sheet(table, sheet)
+    return table_info(table) | ({} if sheet is None else {"sheet": sheet})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,16 +19,20 @@ from raygkd.cli.options import (
     resolve,
 )
 from raygkd.errors import ConfigError
+from raygkd.storage.temporary import temporary_folder
 
 # settings whose values may be local files, which are uploaded with a job
 _FILES = (
     *("config_file", "space", "teacher", "student"),
     *("weights", "teacher_weights", "student_weights", "teacher_classes"),
+    *("class_names", "prompts"),
 )
 _ADDRESS = click.option(
     "--address",
     metavar="URL",
-    help="URL of the cluster's dashboard [default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]",
+    help=(
+        "URL of the cluster's dashboard [default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265]"
+    ),
 )
 
 
@@ -57,9 +59,9 @@ def submit(address: str | None, no_wait: bool, command: str, arguments: tuple[st
         named += [name.rpartition(":")[0] for name in named if ".py:" in name]
         files = [path for path in named if os.path.isfile(path)]
         client = jobs.connect(address)
-        with tempfile.TemporaryDirectory(prefix="raygkd-job-") as folder:
-            packed = jobs.package(arguments, files, Path(folder))
-            job = jobs.submit(client, [command, *packed], Path(folder))
+        with temporary_folder("job") as folder:
+            packed = jobs.package(arguments, files, folder)
+            job = jobs.submit(client, [command, *packed], folder)
         if no_wait:
             out.write(f"{job}\n")
             return 0
@@ -72,13 +74,17 @@ def _check_job(command: str, options: Mapping[str, Any]) -> None:
     asked = {name: value for name, value in options.items() if name in known}
     if options.get("resume") is None:
         config, _ = resolve(command, options["config_file"], asked, None, has_data=False)
-        places = {"--output": config.output.output, "--data-dir": config.data.data_dir}
+        places = {
+            "--output": config.output.output,
+            "--data-dir": config.data.data_dir,
+            "--unlabelled": config.data.unlabelled,
+        }
     else:
         places = {"--resume": options["resume"]}
     for flag, place in places.items():
         if place and "://" not in place and not os.path.isabs(os.path.expanduser(place)):
             raise ConfigError(
-                f"{flag} {place}: a job runs in a temporary folder: give the absolute path of a "
+                f"{flag} {place}: a job runs in a temporary folder; pass the absolute path of a "
                 "folder that all nodes share"
             )
 

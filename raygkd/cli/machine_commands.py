@@ -9,23 +9,29 @@ import click
 
 from raygkd.cli.options import JSON, only_results_on_stdout
 from raygkd.errors import ConfigError
-from raygkd.storage.atomic_files import is_remote
+from raygkd.storage.atomic_files import is_remote, place
 
 
 @click.command()
+@click.argument(
+    "suite", type=click.Choice(["all", "core", "peers"]), default="all", metavar="[SUITE]"
+)
 @click.option("--quick", is_flag=True, help="smaller sizes and fewer rounds")
 @JSON
-def bench(quick: bool, as_json: bool) -> None:
-    """Measure speed and memory against plain implementations.
+def bench(suite: str, quick: bool, as_json: bool) -> None:
+    """Measure speed and memory against plain implementations, or against other packages.
 
-    Covers the losses, a training step, Ray Train, Ray Data and a search, each with its target and
-    whether it is met. Ray is started and stopped again. Run nothing else at the same time.
+    SUITE is "all" by default: the losses, a training step, Ray Train, Ray Data and a search, each
+    with its target and whether it is met; Ray is started and stopped again. "core" is the losses
+    and the step. "peers" compares a step with that of timm and of torchdistill, and a small job
+    with a plain torch script and with Lightning (needs the extra 'peers'). Run nothing else at the
+    same time.
     """
     with only_results_on_stdout() as out:
         from raygkd.bench.rows import report
-        from raygkd.bench.suites import measured, whole_rows
+        from raygkd.bench.suites import SUITES, measured
 
-        out.write(report(measured(whole_rows, quick=quick), as_json=as_json) + "\n")
+        out.write(report(measured(SUITES[suite], quick=quick), as_json=as_json) + "\n")
 
 
 @click.command()
@@ -84,7 +90,12 @@ def ui(output: str, host: str, port: int) -> None:
 
     if is_remote(output):
         raise ConfigError(
-            f"--output {output}: an object store cannot hold the MLflow store: open the server "
+            f"--output {output}: an object store cannot hold the MLflow store; open the server "
             "that the runs used as --tracking-uri"
         )
-    serve(Path(output), host, port)
+    try:
+        folder = place(output)
+    except ConfigError as error:
+        raise ConfigError(f"--output {error}") from error
+    assert isinstance(folder, Path)
+    serve(folder, host, port)

@@ -11,8 +11,10 @@ from raygkd.cli.options import (
     CONFIG,
     JSON,
     Choice,
+    FiniteRange,
     Option,
     RunCommand,
+    Share,
     only_results_on_stdout,
     resolve,
     setting_options,
@@ -54,7 +56,7 @@ _ADDRESS = click.option(
 @click.option(
     "--weights",
     metavar="FILE",
-    help="weights of the MODEL that is a name: pretrained, or a file [default: pretrained]",
+    help="weights if MODEL is a name: pretrained, or a weights file [default: pretrained]",
 )
 @JSON
 @CONFIG
@@ -131,8 +133,20 @@ def _as_continued(sentence: str) -> str:
 )
 @click.option(
     "--quantize",
-    type=click.Choice(("int8",)),
-    help="8-bit weights, with activations quantised at run time; needs --format onnx",
+    type=click.Choice(("int8", "dynamic")),
+    help="8 bits; int8: with ranges from training images; dynamic: activations quantised at run "
+    "time, without images; needs --format onnx",
+)
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(min=1),
+    help="maximum number of training images for the ranges of --quantize int8 [default: 256]",
+)
+@click.option(
+    "--max-drop",
+    type=FiniteRange(min=0.0),
+    help="largest fall of the validation score in points (hundredths) with --quantize int8; the "
+    "layers with the largest errors stay in float until it is met [default: 0.5]",
 )
 @click.option(
     "--data",
@@ -154,6 +168,8 @@ def export(
     format: str,
     out: str,
     quantize: str | None,
+    calibration_images: int | None,
+    max_drop: float | None,
     data: str | None,
     licence: str,
     output: str,
@@ -167,14 +183,15 @@ def export(
     """
     with only_results_on_stdout() as out_stream:
         from raygkd.report.console import console_of, stderr_console
-        from raygkd.report.tables import export_table
+        from raygkd.report.export_tables import export_tables, slower_note
         from raygkd.workflows.export import export
+        from raygkd.workflows.quantise import quantisation_of
 
         result = export(
             model,
             format=format,
             out=out,
-            int8=quantize is not None,
+            quantisation=quantisation_of(quantize, calibration_images, max_drop),
             licence=licence,
             data=data,
             output=output,
@@ -184,7 +201,11 @@ def export(
         if as_json:
             out_stream.write(json.dumps(result) + "\n")
             return
-        console_of(out_stream).print(export_table(result))
+        console = console_of(out_stream)
+        for table in export_tables(result):
+            console.print(table)
+        if (note := slower_note(result)) is not None:
+            console.print(note, soft_wrap=True)
 
 
 @click.command()
@@ -208,7 +229,7 @@ def export(
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0.0, 1.0),
+    type=Share(),
     default=0.3,
     show_default=True,
     help="minimum score of a detection",
@@ -271,7 +292,7 @@ def predict(
 @click.argument("name")
 @click.option(
     "--margin",
-    type=click.FloatRange(0.0, 1.0),
+    type=Share(),
     default=0.0,
     show_default=True,
     help="minimum lead of the challenger in test score",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,19 +30,19 @@ def _of(*sections: str) -> set[str]:
 SETTINGS_LEFT_OUT = {
     # distillation settings do not apply to the teacher; --method is ignored, but accepted by every
     # command that trains one model
-    "teacher": _of("search", "compare")
+    "teacher": _of("train", "search", "compare")
     | (_of("method") - {"method"})
     | {"inherit", "student_weights", "teacher_epochs", "teacher_mode"}
-    | {"teacher_classes"},
+    | {"teacher_classes", "class_names", "prompts", "unlabelled", "unlabelled_share", "recipe"},
     "train": _of("search", "compare"),
-    "tune": _of("compare"),
+    "tune": _of("train", "compare") - {"methods"},
     # each method uses its own published weight
-    "compare": (_of("search") - {"max_concurrent"}) | {"method", "baseline_weight"},
+    "compare": (_of("train", "search") - {"max_concurrent"}) | {"method", "baseline_weight"},
     "evaluate": (
-        _of("model", "method", "search", "compare", "optim", "recipe", "cluster", "output")
+        _of("model", "method", "train", "search", "compare", "optim", "recipe", "cluster", "output")
         - {"batch_size", "seed", "gpus_per_worker", "address", "output", "tracking_uri"}
     )
-    | {"image_size", "teacher_image_size", "augment"},
+    | {"image_size", "teacher_image_size", "augment", "unlabelled", "unlabelled_share"},
 }
 
 # the parameter of --set, and the commands that take it for the settings of some sections only
@@ -132,6 +132,24 @@ class ListType(click.ParamType):
         except ValueError:
             whole = "whole numbers" if self._kind is int else "numbers"
             self.fail(f"{value!r} must be {whole} separated by commas", param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A finite number in a range; ``FloatRange`` takes NaN and infinity as well."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class Share(FiniteRange):
+    """A number from 0 to 1."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
 
 
 class _Workers(click.ParamType):
@@ -276,7 +294,14 @@ def resolve(
     named = read_set_options(command, options.get(SET, ()), plain)
     for section, name, value in [*((known[n][0], n, v) for n, v in plain.items()), *named]:
         tree.setdefault(section, {})[name] = value
+    start = tree.get("train", {})
+    if has_data and command == "train" and {"start_from", "quantize"} & start.keys():
+        tree = _with_settings_of_run(tree)
     data = tree.get("data", {})
+    if data.get("unlabelled") is not None and not {"dataset", "data_dir"} & data.keys():
+        # without labelled images beside them they are the data set
+        alone = {"dataset": "unlabelled", "data_dir": data["unlabelled"], "unlabelled": None}
+        tree["data"] = data = {**data, **alone}
     if has_data and "data_dir" in data:
         tree["data"] = {**data, "dataset": recognise_data_set(data)}
     if resume is not None:
@@ -291,9 +316,20 @@ def resolve(
     return own_config(folder, asked), folder
 
 
-def recognise_data_set(settings: Mapping[str, Any]) -> str:
+def _with_settings_of_run(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of the run that ``--start-from`` names, where none are given."""
+    # needs torch, which help does without
+    from raygkd.workflows.start_from import settings_of_run
+
+    given = settings_of_run(tree)
+    return {name: {**given.get(name, {}), **tree.get(name, {})} for name in {**given, **tree}}
+
+
+def recognise_data_set(settings: Mapping[str, Any], *, allow_unlabelled: bool = False) -> str:
     """Return the data set: the one chosen or, if it is auto or only a folder is given, the
     folder's, which is reported on standard error.
+
+    A folder of images alone is refused, unless images without labels are allowed.
     """
     folder = settings.get("data_dir")
     dataset = settings.get("dataset", "auto" if folder else DataConfig.dataset)
@@ -301,7 +337,7 @@ def recognise_data_set(settings: Mapping[str, Any]) -> str:
         return dataset
     from raygkd.data.recognition import recognise
 
-    found, seen = recognise(folder)
+    found, seen = recognise(folder, allow_unlabelled=allow_unlabelled)
     click.echo(f"data set: {found} ({seen} in {folder})", err=True)
     return found
 
@@ -318,7 +354,7 @@ def read_set_options(
         given, equals, value = text.partition("=")
         name = configuration.OTHER_NAMES.get(given, given)
         if not equals and name in allowed:
-            raise ConfigError(f"--set {text!r}: has no value: write {given}=VALUE")
+            raise ConfigError(f"--set {text!r}: has no value; write {given}=VALUE")
         if not equals or (name not in allowed and given == name):
             raise ConfigError(
                 f"--set {text!r}: must be NAME=VALUE with the name of a setting such as dkd.beta"
@@ -326,7 +362,7 @@ def read_set_options(
             )
         if name in options:
             raise ConfigError(
-                f"--set {given} and {configuration.flag(name)} are the same setting: give only one "
+                f"--set {given} and {configuration.flag(name)} are the same setting; use only one "
                 "of them"
             )
         section, _, kind = known[name]
@@ -336,11 +372,7 @@ def read_set_options(
 
 def _config_tree(config_file: str) -> dict[str, Any]:
     """Return the settings of a YAML file, by section."""
-    try:
-        text = Path(config_file).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--config {config_file}: cannot be read: {error.strerror}") from error
-    tree = configuration.yaml_mapping(text, where=config_file)
+    tree = configuration.read_yaml(config_file, option="--config")
     configuration.check_keys(tree, where=config_file)
     return configuration.plain_names(tree)
 
@@ -352,9 +384,11 @@ def only_results_on_stdout() -> Iterator[Any]:
     real = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(os.dup(real), "w") as out:
+        encoding = sys.stdout.encoding
+        with os.fdopen(os.dup(real), "w", encoding=encoding, errors="backslashreplace") as out:
             yield out
     finally:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os.dup2(real, 1)
         os.close(real)

@@ -40,7 +40,8 @@ def _execute(
     show: Callable[[Any, dict[str, Any]], None],
 ) -> None:
     config, folder = resolve(command, config_file, options, resume)
-    _check(command, config)
+    if folder is None:
+        _check(command, config)
     with only_results_on_stdout() as out:
         from raygkd.report.console import WarningsToConsole, console_of, stderr_console
 
@@ -80,9 +81,9 @@ def tune(config_file: str | None, resume: str | None, as_json: bool, **options: 
 
     The first trials have the default settings and those of kd; the settings of the others are
     drawn from the search space, or from --space. ASHA stops trials that fall behind. The last line
-    says whether distillation has paid.
-    The teacher is trained first unless it comes trained (see --teacher-mode), and reused by later
-    runs.
+    is a verdict: whether distillation has improved the student.
+    The teacher is trained first unless it is already trained (see --teacher-mode); later runs
+    reuse it.
     """
     _execute("tune", config_file, resume, as_json, options, show_search)
 
@@ -91,9 +92,9 @@ def tune(config_file: str | None, resume: str | None, as_json: bool, **options: 
 def compare(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
     """Train and rank methods with the same images, recipe and seeds.
 
-    Each method is trained with --seeds seeds, as many runs at a time as fit. The table has mean
-    and standard deviation on the test split, the p-value against the best published method, and
-    the time and memory of a training step.
+    Each method is trained with --seeds seeds, as many runs at a time as fit. The table shows the
+    mean and standard deviation on the test split, the p-value against the best published method,
+    and the time and memory of a training step.
     """
     _execute("compare", config_file, resume, as_json, options, show_comparison)
 
@@ -102,8 +103,9 @@ def compare(config_file: str | None, resume: str | None, as_json: bool, **option
 def train(config_file: str | None, resume: str | None, as_json: bool, **options: Any) -> None:
     """Distil one student with the given settings.
 
-    The teacher is trained first unless it comes trained (see --teacher-mode), and reused by later
-    runs.
+    With --control the last line says whether it is better than the same student alone.
+    The teacher is trained first unless it is already trained (see --teacher-mode); later runs
+    reuse it.
     """
     _execute("train", config_file, resume, as_json, options, show_single)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raygkd.errors import to_paste
+
 
 def show_search(out: Any, result: dict[str, Any]) -> None:
     """Print the result of ``raygkd tune``."""
+    from raygkd.report.students import students_table
     from raygkd.report.tables import (
         champion_note,
         missing_scores,
@@ -17,16 +20,20 @@ def show_search(out: Any, result: dict[str, Any]) -> None:
         trials_table,
     )
 
-    best, alone, teacher = result["best"], result["student_alone"], result["teacher"]
+    # without labels no student is trained alone
+    best, alone, teacher = result["best"], result.get("student_alone"), result["teacher"]
+    shown = {"teacher": teacher, "student alone": alone, "best student": best}
     rows = [
-        ("teacher", teacher["model"], teacher["parameters"], teacher["test_score"]),
-        ("student alone", alone["model"], alone["parameters"], alone["test_score"]),
-        ("best student", best["model"], best["parameters"], best["test_score"]),
+        (role, model["model"], model["parameters"], model["test_score"])
+        for role, model in shown.items()
+        if model is not None
     ]
     out.print(trials_table(result["trials"]))
+    if result["students"] is not None:
+        out.print(students_table(result["students"]))
     out.print(models_table(rows))
     score = result["selection"]["score"]
-    if note := teacher_note(teacher["test_score"], alone["test_score"], score):
+    if alone and (note := teacher_note(teacher["test_score"], alone["test_score"], score)):
         out.print(note, soft_wrap=True)
     if note := champion_note(result["champion"]):
         out.print(note, soft_wrap=True)
@@ -35,6 +42,8 @@ def show_search(out: Any, result: dict[str, Any]) -> None:
         for line in missing_scores(result["repeat"]):
             out.print(line, soft_wrap=True)
     out.print(f"curves      {result['run']}/search.png", soft_wrap=True)
+    if result["students"] is not None:
+        out.print(f"students    {result['run']}/front.png", soft_wrap=True)
     _show_registered(out, result)
     _show_next(out, result)
     _show_verdict(out, result)
@@ -67,6 +76,7 @@ def show_comparison(out: Any, result: dict[str, Any]) -> None:
 
 def show_single(out: Any, result: dict[str, Any]) -> None:
     """Print the result of ``raygkd train`` or ``raygkd teacher``."""
+    from raygkd.report.export_tables import int8_table
     from raygkd.report.tables import models_table
 
     rows = [
@@ -74,8 +84,23 @@ def show_single(out: Any, result: dict[str, Any]) -> None:
         for role, model in result["models"].items()
     ]
     out.print(models_table(rows))
-    out.print(f"validation score {result['val_score']:.4f}")
+    name = _score_name(result["score"])
+    out.print(f"validation score {result['val_score']:.4f}{name}", soft_wrap=True)
     _show_next(out, result)
+    if result["int8"] is not None:
+        out.print(int8_table(result["int8"]["scores"]))
+        for other in ("float", "calibrated"):
+            out.print(result["int8"][f"against_{other}"]["line"], soft_wrap=True)
+    if result["verdict"] is not None:
+        out.print(result["verdict"]["line"], soft_wrap=True)
+
+
+def _score_name(score: str) -> str:
+    """Return the name of a score in brackets, unless it is the usual one of a task."""
+    from raygkd.metrics.ranking import NEAREST, WITHOUT_LABELS
+
+    title = {**NEAREST, **WITHOUT_LABELS}.get(score)
+    return f" ({title})" if title else ""
 
 
 def _show_registered(out: Any, result: dict[str, Any]) -> None:
@@ -90,18 +115,18 @@ def _show_registered(out: Any, result: dict[str, Any]) -> None:
     if alias == "challenger":
         uri = result["mlflow"]["tracking_uri"]
         local = uri.startswith("sqlite")
-        store = f"--output {Path(result['run']).parents[1]}" if local else f"--tracking-uri {uri}"
-        out.print(f"promote     raygkd promote {name} {store}", soft_wrap=True)
+        store = ("--output", Path(result["run"]).parents[1]) if local else ("--tracking-uri", uri)
+        out.print(f"promote     {to_paste('promote', name, *store)}", soft_wrap=True)
 
 
 def _show_verdict(out: Any, result: dict[str, Any]) -> None:
-    """Print whether distillation has paid, as the last line."""
+    """Print whether distillation has improved the student, as the last line."""
     if result["verdict"] is not None:
         out.print(result["verdict"]["line"], soft_wrap=True)
     elif "comparison" in result:
         out.print(
-            "no verdict: it takes scores of the student alone (none in --methods) and of a "
-            "distilled student with all seeds",
+            "no verdict: it needs scores with all seeds of the student alone (none in --methods) "
+            "and of a distilled student",
             soft_wrap=True,
         )
 
@@ -109,9 +134,10 @@ def _show_verdict(out: Any, result: dict[str, Any]) -> None:
 def _show_next(out: Any, result: dict[str, Any]) -> None:
     run = result["run"]
     out.print(f"model file  {run}/model.pt", soft_wrap=True)
-    out.print(f"all of it   {run}/result.json", soft_wrap=True)
+    out.print(f"results     {run}/result.json", soft_wrap=True)
     uri = result["mlflow"]["tracking_uri"]
     if uri.startswith("sqlite"):
-        out.print(f"compare     raygkd ui --output {Path(run).parent.parent}", soft_wrap=True)
+        output = Path(run).parent.parent
+        out.print(f"compare     {to_paste('ui', '--output', output)}", soft_wrap=True)
     else:
         out.print(f"compare     {uri}", soft_wrap=True)

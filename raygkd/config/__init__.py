@@ -7,23 +7,21 @@ from raygkd.config.defaults import dataset_defaults
 from raygkd.config.schema import (
     LARGEST_SEED,
     OTHER_NAMES,
-    PRESETS,
     REGISTRIES,
     SECTIONS,
     ClusterConfig,
-    CompareConfig,
     DataConfig,
     MethodConfig,
     ModelConfig,
     OptimConfig,
     OutputConfig,
     RecipeConfig,
-    SearchConfig,
     allowed_choices,
     option_settings,
     registered_settings,
     settings,
 )
+from raygkd.config.search import COSTS, PRESETS, CompareConfig, SearchConfig, TrainConfig
 from raygkd.config.tree import (
     Config,
     check_keys,
@@ -46,11 +44,20 @@ from raygkd.config.values import (
     fingerprint,
     flag,
     plain,
+    seconds_of,
     text_of,
 )
-from raygkd.config.yaml_text import from_yaml, to_yaml, yaml_mapping
+from raygkd.config.yaml_text import (
+    from_yaml,
+    read_run_config,
+    read_yaml,
+    recorded_settings,
+    to_yaml,
+    yaml_mapping,
+)
 
 __all__ = [
+    "COSTS",
     "LARGEST_SEED",
     "OTHER_NAMES",
     "PRESETS",
@@ -67,6 +74,7 @@ __all__ = [
     "OutputConfig",
     "RecipeConfig",
     "SearchConfig",
+    "TrainConfig",
     "WorkerRange",
     "allowed_choices",
     "base_type",
@@ -85,7 +93,11 @@ __all__ = [
     "owned_by",
     "plain",
     "plain_names",
+    "read_run_config",
+    "read_yaml",
+    "recorded_settings",
     "registered_settings",
+    "seconds_of",
     "settings",
     "text_of",
     "to_mapping",

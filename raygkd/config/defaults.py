@@ -1,4 +1,4 @@
-"""Defaults that depend on the data set or on the models."""
+"""Defaults that depend on the data set, on the models, or on the recipe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from raygkd.config.recipe import RECIPES
 from raygkd.registry import DATASETS, FAMILIES, entry_name, entry_points
 
 # of raygkd.models.detectors, which needs torch
@@ -44,15 +45,20 @@ def names_detector(model: str) -> bool:
 
 
 def dependent_defaults(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the defaults that depend on the data set, or on the models if its task is open.
+    """Return the defaults of the recipe, of the data set, or of the models if its task is open.
 
-    Values that are not names are left to later checks.
+    Those of the recipe come first. Values that are not names are left to later checks.
     """
-    dataset, *models = (
+    dataset, student, teacher, recipe = (
         str(leaves.get(name)) if isinstance(leaves := tree.get(section), Mapping) else ""
-        for section, name in (("data", "dataset"), ("model", "student"), ("model", "teacher"))
+        for section, name in (
+            ("data", "dataset"),
+            ("model", "student"),
+            ("model", "teacher"),
+            ("recipe", "recipe"),
+        )
     )
-    if defaults := dataset_defaults(dataset):
-        return defaults
-    is_detection = any(map(names_detector, models))
-    return _DETECTOR if is_detection else {}
+    defaults = dataset_defaults(dataset)
+    if not defaults and any(map(names_detector, (student, teacher))):
+        defaults = _DETECTOR
+    return {**defaults, **RECIPES.get(recipe, {})}

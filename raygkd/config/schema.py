@@ -16,18 +16,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raygkd.config.recipe import RecipeConfig
+from raygkd.config.search import CompareConfig, SearchConfig, TrainConfig
 from raygkd.config.values import LevelPair, WorkerRange
 from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
-PRESETS = ("ablation",)
 _WEIGHTS = (
-    "pretrained, none, or a file of weights or model file written by raygkd; of a detector the "
-    "file, imagenet for the backbone alone, or coco [default: pretrained if the model's library "
-    "has weights, else none]"
+    "pretrained, none, a weights file, or a model file written by raygkd; for a detector: a file, "
+    "imagenet (the backbone only), or coco [default: pretrained if the model's library has "
+    "weights, else none]"
 )
 LARGEST_SEED = 2**32 - 1
 # pixels
 LARGEST_IMAGE = 4096
+MOST_EPOCHS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,25 @@ class DataConfig:
     dataset: str = option(
         "digits",
         lambda: (
-            f"data set: {', '.join(DATASETS.names())}, parquet, or auto, which looks at --data-dir "
-            "and is the default with that"
+            f"data set: {', '.join(DATASETS.names())}, parquet, or auto: detected from --data-dir, "
+            "and the default if that is given"
         ),
     )
     data_dir: str | None = option(None, "folder of the data set; s3:// and gs:// paths work")
+    unlabelled: str | None = option(
+        None,
+        "images without labels: a folder with images at any depth, or Parquet, whose labels are "
+        "ignored; alone, the student learns from its teacher without labels; beside a labelled "
+        "data set, each training step has a share of both; s3:// and gs:// paths work for Parquet",
+    )
+    unlabelled_share: float = option(
+        0.5,
+        "share of each batch that has no labels, if there are images without; an epoch is one pass "
+        "over the larger set, and the smaller one is repeated; 1: labelled images serve for "
+        "validation only; 0: images without labels are not used",
+        minimum=0.0,
+        maximum=1.0,
+    )
     download: bool = option(
         False,
         lambda: (
@@ -73,21 +88,23 @@ class DataConfig:
     )
     teacher_image_size: int | None = option(
         None,
-        "side of the square input of a teacher that classifies, in pixels [default: that of its "
+        "side of the teacher's square input in classification, in pixels [default: that of its "
         "file or of its pretrained weights, else --image-size]",
         minimum=4,
         maximum=LARGEST_IMAGE,
     )
     augment: str = option(
         "auto",
-        "augmentation of the training images; auto depends on the data set",
+        "augmentation of the training images; auto: depends on the data set",
         choices=("auto", "none", "crop", "crop-flip", "resized-crop", "jitter", "jitter-flip"),
     )
     score: str = option(
         "auto",
-        "metric that models are ranked by; auto is accuracy; for detectors map on coco, and map50 "
-        "on other data sets",
-        choices=lambda: ("auto", *METRICS.names(), "map", "map50"),
+        "metric that models are ranked by; auto: accuracy for classifiers, and for detectors map "
+        "on coco and map50 on other data sets; without labels agreement with the teacher's classes "
+        "or, if the student has none, cka, the similarity of its features to the teacher's; knn: "
+        "accuracy of a vote of the nearest labelled training images by features",
+        choices=lambda: ("auto", *METRICS.names(), "map", "map50", "knn", "agreement", "cka"),
     )
     skip_bad: bool = option(False, "skip and count unreadable images instead of stopping")
     cache_mb: int = option(
@@ -105,20 +122,20 @@ class ModelConfig:
 
     teacher: str = option(
         "resnet20",
-        "name of the teacher (a built-in one, torchvision:NAME, timm:NAME, hf:NAME or "
-        "FILE.py:FUNCTION), or a model file written by raygkd",
+        "teacher: a built-in name, torchvision:NAME, timm:NAME, hf:NAME, open_clip:NAME, "
+        "FILE.py:FUNCTION, or a model file written by raygkd",
     )
-    student: str = option("resnet8", "name of the student, as for the teacher")
+    student: str = option("resnet8", "student: a name, as for --teacher")
     teacher_epochs: int = option(
-        20, "epochs of training for the teacher when --teacher is a name", minimum=1
+        20, "training epochs of the teacher if --teacher is a name", minimum=1, maximum=MOST_EPOCHS
     )
     teacher_mode: str = option(
         "auto",
-        "use of the teacher that --teacher names; as-is: unchanged; probe: train its last layer on "
-        "features that its frozen backbone computes once; finetune: train all of it, the backbone "
-        "with a tenth of the learning rate; train: train all of it alike; auto: as-is if its "
+        "how the teacher is used; as-is: unchanged; probe: train its last layer on features that "
+        "its frozen backbone computes once; finetune: train all of it, the backbone with a tenth "
+        "of the learning rate; train: train all of it at one learning rate; auto: as-is if its "
         "weights have the classes of the images, probe if they have others, train if they are "
-        "random; features: its feature maps alone are used, and its classes do not matter",
+        "random; features: use only its feature maps, whatever its classes",
         choices=("auto", "as-is", "probe", "finetune", "train", "features"),
     )
     teacher_weights: str | None = option(
@@ -129,7 +146,18 @@ class ModelConfig:
         None,
         "file with the class names of the teacher's weights in the order of their logits, one per "
         "line or a JSON list; the logits of the images' classes are selected by name [default: "
-        "names that the weights come with]",
+        "the names that come with the weights]",
+    )
+    class_names: str | None = option(
+        None,
+        "file with the names of the images' classes in texts for an image-text teacher, in their "
+        "order, one per line or a JSON list [default: the images' class names]",
+    )
+    prompts: str | None = option(
+        None,
+        "file with the texts for an image-text teacher, one per line, each with {} for a class "
+        "name; the logits of several are averaged, weighted by their confidence [default: a photo "
+        "of a {}.]",
     )
     student_weights: str | None = option(
         None,
@@ -205,9 +233,9 @@ class MethodConfig:
     gamma: float = option(0.0, "weight of the spectral loss", minimum=0.0)
     fade: str = option(
         "lead",
-        "how the weights of the graph losses change from epoch to epoch; lead: with the teacher's "
-        "lead in validation accuracy, from full weights until the student has three quarters of "
-        "the teacher's accuracy to 0 where it is ahead; none: not at all",
+        "how the weights of the graph losses change over the epochs; lead: full until the student "
+        "has three quarters of the teacher's validation accuracy, then falling linearly to 0 when "
+        "it has caught up, and constant without labels; none: constant",
         choices=("lead", "none"),
     )
     foreground: float | None = option(
@@ -229,9 +257,9 @@ class MethodConfig:
     )
     task_weight: float | None = option(
         None,
-        "weight of the labels' loss beside a teacher; 0: learn from the teacher alone, where a "
-        "gradient of norm 1 takes the place of the labels' as the unit of the weights [default: "
-        "1-w in kd and graph+kd, else as published]",
+        "weight of the labels' loss when there is a teacher; 0: learn only from the teacher, with "
+        "a gradient of norm 1 instead of the labels' as the unit of the weights [default: 1-w in "
+        "kd and graph+kd, else as published]",
         minimum=0.0,
     )
     # explicitly set settings of registered methods: METHOD.SETTING -> value
@@ -242,10 +270,10 @@ class MethodConfig:
 class OptimConfig:
     """The optimiser and its schedule."""
 
-    epochs: int = option(10, "passes over the training images", minimum=1)
+    epochs: int = option(10, "passes over the training images", minimum=1, maximum=MOST_EPOCHS)
     batch_size: int = option(64, "images per batch, summed over all workers", minimum=1)
     accumulate: int = option(
-        1, "batches per step of the optimiser, whose gradients are averaged", minimum=1
+        1, "batches per optimiser step; their gradients are averaged", minimum=1
     )
     patience: int | None = option(
         None,
@@ -267,29 +295,31 @@ class OptimConfig:
     lr_decay: float = option(0.1, "multistep: factor of each drop", above=0.0, below=1.0)
     backbone_lr_factor: float = option(
         1.0,
-        "learning rate of all of the student but its last layer, as a share of --lr; below 1 for "
-        "weights that are trained already",
+        "learning rate of the student except for its last layer, as a share of --lr; below 1 "
+        "suits pretrained weights",
         minimum=0.0,
         maximum=1.0,
     )
     layer_decay: float = option(
         1.0,
-        "learning rate of each layer before the last as a share of that of the next one",
+        "learning rate of each layer before the last, as a share of the next layer's",
         above=0.0,
         maximum=1.0,
     )
     freeze_epochs: int = option(
-        0, "first epochs that train only the student's last layer and the adapters", minimum=0
+        0,
+        "number of epochs, at the start, that train only the student's last layer and the adapters",
+        minimum=0,
     )
     freeze_batch_norm: bool = option(
-        False, "keep the batch statistics that the student's weights come with"
+        False, "keep the batch normalisation statistics of the student's initial weights"
     )
     clip_norm: float | None = option(
         None, "maximum norm of the gradient [default: no clipping]", above=0.0
     )
     amp: str = option(
         "auto",
-        "mixed precision; auto is bf16 on CUDA and none on CPUs",
+        "mixed precision; auto: bf16 on CUDA, none on CPUs",
         choices=("auto", "none", "bf16", "fp16"),
     )
     compile: bool = option(False, "compile the models with torch.compile")
@@ -299,6 +329,10 @@ class OptimConfig:
         minimum=0,
         maximum=LARGEST_SEED,
     )
+
+
+# of a CPU or GPU; with smaller ones there would be thousands of processes
+LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +349,7 @@ class ClusterConfig:
     cpus_per_worker: float | None = option(
         None,
         "CPUs per training process [default: 1 in a search, else a share of the machine]",
-        above=0.0,
+        minimum=LEAST_SHARE,
     )
     max_failures: int = option(
         3, "restarts allowed per run or trial after lost workers or nodes", minimum=0
@@ -331,8 +365,8 @@ class ClusterConfig:
     )
     wait_minutes: float = option(
         0.0,
-        "how long to wait for an autoscaling cluster to add nodes if there is no room, in minutes; "
-        "a search requests room for --max-concurrent trials",
+        "minutes to wait for an autoscaling cluster to add nodes if there is no room; a search "
+        "requests room for --max-concurrent trials",
         minimum=0.0,
     )
 
@@ -355,64 +389,6 @@ class OutputConfig:
     experiment: str = option("raygkd", "name of the MLflow experiment")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """The search over the method's settings (used by ``raygkd tune``)."""
-
-    trials: int = option(8, "number of trials", minimum=1)
-    max_concurrent: int | None = option(
-        None, "maximum number of trials at a time [default: as many as fit]", minimum=1
-    )
-    searcher: str = option(
-        "random",
-        "how settings are drawn: at random, or from the scores of earlier trials (tpe: Optuna's "
-        "tree-structured Parzen estimator)",
-        choices=("random", "tpe"),
-    )
-    scheduler: str = option(
-        "asha",
-        "early stopping of trials; asha: stop those that are behind at a rung; hyperband: the same "
-        "with several grace periods, each for a share of the trials; none: stop no trial",
-        choices=("asha", "hyperband", "none"),
-    )
-    grace_period: int = option(
-        1, "epochs that every trial trains before it can be stopped", minimum=1
-    )
-    reduction_factor: int = option(3, "one in this many trials continues past each rung", minimum=2)
-    space: str | None = option(
-        None,
-        "YAML file that replaces the search space; an entry is 'lr: {loguniform: [0.02, 0.2]}'",
-    )
-    warm_start: str | None = option(
-        None,
-        "an earlier search, the folder of its run or an output folder for the newest; its three "
-        "best trials are the first ones [default: the first ones are the default settings and kd]",
-    )
-    repeat: int = option(
-        0,
-        "number of other seeds to retrain the best settings, the student alone and logit "
-        "distillation with; mean and spread on the test split are reported",
-        minimum=0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """The methods to compare (used by ``raygkd compare``)."""
-
-    methods: tuple[str, ...] | None = option(
-        None,
-        "methods to compare, as in --method [default: all that suit the images]",
-        choices=METHODS.names,
-    )
-    preset: str | None = option(
-        None,
-        "instead of --methods; ablation: parts and settings of the graph method, one by one",
-        choices=PRESETS,
-    )
-    seeds: int = option(3, "seeds per method, starting at --seed", minimum=1)
-
-
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
@@ -421,6 +397,7 @@ SECTIONS: dict[str, type] = {
     "recipe": RecipeConfig,
     "cluster": ClusterConfig,
     "output": OutputConfig,
+    "train": TrainConfig,
     "search": SearchConfig,
     "compare": CompareConfig,
 }
@@ -434,6 +411,7 @@ OTHER_NAMES = {
     "kd.temperature": "kd_temperature",
     "kd.weight": "kd_weight",
     "dkd.temperature": "kd_temperature",
+    "graph-metrics.graphs": "graphs",
     **{
         f"graph.{leaf.name}": leaf.name
         for leaf in dataclasses.fields(MethodConfig)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raygkd.config.schema import OTHER_NAMES, OptimConfig, registered_settings, settings
 from raygkd.config.tree import Config, owned_by, value_of, with_settings
 from raygkd.config.values import LevelPair, base_type, coerce, plain
-from raygkd.config.yaml_text import yaml_mapping
-from raygkd.errors import ConfigError, near
+from raygkd.config.yaml_text import read_yaml
+from raygkd.errors import ConfigError, brief, near
 from raygkd.registry import METHODS
 
 KINDS = {
@@ -22,12 +21,15 @@ KINDS = {
     "randint": "[low, high], high excluded",
 }
 _KINDS_OF_TYPE = {int: ("choice", "randint"), float: ("choice", "uniform", "loguniform")}
-# a search is for one method, ASHA decides on epochs, and the others change the cost of a run but
+# ASHA decides on epochs, a recipe only gives defaults, and the others change the cost of a run but
 # not its results
-_FIXED = {"method", "optimizer", "epochs", "seed", "amp", "compile", "weights_unit"}
+_FIXED = {"epochs", "seed", "amp", "compile", "weights_unit", "recipe"}
+# settings that decide which others a trial has, in the order in which they are drawn
+DECISIVE = ("student", "method", "teacher", "image_size")
+# searched settings of sections whose others describe the run
+OF_RUN = ("student", "teacher", "image_size", "augment")
 
-
-# Centred on good values, see the results in the README. Edges and spectrum add little to vertices
+# Centred on good values, see docs/benchmarks/results.md. Edges and spectrum add little to vertices
 # and may be omitted; a sharp attention does harm.
 _GRAPH = {
     "gradient": (
@@ -55,11 +57,20 @@ class Dimension:
         name: name of the setting.
         kind: distribution, one of KINDS.
         values: the choices, or low and high.
+        when: values of ``DECISIVE`` settings, one set of them for each case in which the setting is
+            drawn; empty if it always is.
     """
 
     name: str
     kind: str
     values: tuple[Any, ...]
+    when: tuple[tuple[tuple[str, Any], ...], ...] = ()
+
+    def applies(self, params: Mapping[str, Any]) -> bool:
+        """Return whether a trial with these decisive settings has the setting."""
+        return not self.when or any(
+            all(params.get(name) == value for name, value in case) for case in self.when
+        )
 
 
 def searchable() -> list[str]:
@@ -67,7 +78,7 @@ def searchable() -> list[str]:
     return [
         name
         for name, (section, _, _) in settings().items()
-        if section in ("method", "optim", "recipe") and name not in _FIXED
+        if (section in ("method", "optim", "recipe") or name in OF_RUN) and name not in _FIXED
     ]
 
 
@@ -114,9 +125,11 @@ def default_space(
         weight = baseline_class(baseline).weight
         around = _SHARES if weights_unit == "gradient" else (weight / 10, weight * 10)
         space += [Dimension("baseline_weight", "loguniform", around)]
+    # a baseline that another method uses keeps the settings of its own name
     space += [
-        _dimension(f"{method}.{name}", {kind: list(values)})
-        for name, (_, leaf, _) in owned_by(method, registered_settings()).items()
+        _dimension(f"{owner}.{name}", {kind: list(values)})
+        for owner in dict.fromkeys((method, baseline or method))
+        for name, (_, leaf, _) in owned_by(owner, registered_settings()).items()
         for kind, values in (leaf.metadata["search"] or {}).items()
     ]
     if method == "none":
@@ -161,6 +174,7 @@ def default_settings(
 
 def in_space(params: Mapping[str, Any], space: Sequence[Dimension]) -> bool:
     """Return whether settings could have been drawn from a space."""
+    space = [dimension for dimension in space if dimension.applies(params)]
     return params.keys() == {dimension.name for dimension in space} and all(
         _has(dimension, params[dimension.name]) for dimension in space
     )
@@ -179,13 +193,9 @@ def read_space(path: str) -> tuple[Dimension, ...]:
     Raises:
         ConfigError: the file cannot be read or is invalid; lists all problems.
     """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--space {path}: cannot be read: {error.strerror}") from error
     problems: list[str] = []
     space = []
-    for name, entry in yaml_mapping(text, where=path).items():
+    for name, entry in read_yaml(path, option="--space").items():
         try:
             space.append(_dimension(name, entry))
         except ConfigError as error:
@@ -203,20 +213,24 @@ def _dimension(name: Any, entry: Any) -> Dimension:
     name = OTHER_NAMES.get(name, name)
     if name not in known:
         hint = near(str(name), known)
-        raise ConfigError(f"{name!r} cannot be searched{hint} (allowed: {', '.join(known)})")
+        raise ConfigError(f"{brief(name)} cannot be searched{hint} (allowed: {', '.join(known)})")
     setting = settings()[name][2]
-    kinds = _KINDS_OF_TYPE.get(base_type(setting), ("choice",))
+    kinds = (
+        _KINDS_OF_TYPE.get(base_type(setting), ("choice",)) if name not in DECISIVE else ("choice",)
+    )
     if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in kinds:
         forms = "; ".join(f"{kind}: {KINDS[kind]}" for kind in kinds)
-        raise ConfigError(f"{name}: must be one of {{{forms}}}, not {entry!r}")
+        raise ConfigError(f"{name}: must be one of {{{forms}}}, not {brief(entry)}")
     ((kind, given),) = entry.items()
     if not isinstance(given, list) or not given:
-        raise ConfigError(f"{name}: {kind} takes {KINDS[kind]}, not {given!r}")
+        raise ConfigError(f"{name}: {kind} takes {KINDS[kind]}, not {brief(given)}")
     values = tuple(coerce(name, setting, value) for value in given)
     if kind != "choice" and (len(values) != 2 or None in values or not values[0] < values[1]):
-        raise ConfigError(f"{name}: {kind} takes {KINDS[kind]} with low below high, not {given!r}")
+        raise ConfigError(
+            f"{name}: {kind} takes {KINDS[kind]} with low below high, not {brief(given)}"
+        )
     if kind == "loguniform" and values[0] <= 0:
-        raise ConfigError(f"{name}: loguniform takes {KINDS[kind]}, not {given!r}")
+        raise ConfigError(f"{name}: loguniform takes {KINDS[kind]}, not {brief(given)}")
     return Dimension(name, kind, tuple(plain(value) for value in values))
 
 
@@ -243,15 +257,7 @@ def check_space(space: Sequence[Dimension], config: Config, channels: Mapping[in
     ]
     zeros = {d.name: 0.0 for d in weights if d.kind == "choice" and 0.0 in d.values}
     drawn += [{**largest, **zeros}]
-    from raygkd.losses import baseline_of
-
-    method = config.method.method
-    problems = [
-        f"search space: {name} is a setting of the method {owner}, but --method is {method}"
-        for name in by_name
-        for owner, dot, _ in [name.rpartition(".")]
-        if dot and owner not in (method, baseline_of(method))
-    ]
+    problems: list[str] = []
     wrong: set[str] = set()
     for values in drawn:
         try:

@@ -16,20 +16,19 @@ from raygkd.config.schema import (
     REGISTRIES,
     SECTIONS,
     ClusterConfig,
-    CompareConfig,
     DataConfig,
     MethodConfig,
     ModelConfig,
     OptimConfig,
     OutputConfig,
     RecipeConfig,
-    SearchConfig,
     registered_settings,
     settings,
 )
+from raygkd.config.search import CompareConfig, SearchConfig, TrainConfig
 from raygkd.config.validation import check_together, check_value
 from raygkd.config.values import coerce, plain
-from raygkd.errors import ConfigError, near
+from raygkd.errors import ConfigError, brief, near
 from raygkd.registry import entry_name
 
 
@@ -44,6 +43,7 @@ class Config:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
 
@@ -149,7 +149,7 @@ def plain_names(tree: Mapping[str, Any]) -> dict[str, Any]:
         for name in flat.keys() & OTHER_NAMES.keys():
             if OTHER_NAMES[name] in flat:
                 raise ConfigError(
-                    f"{name} and {OTHER_NAMES[name]} are the same setting: give only one of them"
+                    f"{name} and {OTHER_NAMES[name]} are the same setting; use only one of them"
                 )
         named[section] = {OTHER_NAMES.get(name, name): value for name, value in flat.items()}
     return named
@@ -164,12 +164,13 @@ def _key_problems(tree: Mapping[str, Any], where: str) -> list[str]:
             if section in known:
                 hint = f" (it belongs under '{known[section][0]}:')"
             sections = ", ".join(SECTIONS)
-            problems.append(f"{where}: unknown key {section!r}{hint} (sections: {sections})")
+            problems.append(f"{where}: unknown key {brief(section)}{hint} (sections: {sections})")
         elif not isinstance(leaves, Mapping):
-            problems.append(f"{where}: {section!r} must hold settings, not {leaves!r}")
+            problems.append(f"{where}: {section!r} must contain settings, not {brief(leaves)}")
         else:
             problems += [
-                f"{where}: unknown key '{section}.{name}'{_key_hint(section, str(name))}"
+                f"{where}: unknown key '{section}.{brief(name, quoted=False)}'"
+                f"{_key_hint(section, str(name))}"
                 for name in leaves
                 if name not in known or known[name][0] != section
             ]
@@ -191,7 +192,7 @@ def from_mapping(tree: Mapping[str, Any], *, where: str = "configuration") -> Co
 
     Args:
         tree: section -> setting -> value. Missing settings get their defaults, some of which depend
-            on the data set (``dataset_defaults``) or are different for detectors.
+            on the recipe or the data set (``dataset_defaults``) or are different for detectors.
         where: the file, for error messages.
 
     Raises:
@@ -253,12 +254,14 @@ def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def given(config: Config) -> set[str]:
-    """Return the names of the settings that differ from their defaults."""
+    """Return the names of the settings that differ from their defaults, those of its recipe."""
     tree: dict[str, Any] = {"data": {"dataset": config.data.dataset}}
     models = from_mapping(tree).model
     tree["model"] = {"student": config.model.student, "teacher": config.model.teacher}
+    tree["recipe"] = {"recipe": config.recipe.recipe}
     leaves = zip(_leaves(config), _leaves(from_mapping(tree)), strict=True)
     names = {leaf.name for (_, leaf, value), (_, _, default) in leaves if value != default}
     known = registered_settings()
     names |= {name for name, value in own_values(config).items() if value != known[name][1].default}
-    return names | {name for name in tree["model"] if tree["model"][name] != getattr(models, name)}
+    names |= {name for name in tree["model"] if tree["model"][name] != getattr(models, name)}
+    return names | ({"recipe"} if config.recipe.recipe != RecipeConfig.recipe else set())

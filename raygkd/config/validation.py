@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,20 +11,23 @@ from typing import Any
 
 from raygkd.config.schema import (
     LARGEST_SEED,
+    LEAST_SHARE,
     ClusterConfig,
-    CompareConfig,
     DataConfig,
     MethodConfig,
     OptimConfig,
     OutputConfig,
     RecipeConfig,
-    SearchConfig,
     allowed_choices,
     settings,
 )
-from raygkd.config.values import LevelPair, WorkerRange, flag
-from raygkd.errors import ConfigError, near
+from raygkd.config.search import CompareConfig, SearchConfig
+from raygkd.config.values import LevelPair, WorkerRange, flag, seconds_of
+from raygkd.errors import ConfigError, brief, control_characters, near
 from raygkd.registry import METHODS
+
+# of whole numbers without a limit of their own
+LARGEST_NUMBER = 2**32 - 1
 
 
 def check_value(name: str, leaf: dataclasses.Field, value: Any) -> list[str]:
@@ -35,12 +39,22 @@ def check_value(name: str, leaf: dataclasses.Field, value: Any) -> list[str]:
     else:
         values = value if isinstance(value, tuple) else (value,)
     if any(isinstance(v, float) and not math.isfinite(v) for v in values):
-        return [f"{flag(name)} {value}: must be a finite number"]
+        return [f"{flag(name)} {_shown(value)}: must be a finite number"]
+    if any(isinstance(v, int) and abs(v) > LARGEST_NUMBER for v in values):
+        return [f"{flag(name)} {_shown(value)}: must be at most {LARGEST_NUMBER}"]
+    for text in values:
+        # settings without a default of their own mean "not given" by it
+        if text == "" and leaf.default != "":
+            return [f"{flag(name)} '': is empty; omit it, or pass a value"]
+        if isinstance(text, str) and (unseen := control_characters(text)):
+            return [f"{flag(name)} {brief(text)}: contains {unseen}; choose another"]
     choices = allowed_choices(leaf)
     for chosen in values if choices else ():
         if chosen not in choices:
             allowed = ", ".join(choices)
-            return [f"{flag(name)} {chosen!r}: must be one of {allowed}{near(chosen, choices)}"]
+            return [
+                f"{flag(name)} {brief(chosen)}: must be one of {allowed}{near(chosen, choices)}"
+            ]
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     broken = {
         "minimum": lambda v, bound: v < bound,
@@ -51,8 +65,12 @@ def check_value(name: str, leaf: dataclasses.Field, value: Any) -> list[str]:
     limits = {kind: bound for kind, bound in leaf.metadata["limits"].items() if bound is not None}
     if any(broken[kind](v, bound) for v in values for kind, bound in limits.items()):
         allowed = " and ".join(f"{words[kind]} {bound:.10g}" for kind, bound in limits.items())
-        return [f"{flag(name)} {value}: must be {allowed}"]
+        return [f"{flag(name)} {_shown(value)}: must be {allowed}"]
     return []
+
+
+def _shown(value: Any) -> str:
+    return brief(value if isinstance(value, int) else str(value), quoted=False)
 
 
 def check_values(values: Mapping[str, Any]) -> None:
@@ -91,9 +109,12 @@ def check_together(
         *_task_weight_problems(method),
         *_recipe_problems(recipe),
         *_worker_problems(cluster.workers, optim.batch_size),
+        *_gpu_problems(cluster.gpus_per_worker),
         *_year_problems(data.years),
+        *_class_problems(data.classes),
         *_epoch_problems(optim, search),
         *_comparison_problems(compare),
+        *_student_problems(search),
         *_output_problems(output),
         *_milestone_problems(optim.milestones),
     ]
@@ -110,7 +131,7 @@ def _method_problems(method: MethodConfig) -> list[str]:
         and METHODS.get(method.method).matches_graphs
     ):
         problems.append(
-            f"--method {method.method} with --alpha, --beta and --gamma all 0 distils no graph: "
+            f"--method {method.method} with --alpha, --beta and --gamma all 0 matches no graphs; "
             "raise one of them, or use --method none"
         )
     return problems
@@ -128,13 +149,13 @@ def _task_weight_problems(method: MethodConfig) -> list[str]:
     trained = [name for name in known if trains_classifier(name)]
     return [
         f"--task-weight 0: --method {method.method} compares no class scores, so the student's "
-        f"last layer would learn nothing: choose another weight, or one of {', '.join(trained)}"
+        f"last layer would learn nothing; choose another weight, or one of {', '.join(trained)}"
     ]
 
 
 def _recipe_problems(recipe: RecipeConfig) -> list[str]:
     if recipe.randaugment and recipe.trivial_augment:
-        return ["--randaugment and --trivial-augment: give only one of them"]
+        return ["--randaugment and --trivial-augment exclude each other; use only one of them"]
     return []
 
 
@@ -153,16 +174,34 @@ def _worker_problems(workers: WorkerRange, batch_size: int) -> list[str]:
         return [f"--workers {workers}: the first number must not be larger than the second"]
     if workers.least > 0 and any(batch_size % n for n in (workers.least, workers.most)):
         return [
-            f"--batch-size {batch_size} cannot be split evenly over --workers {workers}: use "
-            "a multiple"
+            f"--batch-size {batch_size} cannot be split evenly over --workers {workers}; use a "
+            "multiple"
         ]
     return []
 
 
-def _year_problems(years: tuple[int, ...]) -> list[str]:
-    if set(years) <= {2007, 2012}:
+def _gpu_problems(gpus: float) -> list[str]:
+    # numbers that are not finite are refused for every setting
+    if (
+        not math.isfinite(gpus)
+        or gpus == 0
+        or LEAST_SHARE <= gpus <= 1
+        or (gpus > 1 and gpus.is_integer())
+    ):
         return []
-    return [f"--years {','.join(map(str, years))!r}: must be 2007 and 2012, or one of them"]
+    return [f"--gpus-per-worker {gpus:g}: must be 0, from {LEAST_SHARE:g} to 1, or a whole number"]
+
+
+def _year_problems(years: tuple[int, ...]) -> list[str]:
+    if years and set(years) <= {2007, 2012} and len(set(years)) == len(years):
+        return []
+    return [f"--years {','.join(map(str, years))!r}: must be 2007, 2012, or both"]
+
+
+def _class_problems(classes: tuple[str, ...] | None) -> list[str]:
+    if classes is None or (classes and len(set(classes)) == len(classes)):
+        return []
+    return [f"--classes {brief(','.join(classes))}: must be different names"]
 
 
 def _epoch_problems(optim: OptimConfig, search: SearchConfig) -> list[str]:
@@ -182,7 +221,20 @@ def _epoch_problems(optim: OptimConfig, search: SearchConfig) -> list[str]:
     if optim.seed <= LARGEST_SEED < optim.seed + search.repeat:
         problems.append(
             f"--repeat {search.repeat}: uses the seeds after --seed {optim.seed}, but the largest "
-            f"allowed seed is {LARGEST_SEED}: lower one of them"
+            f"allowed seed is {LARGEST_SEED}; lower one of them"
+        )
+    return problems
+
+
+def _student_problems(search: SearchConfig) -> list[str]:
+    problems = []
+    for name, values in (("students", search.students), ("objective", search.objective)):
+        if values is not None and (not values or len(set(values)) < len(values)):
+            problems.append(f"{flag(name)} {','.join(values)!r}: must be different names")
+    if search.time_budget is not None and seconds_of(search.time_budget) is None:
+        problems.append(
+            f"--time-budget {search.time_budget!r}: must be a number above 0 with its unit, "
+            "such as 90s, 30m or 2h"
         )
     return problems
 
@@ -196,8 +248,8 @@ def _comparison_problems(compare: CompareConfig) -> list[str]:
         return [f"--methods {shown!r}: must be different methods"]
     if compare.preset is not None:
         return [
-            f"--methods {shown}: --preset {compare.preset} sets its own methods: give only one "
-            "of them"
+            f"--methods {shown}: --preset {compare.preset} sets its own methods; use only one of "
+            "them"
         ]
     return []
 
@@ -207,7 +259,7 @@ def _output_problems(output: OutputConfig) -> list[str]:
     authority = (output.tracking_uri or "").partition("://")[2].partition("/")[0]
     if ":" in authority.rpartition("@")[0]:
         problems.append(
-            "--tracking-uri: contains a password, which would be stored with the run: set "
+            "--tracking-uri: contains a password, which would be stored with the run; set "
             "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     name = output.name
@@ -220,6 +272,9 @@ def _output_problems(output: OutputConfig) -> list[str]:
 
 
 def _milestone_problems(milestones: tuple[float, ...]) -> list[str]:
-    if all(0 < m < 1 for m in milestones):
-        return []
-    return [f"--milestones {','.join(map(str, milestones))}: must lie between 0 and 1"]
+    shown = ",".join(map(str, milestones))
+    if not all(0 < m < 1 for m in milestones):
+        return [f"--milestones {shown}: must lie between 0 and 1"]
+    if any(after <= before for before, after in itertools.pairwise(milestones)):
+        return [f"--milestones {shown}: must rise"]
+    return []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass
 from typing import Any
 
-from raygkd.errors import ConfigError
+from raygkd.errors import ConfigError, brief
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class LevelPair:
         return str(self.student) if self.teacher is None else f"{self.student}:{self.teacher}"
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds_of(text: str) -> float | None:
+    """Return a time such as 90s, 30m or 2h in seconds; None if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    return seconds or None
+
+
 def flag(name: str) -> str:
     """Return the command-line option of a setting."""
     if "." in name:
@@ -103,13 +114,13 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
     if kind is WorkerRange:
         with contextlib.suppress(ValueError):
             return value if isinstance(value, WorkerRange) else WorkerRange.parse(value)
-        raise ConfigError(f"{flag(name)} {value!r}: must be a number, or two as in 1-4")
+        raise ConfigError(f"{flag(name)} {brief(value)}: must be a number, or a range such as 1-4")
     if kind is LevelPair:
         with contextlib.suppress(ValueError):
             return value if isinstance(value, LevelPair) else LevelPair.parse(value)
         raise ConfigError(
-            f"{flag(name)} {value!r}: must be levels such as 1,2, or pairs student:teacher such as "
-            "1:2,2:4"
+            f"{flag(name)} {brief(value)}: must be levels such as 1,2, or pairs student:teacher "
+            "such as 1:2,2:4"
         )
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(coerce(name, typing.get_args(kind)[0], item) for item in value)
@@ -119,7 +130,9 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
             return float(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and is_number:
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
+        raise ConfigError(f"{flag(name)} {brief(value)}: must be a finite number")
     if (kind is int and is_number and isinstance(value, int)) or (
         kind in (bool, str) and isinstance(value, kind)
     ):
@@ -132,7 +145,7 @@ def coerce(name: str, kind: Any, value: Any) -> Any:
         LevelPair: "a list of levels",
     }
     expected = names.get(kind) or lists[typing.get_args(kind)[0]]
-    raise ConfigError(f"{flag(name)} {value!r}: must be {expected}")
+    raise ConfigError(f"{flag(name)} {brief(value)}: must be {expected}")
 
 
 def coerce_text(name: str, kind: Any, text: str) -> Any:

@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from raygkd.data.boxes import ImageBoxes
 from raygkd.data.faults import Fault, Faults, report_class_names
+from raygkd.data.image_files import read_of
 from raygkd.data.sources import Sample, Source
 from raygkd.errors import DataError
 
@@ -91,7 +92,7 @@ def detection_source(
             faults.add(Fault.NO_FILE, annotation.place, str(path))
         else:
             boxes = check_boxes(annotation, labels, faults)
-            samples[path] = Sample(0, split, str(path), path.read_bytes, boxes, annotation.image_id)
+            samples[path] = Sample(0, split, str(path), read_of(path), boxes, annotation.image_id)
     if not annotated or not annotated[0][1].fractions:
         _report_leaving(annotated, faults)
     if not any(sample.boxes for sample in samples.values() if sample.split == "train"):
@@ -108,10 +109,10 @@ def _report_unit(annotated: Annotated, faults: Faults) -> None:
     xyxy_M4 = np.concatenate([annotation.xyxy for annotation in known])
     if known[0].fractions:
         if _are_nearly_all((xyxy_M4 > 1).any(axis=1)):
-            cause = "nearly all boxes exceed 1: they are in pixels; expected are fractions"
+            cause = "nearly all boxes exceed 1, so they are in pixels, not in fractions"
             faults.add(Fault.UNIT, known[0].place, cause)
     elif _are_nearly_all(((xyxy_M4 >= -1) & (xyxy_M4 <= 1)).all(axis=1)):
-        cause = "nearly all boxes lie in 0..1: they are fractions; expected are pixels"
+        cause = "nearly all boxes lie in 0..1, so they are in fractions, not in pixels"
         faults.add(Fault.UNIT, known[0].place, cause)
 
 
@@ -120,8 +121,8 @@ def _report_leaving(annotated: Annotated, faults: Faults) -> None:
     boxes = sum(len(annotation.names) for _, annotation in annotated)
     if boxes and faults.count(Fault.OUTSIDE, Fault.BEYOND) >= NEARLY_ALL * boxes:
         cause = (
-            "nearly all boxes leave their images: their corners are taken for width and height or "
-            "the reverse, or the images were resized after they were annotated"
+            "nearly all boxes extend beyond their images: corners were read as width and height or "
+            "the reverse, or the images were resized after annotation"
         )
         faults.add(Fault.UNIT, annotated[0][1].place, cause)
 

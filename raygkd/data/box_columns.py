@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raygkd.data.boxes import Boxes, ImageBoxes
+from raygkd.data.splits import LARGEST_LABEL
 from raygkd.errors import DataError
 
 FLAGS = ("difficult", "crowd")
@@ -110,7 +111,7 @@ def _sides(column: pa.ChunkedArray, first: NDArray[np.int64], path: str) -> NDAr
     xyxy_M4 = sides.reshape(-1, 4)
     _refuse(~np.isfinite(xyxy_M4).all(axis=1), boxes, first, path, " must have finite sides")
     has_area = (xyxy_M4[:, 2:] > xyxy_M4[:, :2]).all(axis=1)
-    _refuse(~has_area, boxes, first, path, " has no area: x0 < x1 and y0 < y1 must hold")
+    _refuse(~has_area, boxes, first, path, " has no area: x0 must be below x1, and y0 below y1")
     return xyxy_M4
 
 
@@ -121,9 +122,10 @@ def _labels(
     path: str,
 ) -> NDArray[np.int64]:
     labels = pc.list_flatten(column)
-    highest = len(class_names) - 1 if class_names is not None else np.iinfo(np.int64).max
+    highest = len(class_names) - 1 if class_names is not None else LARGEST_LABEL
     numbers = pc.fill_null(labels.cast(pa.int64()), -1).to_numpy()
-    allowed = "at least 0" if class_names is None else f"0 to {highest}, the named classes"
+    named = ", the named classes" if class_names is not None else ""
+    allowed = f"0 to {highest}{named}"
     wrong = (numbers < 0) | (numbers > highest)
     _refuse(wrong, labels, first, path, f" (allowed: {allowed})", "label ")
     return numbers

@@ -25,8 +25,9 @@ from raygkd.data.faults import Fault, Faults
 from raygkd.data.image_files import split_folders, subfolders
 from raygkd.data.sources import DataSet, Source, SourceOptions, existing_path
 from raygkd.data.splits import SPLITS, split_named
-from raygkd.errors import DataError
+from raygkd.errors import DataError, brief
 from raygkd.registry import DATASETS
+from raygkd.storage.reading import read_text
 
 COCO_KEYS: dict[str, dict[str, Any]] = {
     "images": {"id": Hashable, "file_name": str},
@@ -94,22 +95,28 @@ def load_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
             images.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            contents = json.load(file, object_hook=_without_polygon)
+        contents = json.loads(read_text(path), object_hook=_without_polygon)
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"'{path}' is not JSON: {error}") from error
+        raise DataError(f"'{path}' is not JSON: {brief(str(error), quoted=False)}") from error
     for name, keys in COCO_KEYS.items():
         if not isinstance(contents, dict) or not isinstance(contents.get(name), list):
             raise DataError(
-                f"'{path}' has no list '{name}': use a COCO instances file, which has the lists "
+                f"'{path}' has no list '{name}'; use a COCO instances file, which has the lists "
                 f"{', '.join(COCO_KEYS)}"
             )
         for number, entry in enumerate(contents[name]):
             for key, kind in keys.items():
                 if not isinstance(entry, dict) or not _has(entry, key, kind):
                     raise DataError(f"'{path}': {name}[{number}] has no '{key}' ({KINDS[kind]})")
+    for number, image in enumerate(contents["images"]):
+        name = os.path.normpath(image["file_name"])
+        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir or "\0" in name:
+            raise DataError(
+                f"'{path}': images[{number}] has file_name {brief(image['file_name'])}, which is "
+                "outside the folder of the images; move the image there"
+            )
     if not contents["images"]:
         raise DataError(f"'{path}' lists no images: fill its list 'images' or remove the file")
     return contents

@@ -20,12 +20,13 @@ from raygkd.data.annotations import (
     unread_texts,
 )
 from raygkd.data.faults import Fault, Faults, report_class_names
-from raygkd.data.image_files import image_files, split_folders
+from raygkd.data.image_files import image_files, read_of, split_folders
 from raygkd.data.label_values import check_single_labels, ordered_classes
 from raygkd.data.sources import DataSet, Sample, Source, SourceOptions, existing_path
 from raygkd.data.splits import SPLIT_NAMES, SPLITS, split_named
-from raygkd.errors import ConfigError, DataError
+from raygkd.errors import ConfigError, DataError, brief
 from raygkd.registry import DATASETS, option
+from raygkd.storage.reading import read_bytes
 
 SUFFIXES = (".csv", ".tsv")
 DELIMITERS = ",;\t|"
@@ -46,7 +47,7 @@ CORNERS = (
 )  # fmt: skip
 SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"))
 EXPECTED = (
-    "image and label, perhaps split, and for boxes xmin, ymin, xmax and ymax, or x, y, w and h"
+    "image and label, optionally split, and for boxes xmin, ymin, xmax and ymax, or x, y, w and h"
 )
 # tables of a folder that has several, by name
 MAIN_NAMES = ("labels", "annotations", "metadata", "_annotations")
@@ -111,7 +112,7 @@ class CsvTable(DataSet):
             columns = _columns(_header(path), options.own, path)
             rows += _rows(path, split, columns)
         if not rows:
-            raise DataError(f"'{root}' lists no images: add rows below the header")
+            raise DataError(f"'{root}' lists no images; add rows below the header")
         faults = Faults(options.strict)
         finder = _Finder([folder, *{path.parent for path in tables.values()}])
         if "xmin" in columns or "w" in columns:
@@ -174,11 +175,12 @@ def _labelled(rows: Sequence[Row], finder: _Finder, root: Path, faults: Faults) 
         if not os.path.isfile(path):
             faults.add(Fault.NO_FILE, row.place, row.values["image"])
         elif path not in samples:
-            samples[path] = Sample(label, row.split, str(path), path.read_bytes)
+            samples[path] = Sample(label, row.split, str(path), read_of(path))
         elif samples[path].label != label:
             raise DataError(
                 f"{row.place}: {row.values['image']} has the labels {names[samples[path].label]} "
-                f"and {row.values['label']} (multi-label data); supported is one label per image"
+                f"and {row.values['label']} (multi-label data); only one label per image is "
+                "supported"
             )
         else:
             faults.add(Fault.REPEATED, row.place, row.values["image"])
@@ -244,7 +246,7 @@ def _tables(root: Path) -> dict[str, Path]:
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except OSError as error:
@@ -285,6 +287,8 @@ def _columns(header: Sequence[str], own: Mapping[str, str], path: Path) -> dict[
             )
         name = wanted or next((name for name in known if name in names), None)
         if name is not None:
+            if names.count(name) > 1:
+                raise DataError(f"'{path}' has the column {brief(name)} twice; rename one of them")
             found[column] = names.index(name)
     if "image" not in found or "label" not in found:
         raise DataError(

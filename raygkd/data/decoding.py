@@ -33,7 +33,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 # what files with an image's name may be instead, by their first bytes
 _OTHER_TYPES = {
     b"<!doctype html": "an HTML page", b"<html": "an HTML page", b"<?xml": "XML", b"<svg": "SVG",
-    b"version https://git-lfs": "a pointer of Git LFS; run git lfs pull", b"%pdf": "a PDF",
+    b"version https://git-lfs": "a Git LFS pointer; run git lfs pull", b"%pdf": "a PDF",
     b"pk\x03\x04": "a ZIP archive", b"\x1f\x8b": "gzip data", b"{": "JSON",
 }  # fmt: skip
 
@@ -198,6 +198,6 @@ def _reason(encoded: bytes, error: Exception) -> str:
         head = encoded[:64].lstrip().lower()
         for start, kind in _OTHER_TYPES.items():
             if head.startswith(start):
-                return f"no image format, but {kind}"
-        return "no known image format"
+                return f"not an image, but {kind}"
+        return "not a known image format"
     return " ".join(str(error).split())

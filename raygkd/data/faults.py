@@ -10,40 +10,40 @@ from raygkd.errors import DataError
 
 
 class Fault(Enum):
-    """A kind of fault: how it is handled, and its name in messages."""
+    """A kind of fault: how it is handled, and its name in messages; {of} is a suffix or split."""
 
-    NO_FILE = "dropped", "image", "without a file"
+    NO_FILE = "dropped", "image", "whose file is missing"
     NO_ANNOTATION = "dropped", "image", "without a readable annotation"
-    NO_LABEL_FILE = "kept", "image", "without a label file, as one without objects"
+    NO_LABEL_FILE = "kept", "image", "without a label file, taken to have no objects"
     REPEATED = "dropped", "image", "listed more than once"
-    LEAKED = "kept", "image", "that another split has too"
+    LEAKED = "kept", "image", "also present in another split"
     WRONG_SIZE = "ignored", "image size", "different from the file's"
-    UNLISTED = "skipped", "image", "that no annotation lists"
-    OTHER_FILE = "skipped", "file", "with the suffix"
-    OTHER_FOLDER = "skipped", "folder", "that is not a split, beside those that are"
-    SAME_CLASS = "merged", "class", "with the name of another"
+    UNLISTED = "skipped", "image", "not listed in any annotation"
+    OTHER_FILE = "skipped", "file", "with the suffix {of}"
+    OTHER_FOLDER = "skipped", "folder", "next to the splits"
+    SAME_CLASS = "merged", "class", "with the same name as another"
     SIMILAR_CLASS = "kept", "class", "whose name differs from another's only by case or spaces"
     SPLIT_CLASS = "kept", "class", "with the name of a split"
     SMALL_CLASS = "kept", "class", "with a single image"
-    UNSEEN_CLASS = "kept", "class", "without images in the split"
+    UNSEEN_CLASS = "kept", "class", "with no images in the {of} split"
     UNKNOWN_IMAGE = "dropped", "box", "of an unknown image"
     UNKNOWN_CLASS = "dropped", "box", "of an unknown class"
     NOT_FINITE = "dropped", "box", "without four finite numbers"
-    NO_AREA = "dropped", "box", "without area"
+    NO_AREA = "dropped", "box", "with no area"
     OUTSIDE = "dropped", "box", "outside the image"
     BEYOND = "clipped", "box", "partly outside the image"
-    UNIT = "suspected", "annotation", "in another unit"
+    UNIT = "kept", "set", "of boxes with implausible coordinates"
 
     @property
     def action(self) -> str:
         """How it is handled if annotations are not strict."""
         return self.value[0]
 
-    def describe(self, count: int) -> str:
-        """Return "box without area" for one, "boxes without area" for more."""
+    def describe(self, count: int, of: str = "") -> str:
+        """Return "box with no area" for one, "boxes with no area" for more."""
         _, noun, fault = self.value
         plural = ("es" if noun[-1] in "sx" else "s") if count > 1 else ""
-        return f"{noun}{plural} {fault}"
+        return f"{noun}{plural} {fault.format(of=of)}"
 
 
 class Faults:
@@ -71,10 +71,9 @@ class Faults:
             DataError: in strict mode.
         """
         suffix = f" ({detail})" if detail else ""
-        kind = f" {of}" if of else ""
         if self.strict:
             raise DataError(
-                f"{where}: {fault.describe(1)}{kind}{suffix}; correct it, or omit --strict to have "
+                f"{where}: {fault.describe(1, of)}{suffix}; correct it, or omit --strict to have "
                 f"it {fault.action}"
             )
         self._counts[fault, of] += 1
@@ -87,8 +86,8 @@ class Faults:
     def warnings(self) -> tuple[str, ...]:
         """Return a line per kind of fault: how it was handled, how often, and where first."""
         return tuple(
-            f"{fault.action} {count:,} {fault.describe(count)}{f' {of}' if of else ''}, first in "
-            f"{self._first[fault, of]}"
+            f"{'found' if fault.action == 'kept' else fault.action} {count:,} "
+            f"{fault.describe(count, of)}, first in {self._first[fault, of]}"
             for (fault, of), count in self._counts.items()
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from raygkd.data.annotations import Annotation, check_boxes, four_numbers, unread_texts
 from raygkd.data.faults import Faults, report_class_names
+from raygkd.data.image_files import read_of
 from raygkd.data.label_values import SUPPORTED, check_single_labels, ordered_classes
 from raygkd.data.sources import DataSet, Sample, Source, SourceOptions
 from raygkd.data.splits import split_named
@@ -38,7 +39,7 @@ class HubDataset(DataSet):
     class Settings:
         """Configuration and columns."""
 
-        config: str = option("", "configuration of the data set [default: its default]")
+        config: str = option("", "configuration of the data set [default: the data set's own]")
         image: str = option("", "column of the images [default: the first one with images]")
         label: str = option("", "column of the labels [default: found by its type and name]")
 
@@ -125,7 +126,7 @@ def _columns(features: Mapping[str, Any], own: Mapping[str, str]) -> tuple[str, 
     if image is None or label is None:
         raise DataError(
             f"hf: the columns are {', '.join(features)}; expected images, and a column label or "
-            "objects; name them by --set hf.image=COLUMN and hf.label=COLUMN"
+            "objects; name them with --set hf.image=COLUMN and hf.label=COLUMN"
         )
     return image, label
 
@@ -240,7 +241,7 @@ def _object_fields(feature: Any) -> Mapping[str, Any]:
 
 
 def _inner(feature: Any) -> Any:
-    """Return the type in a list type, or a type that is no list as it is."""
+    """Return the type of a list's elements; a type that is not a list as it is."""
     return getattr(feature, "feature", feature)
 
 
@@ -258,4 +259,4 @@ def _encoded(part: Any, row: int, column: str) -> bytes:
         return b""
     if stored["bytes"] is not None:
         return stored["bytes"]
-    return Path(stored["path"]).read_bytes()
+    return read_of(Path(stored["path"]))()

@@ -9,6 +9,7 @@ from raygkd.data.image_files import (
     has_images,
     image_files,
     known_suffixes,
+    read_of,
     split_folders,
     subfolders,
 )
@@ -46,7 +47,7 @@ class ImageFolder(DataSet):
                 labels = {name: label for label, name in enumerate(files)}
             _check_tree(parent, files, labels)
             samples += (
-                Sample(labels[name], split, str(path), path.read_bytes)
+                Sample(labels[name], split, str(path), read_of(path))
                 for name, paths in files.items()
                 for path in paths
             )
@@ -78,7 +79,7 @@ def _refuse_other_levels(root: Path, folders: list[Path]) -> None:
     names = [folder.name for folder in folders]
     if folders and all(map(split_named, names)) and any(inner.values()):
         raise DataError(
-            f"'{root}' has the splits {' and '.join(names)} but no folder for training: add one "
+            f"'{root}' has the splits {' and '.join(names)} but no folder for training; add one "
             "named train"
         )
     below = [folder.name for folders in inner.values() for folder in folders]
@@ -88,12 +89,12 @@ def _refuse_other_levels(root: Path, folders: list[Path]) -> None:
             remedy = f"set --data-dir to '{folders[0]}'"
         raise DataError(
             f"'{root}' has the splits {' and '.join(dict.fromkeys(below))} below its folder "
-            f"{names[0]}: {remedy}"
+            f"{names[0]}; {remedy}"
         )
     if len(folders) == 1 and len(below) > 1 and not _has_direct_images(folders[0]):
         raise DataError(
             f"'{root}' has a single class folder, whose folders {', '.join(below[:5])} may be the "
-            f"classes: set --data-dir to '{folders[0]}'"
+            f"classes; set --data-dir to '{folders[0]}'"
         )
 
 
@@ -103,17 +104,17 @@ def _has_direct_images(folder: Path) -> bool:
 
 def _check_tree(parent: Path, files: dict[str, list[Path]], labels: dict[str, int]) -> None:
     if not files:
-        raise DataError(f"no class folders in '{parent}': put each class's images in a folder")
+        raise DataError(f"no class folders in '{parent}'; put each class's images in a folder")
     if not any(files.values()):
         raise DataError(f"no images in the class folders of '{parent}' ({known_suffixes()})")
     for name, paths in files.items():
         if not paths:
             raise DataError(
-                f"class '{name}' has no images in '{parent / name}' ({known_suffixes()}): add some "
+                f"class '{name}' has no images in '{parent / name}' ({known_suffixes()}); add some "
                 "or remove the folder"
             )
         if name not in labels:
             raise DataError(
-                f"class '{name}' of '{parent}' is not among the training classes: add it to the "
+                f"class '{name}' of '{parent}' is not among the training classes; add it to the "
                 "train folder or remove it"
             )

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from raygkd.data.boxes import Boxes, ImageBoxes
 from raygkd.data.plan import shuffled
-from raygkd.data.splits import SPLITS
+from raygkd.data.splits import NO_LABEL, SPLITS
 from raygkd.data.windows import decode_rows
-from raygkd.errors import DataError
+from raygkd.errors import DataError, StorageError
 from raygkd.storage.atomic_files import whole_file
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ def table_info(table: ImageTable, *, sample: int = 256) -> dict[str, Any]:
 
     Returns:
         "path", "dataset", "images", "files", "bytes", "splits" (name -> images), "classes" (class
-        name -> split -> images), "sampled" (number of sampled images), "width" and "height" (each
-        "min", "median", "max" in pixels, or empty), "uniform_size" (whether all sampled images have
-        the same size), "formats" (name -> images), "bad" (sampled images with unreadable headers),
-        "warnings" (a line per kind of fault found when it was prepared).
+        name -> split -> images), "unlabelled" (images without a label), "sampled" (number of
+        sampled images), "width" and "height" (each "min", "median", "max" in pixels, or empty),
+        "uniform_size" (whether all sampled images have the same size), "formats" (name -> images),
+        "bad" (sampled images with unreadable headers), "warnings" (a line per kind of fault found
+        when it was prepared).
 
         For detection, "classes" is class name -> "images", "boxes", "difficult", "crowd"; "task"
         ("detection"), "boxes", "difficult", "crowd" (over all classes) and "boxes_per_image"
@@ -67,6 +68,7 @@ def table_info(table: ImageTable, *, sample: int = 256) -> dict[str, Any]:
         "bytes": table.size_bytes,
         "splits": {split: len(table.rows(split)) for split in SPLITS},
         "classes": _class_counts(table),
+        "unlabelled": int((table.labels == NO_LABEL).sum()),
         "sampled": len(rows),
         "width": spread([width for width, _ in sizes]),
         "height": spread([height for _, height in sizes]),
@@ -83,9 +85,9 @@ def sample_sheet(
 ) -> None:
     """Write a PNG of sample images.
 
-    It has a row of images for each class, in which small images are enlarged by whole factors. For
-    detection, it has five rows of images with their boxes and classes. Training images are shown
-    first, unreadable images are omitted.
+    It has a row of images for each class, and one for those without a label, in which small images
+    are enlarged by whole factors. For detection, it has five rows of images with their boxes and
+    classes. Training images are shown first, unreadable images are omitted.
 
     Args:
         table: table of the images.
@@ -98,14 +100,15 @@ def sample_sheet(
         DataError: the file cannot be written.
     """
     if table.boxes is None:
-        sheet = _class_sheet(table, columns, min(len(table.class_names), max_classes))
+        sheet = _class_sheet(table, columns, max_classes)
     else:
         sheet = _box_sheet(table, table.boxes, columns)
     try:
         with whole_file(path_png) as temporary:
             sheet.save(temporary, "PNG")
-    except OSError as error:
-        raise DataError(f"cannot write '{path_png}': {error.strerror}") from error
+    except (OSError, StorageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
+        raise DataError(f"cannot write '{path_png}': {reason}") from error
 
 
 def headers(images: list[bytes]) -> tuple[list[tuple[int, int]], Counter[str], int]:
@@ -129,7 +132,10 @@ def spread(values: list[int]) -> dict[str, float]:
 
 
 def _class_counts(table: ImageTable) -> dict[str, dict[str, int]]:
-    places = table.labels * len(SPLITS) + table.splits
+    if not table.class_names:
+        return {}
+    is_labelled = table.labels != NO_LABEL
+    places = (table.labels * len(SPLITS) + table.splits)[is_labelled]
     counts = np.bincount(places, minlength=len(table.class_names) * len(SPLITS))
     return {
         name: dict(zip(SPLITS, row.tolist()))
@@ -141,7 +147,9 @@ def box_facts(class_names: tuple[str, ...], boxes: Boxes) -> dict[str, Any]:
     """Return what ``table_info`` adds for detection."""
     every, counts = boxes.every, np.diff(boxes.first)
     image = np.repeat(np.arange(len(boxes)), counts)
-    with_class = np.unique(np.stack([image, every.label]), axis=1)[1]
+    # np.unique does not take an empty axis
+    pairs = np.stack([image, every.label])
+    with_class = np.unique(pairs, axis=1)[1] if len(every) else every.label
     per_class = {
         "images": with_class,
         "boxes": every.label,
@@ -171,19 +179,21 @@ def _mixed_rows(table: ImageTable) -> NDArray[np.int64]:
     return mixed[np.argsort(table.splits[mixed], kind="stable")]
 
 
-def _class_sheet(table: ImageTable, columns: int, classes: int) -> Image.Image:
-    """Return a row of images for each of the first classes."""
+def _class_sheet(table: ImageTable, columns: int, max_classes: int) -> Image.Image:
+    """Return a row of images for each of the first classes, then one of those without a label."""
     mixed = _mixed_rows(table)
     labels = table.labels[mixed]
-    rows = np.concatenate([mixed[labels == label][:columns] for label in range(classes)])
-    sheet = _blank_sheet(table, classes, columns)
+    shown = list(range(min(len(table.class_names), max_classes)))
+    shown += [NO_LABEL] if (labels == NO_LABEL).any() else []
+    rows = np.concatenate([mixed[labels == label][:columns] for label in shown])
+    sheet = _blank_sheet(table, shown, columns)
     filled: Counter[int] = Counter()
     for label, image_CHW in zip(
         table.labels[rows].tolist(), decode_rows(table, rows, skip_bad=True)
     ):
         if image_CHW is not None:
             left = MARGIN + LABEL_WIDTH + filled[label] * (TILE + GAP)
-            sheet.paste(_tile(image_CHW), (left, _top(label)))
+            sheet.paste(_tile(image_CHW), (left, _top(shown.index(label))))
             filled[label] += 1
     return sheet
 
@@ -228,21 +238,22 @@ def _box_tile(image_CHW: Tensor, boxes: ImageBoxes, class_names: tuple[str, ...]
     return tile
 
 
-def _blank_sheet(table: ImageTable, classes: int, columns: int) -> Image.Image:
+def _blank_sheet(table: ImageTable, shown: list[int], columns: int) -> Image.Image:
     """Return the sheet with its title and the classes' names and counts, without images."""
-    omitted = len(table.class_names) - classes
+    omitted = len(table.class_names) - sum(label != NO_LABEL for label in shown)
     width = 2 * MARGIN + LABEL_WIDTH + columns * (TILE + GAP) - GAP
-    height = _top(classes) - GAP + (2 * MARGIN if omitted else MARGIN)
+    height = _top(len(shown)) - GAP + (2 * MARGIN if omitted else MARGIN)
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     _draw_title(sheet, table)
     draw = ImageDraw.Draw(sheet)
     font, small = (ImageFont.load_default(size) for size in (FONT_SIZE, SMALL_FONT_SIZE))
-    counts = np.bincount(table.labels, minlength=len(table.class_names))
-    for label, name in enumerate(table.class_names[:classes]):
-        middle = _top(label) + TILE // 2
+    for place, label in enumerate(shown):
+        middle = _top(place) + TILE // 2
+        name = "no label" if label == NO_LABEL else table.class_names[label]
         name = _shortened(name, LABEL_WIDTH - MARGIN, font)
+        count = int((table.labels == label).sum())
         draw.text((MARGIN, middle), name, INK, font, anchor="ls")
-        draw.text((MARGIN, middle + 5), f"{counts[label]:,} images", FAINT, small, anchor="la")
+        draw.text((MARGIN, middle + 5), f"{count:,} images", FAINT, small, anchor="la")
     if omitted:
         note = f"and {omitted:,} more classes"
         draw.text((MARGIN, height - MARGIN), note, FAINT, small, anchor="ls")

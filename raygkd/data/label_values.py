@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from raygkd.errors import DataError
 
-SUPPORTED = "supported is one class per image"
+SUPPORTED = "only one class per image is supported"
 # characters that separate several labels of an image
 SEPARATORS = re.compile(r"[|;,]")
 

@@ -78,7 +78,7 @@ def _length(data: Any, name: str) -> int:
         return len(data)
     except TypeError as error:
         raise DataError(
-            f"{name}: a {type(data).__name__} has no length: use a map-style dataset of pairs "
+            f"{name}: a {type(data).__name__} has no length; use a map-style dataset of pairs "
             "(image, label), or a DataLoader of one"
         ) from error
 
@@ -91,14 +91,14 @@ def _batch(batch: Any) -> dict[str, Tensor]:
     """
     if not (isinstance(batch, Sequence) and len(batch) == 2):
         raise DataError(
-            f"data: a batch is a {type(batch).__name__}, not a pair (images, labels): use a "
+            f"data: a batch is a {type(batch).__name__}, not a pair (images, labels); use a "
             "dataset of pairs (image, label)"
         )
     images, labels = batch
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise DataError(
-                f"data: the {name} of a batch are a {type(value).__name__}, not a tensor: convert "
-                "them to tensors in the dataset (torchvision.transforms.v2.ToImage for pictures)"
+                f"data: the {name} of a batch are a {type(value).__name__}, not a tensor; convert "
+                "them to tensors in the dataset (torchvision.transforms.v2.ToImage for PIL images)"
             )
     return {"image": images, "label": labels}

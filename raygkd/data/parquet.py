@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,18 +28,19 @@ from numpy.typing import NDArray
 
 from raygkd.data import box_columns
 from raygkd.data.boxes import Boxes
+from raygkd.data.footers import (
+    foreign_class_names,
+    own_metadata,
+    total_of,
+)
 from raygkd.data.label_values import SUPPORTED
 from raygkd.data.plan import Rows
-from raygkd.data.splits import SPLIT_NAMES, SPLITS, TRAIN
-from raygkd.errors import DataError
-from raygkd.storage.atomic_files import is_remote
+from raygkd.data.splits import LARGEST_LABEL, NO_LABEL, SPLIT_NAMES, SPLITS, TRAIN
+from raygkd.errors import DataError, brief
+from raygkd.storage.atomic_files import is_remote, local_path
 from raygkd.storage.object_store import check_no_secret
 
-FORMAT_VERSION = 1
-METADATA_KEY = b"raygkd"
 DIGEST_KEY = b"raygkd.sha256"
-TOTAL_KEY = b"raygkd.images"
-FOREIGN_CLASSES_KEY = b"classes"
 COLUMNS = pa.schema(
     [("image", pa.binary()), ("label", pa.int32()), ("split", pa.string()), ("origin", pa.string())]
 )
@@ -88,7 +89,7 @@ class ImageTable:
         path: absolute path or URI that was opened.
         dataset: name that the data set was prepared under; empty for foreign files.
         class_names: name of each class.
-        labels: class of each row, int64 (rows,); all 0 for detection.
+        labels: class of each row, int64 (rows,), -1 without one; all 0 for detection.
         splits: position in ``SPLITS`` of each row, uint8 (rows,).
         units: the row groups, the smallest pieces that can be read.
         files: paths of the files, without the URI's scheme.
@@ -180,16 +181,17 @@ def open_table(path: str) -> ImageTable:
     """Open a folder of shards, or one Parquet file, as a table.
 
     Files from other sources need the columns image and label, or image, boxes and labels; without a
-    column split, all rows are for training. Class names come from raygkd's metadata, or from a
-    comma-separated list under the key "classes", or are "class-0" and so on. Images are not read.
+    column split, all rows are for training. A label that is -1 or null, or has no column, means
+    that the image has none. Class names come from raygkd's metadata, or from a comma-separated list
+    under the key "classes", or are "class-0" and so on. Images are not read.
 
     Args:
         path: a local path, or an ``s3://`` or ``gs://`` URL.
 
     Raises:
         DataError: the path does not exist, the folder is incomplete, a file is not Parquet or has
-            wrong columns, or a label is null or has no class name, a box is invalid or a split is
-            unknown (names file and row).
+            wrong columns, or a label has no class name, a box is invalid or a split is unknown
+            (names file and row).
     """
     filesystem, inner = resolve(path)
     infos = _find_files(filesystem, inner, path)
@@ -215,7 +217,21 @@ def open_table(path: str) -> ImageTable:
             "".join(part.image_hash for part in parts).encode()
         ).hexdigest(),
         boxes=boxes,
-        warnings=parts[0].warnings,
+        warnings=parts[0].warnings or _gaps(parts, labels),
+    )
+
+
+def _gaps(parts: Sequence[_Part], labels: Rows) -> tuple[str, ...]:
+    """Return a warning if labels without class names leave out numbers."""
+    if parts[0].class_names is not None or parts[0].boxes is not None:
+        return ()
+    used = np.unique(labels[labels != NO_LABEL])
+    if not len(used) or len(used) == used[-1] + 1:
+        return ()
+    missing = int(np.flatnonzero(used != np.arange(len(used)))[0])
+    return (
+        f"found no image of {used[-1] + 1 - len(used)} of {used[-1] + 1} classes, first of label "
+        f"{missing}",
     )
 
 
@@ -227,7 +243,7 @@ def resolve(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
         DataError: the scheme is unknown, or the store does not respond.
     """
     if not is_remote(path):
-        return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(local_path(path))
     check_no_secret(path)
     try:
         return pyarrow.fs.FileSystem.from_uri(path.rstrip("/"))
@@ -272,8 +288,8 @@ def _find_files(
     if not shards:
         missing = info.type == pyarrow.fs.FileType.NotFound
         raise DataError(
-            f"no {'file or folder' if missing else '.parquet files in'} '{path}': give a .parquet "
-            "file or a folder that `raygkd data prepare` wrote"
+            f"no {'file or folder' if missing else '.parquet files in'} '{path}'; pass a .parquet "
+            "file or a folder that 'raygkd data prepare' wrote"
         )
     return sorted(shards, key=lambda file: file.base_name)
 
@@ -296,8 +312,8 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
         wanted = [*(box_columns.NAMES if is_detection else ["label"]), "split"]
         table = file.read(columns=[name for name in wanted if name in schema.names])
         footer = file.metadata.metadata or {}
-        ours = _own_metadata(footer, path)
-        class_names = ours["classes"] if ours else _foreign_class_names(footer, path)
+        ours = own_metadata(footer, path)
+        class_names = ours["classes"] if ours else foreign_class_names(footer, path)
         return _Part(
             path=path,
             dataset=ours["dataset"] if ours else "",
@@ -305,7 +321,7 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
             labels=(
                 np.zeros(len(table), dtype=np.int64)
                 if is_detection
-                else _labels(table["label"], class_names, path)
+                else _labels(table, class_names, path)
             ),
             boxes=box_columns.from_columns(table, class_names, path) if is_detection else None,
             splits=_split_codes(table, path),
@@ -313,7 +329,7 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
                 file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)
             ],
             image_hash=_image_hash(file.metadata),
-            total=_total(footer, path),
+            total=total_of(footer, path),
             is_shard=ours is not None,
             warnings=tuple(ours.get("warnings", ())) if ours else (),
         )
@@ -321,16 +337,20 @@ def _read_part(filesystem: pyarrow.fs.FileSystem, path: str) -> _Part:
 
 def _check_columns(schema: pa.Schema, path: str, *, is_detection: bool) -> None:
     types = {field.name: field.type for field in schema}
+    if len(types) < len(schema):
+        twice = next(name for name in types if schema.names.count(name) > 1)
+        raise DataError(f"'{path}' has the column {brief(twice)} twice; remove one of them")
     image = types.get("image")
     if image is not None and pa.types.is_struct(image):
         image = image.field("bytes").type if image.get_field_index("bytes") >= 0 else None
     split = types.get("split", pa.string())
     if pa.types.is_dictionary(split):
         split = split.value_type
+    label = types.get("label", pa.null())
     is_labelled = (
         box_columns.are_box_columns(types)
         if is_detection
-        else pa.types.is_integer(types.get("label", pa.null()))
+        else pa.types.is_integer(label) or pa.types.is_null(label)
     )
     if not (
         image is not None
@@ -354,54 +374,19 @@ def _refuse_other_labels(kind: pa.DataType | None, path: str) -> None:
         raise DataError(f"'{path}': column label has {kind} (regression data); {SUPPORTED}")
 
 
-def _own_metadata(footer: dict[bytes, bytes], path: str) -> dict | None:
-    if METADATA_KEY not in footer:
-        return None
-    try:
-        facts = json.loads(footer[METADATA_KEY])
-        known = {"version": int, "dataset": str, "classes": list}
-        is_whole = all(isinstance(facts[key], kind) for key, kind in known.items())
-        is_whole = is_whole and all(isinstance(name, str) for name in facts["classes"])
-    except (ValueError, RecursionError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise DataError(f"'{path}' has damaged metadata: prepare the data again")
-    if facts["version"] != FORMAT_VERSION:
-        raise DataError(
-            f"'{path}' has format version {facts['version']}, but this version of raygkd reads "
-            f"{FORMAT_VERSION}: prepare the data again, or use the version that wrote it"
-        )
-    return facts
-
-
-def _foreign_class_names(footer: dict[bytes, bytes], path: str) -> list[str] | None:
-    if FOREIGN_CLASSES_KEY not in footer:
-        return None
-    try:
-        text = footer[FOREIGN_CLASSES_KEY].decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}': the metadata 'classes' is not UTF-8: {error}") from error
-    return [name.strip() for name in text.split(",")]
-
-
-def _total(footer: dict[bytes, bytes], path: str) -> int | None:
-    """Return the number of images in all shards that a footer states; None without one."""
-    text = footer.get(TOTAL_KEY)
-    if text is not None and not text.isdigit():
-        raise DataError(f"'{path}' has damaged metadata: prepare the data again")
-    return None if text is None else int(text)
-
-
-def _labels(column: pa.ChunkedArray, class_names: list[str] | None, path: str) -> Rows:
-    if column.null_count:
-        row = pc.index(column.is_null(), True).as_py()
-        raise DataError(f"'{path}' row {row}: no label; every row needs one")
-    labels = column.cast(pa.int64()).to_numpy()
-    highest = len(class_names) - 1 if class_names is not None else np.iinfo(np.int64).max
-    wrong = np.flatnonzero((labels < 0) | (labels > highest))
+def _labels(table: pa.Table, class_names: list[str] | None, path: str) -> Rows:
+    if "label" not in table.column_names:
+        return np.full(len(table), NO_LABEL, np.int64)
+    labels = table["label"].cast(pa.int64()).fill_null(NO_LABEL).to_numpy()
+    highest = len(class_names) - 1 if class_names is not None else LARGEST_LABEL
+    wrong = np.flatnonzero((labels < NO_LABEL) | (labels > highest))
     if len(wrong):
-        allowed = "at least 0" if class_names is None else f"0 to {highest}, the named classes"
-        raise DataError(f"'{path}' row {wrong[0]}: label {labels[wrong[0]]} (allowed: {allowed})")
+        named = ", the named classes" if class_names is not None else ""
+        allowed = f"0 to {highest}{named}"
+        raise DataError(
+            f"'{path}' row {wrong[0]}: label {labels[wrong[0]]} (allowed: {allowed}; -1 or null "
+            "for none)"
+        )
     return labels
 
 
@@ -453,7 +438,7 @@ def _all_boxes(parts: list[_Part]) -> Boxes | None:
             next(part.path for part in parts if (part.boxes is None) == is_without)
             for is_without in (False, True)
         )
-        raise DataError(f"'{with_boxes}' has boxes and '{without}' has labels: keep one kind")
+        raise DataError(f"'{with_boxes}' has boxes and '{without}' has labels; keep one kind")
     if not boxes:
         return None
     counts = np.concatenate([np.diff(one.first) for one in boxes])
@@ -464,7 +449,10 @@ def _all_boxes(parts: list[_Part]) -> Boxes | None:
 def _common_class_names(parts: list[_Part], highest_label: int) -> tuple[str, ...]:
     for part in parts:
         if part.class_names != parts[0].class_names:
-            raise DataError(f"'{part.path}' and '{parts[0].path}' have different class names")
+            raise DataError(
+                f"'{part.path}' and '{parts[0].path}' have different class names; prepare them "
+                "again, together"
+            )
     return parts[0].class_names or tuple(f"class-{label}" for label in range(highest_label + 1))
 
 

@@ -70,9 +70,13 @@ def prepare(
         raise DataError(f"{source.name} has no images")
     source = replace(source, warnings=(*source.warnings, *audit(source, strict=strict)))
     filesystem, target = resolve(destination)
+    is_local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    if is_local and os.path.realpath(target) == os.getcwd():
+        raise DataError(
+            f"'{destination}' is the working folder, which cannot be replaced; choose another"
+        )
     with _writing(destination):
         _refuse_existing(filesystem, target, destination)
-    is_local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
     folder = f"{target}.incomplete" if is_local else target
     writer = ShardWriter(filesystem, folder, source, shard_bytes, [skip_bad])
     with contextlib.ExitStack() as stack:
@@ -133,18 +137,18 @@ def _writing(destination: str) -> Iterator[None]:
         # pyarrow's own message spans several sentences
         reason = os.strerror(error.errno) if error.errno else error
         raise DataError(
-            f"cannot write to '{destination}': {reason}; give another folder"
+            f"cannot write to '{destination}': {reason}; choose another folder"
         ) from error
 
 
 def _refuse_existing(filesystem: pyarrow.fs.FileSystem, target: str, destination: str) -> None:
     kind = filesystem.get_file_info(target).type
     if kind == pyarrow.fs.FileType.File:
-        raise DataError(f"'{destination}' is a file: give a folder that does not exist yet")
+        raise DataError(f"'{destination}' is a file; choose a folder that does not exist yet")
     if kind == pyarrow.fs.FileType.Directory and filesystem.get_file_info(
         pyarrow.fs.FileSelector(target)
     ):
-        raise DataError(f"'{destination}' is not empty: give another folder or remove it first")
+        raise DataError(f"'{destination}' is not empty; choose another folder or remove it first")
 
 
 def _write_images(

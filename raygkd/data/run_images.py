@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,20 @@ from raygkd.data.normalisation import channel_statistics
 from raygkd.data.parquet import ImageTable, open_table
 from raygkd.data.plan import shuffled
 from raygkd.data.prepare import prepare
+from raygkd.data.recognition import holds_parquet
 from raygkd.data.shard_writer import source_identity
 from raygkd.data.sources import check_dataset, dataset_class, open_source
 from raygkd.data.spec import ImageSpec
-from raygkd.data.splits import split_rows
+from raygkd.data.splits import NO_LABEL, Splits, hold_out, split_rows
 from raygkd.data.transforms import build_transform, default_augment
+from raygkd.data.unlabelled import (
+    UNLABELLED,
+    check_exists,
+    check_folder,
+    joined,
+    lacks_labels,
+    without_labels,
+)
 from raygkd.data.views import UNCHANGED, Views
 from raygkd.data.windows import Sampler, decode_rows
 from raygkd.errors import DataError
@@ -55,7 +64,7 @@ class Images:
 
     Attributes:
         table: table of the images.
-        rows: split -> row numbers.
+        rows: split -> row numbers; "unlabelled" has the training images without labels, if any.
         spec: classes, model input size, pixel statistics.
         augment: kind of the training transform.
         skip_bad: whether to skip and count unreadable images.
@@ -98,6 +107,7 @@ def open_images(
     output: Place,
     progress: Progress | None = None,
     default_side: int = DEFAULT_SIZE,
+    class_names: tuple[str, ...] = (),
 ) -> Images:
     """Open a run's images; data sets that are not shards are prepared first, once.
 
@@ -108,24 +118,23 @@ def open_images(
         progress: called with the number of prepared images and the total.
         default_side: side of the student's input in pixels, if neither the settings nor the images
             determine it.
+        class_names: classes of the student, if no image has a label.
 
     Raises:
         DataError: files are missing or invalid.
         ConfigError: the data set is unknown, or fractions or limits are out of range.
     """
-    table = open_table(shards(data, output, progress))
+    table = _table(data, output, progress)
     _report_warnings(table, strict=data.strict)
-    splits = split_rows(
-        table.labels,
-        table.splits,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        limit_train=data.limit_train,
-        seed=seed,
-    )
+    splits = _splits(table, data, seed)
     rows = {"train": splits.train, "val": splits.val, "test": splits.test}
-    sizes = _sizes(table, splits.train, skip_bad=data.skip_bad)
-    side = data.image_size or _default_side(table, sizes, default_side)
+    if len(splits.unlabelled):
+        rows["unlabelled"] = splits.unlabelled
+    every = np.concatenate([splits.train, splits.unlabelled])
+    sizes = own_sizes = _sizes(table, every, skip_bad=data.skip_bad)
+    if len(splits.train) and len(splits.unlabelled):
+        own_sizes = _sizes(table, splits.train, skip_bad=data.skip_bad)
+    side = data.image_size or _default_side(table, own_sizes, default_side)
     teacher_side = data.teacher_image_size or side
     # both models see one view; to enlarge it beyond the images would only blur it
     view = max(side, min(teacher_side, int(sizes.max())))
@@ -134,7 +143,7 @@ def open_images(
         augment = _default_augment(table, sizes)
     mean, std = channel_statistics(
         table,
-        splits.train,
+        every,
         _transform(table, augment, view, train=False),
         limit=STATISTICS_SAMPLE,
         skip_bad=data.skip_bad,
@@ -144,16 +153,17 @@ def open_images(
         table=table,
         rows=rows,
         spec=ImageSpec(
-            class_names=table.class_names,
+            class_names=table.class_names or class_names,
             image_size=(side, side),
             mean=mean,
             std=std,
             task=table.task,
-            score=_score(table, data.score),
+            score=_score(table, data),
             augment=augment,
             teacher_size=(teacher_side, teacher_side),
             view_size=(view, view),
             class_counts=_class_counts(table, splits.train),
+            unlabelled=len(splits.unlabelled),
         ),
         augment=augment,
         skip_bad=data.skip_bad,
@@ -162,6 +172,43 @@ def open_images(
         identity=fingerprint(
             [table.fingerprint(), view, *(rows[split].tolist() for split in sorted(rows))]
         ),
+    )
+
+
+def _table(data: DataConfig, output: Place, progress: Progress | None) -> ImageTable:
+    """Return the table of a run's images, those without labels after the others.
+
+    Raises:
+        DataError: files are missing or invalid, or no image of a labelled set has a label.
+    """
+    table = open_table(shards(data, output, progress))
+    if lacks_labels(data.dataset):
+        return without_labels(table)
+    if table.boxes is None and not (table.labels != NO_LABEL).any():
+        raise DataError(
+            f"'{table.path}' has no labels; add a column label (integer), or train without labels "
+            f"with --unlabelled {table.path}"
+        )
+    if data.unlabelled is not None:
+        check_exists(data.unlabelled)
+        alone = replace(data, dataset=UNLABELLED, data_dir=data.unlabelled, own={})
+        others = open_table(shards(alone, output, progress))
+        table = joined(table, without_labels(others))
+    return table
+
+
+def _splits(table: ImageTable, data: DataConfig, seed: int) -> Splits:
+    if lacks_labels(data.dataset):
+        return hold_out(
+            table.splits, val_fraction=data.val_fraction, limit_train=data.limit_train, seed=seed
+        )
+    return split_rows(
+        table.labels,
+        table.splits,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        limit_train=data.limit_train,
+        seed=seed,
     )
 
 
@@ -206,11 +253,14 @@ def _transform(
     return box_transforms.build_box_transform(augment, side, train=train, most=most)
 
 
-def _score(table: ImageTable, wanted: str) -> str:
+def _score(table: ImageTable, data: DataConfig) -> str:
     """Return the metric by which models are ranked; see ``check_score`` for errors."""
-    check_score(wanted, table.task)
+    wanted = data.score
+    check_score(wanted, table.task, has_labels=not lacks_labels(data.dataset))
     if wanted != "auto":
         return wanted
+    if lacks_labels(data.dataset):
+        return "cka"
     return "accuracy" if table.boxes is None else dataset_class(table.dataset).score
 
 
@@ -223,7 +273,8 @@ def _class_counts(table: ImageTable, rows: NDArray[np.int64]) -> tuple[int, ...]
 
 def imbalance(images: Images) -> str | None:
     """Return a note if a class has far more training images than another; else None."""
-    if images.spec.task != "classification" or images.spec.score in BALANCED:
+    spec = images.spec
+    if spec.task != "classification" or not spec.has_labels or spec.score in BALANCED:
         return None
     counts = np.array(images.spec.class_counts)
     least, most = int(counts.argmin()), int(counts.argmax())
@@ -232,8 +283,8 @@ def imbalance(images: Images) -> str | None:
     names = images.spec.class_names
     return (
         f"classes are imbalanced: {names[most]} has {counts[most]:,} training images and "
-        f"{names[least]} {counts[least]:,}; accuracy hardly counts small classes, and --score "
-        "balanced-accuracy counts all alike"
+        f"{names[least]} {counts[least]:,}; accuracy gives small classes little weight; --score "
+        "balanced-accuracy weights all classes equally"
     )
 
 
@@ -243,6 +294,11 @@ def shards(data: DataConfig, output: Place, progress: Progress | None = None) ->
     if data.dataset == "parquet":
         assert data.data_dir is not None
         return data.data_dir
+    if lacks_labels(data.dataset) and data.data_dir is not None:
+        check_exists(data.data_dir)
+        if holds_parquet(data.data_dir):
+            return data.data_dir
+        check_folder(data.data_dir)
     source = open_source(
         data.dataset,
         data.data_dir,

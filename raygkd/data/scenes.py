@@ -10,7 +10,6 @@ Shapes: N digits, M boxes, H height, W width.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from raygkd.data.seeds import generator
 from raygkd.data.sources import Digits, encode_png, load_digits
 from raygkd.data.splits import SPLITS, VAL, choose
 from raygkd.errors import DataError
+from raygkd.storage.temporary import remove_left_folders, temporary_folder
 
 SCENES = {"train": 800, "val": 100, "test": 300}
 """Scenes of each split of the data set digits-voc."""
@@ -177,26 +177,32 @@ def write_scenes(folder: Path, *, images: Mapping[str, int], seed: int = 0) -> N
         DataError: the folder is not empty or cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    temporary = folder.with_name(f"{folder.name}.incomplete-{os.getpid()}")
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise DataError(f"'{folder}' is not empty: give another folder or remove it first")
-        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (temporary / name).mkdir(parents=True)
-        for split, count in images.items():
-            names = [scene_name(split, index) for index in range(count)]
-            for name, scene in zip(names, make_scenes(split, count, seed=seed), strict=True):
-                (temporary / "JPEGImages" / f"{name}.png").write_bytes(scene.png())
-                _voc_tree(name, scene).write(temporary / "Annotations" / f"{name}.xml")
-            lines = "".join(f"{name}\n" for name in names)
-            (temporary / "ImageSets" / "Main" / f"{split}.txt").write_text(lines)
-        os.replace(temporary, folder)
+            raise DataError(f"'{folder}' is not empty; choose another folder or remove it first")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_folders(folder.parent)
+        with temporary_folder("scenes", parent=folder.parent) as temporary:
+            complete = temporary / folder.name
+            _write_voc(complete, images, seed)
+            os.replace(complete, folder)
     except OSError as error:
         raise DataError(
-            f"cannot write '{folder}': {error.strerror}; give another folder"
+            f"cannot write '{folder}': {error.strerror}; choose another folder"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_voc(folder: Path, images: Mapping[str, int], seed: int) -> None:
+    """Write scenes to a new folder; see ``write_scenes``."""
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for split, count in images.items():
+        names = [scene_name(split, index) for index in range(count)]
+        for name, scene in zip(names, make_scenes(split, count, seed=seed), strict=True):
+            (folder / "JPEGImages" / f"{name}.png").write_bytes(scene.png())
+            _voc_tree(name, scene).write(folder / "Annotations" / f"{name}.xml")
+        lines = "".join(f"{name}\n" for name in names)
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(lines)
 
 
 def scene_name(split: str, index: int) -> str:

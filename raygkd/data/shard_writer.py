@@ -13,14 +13,9 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from raygkd.data import box_columns
-from raygkd.data.parquet import (
-    COLUMNS,
-    DETECTION_COLUMNS,
-    DIGEST_KEY,
-    FORMAT_VERSION,
-    METADATA_KEY,
-    TOTAL_KEY,
-)
+from raygkd.data.footers import FORMAT_VERSION, METADATA_KEY, TOTAL_KEY
+from raygkd.data.image_files import shown_name
+from raygkd.data.parquet import COLUMNS, DETECTION_COLUMNS, DIGEST_KEY
 from raygkd.data.sources import Sample, Source
 
 COMPRESSED = ("label", "image_id", "split", "origin")
@@ -126,11 +121,12 @@ class ShardWriter:
             or self._group[-1]["split"] != sample.split
         ):
             self._write_group()
-        row: dict[str, Any] = {"image": image, "split": sample.split, "origin": sample.origin}
+        row: dict[str, Any] = {"image": image, "split": sample.split}
+        row["origin"] = shown_name(sample.origin)
         if sample.boxes is None:
             row["label"] = sample.label
         else:
-            row |= {"image_id": sample.image_id, **box_columns.to_columns(sample.boxes)}
+            row |= {"image_id": shown_name(sample.image_id), **box_columns.to_columns(sample.boxes)}
             self._pending.boxes += len(sample.boxes)
         self._group.append(row)
         self._bytes_in_group += len(image)

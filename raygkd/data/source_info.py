@@ -9,8 +9,8 @@ from raygkd.data.audit import audit, class_counts
 from raygkd.data.boxes import Boxes
 from raygkd.data.inspect import box_facts, headers, spread
 from raygkd.data.seeds import generator
-from raygkd.data.sources import Source
-from raygkd.data.splits import SPLITS
+from raygkd.data.sources import Sample, Source
+from raygkd.data.splits import NO_LABEL, SPLITS
 
 SAMPLE = 256
 
@@ -26,7 +26,7 @@ def source_info(source: Source, path: str, *, sample: int = SAMPLE) -> dict[str,
         sample: maximum number of images whose headers are read; the sample is fixed.
     """
     order = generator(0).permutation(len(source.samples))[:sample]
-    sizes, formats, bad = headers([source.samples[index].read() for index in sorted(order)])
+    sizes, formats, bad = headers([_content(source.samples[index]) for index in sorted(order)])
     files = {one.origin for one in source.samples if os.path.isfile(one.origin)}
     info = {
         "path": path,
@@ -36,6 +36,7 @@ def source_info(source: Source, path: str, *, sample: int = SAMPLE) -> dict[str,
         "bytes": sum(map(os.path.getsize, files)),
         "splits": {split: sum(s.split == split for s in source.samples) for split in SPLITS},
         "classes": _classes(source),
+        "unlabelled": sum(s.label == NO_LABEL for s in source.samples),
         "sampled": len(order),
         "width": spread([width for width, _ in sizes]),
         "height": spread([height for _, height in sizes]),
@@ -56,3 +57,11 @@ def _classes(source: Source) -> dict[str, dict[str, int]]:
         name: {split: counts[split][label] if split in counts else 0 for split in SPLITS}
         for label, name in enumerate(source.class_names)
     }
+
+
+def _content(sample: Sample) -> bytes:
+    """Return the encoded image; empty if it cannot be read."""
+    try:
+        return sample.read()
+    except OSError:
+        return b""

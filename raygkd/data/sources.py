@@ -25,6 +25,8 @@ from raygkd.data.seeds import generator
 from raygkd.data.splits import choose
 from raygkd.errors import ConfigError, DataError, near
 from raygkd.registry import DATASETS, entry_name, own_settings
+from raygkd.storage.atomic_files import is_remote, local_path
+from raygkd.storage.object_store import check_no_secret
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SEED = 0
@@ -176,9 +178,15 @@ def open_source(
         DataError: files are missing in the folder, or an annotation is faulty in strict mode.
     """
     opened: type[DataSet] = DATASETS.get(entry_name(name))
+    if data_dir and is_remote(data_dir):
+        check_no_secret(str(data_dir))
+        raise ConfigError(
+            f"--data-dir {data_dir}: --dataset {name} needs a folder on this machine; copy it "
+            "here, or convert it with 'raygkd data prepare'"
+        )
     settings: Any = own_settings(opened)
     options = SourceOptions(
-        data_dir=Path(data_dir).expanduser() if data_dir else None,
+        data_dir=local_path(data_dir) if data_dir else None,
         download=download,
         strict=strict,
         years=years,
@@ -332,8 +340,8 @@ def _cifar(name: str, loader: Any, options: SourceOptions) -> Source:
             if options.download:
                 raise DataError(f"{name} cannot be downloaded into '{root}': {error}") from error
             raise DataError(
-                f"no complete {loader.base_folder} in '{root}': set --data-dir to the folder that "
-                "contains it, or add --download"
+                f"no complete {loader.base_folder} in '{root}'; set --data-dir to the folder that "
+                "contains it, or pass --download"
             ) from error
         samples += (
             _array_sample(image_HWC, label, split, f"{name} {split} {index}")
@@ -360,7 +368,7 @@ def existing_folder(name: str, options: SourceOptions) -> Path:
     """Return a data set's folder; DataError if it does not exist."""
     root = needed_folder(name, options)
     if not root.is_dir():
-        raise DataError(f"no folder '{root}': set --data-dir to an existing folder")
+        raise DataError(f"no folder '{root}'; set --data-dir to an existing folder")
     return root
 
 

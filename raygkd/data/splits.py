@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,17 @@ SPLITS = ("train", "val", "test")
 """Names of the splits; a table stores a row's split as the position in this tuple."""
 
 TRAIN, VAL, TEST = range(3)
+
+# of classes without names, whose number follows from it
+LARGEST_LABEL = 99_999
+NO_LABEL = -1
+"""Label of a row without one."""
+
+MOST_HELD_OUT = 2000
+"""Images without labels that are held out for validation, at most."""
+
+FEWEST_HELD_OUT = 4
+"""Images without labels whose features can be compared."""
 
 SPLIT_NAMES = {
     "train": TRAIN, "val": VAL, "test": TEST, "validation": VAL, "valid": VAL, "training": TRAIN,
@@ -37,11 +48,13 @@ class Splits:
         train: rows to train on.
         val: rows that choose between settings.
         test: rows to be scored once, at the end.
+        unlabelled: rows without labels to train on.
     """
 
     train: Rows
     val: Rows
     test: Rows
+    unlabelled: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def split_rows(
@@ -57,10 +70,10 @@ def split_rows(
 
     Validation and test splits that the data has are used as they are; a missing one is cut from
     the training rows, stratified by class. The test cut does not depend on ``val_fraction``, and
-    neither cut depends on ``limit_train``.
+    neither cut depends on ``limit_train``. Rows without labels are left out of validation and test.
 
     Args:
-        table_labels: class of each row (rows,).
+        table_labels: class of each row (rows,), ``NO_LABEL`` without one.
         table_splits: position in ``SPLITS`` of each row (rows,).
         val_fraction: share of the training rows for validation, where there is no such split.
         test_fraction: share of the training rows for the test, where there is no such split;
@@ -72,7 +85,9 @@ def split_rows(
         ConfigError: fractions or a limit are out of range.
         DataError: a class has no training row, or the validation split is empty.
     """
-    rows = [np.flatnonzero(table_splits == split) for split in range(len(SPLITS))]
+    is_labelled = table_labels != NO_LABEL
+    rows = [np.flatnonzero(is_labelled & (table_splits == split)) for split in range(len(SPLITS))]
+    unlabelled = np.flatnonzero(~is_labelled & (table_splits == TRAIN))
     train = rows[TRAIN]
     _check_fractions(val_fraction, test_fraction, has_val=len(rows[VAL]) > 0)
     for split, fraction in ((TEST, test_fraction), (VAL, val_fraction)):
@@ -85,12 +100,47 @@ def split_rows(
     if len(rows[VAL]) == 0:
         raise DataError(
             f"no image is left for validation: {len(train)} training images in "
-            f"{len(np.unique(table_labels))} classes are too few for --val-fraction {val_fraction}"
+            f"{len(np.unique(table_labels[is_labelled]))} classes are too few for --val-fraction "
+            f"{val_fraction}; raise it, or add images"
         )
     if limit_train is not None:
         rows[TRAIN] = _limit(rows[TRAIN], table_labels, limit_train, seed)
     _check_classes(table_labels, rows[TRAIN])
-    return Splits(*rows)
+    return Splits(train=rows[TRAIN], val=rows[VAL], test=rows[TEST], unlabelled=unlabelled)
+
+
+def hold_out(
+    table_splits: NDArray[np.integer], *, val_fraction: float, limit_train: int | None, seed: int
+) -> Splits:
+    """Return the rows of a table without labels: to train on, and for validation; none for testing.
+
+    A validation split that the data has is used, else a share of the training rows is cut off. It
+    is at most ``MOST_HELD_OUT`` rows.
+
+    Args:
+        table_splits: position in ``SPLITS`` of each row (rows,).
+        val_fraction: share of the training rows for validation.
+        limit_train: train on this many rows only; None for all.
+        seed: of the choices.
+
+    Raises:
+        ConfigError: fractions are out of range.
+        DataError: no row is left to train on, or for validation.
+    """
+    train, val = (np.flatnonzero(table_splits == split) for split in (TRAIN, VAL))
+    _check_fractions(val_fraction, 0.0, has_val=len(val) > 0)
+    mixed = generator(seed, VAL).permutation(train)
+    if len(val) == 0:
+        val = mixed[: min(round(val_fraction * len(train)), MOST_HELD_OUT)]
+        mixed = mixed[len(val) :]
+    val = np.sort(generator(seed, VAL).permutation(val)[:MOST_HELD_OUT])
+    if len(val) < FEWEST_HELD_OUT or len(mixed) == 0:
+        raise DataError(
+            f"{len(train)} images without labels are too few: {len(val)} for validation, which "
+            f"needs {FEWEST_HELD_OUT}; add images, or raise --val-fraction"
+        )
+    none = np.zeros(0, np.int64)
+    return Splits(train=none, val=val, test=none, unlabelled=np.sort(mixed[:limit_train]))
 
 
 def choose(
@@ -157,10 +207,10 @@ def _check_fractions(val_fraction: float, test_fraction: float, *, has_val: bool
 
 
 def _check_classes(labels: NDArray[np.integer], train: Rows) -> None:
-    untrained = np.setdiff1d(labels, labels[train])
+    untrained = np.setdiff1d(labels[labels != NO_LABEL], labels[train])
     if len(untrained):
         label = int(untrained[0])
         raise DataError(
-            f"class {label} has {int(np.sum(labels == label))} images but none for training: every "
-            "class needs a training image; add some or omit the class"
+            f"class {label} has {int(np.sum(labels == label))} images, but none for training; add "
+            "some, or remove the class"
         )

@@ -32,6 +32,7 @@ from raygkd.data.sources import (
 from raygkd.data.splits import SPLITS, split_named
 from raygkd.errors import ConfigError, DataError
 from raygkd.registry import DATASETS
+from raygkd.storage.reading import read_bytes, read_text
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -39,7 +40,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )  # fmt: skip
 VOC_LAYOUT = (
-    "the folders JPEGImages and Annotations, there or below VOCdevkit, or .xml files beside images"
+    "the folders JPEGImages and Annotations, there or below VOCdevkit, or .xml files next to images"
 )
 # names of the folders of annotations and of images, in any case
 FOLDER_NAMES = ("annotations", "xml"), ("jpegimages", "images")
@@ -120,7 +121,7 @@ def read_voc(path: Path, images: Mapping[str, Path], folder: Path) -> Annotation
         ValueError: the file cannot be read or is not XML.
     """
     try:
-        root = ElementTree.fromstring(_xml_text(path.read_bytes()))
+        root = ElementTree.fromstring(_xml_text(read_bytes(path)))
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     # an encoding unknown to Python raises LookupError
@@ -181,8 +182,7 @@ def _download_voc(root: Path, years: tuple[str, ...]) -> None:
 
 def _check_years(years: tuple[str, ...]) -> None:
     if not years or not set(years) <= set(VOC_YEARS):
-        allowed = " and ".join(VOC_YEARS)
-        raise ConfigError(f"--years {','.join(years)!r}: must be {allowed}, or one of them")
+        raise ConfigError(f"--years {','.join(years)!r}: must be {', '.join(VOC_YEARS)}, or both")
 
 
 def _voc_parts(root: Path, years: tuple[str, ...]) -> list[VocPart]:
@@ -203,7 +203,7 @@ def _voc_parts(root: Path, years: tuple[str, ...]) -> list[VocPart]:
         return [(s, of_split[s], _all_ids(of_split[s])) for s in SPLITS if s in of_split]
     if len(folders) > 1:
         names = " and ".join(f"'{folder}'" for folder in folders)
-        raise DataError(f"{names} are separate data sets: set --data-dir to one of them")
+        raise DataError(f"{names} are separate data sets; set --data-dir to one of them")
     return _own_parts(folders[0])
 
 
@@ -225,7 +225,9 @@ def _places(folder: Path) -> tuple[Path, ...]:
         return ()
     # a folder of images may have a million files
     with os.scandir(folder) as entries:
-        inner = {entry.name.lower(): folder / entry.name for entry in entries if entry.is_dir()}
+        paths = {entry.name.lower(): folder / entry.name for entry in entries}
+    # unlike the entries, paths take a loop of links for no folder
+    inner = {name: path for name, path in paths.items() if path.is_dir()}
     found = [[inner[name] for name in names if name in inner] for names in FOLDER_NAMES]
     if all(found):
         annotations, images = found[0][0], found[1][0]
@@ -241,7 +243,8 @@ def _year_parts(root: Path, folders: dict[str, Path], years: tuple[str, ...]) ->
     for year in dict.fromkeys(years):
         if year not in folders:
             raise DataError(
-                f"no VOC{year} in '{root}': add --download, or train on --years {','.join(folders)}"
+                f"no VOC{year} in '{root}'; pass --download, or train on --years "
+                f"{','.join(folders)}"
             )
         lists = _image_sets(folders[year])
         if "trainval" not in lists:
@@ -265,7 +268,7 @@ def _own_parts(folder: Path) -> list[VocPart]:
         names = {"train": "trainval"} | {s: name for s, name in names.items() if s == "test"}
     if "train" not in names:
         raise DataError(
-            f"no train.txt or trainval.txt in '{folder}/ImageSets/Main': add one, or remove "
+            f"no train.txt or trainval.txt in '{folder}/ImageSets/Main'; add one, or remove "
             "ImageSets to train on all images"
         )
     splits = [split for split in SPLITS if split in names]
@@ -288,9 +291,9 @@ def _listed(path: Path, folder: Path) -> list[str]:
     Lines may have further columns, comments after ``#``, and paths and suffixes of the images.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' cannot be read: {error}") from error
+        lines = read_text(path).splitlines()
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
     known = set(_all_ids(folder))
     image_ids = [_image_id(line, known) for line in lines if line.partition("#")[0].strip()]
     if not image_ids:

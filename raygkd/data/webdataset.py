@@ -14,8 +14,9 @@ from raygkd.data.image_files import image_suffixes
 from raygkd.data.label_values import check_single_labels, ordered_classes
 from raygkd.data.sources import DataSet, Sample, Source, SourceOptions, existing_path
 from raygkd.data.splits import split_named
-from raygkd.errors import DataError
+from raygkd.errors import DataError, brief
 from raygkd.registry import DATASETS
+from raygkd.storage.reading import read_text
 
 # members with the label of an image: a class name or number, or JSON with the key label
 LABEL_SUFFIXES = (".cls", ".txt", ".json")
@@ -70,7 +71,7 @@ class WebDataset(DataSet):
         root = existing_path("webdataset", options)
         shards = _shards(root)
         if not shards:
-            raise DataError(f"no .tar files in '{root}': set --data-dir to the folder with them")
+            raise DataError(f"no .tar files in '{root}'; set --data-dir to the folder with them")
         faults = Faults(options.strict)
         labelled: list[tuple[_Record, str]] = []
         for record in (record for shard in shards for record in _records(shard)):
@@ -103,7 +104,7 @@ def _shards(root: Path) -> list[Path]:
     packed = [path for path in root.glob("*") if path.name.endswith(COMPRESSED)]
     if packed and not found:
         raise DataError(
-            f"'{packed[0]}' is compressed and cannot be read in any order: unpack it to .tar"
+            f"'{packed[0]}' is compressed, so it cannot be read at random; decompress it to .tar"
         )
     return sorted(found)
 
@@ -138,7 +139,7 @@ def _records(shard: Path) -> Iterator[_Record]:
                     record.label = _label(content.read() if content else b"", suffix, record.place)
         # complete files end with empty blocks
         if end + tarfile.BLOCKSIZE > shard.stat().st_size:
-            raise DataError(f"'{shard}' is cut off after {end:,} bytes: copy it again")
+            raise DataError(f"'{shard}' is truncated after {end:,} bytes; copy it again")
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"'{shard}' cannot be read as a tar file: {error}") from error
     yield from records.values()
@@ -156,8 +157,8 @@ def _label(content: bytes, suffix: str, place: str) -> str | None:
     values = [found[key] for key in LABEL_KEYS if key in found] if isinstance(found, dict) else []
     if values and not isinstance(values[0], str | int):
         raise DataError(
-            f"{place}{suffix}: label {values[0]!r}; supported is one class per image, as a number "
-            "or a name"
+            f"{place}{suffix}: label {brief(values[0])}; only one class per image is supported, as "
+            "a number or a name"
         )
     return str(values[0]) if values else None
 
@@ -167,15 +168,23 @@ def _classes(root: Path, texts: list[str]) -> tuple[list[str], dict[str, int]]:
     folder = root.parent if root.is_file() else root
     for path in (folder / name for name in NAME_FILES):
         if path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = _lines(path)
             names = [line.strip() for line in lines if line.strip()]
             labels = {name: label for label, name in enumerate(names)}
             labels |= {str(label): label for label in range(len(names))}
             unknown = [text for text in texts if text not in labels]
             if unknown:
                 raise DataError(
-                    f"label {unknown[0]!r} is not among the {len(names)} classes of '{path}'"
+                    f"label {unknown[0]!r} is not among the {len(names)} classes of '{path}'; add "
+                    "it there, or correct the label"
                 )
             return names, labels
     names = ordered_classes(texts)
     return names, {name: label for label, name in enumerate(names)}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_text(path).splitlines()
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raygkd.data.boxes import ImageBoxes
 from raygkd.data.decoding import decode
-from raygkd.data.plan import Rows
+from raygkd.data.plan import Rows, rows_of_table
 from raygkd.errors import DataError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def load_window(
 
     Args:
         table: table of the images.
-        rows: row numbers (N,).
+        rows: row numbers (N,), with a multiple of the table's rows where one is read again.
         transform: resizes each image to the model's input.
         seed: seed of the run.
         epoch: number of the epoch.
@@ -77,9 +77,10 @@ def load_window(
     Raises:
         DataError: an image is unreadable and ``skip_bad`` is off, or all images are unreadable.
     """
-    images = decode_rows(table, rows, skip_bad=skip_bad)
+    of_table = rows_of_table(rows, len(table))
+    images = decode_rows(table, of_table, skip_bad=skip_bad)
     return transform_window(
-        images, rows, targets_of(table, rows), transform, seed=seed, epoch=epoch, exact=exact
+        images, rows, targets_of(table, of_table), transform, seed=seed, epoch=epoch, exact=exact
     )
 
 

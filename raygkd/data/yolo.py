@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from raygkd.data.annotations import PHOTOGRAPHS, Annotated, Annotation, detection_source
 from raygkd.data.faults import Fault, Faults
@@ -21,6 +20,8 @@ from raygkd.data.sources import DataSet, Source, SourceOptions, existing_path
 from raygkd.data.splits import SPLITS, split_named
 from raygkd.errors import DataError
 from raygkd.registry import DATASETS
+from raygkd.storage.atomic_files import local_path
+from raygkd.storage.reading import MOST_SETTINGS_BYTES, parse_yaml, read_bytes, read_text
 
 LAYOUT = (
     "data.yaml with the keys names, train and val, or folders images and labels with classes.txt"
@@ -81,12 +82,11 @@ def _keys(path: Path) -> set[str]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        contents = yaml.safe_load(path.read_bytes())
+        contents = parse_yaml(read_bytes(path, most=MOST_SETTINGS_BYTES))
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
-    # safe_load raises ValueError for impossible dates, and RecursionError for deep nesting
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise DataError(f"'{path}' is not YAML: {error}") from error
     if not isinstance(contents, dict):
         raise DataError(f"'{path}' has no keys: expected {LAYOUT}")
     return {str(key): value for key, value in contents.items()}
@@ -95,9 +95,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _read_names(path: Path) -> dict[str, Any]:
     """Return the contents of a data.yaml for folders images and labels with a list of names."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' cannot be read: {error}") from error
+        lines = read_text(path).splitlines()
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
     folders = [folder for folder in (path.parent / "images").iterdir() if folder.is_dir()]
     splits = {
         split: f"images/{folder.name}"
@@ -115,7 +115,7 @@ def _class_names(spec: Mapping[str, Any], path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
-        raise DataError(f"'{path}' has no names: give a list of class names, or number: name")
+        raise DataError(f"'{path}' has no names; add the class names, as a list or as number: name")
     wrong = [key for key in names if not str(key).isdecimal()]
     if wrong:
         raise DataError(f"'{path}': names has {wrong[0]!r}; class numbers must be whole, from 0")
@@ -126,7 +126,9 @@ def _images(spec: Mapping[str, Any], split: str, path: Path, faults: Faults) -> 
     """Yield the images of a split: of folders, globs, and text files that list images."""
     keys = [key for key in spec if split_named(key) == split]
     if not keys and split == "train":
-        raise DataError(f"'{path}' has no key train: give the folder of the training images")
+        raise DataError(
+            f"'{path}' has no key train; add it, with the folder of the training images"
+        )
     for key in keys[:1]:
         entries = spec[key] if isinstance(spec[key], list) else [spec[key]]
         for entry in entries:
@@ -156,7 +158,7 @@ def _entry_images(
 
 def _base(spec: Mapping[str, Any], path: Path) -> Path:
     """Return the folder that paths are relative to: ``path`` if it exists, else the file's."""
-    given = Path(str(spec.get("path") or ".")).expanduser()
+    given = local_path(str(spec.get("path") or "."))
     base = path.parent / given
     # the data set was moved, or the folder is that of another machine
     return base if os.path.isdir(base) else path.parent
@@ -167,7 +169,7 @@ def _existing(entry: str, spec: Mapping[str, Any], path: Path) -> list[Path]:
     # some programs write ../train/images for train/images
     for relative in (entry, entry.removeprefix("../")):
         for base in dict.fromkeys((_base(spec, path), path.parent)):
-            place = base / Path(relative).expanduser()
+            place = base / local_path(relative)
             if os.path.exists(place):
                 return [place]
             if glob.has_magic(relative):
@@ -180,10 +182,14 @@ def _existing(entry: str, spec: Mapping[str, Any], path: Path) -> list[Path]:
 def _listed_images(path: Path, base: Path) -> Iterator[Path]:
     """Yield the images that a text file lists, relative to it or to the base."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' cannot be read: {error}") from error
-    for line in filter(None, map(str.strip, lines)):
+        lines = read_text(path).splitlines()
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read: {error.strerror}") from error
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
+            continue
+        if not Path(line).name:
+            raise DataError(f"'{path}' line {number}: {line!r} is not the path of an image")
         places = [path.parent / line, base / line]
         yield next((place for place in places if os.path.isfile(place)), places[0])
 
@@ -201,7 +207,7 @@ def _read_labels(image: Path, names: Mapping[int, str], faults: Faults) -> Annot
     path = label_file(image)
     lines: list[tuple[int, str]] = []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
     except FileNotFoundError:
         if os.path.isfile(image):

@@ -49,7 +49,7 @@ def load_model(path: Place) -> tuple[Facts, Run]:
     if exported is not None and exported.unread:
         readable = " or ".join(readable_suffixes())
         raise DataError(
-            f"{path} {exported.unread}: use the model file from which it was exported, or an "
+            f"{path} {exported.unread}; use the model file from which it was exported, or an "
             f"{readable} file"
         )
     if exported is not None:

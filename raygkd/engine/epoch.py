@@ -37,7 +37,7 @@ def run_epoch(
     process adds "first_step_seconds", from ``begun`` to the end of its first step. "stopped_early"
     is 1 in the last epoch of a run whose patience is over. All metrics are equal on every rank,
     except the times, which each rank measures itself. The accuracy of mixed images is that of the
-    class with the largest share.
+    class with the largest share. A second view of an image counts as another image.
 
     Args:
         training: the run, which changes in place.
@@ -98,16 +98,16 @@ def _train_steps(
     training.objective.lead = training.lead
     batches = itertools.islice(training.stream.train_batches(training.epoch), part.steps, None)
     for group in _groups(batches, training.accumulate):
-        mixed = [training.mixed(batch, part.steps + number) for number, batch in enumerate(group)]
-        _measure(training, part, mixed[0])
-        results = optimiser_step(training, mixed)
+        shown = [training.shown(batch, part.steps + number) for number, batch in enumerate(group)]
+        _measure(training, part, shown[0])
+        results = optimiser_step(training, shown)
         if training.begun is not None:
             first_step = {"first_step_seconds": time.perf_counter() - training.begun}
             training.begun = None
-        for batch, (terms, output) in zip(mixed, results, strict=True):
+        for batch, (terms, output) in zip(shown, results, strict=True):
             part.meter.update(output, batch)
             part.losses.add(terms)
-        part.steps += len(mixed)
+        part.steps += len(shown)
         part.seconds = time.perf_counter() - started
         on_step(training)
         if must_stop():

@@ -20,6 +20,7 @@ from raygkd.engine.means import RunningMeans
 from raygkd.engine.mixing import Mixing
 from raygkd.engine.objective import Objective, Teacher
 from raygkd.engine.patience import Patience
+from raygkd.engine.second_view import with_second_view
 from raygkd.engine.tasks import Task, TrainingMeter, pixels
 from raygkd.engine.teacher_lookup import TeacherLookup
 
@@ -47,7 +48,11 @@ class Stream(Protocol):
         """Yield ``steps_per_epoch`` batches: "image" uint8 (B, C, H, W) and the task's targets."""
 
     def eval_batches(self, split: str) -> Iterator[Mapping[str, Tensor]]:
-        """Yield this rank's share of a split; the shares hold every image exactly once."""
+        """Yield this rank's share of a split; the shares hold every image exactly once.
+
+        Besides "val" and "test" there is "labelled", if models are ranked by "knn": the labelled
+        training images.
+        """
 
     def close(self) -> None:
         """Stop prefetching."""
@@ -91,6 +96,7 @@ class Training:
             first step is done.
         amp: dtype of autocast, or None.
         accumulate: batches per step of the optimiser.
+        two_views: each training batch is followed by a second view of its images.
         mixing: mixes the images of each training batch, or None.
         averaged: the moving average of the student, which is scored instead of it, or None.
         patience: ends the run when it no longer improves, or None.
@@ -117,6 +123,7 @@ class Training:
     clip_norm: float | None = None
     amp: torch.dtype | None = None
     accumulate: int = 1
+    two_views: bool = False
     mixing: Mixing | None = None
     averaged: AveragedModel | None = None
     patience: Patience | None = None
@@ -157,17 +164,17 @@ class Training:
         """The model that is scored and kept: the student, or its average."""
         return self.objective.student if self.averaged is None else self.averaged.module
 
-    def mixed(self, batch: Mapping[str, Tensor], number: int) -> Mapping[str, Tensor]:
-        """Return a batch as models are shown it: mixed, if the recipe says so.
+    def shown(self, batch: Mapping[str, Tensor], number: int) -> Mapping[str, Tensor]:
+        """Return a batch as models are shown it: in two views, and mixed, if the run says so.
 
         Args:
             batch: a training batch.
             number: of the batch in the epoch, from 0.
         """
-        if self.mixing is None:
-            return batch
         seed = hash_seed(hash_seed(self.seed, self.epoch, self.rank), number, 0)
-        return self.mixing(batch, seed, self.device)
+        if self.two_views:
+            batch = with_second_view(batch, seed)
+        return batch if self.mixing is None else self.mixing(batch, seed, self.device)
 
     def to_device(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Return images as float (B, C, H, W) in 0..1 and the task's targets, on the device."""

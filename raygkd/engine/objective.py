@@ -1,6 +1,7 @@
 """The student with its losses, and the frozen teacher.
 
-Shapes: B batch, C channels, H height, W width, K classes, M boxes of an image.
+Shapes: B batch, C channels, H height, W width, K classes, M boxes of an image,
+D entries of an embedding.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from raygkd.engine.gradient_units import GradientUnits
 from raygkd.engine.label_loss import LabelLoss
 from raygkd.losses import GraphDistillationLoss, TeacherGraph
 from raygkd.models import Detector, FeatureTap
+from raygkd.models.heads import ProxyTap
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,16 @@ class TeacherOutput:
         features: level -> feature map (B, C, H, W), or the graph that the losses take; a training
             step removes them as it uses them.
         logits_BK: class scores; None for a detector.
+        maps: level -> feature map (B, C, H, W) for a baseline, if ``features`` are graphs.
+        embeddings_BD: what a classifier's last layer reads, if a baseline needs it.
+        proxies_KD: the vectors of its classes, if a baseline needs them.
     """
 
     features: dict[int, Tensor] | dict[int, TeacherGraph]
     logits_BK: Tensor | None = None
+    maps: Mapping[int, Tensor] | None = None
+    embeddings_BD: Tensor | None = None
+    proxies_KD: Tensor | None = None
 
 
 class Teacher:
@@ -43,16 +51,20 @@ class Teacher:
             gradient any more.
         pairs: level of the student -> level of this model whose feature map it is matched with;
             the maps are given under the student's levels.
+        proxies: a tap of the model, if embeddings and class proxies are needed.
     """
 
-    def __init__(self, model: nn.Module, pairs: Mapping[int, int]):
+    def __init__(self, model: nn.Module, pairs: Mapping[int, int], proxies: ProxyTap | None = None):
         self.model = model.eval().requires_grad_(False)
         self.pairs = dict(pairs)
         self._tap = FeatureTap(model, sorted(set(pairs.values())))
+        self.proxies = proxies
 
     def close(self) -> None:
         """Take the hooks off the model."""
         self._tap.remove()
+        if self.proxies is not None:
+            self.proxies.remove()
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> TeacherOutput:
@@ -61,7 +73,14 @@ class Teacher:
             # only the pyramid is distilled; the heads are skipped
             return TeacherOutput(self._matched(self.model.features(images_BCHW)))
         logits_BK, features = self._tap(images_BCHW)
-        return TeacherOutput(self._matched(features), logits_BK)
+        if self.proxies is None:
+            return TeacherOutput(self._matched(features), logits_BK)
+        return TeacherOutput(
+            self._matched(features),
+            logits_BK,
+            embeddings_BD=self.proxies.take(),
+            proxies_KD=self.proxies.class_proxies_KD,
+        )
 
     def _matched(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
         return {level: features[other] for level, other in self.pairs.items()}
@@ -95,9 +114,12 @@ class Objective(nn.Module, ABC):
         graph: the graph loss with its adapters, or None.
         baseline: another distillation loss (``raygkd.losses.baseline_loss``), or None.
         baseline_term: how it enters the total.
+        proxies: a tap of the student, if the baseline reads embeddings and class proxies.
         task_weight: of the labels' loss; None for 1, or as in ``baseline_term``.
         shares: names of the terms whose weights are shares of the labels' gradient.
         freeze_batch_norm: the student keeps the batch statistics that it has.
+        trains_all: every parameter of the student has a gradient; its last layers have none if it
+            learns feature maps alone.
 
     Attributes:
         term_weights: term -> its weight.
@@ -113,9 +135,11 @@ class Objective(nn.Module, ABC):
         graph: GraphDistillationLoss | None = None,
         baseline: nn.Module | None = None,
         baseline_term: BaselineTerm | None = None,
+        proxies: ProxyTap | None = None,
         task_weight: float | None = None,
         shares: Collection[str] = (),
         freeze_batch_norm: bool = False,
+        trains_all: bool = True,
     ):
         super().__init__()
         self.student = student
@@ -135,7 +159,9 @@ class Objective(nn.Module, ABC):
         shares = [name for name in self.term_weights if name in shares]
         self.units = GradientUnits(shares) if shares else None
         self.lead = 1.0
+        self.trains_all = trains_all
         self._tap = FeatureTap(student, levels)
+        self._proxies = proxies
         self._are_separate = False
         self._freezes_batch_norm = freeze_batch_norm
 
@@ -160,6 +186,8 @@ class Objective(nn.Module, ABC):
     def close(self) -> None:
         """Take the hooks off the student."""
         self._tap.remove()
+        if self._proxies is not None:
+            self._proxies.remove()
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -176,6 +204,11 @@ class Objective(nn.Module, ABC):
     def reads_logits(self) -> bool:
         """Whether the teacher's logits are needed."""
         return self.baseline_term is not None and self.baseline_term.reads_logits
+
+    @property
+    def reads_proxies(self) -> bool:
+        """Whether the teacher's embeddings and class proxies are needed."""
+        return self._proxies is not None
 
     @abstractmethod
     def forward(
@@ -205,14 +238,23 @@ class Objective(nn.Module, ABC):
             logits_and_targets: "student_logits" and "targets" of a classifier.
         """
         terms: dict[str, Tensor] = {}
+        nodes = {}
+        if self._proxies is not None:
+            nodes = {
+                "student_embeddings": self._proxies.take(),
+                "student_proxies": self._proxies.class_proxies_KD,
+            }
         if teacher is None:
             return terms
         if self.baseline is not None and self.baseline_term is not None:
             terms[self.baseline_term.name] = self.baseline(
                 student_features=features,
-                teacher_features=teacher.features,
+                teacher_features=teacher.maps or teacher.features,
                 teacher_logits=teacher.logits_BK,
+                teacher_embeddings=teacher.embeddings_BD,
+                teacher_proxies=teacher.proxies_KD,
                 boxes=boxes,
+                **nodes,
                 **logits_and_targets,
             )
         if self.graph is not None and self._are_separate:

@@ -146,7 +146,7 @@ def _restore_part(training: Training, parts: list[dict[str, Any] | None]) -> Non
     ranks = len(gather(training.rank))
     if ranks != len(parts):
         raise DataError(
-            f"the checkpoint was written in the middle of an epoch by {len(parts)} worker(s): "
+            f"the checkpoint was written in the middle of an epoch by {len(parts)} worker(s); "
             f"resume with as many, not {ranks}"
         )
     state = parts[training.rank]

@@ -6,6 +6,7 @@ image, D detections of an image.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from raygkd.data.boxes import Boxes
 from raygkd.engine.distributed import all_sum, gather
 from raygkd.engine.means import RunningMeans
+from raygkd.engine.pooled_features import NeighbourProbe, neighbour_probe
 from raygkd.metrics.classification import ClassificationMeter
 from raygkd.metrics.detection import DetectionMeter, Detections
 from raygkd.metrics.metric import RegisteredMeter
@@ -79,24 +81,32 @@ class Classification:
 
     Attributes:
         num_classes: K.
-        measure: the registered metric that is the score.
+        measure: the registered metric that is the score, or "knn": the accuracy of the nearest of
+            ``neighbours`` by pooled features, which does not read the last layer.
+        unlabelled_share: share of each training batch that has no label, "label" -1.
+        neighbours: returns this rank's share of the labelled training images, without changes.
     """
 
     lead_score: ClassVar[str] = "accuracy"
     num_classes: int
     measure: str = "accuracy"
+    unlabelled_share: float = 0.0
+    neighbours: Callable[[], Iterable[Batch]] | None = None
 
     def targets(self, batch: Batch, device: torch.device) -> Tensor:
         """Return the labels (B,); of mixed images the shares of the classes (B, K)."""
         return batch["shares" if "shares" in batch else "label"].to(device, non_blocking=True)
 
     def is_blank(self, batch: Batch) -> bool:
-        """Return False: every image has a label."""
-        return False
+        """Return whether no image of a batch has a label."""
+        return self.unlabelled_share > 0 and bool((batch["label"] < 0).all())
 
     def meter(self, device: torch.device) -> TrainingMeter:
-        """Return a meter of "train_accuracy"."""
-        return _AccuracyMeter(self.num_classes, device)
+        """Return a meter of "train_accuracy", of the images with labels."""
+        if self.unlabelled_share == 1:
+            return ImageMeter(device)
+        kind = _PartMeter if self.unlabelled_share else _AccuracyMeter
+        return kind(self.num_classes, device)
 
     @torch.no_grad()
     def score(
@@ -104,24 +114,43 @@ class Classification:
     ) -> dict[str, Any]:
         """Return "score", "loss", beyond 5 classes "top5", and the registered metrics.
 
-        With ``by_image``, for one rank alone, also "parts": the sums of every image (N, size) that
-        the score follows from, None if there are too many.
+        If the score is "knn", that too, and of a model without classes nothing else. With
+        ``by_image``, for one rank alone, also "parts": the sums of every image (N, size) that the
+        score follows from, None if there are too many.
         """
         device = next(model.parameters()).device
+        has_classes = True
         meter = ClassificationMeter(self.num_classes, device=device)
         kept = self.measure if by_image else None
         registered = RegisteredMeter("classification", self.num_classes, kept)
-        for batch in batches:
-            logits_BK, labels_B = model(inputs(batch)), self.targets(batch, device)
-            meter.update(logits_BK, labels_B)
-            registered.update(logits_BK, labels_B)
+        with self._probe(model, inputs) as probe:
+            for batch in batches:
+                images_BCHW, labels_B = inputs(batch), self.targets(batch, device)
+                logits_BK = probe(images_BCHW, labels_B) if probe else model(images_BCHW)
+                has_classes = logits_BK.shape[1] == self.num_classes
+                if has_classes or probe is None:
+                    meter.update(logits_BK, labels_B)
+                    registered.update(logits_BK, labels_B)
+        found = {"knn": probe.accuracy()} if probe else {}
+        if probe and not has_classes:
+            return {"score": found["knn"], **found}
         meter.reduce(all_sum)
         registered.reduce(all_sum, device)
-        found = meter.compute()
-        keep: dict[str, Any] = {name: found[name] for name in ("loss", "top5") if name in found}
-        scores = registered.added_to(keep)
+        of_logits = meter.compute()
+        keep: dict[str, Any] = {
+            name: of_logits[name] for name in ("loss", "top5") if name in of_logits
+        }
+        scores = registered.added_to({**keep, **found})
         parts = {"parts": registered.parts()} if by_image else {}
         return {"score": scores[self.measure], **scores, **parts}
+
+    def _probe(
+        self, model: nn.Module, inputs: Inputs
+    ) -> contextlib.AbstractContextManager[NeighbourProbe | None]:
+        if self.measure != "knn":
+            return contextlib.nullcontext()
+        assert self.neighbours is not None
+        return neighbour_probe(model, self.neighbours(), inputs, self.num_classes)
 
 
 class _AccuracyMeter:
@@ -141,6 +170,57 @@ class _AccuracyMeter:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._meter.load_state_dict(state)
+
+
+class ImageMeter:
+    """Counts the images of an epoch's training steps.
+
+    Args:
+        device: of the count.
+    """
+
+    def __init__(self, device: torch.device):
+        self._images = torch.zeros((), dtype=torch.float64, device=device)
+
+    def update(self, output: Any, batch: Batch) -> None:
+        """Add a batch."""
+        self._images += len(batch["image"])
+
+    def compute(self) -> dict[str, float]:
+        """Return "images", their number over all ranks."""
+        return {"images": float(all_sum(self._images))}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the number on this rank so far."""
+        return {"images": self._images}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from the result of ``state_dict``."""
+        self._images = state["images"].to(self._images.device)
+
+
+class _PartMeter:
+    """Counts all images, and gives the accuracy of those with labels."""
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self._every = ImageMeter(device)
+        self._labelled = _AccuracyMeter(num_classes, device)
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        self._every.update(output, batch)
+        has_label_B = batch["label"] >= 0
+        known = {"label": batch["label"][has_label_B]}
+        self._labelled.update(output[has_label_B.to(output.device)], known)
+
+    def compute(self) -> dict[str, float]:
+        return {**self._labelled.compute(), **self._every.compute()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self._labelled.state_dict(), **self._every.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._labelled.load_state_dict(state)
+        self._every.load_state_dict(state)
 
 
 @dataclass(frozen=True)

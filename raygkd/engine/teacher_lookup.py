@@ -48,6 +48,8 @@ class TeacherLookup:
         self.teacher, self._store, self._graph = teacher, store, objective.graph
         self._baseline_levels = objective.baseline_levels
         self._logits = ["logits"] if objective.reads_logits else []
+        if objective.reads_proxies:
+            self._logits.append("embeddings")
         self._batches = self._hits = 0
 
     def __call__(self, epoch: int, rows_B: Tensor, images_BCHW: Tensor) -> TeacherOutput:
@@ -77,7 +79,14 @@ class TeacherLookup:
                 new |= zip(names, graphs[level].spectrum or (), strict=True)
         self._store.add(epoch, rows_B, new)
         maps = {level: parts[self._map(level)] for level in self._baseline_levels}
-        return TeacherOutput(graphs or maps, parts.get("logits"))
+        proxies = self.teacher.proxies
+        return TeacherOutput(
+            graphs or maps,
+            parts.get("logits"),
+            maps,
+            embeddings_BD=parts.get("embeddings"),
+            proxies_KD=proxies.class_proxies_KD if proxies is not None else None,
+        )
 
     def _run_teacher(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         output = self.teacher(images_BCHW)
@@ -89,6 +98,8 @@ class TeacherLookup:
         if self._logits:
             assert output.logits_BK is not None
             parts["logits"] = output.logits_BK
+        if output.embeddings_BD is not None:
+            parts["embeddings"] = output.embeddings_BD
         return parts
 
     def _map(self, level: int) -> str:

@@ -36,7 +36,7 @@ def weight_problems(**weights: float) -> list[str]:
         if not 0 <= weight < math.inf
     ]
     if not any(weights.values()):
-        problems.append(f"{', '.join(weights)} are all 0: make at least one positive")
+        problems.append(f"{', '.join(weights)} are all 0; make at least one positive")
     return problems
 
 

@@ -8,6 +8,7 @@ from raygkd.losses.baselines import (
     baseline_loss,
     baseline_names,
     baseline_of,
+    reads_labels,
     trains_classifier,
 )
 from raygkd.losses.graph import GraphDistillationLoss
@@ -28,6 +29,7 @@ __all__ = [
     "edge_loss",
     "kd_loss",
     "procrustes_distance",
+    "reads_labels",
     "residual_distance",
     "spectral_loss",
     "subspace_distance",

@@ -1,6 +1,7 @@
 """Common interface of the baselines: one set of keyword arguments, of which each uses some.
 
-Shape letters: B batch, C channels, H height, W width, K classes, M boxes of an image.
+Shape letters: B batch, C channels, H height, W width, K classes, M boxes of an image, D entries of
+an embedding.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Setup:
         student_shapes: level -> (C, H, W) of the student's feature maps; None if unknown.
         teacher_shapes: the same for the teacher, with the same levels.
         canvas: side in pixels of both detectors' square input; None if unknown.
+        embedding_sizes: D of the student's and of the teacher's embeddings; None if unknown.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Setup:
     student_shapes: Mapping[int, Shape] | None = None
     teacher_shapes: Mapping[int, Shape] | None = None
     canvas: int | None = None
+    embedding_sizes: tuple[int, int] | None = None
 
 
 class Method:
@@ -85,6 +88,7 @@ class BaselineLoss(nn.Module, Method, ABC):
         levels: which of the available levels it reads: "all", "middle" or "last"; None for logits.
         task_weight: published weight of the task's loss in the total.
         ramp: share of the training over which the weight rises linearly from 0.
+        two_views: in training, each batch is followed by a second view of its images.
         two_stage_weight: published weight for two-stage detectors, if different.
         two_stage_settings: setting -> published value for two-stage detectors, if different.
     """
@@ -97,6 +101,7 @@ class BaselineLoss(nn.Module, Method, ABC):
     levels: ClassVar[str | None] = None
     task_weight: ClassVar[float] = 1.0
     ramp: ClassVar[float] = 0.0
+    two_views: ClassVar[bool] = False
     two_stage_weight: ClassVar[float | None] = None
     two_stage_settings: ClassVar[Mapping[str, float]] = {}
 
@@ -119,6 +124,11 @@ class BaselineLoss(nn.Module, Method, ABC):
         return {**published, **(cls.two_stage_settings if two_stage else {})}
 
     @classmethod
+    def reads_proxies(cls) -> bool:
+        """Return whether it reads embeddings and class proxies."""
+        return "student_proxies" in cls.needs
+
+    @classmethod
     def levels_of(cls, levels: Iterable[int]) -> tuple[int, ...]:
         """Return the levels that it reads by default, at least one; none for logits."""
         return chosen_levels(cls.levels, levels) if cls.levels else ()
@@ -132,6 +142,10 @@ class BaselineLoss(nn.Module, Method, ABC):
         teacher_features: Mapping[int, Tensor] | None = None,
         targets: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
+        student_embeddings: Tensor | None = None,
+        teacher_embeddings: Tensor | None = None,
+        student_proxies: Tensor | None = None,
+        teacher_proxies: Tensor | None = None,
     ) -> Tensor:
         """Return the loss without its published weight; the teacher gets no gradient.
 
@@ -143,6 +157,10 @@ class BaselineLoss(nn.Module, Method, ABC):
             targets: class of each image (B,), int64; of mixed images the shares of the classes
                 (B, K).
             boxes: (M, 4) for each image, as x0, y0, x1, y1 in pixels of the canvas; M may be 0.
+            student_embeddings: what the last layer reads (B, D_s).
+            teacher_embeddings: what the last layer reads (B, D_t).
+            student_proxies: vectors of the classes in the space of the embeddings (K, D_s).
+            teacher_proxies: the same of the teacher (K, D_t).
 
         Returns:
             A scalar, float32 (float64 for float64 inputs), under autocast too.
@@ -157,6 +175,10 @@ class BaselineLoss(nn.Module, Method, ABC):
             "teacher_features": teacher_features,
             "targets": targets,
             "boxes": boxes,
+            "student_embeddings": student_embeddings,
+            "teacher_embeddings": teacher_embeddings,
+            "student_proxies": student_proxies,
+            "teacher_proxies": teacher_proxies,
         }
         missing = [name for name in self.needs if arguments[name] is None]
         if missing:
@@ -188,7 +210,7 @@ class MapLoss(BaselineLoss):
         self.student_shapes = dict(setup.student_shapes or {})
         self.teacher_shapes = dict(setup.teacher_shapes or {})
         if not setup.levels:
-            raise ConfigError(f"{self.name}: no levels: choose at least one")
+            raise ConfigError(f"{self.name}: no levels; choose at least one")
         self._requested_levels = setup.levels
         if setup.student_shapes is not None or setup.teacher_shapes is not None:
             require(levels_problem(self.student_shapes, self.teacher_shapes))
@@ -291,8 +313,8 @@ class AlignedLoss(FeatureLoss):
             return self.adapters[str(level)](student_BCHW), teacher_BCHW
         if student_BCHW.shape[1] != teacher_BCHW.shape[1]:
             raise ConfigError(
-                f"{self.name}: level {level} has {student_BCHW.shape[1]} channels in the student"
-                f" and {teacher_BCHW.shape[1]} in the teacher: pass student_shapes and"
-                " teacher_shapes to add an adapter"
+                f"{self.name}: level {level} has {student_BCHW.shape[1]} channels in the student "
+                f"and {teacher_BCHW.shape[1]} in the teacher; pass student_shapes and "
+                "teacher_shapes to add an adapter"
             )
         return student_BCHW, teacher_BCHW

@@ -40,6 +40,15 @@ class GraphAndDIST(Method):
     baseline_share = 1.0
 
 
+@METHODS.register("graph+metrics")
+class GraphAndMetrics(Method):
+    """Matching of channel graphs, and of metrics of their vertices."""
+
+    matches_graphs = True
+    baseline = "graph-metrics"
+    baseline_share = 1.0
+
+
 def baseline_of(method: str) -> str | None:
     """Return the name of the baseline whose loss a method uses; None if there is none."""
     entry = METHODS.get(method)
@@ -50,6 +59,12 @@ def trains_classifier(method: str) -> bool:
     """Return whether a method's loss reaches the student's last layer."""
     baseline = baseline_of(method)
     return baseline is not None and METHODS.get(baseline).reads == "logits"
+
+
+def reads_labels(method: str) -> bool:
+    """Return whether a method's loss reads the labels, besides the loss of the labels itself."""
+    baseline = baseline_of(method)
+    return baseline is not None and "targets" in METHODS.get(baseline).needs
 
 
 def baseline_names() -> list[str]:
@@ -78,6 +93,7 @@ def baseline_loss(
     teacher_shapes: Mapping[int, Shape] | None = None,
     levels: Sequence[int] | None = None,
     canvas: int | None = None,
+    embedding_sizes: tuple[int, int] | None = None,
     two_stage: bool = False,
     **settings: Any,
 ) -> BaselineLoss:
@@ -92,13 +108,14 @@ def baseline_loss(
         levels: levels to read; None for the baseline's default choice among the levels of the
             shapes or, without shapes, among those of the features in a call.
         canvas: side in pixels of both detectors' square input; "fgd" needs it.
+        embedding_sizes: entries of the student's and of the teacher's embeddings; "prg" needs them.
         two_stage: whether the student is a two-stage detector, for which other weights were
             published.
         settings: settings of the baseline that replace the published ones.
 
     Raises:
-        ConfigError: the name or a setting is unknown, a setting is out of range, or shapes or
-            canvas are missing.
+        ConfigError: the name or a setting is unknown, a setting is out of range, or shapes,
+            canvas or sizes are missing.
     """
     baseline = baseline_class(name)
     published = baseline.settings_for(two_stage=two_stage)
@@ -115,5 +132,6 @@ def baseline_loss(
         student_shapes,
         teacher_shapes,
         canvas,
+        embedding_sizes,
     )
     return baseline(setup, **{**published, **settings})

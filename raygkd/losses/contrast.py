@@ -93,7 +93,7 @@ class CRD(FeatureLoss):
         """Settings of the loss."""
 
         temperature: float = option(0.07, "temperature of the similarities", above=0.0)
-        dim: int = option(128, "entries of an embedding", minimum=1)
+        dim: int = option(128, "dimension of the embeddings", minimum=1)
 
     needs = ("student_features", "teacher_features", "targets")
 

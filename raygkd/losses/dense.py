@@ -123,7 +123,7 @@ class Dense(FeatureLoss):
         """Settings of the loss."""
 
         temperature: float = option(0.07, "temperature of the similarities", above=0.0)
-        queue: int = option(4096, "number of images to compare with", minimum=2)
+        queue: int = option(4096, "number of earlier images to compare with", minimum=2)
 
     def __init__(self, setup: Setup, *, temperature: float, queue: int):
         super().__init__(setup)

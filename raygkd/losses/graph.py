@@ -428,7 +428,7 @@ class GraphDistillationLoss(nn.Module):
         if self.foreground is None or self.canvas is None or "vertex" not in self.term_weights:
             return {}
         if boxes is None:
-            raise ConfigError("foreground weighting needs boxes: leave it out, or train a detector")
+            raise ConfigError("foreground weighting needs boxes; omit it, or train a detector")
         return {
             level: foreground_weights(boxes, self.canvas, self._grid(level), self.foreground)
             for level in self.student_shapes

@@ -43,7 +43,7 @@ def levels_problem(
             "student and teacher must have the same levels;"
             f" got {student_levels} and {teacher_levels}"
         )
-    return None if student_levels else "no levels: choose at least one"
+    return None if student_levels else "no levels; choose at least one"
 
 
 def missing_levels_problem(requested: Iterable[int], available: Iterable[int]) -> str | None:
@@ -53,8 +53,8 @@ def missing_levels_problem(requested: Iterable[int], available: Iterable[int]) -
     if not missing:
         return None
     return (
-        f"no features of level {', '.join(missing)}"
-        f" (there are those of {', '.join(map(str, available)) or 'none'})"
+        f"no features of level {', '.join(missing)} (available: "
+        f"{', '.join(map(str, available)) or 'none'})"
     )
 
 

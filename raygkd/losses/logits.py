@@ -46,7 +46,7 @@ def kd_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: f
     Source: Hinton et al., arXiv 1503.02531.
     """
     require(
-        _logits_problem(student_logits_BK, teacher_logits_BK),
+        logits_problem(student_logits_BK, teacher_logits_BK),
         temperature_problem(temperature),
     )
     student_BK = (student_logits_BK / temperature).log_softmax(1)
@@ -90,7 +90,7 @@ def dkd_loss(
     Source: Zhao et al., arXiv 2203.08679.
     """
     require(
-        _logits_problem(student_logits_BK, teacher_logits_BK, classes=2),
+        logits_problem(student_logits_BK, teacher_logits_BK, classes=2),
         temperature_problem(temperature),
     )
     student_BK = student_logits_BK / temperature
@@ -153,15 +153,15 @@ def standardised_kd_loss(
     Source: Sun et al., arXiv 2403.01427.
     """
     require(
-        _logits_problem(student_logits_BK, teacher_logits_BK, classes=2),
+        logits_problem(student_logits_BK, teacher_logits_BK, classes=2),
         temperature_problem(temperature),
     )
-    student_BK = _standardised(student_logits_BK)
-    teacher_BK = _standardised(teacher_logits_BK.detach())
+    student_BK = standardised(student_logits_BK)
+    teacher_BK = standardised(teacher_logits_BK.detach())
     return kd_loss(student_BK, teacher_BK, temperature)
 
 
-def _standardised(logits_BK: Tensor) -> Tensor:
+def standardised(logits_BK: Tensor) -> Tensor:
     """Subtract each row's mean and divide by its standard deviation."""
     centred_BK = _centred_rows(logits_BK)
     return centred_BK / (centred_BK.std(1, keepdim=True) + DEVIATION)
@@ -194,7 +194,7 @@ def dist_loss(
     Source: Huang et al., arXiv 2205.10536.
     """
     require(
-        _logits_problem(student_logits_BK, teacher_logits_BK),
+        logits_problem(student_logits_BK, teacher_logits_BK),
         temperature_problem(tau, "tau"),
         *weight_problems(beta=beta, gamma=gamma),
     )
@@ -216,7 +216,7 @@ def _centred_rows(values_RN: Tensor) -> Tensor:
     return centred(values_RN[None, ..., None])[0, ..., 0]
 
 
-def _logits_problem(student_BK: Tensor, teacher_BK: Tensor, classes: int = 1) -> str | None:
+def logits_problem(student_BK: Tensor, teacher_BK: Tensor, classes: int = 1) -> str | None:
     """Return a problem if logits are not (B, K) of the same shape, or there are too few classes."""
     shape = tuple(student_BK.shape)
     if len(shape) != 2 or shape[0] < 1 or shape[1] < classes:
@@ -274,7 +274,7 @@ class DKD(BaselineLoss):
         """Settings of the loss."""
 
         alpha: float = option(1.0, "weight of the target-class term", minimum=0.0)
-        beta: float = option(8.0, "weight of the term of the other classes", minimum=0.0)
+        beta: float = option(8.0, "weight of the non-target-class term", minimum=0.0)
         temperature: float = option(4.0, "temperature of the logits", above=0.0)
 
     needs = ("student_logits", "teacher_logits", "targets")

@@ -67,7 +67,7 @@ class MGD(PyramidLoss):
 
         masked: float = option(
             0.65,
-            "share of positions that are missing [default: 0.65, two-stage 0.45]",
+            "share of masked positions [default: 0.65, two-stage 0.45]",
             minimum=0.0,
             below=1.0,
         )

@@ -154,8 +154,16 @@ def focal_loss(
     Returns:
         A scalar in squared units of the features.
 
+    Raises:
+        ConfigError: the maps differ in shape.
+
     Source: Yang et al., arXiv 2111.11837.
     """
+    if student_BCHW.shape != teacher_BCHW.shape:
+        require(
+            "maps of student and teacher must have the same shape; got "
+            f"{tuple(student_BCHW.shape)} and {tuple(teacher_BCHW.shape)}"
+        )
     teacher_BCHW = teacher_BCHW.detach()
     spatial_B1HW, channel_BC = attention_masks(teacher_BCHW, temperature)
     weights_BCHW = mask_BHW[:, None] * spatial_B1HW * channel_BC[:, :, None, None]

@@ -59,12 +59,12 @@ def hcl_loss(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Fuses a level of the student with what comes from the deeper ones (attention-based fusion).
+    """Fuses a level of the student with the deeper levels (attention-based fusion).
 
     A 1x1 convolution brings the level to M channels. Two weights per position, each a sigmoid of a
     1x1 convolution of both maps, mix it with the deeper map. A 3x3 convolution brings the result to
-    the teacher's channels. The convolutions have no bias but batch normalisation behind them, the
-    weights' one has a bias.
+    the teacher's channels. Batch normalisation follows the first and the last convolution, which
+    have no bias; the one of the weights has a bias.
 
     Args:
         channels: C of the student's level.
@@ -112,9 +112,9 @@ class Fusion(nn.Module):
 class ReviewKD(MapLoss):
     """Each level of the teacher against a fusion of the student's deeper ones, see ``hcl_loss``.
 
-    As in the authors' code, the means of the deepest maps over their positions are one more, the
-    deepest, level. Theirs takes a CIFAR teacher's maps before the last ReLU of a stage, ours the
-    maps that all methods take.
+    As in the authors' code, the means of the deepest maps over their positions form one more level,
+    the deepest. The authors' code takes a CIFAR teacher's maps before the last ReLU of a stage;
+    this class takes the maps that all methods take.
 
     Args:
         setup: what it is built for; it needs the shapes.

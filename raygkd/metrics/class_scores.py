@@ -92,7 +92,7 @@ class LogLoss(Metric):
 def _counts(logits_BK: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the numbers of right answers, of answers and of images by class, (K,) each.
 
-    A row with a NaN is no answer.
+    A row with a NaN counts as no prediction.
     """
     num_classes = logits_BK.shape[1]
     whole_B = ~logits_BK.isnan().any(1)

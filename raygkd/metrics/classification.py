@@ -114,5 +114,5 @@ def _label_rank(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
 
 def _checked(k: int, num_classes: int) -> int:
     if not 1 <= k <= num_classes:
-        raise ValueError(f"k is {k}; with {num_classes} classes it is in 1..{num_classes}")
+        raise ValueError(f"k must be from 1 to {num_classes}, the number of classes; got {k}")
     return k

@@ -74,7 +74,7 @@ def coco_scores(
         object. "per_class" and "per_class50" are lists of the same by class.
 
     Raises:
-        ValueError: detections and targets differ in number, or a label is no class.
+        ValueError: detections and targets differ in number, or a label is not a class.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -124,7 +124,7 @@ def voc_scores(
         class has; "per_class", a list with None for the other classes.
 
     Raises:
-        ValueError: detections and targets differ in number, or a label is no class.
+        ValueError: detections and targets differ in number, or a label is not a class.
 
     Source: Everingham et al., The Pascal Visual Object Classes Challenge: A Retrospective (2015).
     """
@@ -250,7 +250,7 @@ def _unpacked(found: NDArray[np.float64], rows: NDArray[np.int64]) -> list[Detec
 def _check(
     detections: Sequence[Detections], targets: Sequence[ImageBoxes], num_classes: int
 ) -> None:
-    """Raise ValueError where images do not pair up or a label is no class."""
+    """Raise ValueError where images do not pair up or a label is not a class."""
     if len(detections) != len(targets):
         raise ValueError(f"{len(detections)} images of detections, {len(targets)} of targets")
     for label in (*(of.label for of in detections), *(of.label for of in targets)):
@@ -265,7 +265,7 @@ def _mean(precision: NDArray[np.float64]) -> float | None:
 
 
 def _objects(targets: Sequence[ImageBoxes]) -> list[dict[str, Any]]:
-    """Return the annotations of COCO's format; 0 is no id there."""
+    """Return the annotations of COCO's format; 0 is not a valid id there."""
     annotations: list[dict[str, Any]] = []
     for image, boxes in enumerate(targets):
         sides = _xywh(boxes.xyxy)

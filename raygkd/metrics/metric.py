@@ -125,6 +125,6 @@ class RegisteredMeter:
             ConfigError: a metric has the name of another score.
         """
         for name in self._metrics.keys() & scores.keys():
-            raise ConfigError(f"metric {name!r}: a score already has this name: rename the metric")
+            raise ConfigError(f"metric {name!r}: a score already has this name; rename the metric")
         values = {name: one.value(self._sums[name].cpu()) for name, one in self._metrics.items()}
         return {**scores, **values}

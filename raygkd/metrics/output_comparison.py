@@ -63,7 +63,7 @@ class Comparison:
             self._add_detections(one_D6, other_D6, side)
 
     def _widen(self, difference: Tensor) -> None:
-        # what is not a number is no small difference
+        # NaN is a large difference
         value = float(difference.nan_to_num(nan=float("inf")))
         self.largest = max(self.largest, value)
 

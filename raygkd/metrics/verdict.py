@@ -18,7 +18,7 @@ from raygkd.metrics.ranking import is_registered, rank, score_title
 from raygkd.registry import METRICS
 
 BETTER, SAME, WORSE, UNKNOWN = "better", "no different", "worse", "unknown"
-# a difference of more than this many standard errors is no chance
+# a difference of more than this many standard errors is not chance
 MOST_ERRORS = 2.0
 # sums of every image of the student and of the student alone, after a training with one seed
 Pair = tuple[Tensor, Tensor]
@@ -145,12 +145,27 @@ def verdict_line(found: Mapping[str, Any]) -> str:
     )
 
 
+def comparison_line(found: Mapping[str, Any], model: str, other: str) -> str:
+    """Return how a model compares with another one, in a line.
+
+    Args:
+        found: a ``verdict`` with the other one's score under "other".
+        model: what it is called.
+        other: what the other one is called.
+    """
+    name = "" if found["score"] == "accuracy" else f"{score_title(found['score'])} "
+    return (
+        f"{model} against {other}: {found['outcome']}: {name}{found['best']:.3f} against "
+        f"{found['other']:.3f}, {found['difference']:+z.3f} ({_certainty(found)})"
+    )
+
+
 def _certainty(found: Mapping[str, Any]) -> str:
     """Return the standard error, and what it is over."""
     if found["standard_error"] is None:
         return (
-            f"standard error unknown: it takes several seeds for {score_title(found['score'])}, "
-            "as --repeat 3 trains"
+            f"standard error unknown: {score_title(found['score'])} needs several seeds; set "
+            "--repeat, or --seeds of compare"
         )
     images = f"{found['images']:,} test images" if found["images"] is not None else None
     if found["seeds"] == 1:

@@ -42,15 +42,19 @@ def build_model(name: str, num_classes: int, image_size: tuple[int, int]) -> nn.
     return build_detector(name, num_classes, height)
 
 
-def check_model_name(name: str) -> None:
+def check_model_name(name: str, *, trains: bool = False) -> None:
     """Refuse an unknown name of a classifier or a family; no model is built.
+
+    Args:
+        name: as ``build_model`` takes it.
+        trains: whether the model is to be trained, for messages.
 
     Raises:
         ConfigError: names the nearest ones.
     """
     family = family_of(name)
     if not _means_detector(name):
-        check_classifier_name(name)
+        check_classifier_name(name, trains=trains)
     elif family is not None and family.task == "detection":
         check_family_name(family, name)
     else:

@@ -1,4 +1,4 @@
-"""Files of weights: what training scripts and libraries write, read without running any of it."""
+"""Weights files: what training scripts and libraries write, read without running any of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
     if state is None:
         held = _few(map(str, contents)) if isinstance(contents, Mapping) else type(contents)
         raise DataError(
-            f"{path} holds no weights ({str(held)[:80]}): save them with "
+            f"{path} contains no weights ({str(held)[:80]}); save them with "
             "torch.save(model.state_dict(), FILE)"
         )
     _check_values(state, path)
@@ -53,7 +53,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
 
 
 def read_contents(path: str | os.PathLike[str]) -> Any:
-    """Return what a file of weights holds, on the CPU; nothing in it is executed.
+    """Return what a weights file contains, on the CPU; nothing in it is executed.
 
     Raises:
         DataError: the file cannot be read, or is damaged.
@@ -62,13 +62,13 @@ def read_contents(path: str | os.PathLike[str]) -> Any:
         with local_copy(place(path)) as file:
             return _safetensors(file) if is_safetensors(file) else _pickled(file)
     except FileNotFoundError as error:
-        raise DataError(f"cannot read {path}: no such file; give a file of weights") from error
+        raise DataError(f"cannot read {path}: no such file; pass a weights file") from error
     except OSError as error:
         # torch raises this for a file that is cut off
         if error.errno == errno.EINVAL:
             raise _refused(path, error) from error
         raise DataError(
-            f"cannot read {path}: {error.strerror or error}; give a file of weights"
+            f"cannot read {path}: {error.strerror or error}; pass a weights file"
         ) from error
     except (UserError, RunFailed):
         raise
@@ -90,7 +90,7 @@ def is_safetensors(path: Path) -> bool:
 def load_file(
     model: nn.Module, path: str | os.PathLike[str], num_classes: int, licence: str = ""
 ) -> LoadedWeights:
-    """Load a file of weights into a classifier.
+    """Load a weights file into a classifier.
 
     A last layer of another number of classes keeps its weights. Nothing is loaded on an error.
 
@@ -142,8 +142,8 @@ def load_state(
             f"{len(names)} {kind} ({_few(names)})" for kind, names in problems.items() if names
         )
         raise DataError(
-            f"{source} does not fit {type(model).__name__}, which has {len(own)} tensors: "
-            f"{found}: give the weights of this model"
+            f"{source} does not fit {type(model).__name__}, which has {len(own)} tensors: {found}; "
+            "use the weights of this model"
         )
     model.load_state_dict(fitting, strict=False)
     return new
@@ -227,16 +227,16 @@ def _refused(path: str | os.PathLike[str], error: Exception) -> DataError:
     found = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL) (\S+)", str(error))
     if found:
         return DataError(
-            f"{path} holds {found[1]}, which is not read because it could run code: where you "
-            "trust the file, save its weights alone: torch.save(torch.load(FILE, "
+            f"{path} contains {found[1]}, which is not loaded because it could run code: if you "
+            "trust the file, save only its weights: torch.save(torch.load(FILE, "
             'weights_only=False)["state_dict"], "weights.pth")'
         )
     if "TorchScript" in str(error):
         return DataError(
-            f"{path} is a TorchScript program: save the state_dict() of the module that it was "
+            f"{path} is a TorchScript program; save the state_dict() of the module that it was "
             "made from"
         )
-    return DataError(f"{path} is damaged or no file of weights")
+    return DataError(f"{path} is damaged, or not a weights file")
 
 
 def _check_values(state: State, path: str | os.PathLike[str]) -> None:
@@ -251,11 +251,11 @@ def _check_values(state: State, path: str | os.PathLike[str]) -> None:
             problem = "is quantised, sparse, or has no values"
         elif is_weight and not tensor.is_floating_point():
             problem = f"is of type {str(tensor.dtype).removeprefix('torch.')}"
-        elif tensor.is_floating_point() and bool(tensor.float().isnan().any()):
-            problem = "holds nan, as after a training that diverged"
+        elif tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            problem = "is not finite, as after diverged training"
         else:
             continue
-        raise DataError(f"{path}: {_few([name])} {problem}: give weights of finite float numbers")
+        raise DataError(f"{path}: {_few([name])} {problem}; use finite floating-point weights")
 
 
 def _state_in(contents: Any, depth: int = DEEPEST) -> State | None:

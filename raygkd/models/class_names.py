@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raygkd.errors import ConfigError, DataError, near
+from raygkd.errors import ConfigError, DataError, brief, near
 from raygkd.models.checkpoints import read_contents
 from raygkd.storage.atomic_files import place
+from raygkd.storage.reading import MOST_SETTINGS_BYTES, parse_json, read_text
 
 # where training scripts put the names in what they save
 KEYS = ("class_names", "classes")
@@ -24,28 +25,29 @@ def read_class_names(path: str) -> tuple[str, ...]:
         DataError: it cannot be read, holds no names, or a name twice.
     """
     try:
-        text = place(path).read_text()
+        text = read_text(place(path), most=MOST_SETTINGS_BYTES)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text: write one class name per line") from error
+        raise DataError(
+            f"cannot read {path}: {error.strerror or error}; pass a text file with one class name "
+            "per line"
+        ) from error
     if text.lstrip().startswith("["):
         try:
-            names = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} is no JSON list: {error}") from error
+            names = parse_json(text)
+        except ValueError as error:
+            raise DataError(f"{path} is not a JSON list: {error}") from error
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{path}: must hold one class name per line, or a JSON list of them")
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{path}: {name!r} is given more than once")
+        raise DataError(f"{path}: must contain one class name per line, or a JSON list of them")
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise DataError(f"{path}: {brief(name)} is given more than once")
     return tuple(names)
 
 
 def class_names_in(path: str) -> tuple[str, ...]:
-    """Return the class names that a file of weights holds beside them; () where it holds none.
+    """Return the class names that a weights file contains as well; () where it contains none.
 
     Raises:
         DataError: the file cannot be read.
@@ -99,13 +101,13 @@ def class_places(names: Sequence[str], wanted: Sequence[str], of: str) -> tuple[
             known = [one for one in found if one]
             problem = f"{len(numbers)} classes" if numbers else "none"
             raise ConfigError(
-                f"{of} has {len(names)} classes, and {problem} of the name {name!r} that the "
-                f"images have{near(_plain(name), known)}"
+                f"{of} has {len(names)} classes, but {problem} named {name!r}, a class of "
+                f"the images{near(_plain(name), known)}"
             )
         places.append(numbers.pop())
     if len(set(places)) < len(places):
         twice = next(names[one] for one in places if places.count(one) > 1)
-        raise ConfigError(f"{of}: {twice!r} stands for several classes of the images")
+        raise ConfigError(f"{of}: {twice!r} matches several classes of the images")
     return tuple(places)
 
 

@@ -45,7 +45,7 @@ def with_classes(
     if not by_class or not _gives_rows(part, whole, rows, size):
         raise ConfigError(
             f"the classes of {short_name(name)} cannot be selected: its logits are not those of a "
-            "last layer with one row of weights per class: choose --teacher-mode finetune"
+            "last layer with one row of weights per class; choose --teacher-mode finetune"
         )
     return selected
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import nn
 
-from raygkd.errors import ConfigError, near
+from raygkd.errors import ConfigError, brief, near
 from raygkd.models.cifar_resnet import cifar_resnet
 from raygkd.models.families import (
     FUNCTIONS,
@@ -61,14 +61,14 @@ def build_classifier(
         name: one of :func:`classifier_names`; ``torchvision:NAME``, ``timm:NAME`` or ``hf:NAME``
             with a classifier of these libraries, GoogLeNet and Inception without their auxiliary
             heads; or ``FILE.py:FUNCTION`` or ``package.module:function``.
-        num_classes: at least 2.
+        num_classes: at least 2, or 1 for a model whose last layer is not used.
         image_size: height and width of the input in pixels, for families that ask for it.
 
     Raises:
         ConfigError: an unknown name or too few classes.
     """
-    if num_classes < 2:
-        raise ConfigError(f"a classifier needs at least 2 classes, got {num_classes}")
+    if num_classes < 1:
+        raise ConfigError(f"a classifier needs a class or more, got {num_classes}")
     family = family_of(name)
     if family is not None:
         return build_of_family(family, name, num_classes, image_size)
@@ -76,7 +76,11 @@ def build_classifier(
     return CLASSIFIERS.get(name)(num_classes)
 
 
-def check_classifier_name(name: str) -> None:
+# files that hold weights, and no name of a model
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+def check_classifier_name(name: str, *, trains: bool = False) -> None:
     """Refuse an unknown name; no model is built.
 
     Raises:
@@ -88,18 +92,26 @@ def check_classifier_name(name: str) -> None:
         return
     prefix, colon, rest = name.partition(":")
     families = {one: FAMILIES.get(one) for one in FAMILIES.names() if one != FUNCTIONS}
-    prefixes = [one for one, family in families.items() if family.task == "classification"]
+    prefixes = [
+        one
+        for one, family in families.items()
+        if family.task == "classification" and not (trains and family.only_teaches)
+    ]
     if colon:
         meant = difflib.get_close_matches(prefix, families, n=1)
         hint = f"; did you mean '{meant[0]}:{rest}'?" if meant else ""
         raise ConfigError(
-            f"unknown classifier {name!r}{hint} (before the colon stands one of "
-            f"{', '.join(families)}, a FILE.py, or an installed package)"
+            f"unknown classifier {name!r}{hint} (the prefix must be one of {', '.join(families)}, "
+            "a FILE.py, or an installed package)"
         )
     if name.endswith(".py"):
         raise ConfigError(
-            f"{name} is a file of Python code: name the function that returns the model, too "
-            f"({name}:FUNCTION)"
+            f"{name} is a Python file; add the function that returns the model ({name}:FUNCTION)"
+        )
+    if name.endswith(WEIGHTS_SUFFIXES):
+        raise ConfigError(
+            f"{brief(name)} is a weights file; pass the name of its model here, and the file as "
+            f"--{'student' if trains else 'teacher'}-weights"
         )
     known = classifier_names()
     if name in known:

@@ -68,7 +68,7 @@ class Detector(nn.Module):
 
     Args:
         net: torchvision's detector; its own resizing and normalisation are taken out.
-        levels: of the maps that its backbone gives, in order; maps beyond them are no levels.
+        levels: of the maps that its backbone gives, in order; maps beyond them are not levels.
         heads: paths in ``net`` of the modules that predict.
         background: whether its class 0 is the background.
 
@@ -290,11 +290,11 @@ def check_image_size(image_size: int) -> None:
     """Refuse a side of the input, in pixels, that detectors do not take.
 
     Raises:
-        ConfigError: it is no multiple of 32.
+        ConfigError: it is not a multiple of 32.
     """
     if image_size < 32 or image_size % 32:
         raise ConfigError(
-            f"--image-size {image_size}: must be a multiple of 32 for a detector: set it to "
+            f"--image-size {image_size}: must be a multiple of 32 for a detector; set it to "
             f"{max(32, round(image_size / 32) * 32)}"
         )
 
@@ -339,7 +339,7 @@ def build_detector(name: str, num_classes: int, image_size: int) -> Detector:
         raise ConfigError(
             f"unknown detector {name!r}{near(name, [known + width for known in detector_names()])} "
             f"(a name is FAMILY_BACKBONE_fpnWIDTH: FAMILY {', '.join(FAMILIES)}; BACKBONE "
-            f"{', '.join(BACKBONES)}; WIDTH a multiple of 16 from 16 to 512, 256 if left out)"
+            f"{', '.join(BACKBONES)}; WIDTH a multiple of 16 from 16 to 512, 256 by default)"
         )
     kind, body, channels = parts
     levels = FAMILIES[kind].levels

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 # what else can be done where weights cannot be fetched
-OTHERWISE = ", give a FILE of weights, or start at random with 'none'"
+OTHERWISE = ", pass a weights FILE, or 'none' for random weights"
 
 
 def hub_file(repository: str, names: Sequence[str], what: str, otherwise: str = OTHERWISE) -> Path:
@@ -84,7 +84,7 @@ def _fetched(fetch: Callable[[], T], url: str, what: str, cache: Path, otherwise
     except Exception as error:  # the libraries' errors of networks have no common type
         reason = _reason(error)
         raise DataError(
-            f"{what} cannot be downloaded from {urlsplit(url).netloc} ({reason}): download it on "
+            f"{what} cannot be downloaded from {urlsplit(url).netloc} ({reason}); download it on "
             f"another machine and copy it into the cache {cache}{otherwise}"
         ) from error
 

@@ -32,11 +32,13 @@ class ModelFamily(ABC):
     Attributes:
         task: "classification" or "detection".
         loads_weights: whether ``load_weights`` reads what ``--student-weights`` says in a way of
-            its own; files of weights of classifiers are read without it.
+            its own; weights files of classifiers are read without it.
+        only_teaches: whether its models cannot be trained.
     """
 
     task: ClassVar[str] = "classification"
     loads_weights: ClassVar[bool] = False
+    only_teaches: ClassVar[bool] = False
 
     @abstractmethod
     def names(self) -> Sequence[str]:
@@ -96,10 +98,19 @@ class ModelFamily(ABC):
         """
         raise NotImplementedError
 
+    def by_texts(self, name: str) -> str | None:
+        """Return the name, with its prefix, of the same model as a classifier by texts; None where
+        it has no text encoder, or is one already.
+
+        Raises:
+            UserError: its configuration cannot be had.
+        """
+        return None
+
     def load_file(
         self, model: nn.Module, name: str, num_classes: int, path: str
     ) -> LoadedWeights | None:
-        """Load a file of weights in a way of the family's own; None where it has none.
+        """Load a weights file in the family's own way; None where it has none.
 
         Raises:
             UserError: the file cannot be read or does not fit.

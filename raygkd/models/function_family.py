@@ -46,7 +46,7 @@ class Functions(ModelFamily):
             model = function_of(name)(num_classes)
         if not isinstance(model, nn.Module):
             raise ConfigError(
-                f"{short_name(name)} returned {type(model).__name__}, not a torch.nn.Module: "
+                f"{short_name(name)} returned {type(model).__name__}, not a torch.nn.Module; "
                 "return the model"
             )
         _check_new(model, name)
@@ -58,7 +58,7 @@ class Functions(ModelFamily):
         module = module_of(name)
         values = {what: _numbers(module, name, what) for what in ("MEAN", "STD")}
         if (values["MEAN"] is None) != (values["STD"] is None):
-            raise ConfigError(f"{short_name(name)}: MEAN and STD: give both of them, or none")
+            raise ConfigError(f"{short_name(name)}: MEAN and STD: define both, or neither")
         size = getattr(module, "SIZE", None)
         if size is not None and (type(size) is not int or size < 1):
             raise ConfigError(f"{short_name(name)}: SIZE {size!r}: must be a number of pixels")
@@ -101,7 +101,7 @@ def errors_told(name: str) -> Iterator[None]:
     """Raise what a person's own code raises as one line, with the place in it.
 
     Raises:
-        ConfigError: the block raised something that is no user error, or ended the process, as a
+        ConfigError: the block raised something other than a user error, or ended the process, as a
             script with a command line of its own does.
     """
     try:
@@ -119,9 +119,12 @@ def errors_told(name: str) -> Iterator[None]:
         reason = text_of(error)
         hint = ""
         if isinstance(error, SystemExit):
-            hint = ": put what the script runs below if __name__ == '__main__'"
+            hint = "; put what the script runs below if __name__ == '__main__'"
         elif isinstance(error, ModuleNotFoundError) and path != "None":
-            hint = ": only this file is taken along; put all of the model in it, or install it"
+            hint = (
+                ": only this file is copied to the run; put the whole model into it, or install "
+                "the module"
+            )
         raise ConfigError(
             f"{short_name(name)}: {short_name(f'{file}:x')[:-2]}, line {line}: {reason}{hint}"
         ) from error
@@ -134,8 +137,8 @@ def _from_file(name: str, path: str) -> ModuleType:
             source = file.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"{name}: cannot read {path}: {error.strerror or error}: correct the path; a file "
-            "that a model file needs: put it back, or beside the model file"
+            f"{name}: cannot read {path}: {error.strerror or error}; correct the path, or, if a "
+            "model file needs it, restore it or put it next to the model file"
         ) from error
     unique = f"raygkd_model_{hashlib.sha256(source).hexdigest()[:16]}"
     if unique not in sys.modules:
@@ -160,7 +163,7 @@ def _check_new(model: nn.Module, name: str) -> None:
     """
     short = short_name(name)
     if isinstance(model, torch.jit.ScriptModule):
-        raise ConfigError(f"{short} returned a TorchScript program: return the module before it")
+        raise ConfigError(f"{short} returned a TorchScript program; return the module before it")
     if getattr(model, "raygkd_is_built", False):
         raise ConfigError(
             f"{short} returned the same model twice: student and teacher would share its weights; "
@@ -168,10 +171,10 @@ def _check_new(model: nn.Module, name: str) -> None:
         )
     for path, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
-            raise ConfigError(f"{short}: {path} has no shape yet: use no lazy layers")
+            raise ConfigError(f"{short}: {path} has no shape yet; do not use lazy layers")
         if parameter.is_meta or parameter.dtype != torch.float32:
             kind = f"{str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
-            raise ConfigError(f"{short}: {path} is {kind}: return a float32 model on the CPU")
+            raise ConfigError(f"{short}: {path} is {kind}; return a float32 model on the CPU")
     model.raygkd_is_built = True  # type: ignore[assignment]
 
 

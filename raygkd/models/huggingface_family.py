@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from raygkd.models.loaded_weights import LoadedWeights
 from raygkd.models.mapped import MappedModel
 from raygkd.optional_packages import require
 from raygkd.registry import FAMILIES
-from raygkd.storage.atomic_files import place
+from raygkd.storage.atomic_files import local_path, place
+from raygkd.storage.temporary import temporary_folder
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 INDEX = ".index.json"
@@ -53,8 +53,8 @@ class HuggingFaceModel(MappedModel):
     """
 
     def __init__(self, net: nn.Module, image_size: tuple[int, int]):
-        patch, options = _patch_size(net), _options(net, image_size)
-        places = level_places(_map_shapes(net, image_size, patch, options))
+        patch, options = patch_size(net), size_options(net, image_size)
+        places = level_places(map_shapes(net, image_size, patch, options))
         super().__init__(net, len(places))
         self._places, self._patch, self._options = places, patch, options
 
@@ -87,6 +87,14 @@ class PooledClassifier(nn.Module):
         last = output.last_hidden_state
         output["logits"] = self.classifier(last.mean((2, 3) if last.ndim == 4 else 1))
         return output
+
+
+def silence() -> None:
+    """Turn off the notes and progress bars of transformers; its errors are raised as ever."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def maps_of(output: Any, image_size: Sequence[int], patch: int | None) -> list[Tensor]:
@@ -124,26 +132,21 @@ class HuggingFace(ModelFamily):
     def check_name(self, name: str) -> None:
         """Check that a name is a folder with a model, or has the form of a name on the Hub."""
         require("transformers", of=f"hf:{name}", extra="hf")
-        try:
-            folder = Path(name).expanduser()
-        except RuntimeError as error:
-            raise ConfigError(f"{name!r}: there is no such user") from error
+        folder = local_path(name)
         if folder.is_dir():
             if not (folder / CONFIG).exists():
                 raise ConfigError(
-                    f"{name!r}: the folder has no {CONFIG}: give one that save_pretrained wrote"
+                    f"{name!r}: the folder has no {CONFIG}; pass one written by save_pretrained"
                 )
         elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
-            raise ConfigError(f"{name!r}: is no folder, and not of the form ORG/NAME")
+            raise ConfigError(f"{name!r}: is neither a folder nor of the form ORG/NAME")
 
     def build(self, name: str, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
         """Return an untrained classifier."""
         from transformers import AutoModelForImageClassification
-        from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        config = _config(name)
+        silence()
+        config = read_config(name)
         config.num_labels = num_classes
         try:
             net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
@@ -154,7 +157,7 @@ class HuggingFace(ModelFamily):
     def inputs(self, name: str) -> ModelInput:
         """Return what the model's image processor does."""
         try:
-            path = _file(name, (PROCESSOR,))
+            path = file_of(name, (PROCESSOR,))
         except DataError:
             return ModelInput()
         return input_of_processor(json.loads(path.read_text()))
@@ -166,31 +169,37 @@ class HuggingFace(ModelFamily):
 
     def pretrained(self, name: str) -> str | None:
         """Return the name of the repository or folder."""
-        folder = Path(name).expanduser()
+        folder = local_path(name)
         if folder.is_dir() and not any((folder / one).exists() for one in WEIGHTS):
             return None
         return name
 
     def class_names(self, name: str) -> tuple[str, ...]:
         """Return the labels in the model's configuration."""
-        return names_by_number(_config(name).id2label or {})
+        return names_by_number(read_config(name).id2label or {})
+
+    def by_texts(self, name: str) -> str | None:
+        """Return the name of a CLIP model with weights as a classifier by texts."""
+        self.check_name(name)
+        is_clip = getattr(read_config(name), "model_type", "") == "clip"
+        return f"hf-clip:{name}" if is_clip and self.pretrained(name) else None
 
     def load_pretrained(self, model: nn.Module, name: str, num_classes: int) -> LoadedWeights:
         """Load the weights of the repository or folder."""
         assert isinstance(model, HuggingFaceModel)
-        path = _file(name, WEIGHTS)
-        digest = _digest(name, path)
+        path = file_of(name, WEIGHTS)
+        digest = weights_digest(name, path)
         return LoadedWeights(
             source=f"hf {short_name(f'hf:{name}').removeprefix('hf:')}",
             sha256=digest,
-            licence=_licence(name),
+            licence=licence_of(name),
             new_layers=_load_by_transformers(model.net, path.parent, num_classes),
         )
 
     def load_file(
         self, model: nn.Module, name: str, num_classes: int, path: str
     ) -> LoadedWeights | None:
-        """Load a file of weights of the classifier."""
+        """Load a weights file into the classifier."""
         from safetensors.torch import save_file
 
         assert isinstance(model, HuggingFaceModel)
@@ -198,11 +207,11 @@ class HuggingFace(ModelFamily):
             return load_file(model.net, path, num_classes)
         except DataError as error:
             state = {key: tensor.clone() for key, tensor in read_state(path).items()}
-            with tempfile.TemporaryDirectory(prefix="raygkd-") as folder:
+            with temporary_folder("files") as folder:
                 # what another version of transformers wrote has other names
-                save_file(state, Path(folder, WEIGHTS[0]), metadata={"format": "pt"})
+                save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
                 try:
-                    new_layers = _load_by_transformers(model.net, Path(folder), num_classes)
+                    new_layers = _load_by_transformers(model.net, folder, num_classes)
                 except DataError:
                     raise error from None
         return LoadedWeights(
@@ -214,7 +223,7 @@ def _pooled(config: Any, name: str, num_classes: int) -> PooledClassifier:
     """Return a backbone that has no classifier in transformers, with a last layer.
 
     Raises:
-        ConfigError: it is no model of images.
+        ConfigError: it is not an image model.
     """
     from transformers import AutoModel
 
@@ -224,7 +233,7 @@ def _pooled(config: Any, name: str, num_classes: int) -> PooledClassifier:
         backbone = None
     if getattr(backbone, "main_input_name", None) != "pixel_values":
         raise ConfigError(
-            f"hf:{name}: transformers has no model of images of its type "
+            f"hf:{name}: transformers has no image model of type "
             f"{getattr(config, 'model_type', 'unknown')!r}"
         )
     return PooledClassifier(backbone, num_classes)
@@ -300,7 +309,7 @@ def level_places(shapes: Sequence[tuple[int, ...]]) -> list[int]:
     return sorted({max(1, round(depth * share)) for share in DEPTHS}) if depth > 0 else []
 
 
-def _map_shapes(
+def map_shapes(
     net: nn.Module, image_size: tuple[int, int], patch: int | None, options: Mapping[str, Any]
 ) -> list[tuple[int, ...]]:
     """Return the shapes of a model's maps; nothing is computed."""
@@ -323,36 +332,42 @@ def _map_shapes(
     return [tuple(one.shape) for one in maps_of(output, image_size, patch)]
 
 
-def _patch_size(net: Any) -> int | None:
-    patch = getattr(net.config, "patch_size", None)
+def patch_size(net: Any) -> int | None:
+    """Return the side of a model's patches in pixels; None where it has none."""
+    patch = getattr(_image_config(net), "patch_size", None)
     return patch if isinstance(patch, int) else None
 
 
-def _options(net: Any, image_size: tuple[int, int]) -> dict[str, Any]:
+def size_options(net: Any, image_size: tuple[int, int]) -> dict[str, Any]:
     """Return what a model needs to be told for images of a size that is not its own."""
-    side = getattr(net.config, "image_size", None)
+    side = getattr(_image_config(net), "image_size", None)
     sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
     takes = inspect.signature(getattr(net, "backbone", net).forward).parameters
     other = side is not None and sides != tuple(image_size)
     return {_INTERPOLATE: True} if other and _INTERPOLATE in takes else {}
 
 
-def _file(name: str, names: Sequence[str]) -> Path:
+def _image_config(net: Any) -> Any:
+    """Return a model's configuration, of an image-text model that of its image encoder."""
+    return getattr(net.config, "vision_config", net.config)
+
+
+def file_of(name: str, names: Sequence[str]) -> Path:
     """Return a file of a model's folder or repository.
 
     Raises:
         DataError: there is none, or it cannot be fetched.
     """
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if not folder.is_dir():
-        return hub_file(name, names, f"{names[0]} of hf:{name}", ", or give the model's folder")
+        return hub_file(name, names, f"{names[0]} of hf:{name}", ", or pass the model's folder")
     for one in names:
         if (folder / one).exists():
             return folder / one
     raise DataError(f"hf:{name}: the folder has no {' or '.join(names)}")
 
 
-def _digest(name: str, path: Path) -> str:
+def weights_digest(name: str, path: Path) -> str:
     """Return the SHA-256 of weights; of several files, that of their own.
 
     Args:
@@ -367,15 +382,21 @@ def _digest(name: str, path: Path) -> str:
     try:
         parts = sorted(set(json.loads(path.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"hf:{name}: {path.name} is damaged: save the model again") from error
-    digests = [file_digest(_file(name, (part,))) for part in parts]
+        raise DataError(f"hf:{name}: {path.name} is damaged; save the model again") from error
+    digests = [file_digest(file_of(name, (part,))) for part in parts]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _config(name: str) -> Any:
+def read_config(name: str) -> Any:
+    """Return the configuration of a model.
+
+    Raises:
+        ConfigError: transformers cannot use it.
+        DataError: there is none.
+    """
     from transformers import AutoConfig
 
-    path = _file(name, (CONFIG,))
+    path = file_of(name, (CONFIG,))
     try:
         return AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
@@ -383,16 +404,16 @@ def _config(name: str) -> Any:
         raise ConfigError(f"hf:{name}: {CONFIG} cannot be used: {reason}") from error
 
 
-def _licence(name: str) -> str:
+def licence_of(name: str) -> str:
     """Return the licence that the model's card states, where the card is on this machine."""
     import yaml
 
     try:
-        text = (_file(name, WEIGHTS).parent / "README.md").read_text()
+        text = (file_of(name, WEIGHTS).parent / "README.md").read_text()
     except (OSError, UnicodeDecodeError):
         return ""
     _, _, rest = text.partition("---\n")
-    with contextlib.suppress(yaml.YAMLError):
+    with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
         front = yaml.safe_load(rest.partition("\n---")[0])
         return str(front.get("license", "")) if isinstance(front, dict) else ""
     return ""

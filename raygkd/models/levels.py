@@ -72,8 +72,8 @@ def stage_modules(model: nn.Module, image_size: tuple[int, int] | None = None) -
     paths = {number: level.path for number, level in all_levels(model, image_size).items()}
     if not paths:
         raise ConfigError(
-            f"{type(model).__name__} has no stages and no blocks that give feature maps; choose "
-            "another classifier, or a method that reads logits alone, such as kd"
+            f"{type(model).__name__} has no stages and no blocks that return feature maps; choose "
+            "another classifier, or a method that uses only logits, such as kd"
         )
     return paths
 
@@ -195,7 +195,7 @@ def block_levels(model: nn.Module, image_size: tuple[int, int]) -> list[Level]:
     )
     blocks: list[Level] = []
     for path, inner in containers:
-        # what stands inside a block is no block
+        # modules inside a block are not blocks
         if any(path == block.path or path.startswith(f"{block.path}.") for block in blocks):
             continue
         for child in inner:

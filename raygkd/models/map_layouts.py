@@ -59,8 +59,8 @@ class MapLayout:
         side = math.isqrt(tokens)
         if side * side != tokens:
             raise ConfigError(
-                f"{tokens} tokens are no square grid: give square images whose side is a multiple "
-                "of the model's patch size"
+                f"{tokens} tokens do not form a square grid; use square images whose side is a "
+                "multiple of the model's patch size"
             )
         return side, side
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from raygkd.errors import ConfigError, near
 from raygkd.models.map_layouts import MapLayout, find_layout
 
+# what torch.compile puts before the paths of a model's modules
+_COMPILED = "_orig_mod."
+
 
 class NamedLevels(nn.Module):
     """A model whose levels are the outputs of some of its modules, counted from 1.
@@ -36,20 +39,25 @@ class NamedLevels(nn.Module):
 
     def __init__(self, model: nn.Module, paths: Sequence[str], role: str):
         super().__init__()
-        known = [path for path, _ in model.named_modules() if path]
+        # of a compiled model as they are in the model
+        known = {path.replace(_COMPILED, ""): path for path, _ in model.named_modules() if path}
         for path in paths:
             if path not in known:
                 children = ", ".join(name for name, _ in model.named_children())
                 raise ConfigError(
                     f"levels: the {role} {type(model).__name__} has no module "
-                    f"{path!r}{near(path, known)} (its own are {children})"
+                    f"{path!r}{near(path, list(known))} (it has: {children})"
                 )
             if list(paths).count(path) > 1:
                 raise ConfigError(f"levels: module {path!r} of the {role} is given more than once")
         self.model = model
-        self.levels = {number: f"model.{path}" for number, path in enumerate(paths, start=1)}
+        self.levels = {number: f"model.{known[path]}" for number, path in enumerate(paths, start=1)}
         self.layouts: dict[int, MapLayout] = {}
         self._role = role
+
+    def path(self, level: int) -> str:
+        """Return the path of a level's module, as the model's owner names it."""
+        return self.levels[level].removeprefix("model.").replace(_COMPILED, "")
 
     def forward(self, *arguments: Any) -> Any:
         """Return what the model does."""
@@ -68,7 +76,7 @@ class NamedLevels(nn.Module):
             ConfigError: an output holds no feature map.
         """
         shapes = {}
-        for level, path in self.levels.items():
+        for level in self.levels:
             output = outputs.get(level)
             shape = tuple(output.shape) if isinstance(output, Tensor) else ()
             layout = find_layout(shape, image_size)
@@ -77,9 +85,9 @@ class NamedLevels(nn.Module):
                 layout = MapLayout()
             if layout is None:
                 raise ConfigError(
-                    f"levels: module {path.removeprefix('model.')!r} of the {self._role} gives "
-                    f"{shape or type(output).__name__} and no feature map (B, C, H, W) or tokens "
-                    "(B, N, C) of a grid: name one that does"
+                    f"levels: module {self.path(level)!r} of the {self._role} gives "
+                    f"{shape or type(output).__name__}, not a feature map (B, C, H, W) or tokens "
+                    "(B, N, C) of a grid; name a module that does"
                 )
             self.layouts[level] = layout
             shapes[level] = layout.shape(shape)

@@ -26,7 +26,7 @@ def chosen_weights(name: str, given: str | None) -> str:
     """
     if given in OF_DETECTORS:
         raise ConfigError(
-            f"{given}: is for detectors; a classifier takes pretrained, none, or a file of weights"
+            f"{given}: is for detectors; a classifier takes pretrained, none, or a weights file"
         )
     family = family_of(name)
     has_weights = family is not None and family.pretrained(family_name(name)) is not None
@@ -34,8 +34,8 @@ def chosen_weights(name: str, given: str | None) -> str:
         return PRETRAINED if has_weights else NONE
     if given == PRETRAINED and not has_weights:
         raise ConfigError(
-            f"pretrained: there are no weights of {short_name(name)} (allowed: none, or a file of "
-            "weights)"
+            f"pretrained: there are no weights of {short_name(name)} (allowed: none, or a weights "
+            "file)"
         )
     return given
 

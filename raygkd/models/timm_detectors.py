@@ -55,9 +55,9 @@ class TimmBody(nn.Module):
         strides = [2**level for level in levels]
         if any(stride not in places for stride in strides):
             raise ConfigError(
-                f"timm's {name} has maps of strides {', '.join(map(str, places)) or 'none'}, but "
-                f"the pyramid needs {', '.join(map(str, strides))}: choose a model of such stages, "
-                "as resnet18 or convnext_atto"
+                f"timm's {name} has maps with strides {', '.join(map(str, places)) or 'none'}, but "
+                f"the pyramid needs {', '.join(map(str, strides))}; choose a model with these "
+                "strides, such as resnet18 or convnext_atto"
             )
         self._places = [places[stride] for stride in strides]
         self.channels = [info[place]["num_chs"] for place in self._places]
@@ -115,7 +115,7 @@ class TimmDetectors(ModelFamily):
         if not is_known or int(width or DEFAULT_WIDTH) not in WIDTHS:
             raise ConfigError(
                 f"{name!r}{near(name, known)} (a name is NAME_fpnWIDTH: NAME of timm; WIDTH a "
-                "multiple of 16 from 16 to 512, 256 if left out)"
+                "multiple of 16 from 16 to 512, 256 by default)"
             )
         Timm().check_name(model)
 

@@ -32,7 +32,7 @@ def inheritable(student: Detector, teacher: Detector) -> dict[str, nn.Module]:
     """Return path -> the teacher's module, of what its neck and heads can give the student.
 
     Modules agree when their paths and the shapes of their weights do; where the pyramids have
-    different levels none does. The body, which is the backbone without its feature pyramid, is no
+    different levels none does. The body, which is the backbone without its feature pyramid, is not
     part of it.
     """
     if student.pyramid != teacher.pyramid:
@@ -56,14 +56,15 @@ def inherit(student: Detector, teacher: Detector) -> list[str]:
             ", ".join(map(str, detector.pyramid)) for detector in (student, teacher)
         )
         raise ConfigError(
-            f"the student cannot inherit from a teacher with other levels ({of_teacher}, its own "
-            f"are {of_student}): choose detectors of one family, or do not inherit"
+            "the student cannot inherit from a teacher with different levels (teacher: "
+            f"{of_teacher}; student: {of_student}); choose detectors of one family, or pass "
+            "--no-inherit"
         )
     sources = inheritable(student, teacher)
     if not sources:
         raise ConfigError(
-            "no module of the teacher's neck and heads fits the student: choose detectors of the "
-            "same _fpn width, or do not inherit"
+            "no module of the teacher's neck and heads fits the student; choose detectors of the "
+            "same _fpn width, or pass --no-inherit"
         )
     for path, source in sources.items():
         student.get_submodule(path).load_state_dict(source.state_dict())
@@ -71,7 +72,7 @@ def inherit(student: Detector, teacher: Detector) -> list[str]:
 
 
 def load_weights(detector: Detector, path: str | os.PathLike[str]) -> list[str]:
-    """Load a file of weights into a detector, or into its body.
+    """Load a weights file into a detector, or into its body.
 
     The file is a model file, or a state dict: of a ``Detector``, of one of torchvision's detectors,
     or of one of torchvision's ResNet or MobileNetV3 classifiers, whose last layers are left out.
@@ -114,7 +115,7 @@ def load_weights(detector: Detector, path: str | os.PathLike[str]) -> list[str]:
 
 
 def torchvision_file(name: str, kind: str) -> Path:
-    """Return the file of weights that torchvision has for a detector.
+    """Return torchvision's weights file for a detector.
 
     It is fetched into torch's own folder of downloads where it is not there.
 
@@ -128,7 +129,7 @@ def torchvision_file(name: str, kind: str) -> Path:
     """
     if kind == "coco" and name not in TRAINED_ON_COCO:
         raise ConfigError(
-            f"torchvision has no {name} that was trained on COCO: choose "
+            f"torchvision has no {name} that was trained on COCO; choose "
             f"{' or '.join(TRAINED_ON_COCO)}, or start from imagenet or a file"
         )
     model = name if kind == "coco" else backbone_of(name)
@@ -140,8 +141,8 @@ def torchvision_file(name: str, kind: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise DataError(
-                f"the {kind} weights of {name} cannot be downloaded from {url} ({error}): put the "
-                f"file at {path}, or give a file of weights"
+                f"the {kind} weights of {name} cannot be downloaded from {url} ({error}); put the "
+                f"file at {path}, or pass a weights file"
             ) from error
     return path
 
@@ -161,7 +162,7 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 def _misfit(path: str | os.PathLike[str], problem: str) -> DataError:
     return DataError(
-        f"{path} does not fit: {problem}; give weights of the same backbone and _fpn width"
+        f"{path} does not fit: {problem}; use weights of the same backbone and _fpn width"
     )
 
 
@@ -171,17 +172,20 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
             state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(
-            f"cannot read weights {path}: {error.strerror}; give a file of weights, or "
+            f"cannot read weights {path}: {error.strerror}; pass a weights file, or "
             f"{' or '.join(TORCHVISION_WEIGHTS)}"
         ) from error
     except (UserError, RunFailed):
         raise
     except Exception as error:  # what the unpickler raises on foreign bytes has no common type
-        raise DataError(f"{path} is damaged or contains more than weights") from error
+        raise DataError(
+            f"{path} is damaged, or contains more than weights; save the weights with "
+            "torch.save(model.state_dict(), FILE)"
+        ) from error
     if isinstance(state, Mapping) and state.get("format") == FORMAT:
         state = state.get("state_dict")
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise DataError(f"{path} is not a state dict: save one with torch.save(model.state_dict())")
+        raise DataError(f"{path} is not a state dict; save one with torch.save(model.state_dict())")
     return state
 
 
@@ -203,4 +207,7 @@ def _recognised(
             for name, weight in state.items()
             if name.startswith("features.")
         }, body
-    raise DataError(f"{path} is not from a detector, ResNet or MobileNetV3")
+    raise DataError(
+        f"{path} does not contain weights of a detector, ResNet or MobileNetV3; use the weights of "
+        "the detector or its backbone"
+    )

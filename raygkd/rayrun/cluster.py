@@ -9,10 +9,18 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from raygkd.config import ClusterConfig
-from raygkd.errors import ResourceError
+from raygkd.errors import ConfigError, ResourceError
+from raygkd.rayrun.local_machine import (
+    ClusterWatch,
+    check_limits,
+    session_folder,
+    temporary_files_in,
+)
 from raygkd.rayrun.loopback import ADDRESS, on_loopback
 
 # What a report costs is the controller's poll interval, and what a run costs is the start of its
@@ -35,8 +43,8 @@ TUNE_ENVIRONMENT = {
 PROBE_SECONDS = 10.0
 # from one look for room to the next
 ROOM_SECONDS = 1.0
-# name of the threads that execute data sets, and how long they may take to end
-DATA_THREAD, DATA_SECONDS = "StreamingExecutor", 30.0
+# names of the threads that read data sets through Ray, and how long each may take to end
+DATA_THREADS, DATA_SECONDS = ("StreamingExecutor", "iter_threaded"), 30.0
 Resources = dict[str, float]
 
 
@@ -51,72 +59,119 @@ def local_node() -> Resources:
 def cluster(address: str | None) -> Iterator[list[Resources]]:
     """Start Ray on this machine, or join a running cluster; yield the resources of each node.
 
+    A session that the process has opened to the cluster is used and stays open.
+
     Args:
         address: of a running cluster ("auto", "host:port", "ray://..."); None starts one here.
 
     Raises:
+        ConfigError: the process has a session of another cluster.
         ResourceError: no cluster answers at the address, or Ray does not start.
     """
     os.environ.update({**TRAIN_ENVIRONMENT, **TUNE_ENVIRONMENT, **os.environ})
     import ray
 
-    options = {"logging_level": logging.ERROR, "log_to_driver": False}
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    source = "omit --address" if address else "unset RAY_ADDRESS"
+    address = _address(address)
     if ray.is_initialized():
-        raise RuntimeError("a Ray session is already open in this process")
+        if address != ray.get_runtime_context().gcs_address:
+            raise ConfigError(
+                f"--address {address}: this process has a Ray session of another cluster; omit "
+                "the address to use it, or call ray.shutdown() first"
+            )
+        _quieten()
+        yield _nodes()
+        return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
+    with contextlib.ExitStack() as stack:
         if address is None:
-            with on_loopback():
-                # the dashboard's state API is what frees the placement groups of stopped trials
-                ray.init(include_dashboard=True, dashboard_host=ADDRESS, **options)
-        else:
-            _probe(address)
-            # a cluster that is started here has this process's environment
-            known = {"RAY_ADDRESS": address} if address.rpartition(":")[2].isdigit() else {}
-            ray.init(
-                address=address, runtime_env={"env_vars": TRAIN_ENVIRONMENT | known}, **options
-            )
-    # Ray raises bare ones, where its dashboard does not start
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        if address is None:
-            told = f"Ray does not start on this machine: {reason}; see 'raygkd doctor'"
-        else:
-            told = (
-                f"no Ray cluster at {address}: {reason}; start one with 'ray start --head', or "
-                "leave out --address"
-            )
-        raise ResourceError(told) from error
-    # Ray has put its own in the place, which exits without a word
-    signal.signal(signal.SIGTERM, on_sigterm)
+            check_limits()
+            options["_temp_dir"] = str(stack.enter_context(session_folder()))
+        try:
+            _start(address, options)
+        # Ray raises bare ones, where its dashboard does not start
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            if address is None:
+                told = f"Ray does not start on this machine: {reason}; see 'raygkd doctor'"
+            else:
+                told = (
+                    f"no Ray cluster at {address}: {reason}; start one with 'ray start --head', or "
+                    f"{source}"
+                )
+            raise ResourceError(told) from error
+        # Ray has put its own in the place, which exits without a word
+        signal.signal(signal.SIGTERM, on_sigterm)
+        _quieten()
+        watch = ClusterWatch() if address is None else None
+        try:
+            with contextlib.nullcontext() if watch is None else watch.watching():
+                yield _nodes()
+        finally:
+            if watch is not None and watch.lost:
+                watch.end_all()
+            else:
+                _wait_for_data()
+            ray.shutdown()
+
+
+def _address(given: str | None) -> str | None:
+    """Return the address of the cluster to join, or None to start one."""
+    address = given or os.environ.get("RAY_ADDRESS")
+    return None if address in ("", "local") else address
+
+
+def _start(address: str | None, options: Mapping[str, Any]) -> None:
+    """Start a cluster of this machine, or join a running one."""
+    import ray
+
+    if address is None:
+        with on_loopback(), temporary_files_in(Path(options["_temp_dir"])):
+            # "local", or one that someone else has started here would be joined. The dashboard's
+            # state API is what frees the placement groups of stopped trials
+            ray.init(address="local", include_dashboard=True, dashboard_host=ADDRESS, **options)
+        return
+    _probe(address)
+    # a cluster that is started here has this process's environment
+    known = {"RAY_ADDRESS": address} if address.rpartition(":")[2].isdigit() else {}
+    ray.init(address=address, runtime_env={"env_vars": TRAIN_ENVIRONMENT | known}, **options)
+
+
+def _quieten() -> None:
+    """Keep Ray's libraries from reporting what the run reports itself."""
     for name in ("ray.data", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("ray.tune.execution.tune_controller").addFilter(_is_no_lost_process)
-    try:
-        yield _nodes()
-    finally:
-        _wait_for_data()
-        ray.shutdown()
 
 
 def _wait_for_data() -> None:
     """Wait for the threads of Ray Data, which end the process if they outlive Ray."""
     for thread in threading.enumerate():
-        if thread.name.startswith(DATA_THREAD):
+        if thread.name.startswith(DATA_THREADS):
             thread.join(DATA_SECONDS)
 
 
 @contextlib.contextmanager
-def cluster_if(is_needed: bool, address: str | None) -> Iterator[list[Resources]]:
+def cluster_if(
+    is_needed: bool, address: str | None, *, gpus: float = 0.0
+) -> Iterator[list[Resources]]:
     """Join the cluster of an address, or start one if it is needed; yield the nodes' resources.
 
     Args:
         is_needed: whether this process alone does not do.
         address: as for ``cluster``.
+        gpus: that a task will need, from 0 to 1.
+
+    Raises:
+        ResourceError: see ``cluster``; or there is no such GPU.
     """
+    bundles: list[Resources] = [{"CPU": 0.0, "GPU": gpus}]
+    if not is_joined(address):
+        require_room([local_node()], bundles, data_cpus=0.0)
     if is_needed or is_joined(address):
         with cluster(address) as nodes:
+            require_room(nodes, bundles, data_cpus=0.0)
             yield nodes
     else:
         yield [local_node()]
@@ -207,7 +262,7 @@ def _probe(address: str) -> None:
 
 def is_joined(address: str | None) -> bool:
     """Return whether to join a running cluster instead of starting one on this machine."""
-    return bool(address or os.environ.get("RAY_ADDRESS"))
+    return _address(address) is not None
 
 
 def run_bundles(config: ClusterConfig, cpus: float, workers: int) -> list[Resources]:
@@ -249,6 +304,9 @@ def places(nodes: Sequence[Resources], bundles: Sequence[Resources], *, data_cpu
 
 
 def _runs(nodes: Sequence[Resources], bundles: Sequence[Resources]) -> int:
+    if not any(sum(bundle.values()) for bundle in bundles):
+        # what needs nothing always fits
+        return 1
     free = [dict(node) for node in nodes]
     runs = 0
     while all(_place(free, bundle) for bundle in bundles):
@@ -292,5 +350,5 @@ def require_room(
     raise ResourceError(
         f"a run needs {len(bundles)} worker(s) with {each['CPU']:g} CPU and {each['GPU']:g} GPU "
         f"each{stream}; the cluster has {has['CPU']:g} CPU and {has['GPU']:g} GPU on {len(nodes)} "
-        f"node(s): {remedy}"
+        f"node(s); {remedy}"
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from raygkd.metrics.model_scores import OutputMeter
 from raygkd.models import build_from_file, count_parameters, load_model_file
 from raygkd.rayrun.image_stream import RayStream, SharedImages
 from raygkd.storage.atomic_files import Place
+from raygkd.storage.temporary import temporary_folder
 
 CPU = torch.device("cpu")
 # turns of a batch at least, of which each is worth many of one image
@@ -80,7 +80,7 @@ def _evaluate(
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-")))
+        folder = stack.enter_context(temporary_folder("files"))
         paths = {}
         for number, (name, files) in enumerate(contents.items()):
             own = folder / str(number)

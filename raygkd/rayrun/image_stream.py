@@ -11,12 +11,13 @@ Shapes: B batch, N rows of a window, H height, W width, S side of the square mod
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ from raygkd.errors import DataError
 from raygkd.rayrun import references
 from raygkd.rayrun.references import Reference
 
+# the labelled training images without random changes, as a split to evaluate
+LABELLED = "labelled"
 # CPUs of the cluster that are kept free for the tasks that decode streamed images
 DATA_CPUS = 1.0
 # most bytes of decoded windows that wait for one rank
@@ -74,11 +77,26 @@ class SharedImages:
         images: reference to the Images (table, splits, transforms).
         spec: of the images, for the models.
         decoded: references to DecodedRows in the order of the rows; None if streamed.
+        augment: kind of the training transform; None for that of the images.
     """
 
     images: Reference
     spec: ImageSpec
     decoded: tuple[Reference, ...] | None
+    augment: str | None = None
+
+    def of_trial(self, params: Mapping[str, Any]) -> SharedImages:
+        """Return the images for a trial with these settings, of which only some count."""
+        return dataclasses.replace(
+            self, spec=self.spec.of_trial(params), augment=params.get("augment", self.augment)
+        )
+
+    def get(self) -> Images:
+        """Return the Images, with the augmentation."""
+        images: Images = references.get(self.images)
+        if self.augment is None:
+            return images
+        return dataclasses.replace(images, augment=self.augment)
 
 
 def fits_in_memory(images: Images, cache_mb: int) -> bool:
@@ -147,6 +165,9 @@ class RayStream:
         rank: from 0 to ``world_size - 1``.
         world_size: number of ranks.
         views: changes of training images after their crop.
+        unlabelled_share: share of each batch that has no labels, if there are such images; 0 leaves
+            them out.
+        skips_unlabelled: see ``plan.Mix``.
 
     Raises:
         ConfigError: there are not enough images for one batch on every rank.
@@ -162,20 +183,27 @@ class RayStream:
         rank: int,
         world_size: int,
         views: Views = UNCHANGED,
+        unlabelled_share: float = 0.0,
+        skips_unlabelled: bool = False,
     ):
-        self._images: Images = references.get(shared.images)
+        self._images = shared.get()
         self._plan = _Plan(
-            batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, views=views
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            views=views,
+            unlabelled_share=unlabelled_share,
+            skips_unlabelled=skips_unlabelled,
         )
         self._epochs = epochs
-        self._reference = shared.images
+        self._shared = shared
         self._decoded = None if shared.decoded is None else _Decoded(shared.decoded)
         self._ahead: _Ahead | None = None
         self._bad_rows: set[int] = set()
         self.steps_per_epoch = 0
         if epochs:
-            train = self._images.rows["train"]
-            self.steps_per_epoch = plan.steps_per_epoch(len(train), world_size, batch_size)
+            self.steps_per_epoch = self._plan.steps_per_epoch(self._images)
 
     @property
     def bad_images(self) -> int:
@@ -197,7 +225,10 @@ class RayStream:
         return self._batches(Pass("train", epoch))
 
     def eval_batches(self, split: str) -> Iterator[dict[str, Tensor]]:
-        """Yield this rank's share of a split, every image once; the last batch may be short."""
+        """Yield this rank's share of a split, every image once; the last batch may be short.
+
+        The split "labelled" has the labelled training images as they are for evaluation.
+        """
         return self._batches(Pass(split, 0))
 
     def close(self) -> None:
@@ -214,16 +245,18 @@ class RayStream:
 
     def _counted(self, windows: Iterable[Window]) -> Iterator[Arrays]:
         for window in windows:
-            self._bad_rows.update(window.bad_rows.tolist())
+            bad_rows = plan.rows_of_table(window.bad_rows, len(self._images.table))
+            self._bad_rows.update(bad_rows.tolist())
             yield window.arrays
 
     def _from_memory(self, wanted: Pass) -> Iterator[Window]:
         assert self._decoded is not None
         for rows in self._plan.windows(self._images, wanted):
+            of_table = plan.rows_of_table(rows, len(self._images.table))
             yield transform_window(
-                self._decoded.take(rows),
+                self._decoded.take(of_table),
                 rows,
-                targets_of(self._images.table, rows),
+                targets_of(self._images.table, of_table),
                 self._images.transform(wanted.split, self._plan.views),
                 seed=self._plan.seed,
                 epoch=wanted.epoch,
@@ -233,7 +266,7 @@ class RayStream:
     def _from_stream(self, wanted: Pass) -> Iterator[Window]:
         if self._ahead is None or self._ahead.next_pass() != wanted:
             self.close()
-            self._ahead = _Ahead(self._reference, self._images, self._plan, self._coming(wanted))
+            self._ahead = _Ahead(self._shared, self._images, self._plan, self._coming(wanted))
         return self._ahead.take()
 
     def _coming(self, wanted: Pass) -> list[Pass]:
@@ -260,23 +293,46 @@ class _Plan:
     rank: int
     world_size: int
     views: Views
+    unlabelled_share: float
+    skips_unlabelled: bool
+
+    def mix(self, images: Images) -> plan.Mix | None:
+        """Return how images with and without labels are mixed; None if there are labels alone."""
+        if not self.unlabelled_share or "unlabelled" not in images.rows:
+            return None
+        return plan.Mix(
+            labelled=images.rows["train"],
+            unlabelled=images.rows["unlabelled"],
+            share=self.unlabelled_share,
+            num_rows=len(images.table),
+            skips_unlabelled=self.skips_unlabelled,
+        )
+
+    def steps_per_epoch(self, images: Images) -> int:
+        """Return the training batches of every rank in an epoch."""
+        mix = self.mix(images)
+        if mix is not None:
+            return mix.steps_per_epoch(self.world_size, self.batch_size)
+        return plan.steps_per_epoch(len(images.rows["train"]), self.world_size, self.batch_size)
 
     def windows(self, images: Images, wanted: Pass) -> list[NDArray[np.int64]]:
         """Return the row numbers of each window of a pass, in order."""
-        rows = images.rows[wanted.split]
+        rows = images.rows["train" if wanted.split == LABELLED else wanted.split]
         if wanted.split != "train":
             part = plan.evaluation_rows(rows, self.rank, self.world_size)
             return plan.cut_windows(part, images.window_rows)
-        return plan.epoch_windows(
-            rows,
-            images.table.units.first,
-            seed=self.seed,
-            epoch=wanted.epoch,
-            rank=self.rank,
-            world_size=self.world_size,
-            batch_size=self.batch_size,
-            window_rows=images.window_rows,
-        )
+        how: dict[str, int] = {
+            "seed": self.seed,
+            "epoch": wanted.epoch,
+            "rank": self.rank,
+            "world_size": self.world_size,
+            "batch_size": self.batch_size,
+            "window_rows": images.window_rows,
+        }
+        unit_starts, mix = images.table.units.first, self.mix(images)
+        if mix is not None:
+            return mix.windows(unit_starts, **how)
+        return plan.epoch_windows(rows, unit_starts, **how)
 
     def count(self, images: Images, wanted: Pass) -> int:
         """Return the number of windows of a pass, the same in every training epoch."""
@@ -302,7 +358,7 @@ class _Decoded:
 class _Ahead:
     """A Ray Data execution over several passes, in order, with one task per window."""
 
-    def __init__(self, reference: Reference, images: Images, rank_plan: _Plan, passes: list[Pass]):
+    def __init__(self, shared: SharedImages, images: Images, rank_plan: _Plan, passes: list[Pass]):
         counts = {part: rank_plan.count(images, part) for part in dict.fromkeys(passes[:2])}
         tasks = [
             (turn, number)
@@ -312,13 +368,13 @@ class _Ahead:
         self._passes = passes
         self._turn = 0
         self._blocks: Generator[Arrays, None, None] = self._execute(
-            reference, rank_plan, passes, tasks
+            shared, rank_plan, passes, tasks
         )
         self._held: Arrays | None = next(self._blocks, None)
 
     @staticmethod
     def _execute(
-        reference: Reference,
+        shared: SharedImages,
         rank_plan: _Plan,
         passes: list[Pass],
         tasks: list[tuple[int, int]],
@@ -331,7 +387,7 @@ class _Ahead:
         def load(batch: Arrays) -> Arrays:
             turn, number = tasks[int(batch["id"][0])]
             part = passes[turn]
-            images: Images = references.get(reference)
+            images = shared.get()
             transform = images.transform(part.split, rank_plan.views)
             try:
                 window = load_window(

@@ -10,9 +10,7 @@ import contextlib
 import functools
 import logging
 import re
-import tempfile
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from raygkd.deploy.modules import Run
 from raygkd.errors import RunFailed
 from raygkd.rayrun.cluster import Resources
 from raygkd.storage.atomic_files import Place
+from raygkd.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -196,8 +195,8 @@ def _model(content: ObjectRef) -> Run:
     """Return the model in this process, which loads it once."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="raygkd-") as folder:
-        return load_model(unpacked(ray.get(content), Path(folder)))[1]
+    with temporary_folder("files") as folder:
+        return load_model(unpacked(ray.get(content), folder))[1]
 
 
 def _applied(run: Run, batch: Arrays, facts: Facts, top: int, threshold: float) -> Arrays:

@@ -51,18 +51,18 @@ def connect(address: str | None) -> JobSubmissionClient:
         version = client._server_ray_version
     except AuthenticationError as error:
         raise ResourceError(
-            f"the cluster at {address} rejects this machine's token: set RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
+            f"the cluster at {address} rejects this machine's token; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
         ) from error
     except (OSError, RuntimeError, ValueError, requests.RequestException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ResourceError(
-            f"no Ray dashboard answers at {address} ({reason}): give the head's with --address, as "
-            "in http://HOST:8265"
+            f"no Ray dashboard answers at {address} ({reason}); pass that of the head node with "
+            "--address, such as http://HOST:8265"
         ) from error
     if version.split(".")[:2] != ray.__version__.split(".")[:2]:
         raise ResourceError(
-            f"the cluster at {address} runs Ray {version} and this machine {ray.__version__}: "
+            f"the cluster at {address} runs Ray {version} and this machine {ray.__version__}; "
             f"install 'ray[default,train,tune]=={version}' here"
         )
     return client
@@ -88,7 +88,7 @@ def package(arguments: Sequence[str], files: Sequence[str], folder: Path) -> lis
         largest = max(names, key=lambda path: Path(path).stat().st_size)
         raise ResourceError(
             f"{largest}: a job can upload at most {LIMIT >> 20} MiB and this one has "
-            f"{size / 2**20:.1f}: put the file on storage that all nodes share and give its path "
+            f"{size / 2**20:.1f}; put the file on storage that all nodes share and pass its path "
             "there"
         )
     renamed = []
@@ -137,7 +137,7 @@ def submit(client: JobSubmissionClient, arguments: Sequence[str], folder: Path) 
         # a head that has just started has nobody yet who takes jobs
         reason = str(error).strip().splitlines()[-1][:200]
         raise ResourceError(
-            f"the cluster at {client.get_address()} does not accept the job ({reason}): try again "
+            f"the cluster at {client.get_address()} does not accept the job ({reason}); try again "
             "in a minute, and look at 'ray status' there"
         ) from error
 

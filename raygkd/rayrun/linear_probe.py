@@ -118,12 +118,12 @@ def fit(
     """
     if len(np.unique(train.labels_N)) < 2 or len(val.labels_N) == 0:
         raise DataError(
-            "--teacher-mode probe: the training images must be of two classes or more, and there "
-            "must be validation images: add labelled images, or choose --teacher-mode finetune"
+            "--teacher-mode probe: it needs training images of two classes or more, and validation "
+            "images; add labelled images, or choose --teacher-mode finetune"
         )
     if not all(np.isfinite(split.inputs_ND).all() for split in (train, val)):
         raise DataError(
-            "--teacher-mode probe: the teacher's features are not finite: give other "
+            "--teacher-mode probe: the teacher's features are not finite; choose other "
             "--teacher-weights"
         )
     # takes a second to import

@@ -123,7 +123,7 @@ def require_shared(option: str, place: Path, witness: Path) -> None:
     for address, size in seen.items():
         if ray.get(size, timeout=LOOK_SECONDS) != _size(witness):
             raise ResourceError(
-                f"{option} {place}: node {address} of the cluster does not see it: give a path "
+                f"{option} {place}: node {address} of the cluster does not see it; choose a path "
                 "on storage that all nodes share (such as NFS), or s3://BUCKET/PATH"
             )
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +23,13 @@ from ray.tune.search import Searcher
 from raygkd.engine.patience import STOPPED_EARLY
 from raygkd.errors import DataError
 from raygkd.metrics.ranking import WORST, higher_is_better, rank
-from raygkd.rayrun.worker import METRIC
+from raygkd.rayrun.worker import METRIC, METRICS
 from raygkd.storage.atomic_files import Place, make_folder
-from raygkd.storage.journal import open_journal
+from raygkd.storage.journal import open_journal, read_entries
 
 JOURNAL = "trials.jsonl"
+# a line of it: what a trial has been given, or the metrics of one of its epochs
+EVENT = {"trial": int, "params?": dict[str, Any], "metrics?": METRICS}
 # how much of a score a loss can cost where trials are ordered
 TIE_BREAK = 1e-6
 _log = logging.getLogger(__name__)
@@ -110,6 +112,8 @@ class History:
         score: what trials are ranked by, as in ``--score``. Searcher and scheduler get its rank,
             which is larger for a better trial.
         spared: so many first trials are never stopped early.
+        is_late: tells whether the time is over, so that no trial begins or continues. A resumed
+            search continues the trials that this has stopped.
 
     Attributes:
         trials: those that have started, by number.
@@ -130,12 +134,14 @@ class History:
         observer: SearchObserver,
         score: str = "auto",
         spared: int = 0,
+        is_late: Callable[[], bool] = lambda: False,
     ):
         self.trials: list[Trial] = []
         self._path, self._journal = path, open_journal(path)
         self._searcher, self._scheduler = searcher, scheduler
         self._number_of_trials, self._epochs, self._seed = trials, epochs, seed
         self._observer, self._score, self._spared = observer, score, spared
+        self._is_late = is_late
         make_folder(path.parent)
         self._replay()
         for trial in self.trials:
@@ -143,8 +149,13 @@ class History:
         self._waiting = [trial for trial in self.trials if not trial.is_over]
 
     @property
+    def is_late(self) -> bool:
+        """Whether the time is over and a trial has a score, so that no other one begins."""
+        return self._is_late() and any(trial.epochs for trial in self.trials)
+
+    @property
     def left(self) -> int:
-        """Number of trials that ``begin`` will return."""
+        """Number of trials that ``begin`` will return, if there is time."""
         return len(self._waiting) + self._number_of_trials - len(self.trials)
 
     def begin(self) -> Trial:
@@ -164,6 +175,8 @@ class History:
             return
         values = dict(metrics)
         self._decide(trial, values)
+        if not trial.is_over and self._is_late():
+            trial.status = "stopped"
         self._observer.reported(trial, values)
         if trial.is_over:
             self._observer.ended(trial)
@@ -221,9 +234,8 @@ class History:
     def _replay(self) -> None:
         """Restore the state from the journal."""
         # a trial that failed is tried again, from its checkpoint
-        for number, line in enumerate(self._journal.lines(), start=1):
+        for number, event in enumerate(read_entries(self._path, EVENT), start=1):
             try:
-                event = json.loads(line)
                 self._apply(event)
             except (ValueError, KeyError, IndexError) as error:
                 raise DataError(f"{self._path} line {number} is damaged") from error
@@ -233,8 +245,8 @@ class History:
             trial = self._draw()
             if trial.params != event["params"]:
                 _log.warning(
-                    "trial %d: the settings drawn now are %s and were %s, since another version of "
-                    "a library draws other settings; the trial keeps its earlier settings",
+                    "trial %d: the settings drawn now are %s, but were %s in the earlier process, "
+                    "because a library has another version; the trial keeps its earlier settings",
                     trial.number,
                     trial.params,
                     event["params"],
@@ -251,11 +263,7 @@ def read_epochs(path: Place) -> dict[int, list[dict[str, float]]]:
         DataError: the journal is damaged.
     """
     found: dict[int, list[dict[str, float]]] = {}
-    for line in open_journal(path).lines():
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path} is damaged: it cannot be read as JSON") from error
+    for event in read_entries(path, EVENT):
         if "metrics" in event:
             found.setdefault(event["trial"], []).append(event["metrics"])
     return found
@@ -263,12 +271,12 @@ def read_epochs(path: Place) -> dict[int, list[dict[str, float]]]:
 
 def _handle(trial: Trial) -> Any:
     """Return a stand-in for Tune's trial, for a scheduler."""
-    return SimpleNamespace(trial_id=trial.name)
+    return SimpleNamespace(trial_id=trial.name, params=trial.params)
 
 
 def _ranked(metrics: Mapping[str, float], score: str) -> dict[str, float]:
     """Return metrics with the rank in the place of the score, see ``rank``."""
-    # 0, the score of a trial that diverged, is no bad one where lower is better
+    # 0, the score of a trial that diverged, is not a bad one where lower is better
     is_worst = metrics.get("diverged") and not higher_is_better(score)
     return {**metrics, METRIC: WORST if is_worst else rank(metrics[METRIC], score)}
 

@@ -78,8 +78,9 @@ def _measure(
                 device=device,
             )
             training.objective.train()
-            measure_shares(training, batch)
-            steps[name] = functools.partial(training_step, training, batch)
+            shown = training.shown(batch, 0)
+            measure_shares(training, shown)
+            steps[name] = functools.partial(training_step, training, shown)
             peak = peak_bytes(steps[name], device)
             costs[name] = {"peak_mb": (peak + state_bytes(training)) / MIB}
         timings = interleaved(steps, ROUNDS)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -26,10 +26,27 @@ from raygkd.config import LevelPair
 from raygkd.data.views import UNCHANGED, Views
 
 Rows = NDArray[np.int64]
-# seed and epoch (0 where all have the same images), changes of the images, and images of a batch:
-# one of another size is rounded in another way, and a trial's results would depend on which other
-# trials came before
-Key = tuple[int, int, Views, int]
+
+
+class Key(NamedTuple):
+    """What the outputs for a row depend on besides the row.
+
+    Attributes:
+        teacher: name.
+        augment: kind of the training transform.
+        seed, epoch: of the augmentation; 0 where all have the same images.
+        views: changes of the images after their crop.
+        batch: images of a batch. One of another size is rounded in another way, and a trial's
+            results would depend on which other trials came before.
+    """
+
+    teacher: str
+    augment: str
+    seed: int
+    epoch: int
+    views: Views
+    batch: int
+
 
 # a directory is small; an actor that does not return it by then counts as lost
 REPLY_SECONDS = 60.0
@@ -114,15 +131,26 @@ class TeacherCache:
     keeper: Any
     levels: tuple[LevelPair, ...] | None
 
-    def open(self, *, seed: int, repeats: bool, views: Views = UNCHANGED) -> CachedTeacher:
+    def open(
+        self,
+        *,
+        seed: int,
+        repeats: bool,
+        views: Views = UNCHANGED,
+        teacher: str = "",
+        augment: str = "",
+    ) -> CachedTeacher:
         """Return the access of one rank.
 
         Args:
+            teacher: its name, where there are several.
+            augment: kind of the training transform, where there are several.
             seed: of the augmentation.
             views: changes of the images after their crop.
             repeats: there is no augmentation, so all epochs have the same images.
         """
-        return CachedTeacher(self.keeper, self.levels, seed=seed, views=views, repeats=repeats)
+        key = Key(teacher, augment, 0 if repeats else seed, 0, views, 0)
+        return CachedTeacher(self.keeper, self.levels, key, repeats=repeats)
 
 
 def start_cache(limit: int, levels: tuple[LevelPair, ...] | None) -> TeacherCache:
@@ -136,8 +164,7 @@ class CachedTeacher:
     Args:
         keeper: handle of the actor.
         levels: see ``TeacherCache``.
-        seed: of the augmentation.
-        views: changes of the images after their crop.
+        key: of all batches, but for epoch and batch size.
         repeats: there is no augmentation, so the outputs of one epoch hold for all.
     """
 
@@ -145,13 +172,12 @@ class CachedTeacher:
         self,
         keeper: Any,
         levels: tuple[LevelPair, ...] | None,
+        key: Key,
         *,
-        seed: int,
-        views: Views,
         repeats: bool,
     ):
         self.levels = levels
-        self._keeper, self._seed, self._views, self._repeats = keeper, seed, views, repeats
+        self._keeper, self._own_key, self._repeats = keeper, key, repeats
         self._epoch: int | None = None
         self._directory = _Directory([])
         self._full = False
@@ -196,8 +222,7 @@ class CachedTeacher:
             self._give_up(error)
 
     def _key(self, epoch: int, rows_B: Tensor) -> Key:
-        seed, epoch = (0, 0) if self._repeats else (self._seed, epoch)
-        return seed, epoch, self._views, len(rows_B)
+        return self._own_key._replace(epoch=0 if self._repeats else epoch, batch=len(rows_B))
 
     def _give_up(self, error: RayError) -> None:
         reason = " ".join(str(error).split())[:200]

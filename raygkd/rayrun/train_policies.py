@@ -32,7 +32,7 @@ class FaultsAlone(DefaultFailurePolicy):
             return FailureDecision.RAISE
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
-            # there is no room now; to wait for a node is no failure
+            # there is no room now, and waiting for a node does not count as a failure
             return FailureDecision.RETRY
         return super().make_decision(training_failed_error)
 

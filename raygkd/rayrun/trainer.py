@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -14,9 +13,9 @@ from raygkd.config import ClusterConfig
 from raygkd.errors import RunFailed, UserError
 from raygkd.rayrun.cluster import is_joined
 from raygkd.rayrun.step_progress import StepReport, TellSteps
-from raygkd.rayrun.worker import CHECKPOINT, JOURNAL, Epochs, Job, journalled, run_epochs
+from raygkd.rayrun.worker import CHECKPOINT, JOURNAL, METRICS, Epochs, Job, journalled, run_epochs
 from raygkd.storage.atomic_files import Place, make_folder
-from raygkd.storage.journal import open_journal
+from raygkd.storage.journal import read_entries
 
 OnEpoch = Callable[[dict[str, float]], None]
 _log = logging.getLogger(__name__)
@@ -88,8 +87,7 @@ def _train_here(
 
 def _epochs_here(job: Job, cluster: ClusterConfig, on_step: TellSteps) -> Epochs:
     """Yield the metrics of every epoch of a run, those in its journal first."""
-    journal = open_journal(job.folder / JOURNAL)
-    known = [json.loads(line) for line in journal.lines()]
+    known = read_entries(job.folder / JOURNAL, METRICS)
     yield from known
     device = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
     report = StepReport(on_step, job.settings().optim.batch_size)
@@ -112,4 +110,4 @@ def _threads(cpus: float) -> Iterator[None]:
 
 def last_metrics(folder: Place) -> dict[str, float]:
     """Return the metrics of a run's last epoch, from its journal."""
-    return json.loads(open_journal(folder / JOURNAL).lines()[-1])
+    return read_entries(folder / JOURNAL, METRICS)[-1]

@@ -6,24 +6,22 @@ Tune runs the trials; the history decides on their settings and when they stop.
 from __future__ import annotations
 
 import contextlib
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raygkd.config import ClusterConfig, Config
-from raygkd.config.search_space import Dimension, in_space
+from raygkd.config.search_space import Dimension
 from raygkd.errors import StorageError
 from raygkd.metrics.ranking import higher_is_better, rank
 from raygkd.rayrun.ray_internals import keep_credentials_here
 from raygkd.rayrun.search_history import JOURNAL, History, SearchObserver, Trial
+from raygkd.rayrun.searchers import CostsOf, ListedSettings, scheduler, searcher
 from raygkd.rayrun.trainables import (
     ERROR,
     IS_MISTAKE,
@@ -34,6 +32,7 @@ from raygkd.rayrun.trainables import (
 )
 from raygkd.rayrun.worker import CHECKPOINT, METRIC, Job, trial_folder
 from raygkd.storage.atomic_files import Place, storage_errors
+from raygkd.storage.temporary import temporary_folder
 
 keep_credentials_here()
 # the actor of a trial that trains in workers of its own takes no CPU, or two trials could wait for
@@ -92,7 +91,7 @@ class _Driver:
     def begin(cls, trial_id: str) -> Trial | None:
         """Return the next trial; None if there is no other."""
         with cls._noting_problems():
-            if cls.problem is None and cls.history.left:
+            if cls.problem is None and cls.history.left and not cls.history.is_late:
                 trial = cls.trials[trial_id] = cls.history.begin()
                 return trial
         return None
@@ -191,95 +190,6 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-class RandomSettings(Searcher):
-    """Draws the settings of each trial independently.
-
-    Args:
-        domains: setting -> Tune's sampling domain.
-        seed: of the draws.
-    """
-
-    def __init__(self, domains: Mapping[str, Any], seed: int):
-        super().__init__(METRIC, "max")
-        self._domains = domains
-        self._random = np.random.default_rng(seed)
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return the settings of the next trial."""
-        return {
-            name: domain.sample(random_state=self._random) for name, domain in self._domains.items()
-        }
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Ignore the outcome of a trial."""
-
-    def add_evaluated_point(self, parameters: Any, value: float, **details: Any) -> None:
-        """Ignore the outcome of settings that were not drawn."""
-
-
-class FirstSettings(Searcher):
-    """Returns given settings for the first trials, then those that another searcher draws.
-
-    Args:
-        first: settings of the first trials.
-        then: draws the others; it gets the outcomes of all trials in its space.
-        space: that it draws from.
-    """
-
-    def __init__(
-        self, first: Sequence[Mapping[str, Any]], then: Searcher, space: Sequence[Dimension]
-    ):
-        super().__init__(METRIC, "max")
-        self._first, self._then, self._space = first, then, space
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the settings of the trial with this number."""
-        if self._is_first(trial_id):
-            return dict(self._first[int(trial_id)])
-        return self._then.suggest(trial_id)
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report the metrics of an epoch of a drawn trial."""
-        if not self._is_first(trial_id):
-            self._then.on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Report the outcome of a trial."""
-        if not self._is_first(trial_id):
-            self._then.on_trial_complete(trial_id, result, error)
-        elif result and in_space(self._first[int(trial_id)], self._space):
-            self._then.add_evaluated_point(dict(self._first[int(trial_id)]), result[METRIC])
-
-    def _is_first(self, trial_id: str) -> bool:
-        return int(trial_id) < len(self._first)
-
-
-class ListedSettings(Searcher):
-    """Returns given settings one after the other.
-
-    Args:
-        settings: of each trial.
-    """
-
-    def __init__(self, settings: Sequence[Mapping[str, Any]]):
-        super().__init__(METRIC, "max")
-        self._settings = settings
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return the settings of the trial with this number."""
-        return dict(self._settings[int(trial_id)])
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Ignore the outcome of a trial."""
-
-
-def tune_domain(dimension: Dimension) -> Any:
-    """Return Tune's sampling domain of a searched setting."""
-    if dimension.kind == "choice":
-        return tune.choice(list(dimension.values))
-    return getattr(tune, dimension.kind)(*dimension.values)
-
-
 def run_search(
     job: Job,
     config: Config,
@@ -289,6 +199,8 @@ def run_search(
     concurrent: int,
     observer: SearchObserver,
     first: Sequence[Mapping[str, Any]] = (),
+    is_late: Callable[[], bool] = lambda: False,
+    costs_of: CostsOf | None = None,
 ) -> list[TrialResult]:
     """Run all trials; return them, best first.
 
@@ -302,14 +214,24 @@ def run_search(
         concurrent: trials at the same time.
         observer: receives the events.
         first: settings of the first trials, which are never stopped early; the others are drawn.
+        is_late: tells whether the time of the trials is over.
+        costs_of: gives the costs of a trial that are aims besides its score; None if there are
+            none.
 
     Raises:
         StorageError: a checkpoint or the journal cannot be written.
     """
-    searching = searcher(config, space, first)
+    searching = searcher(config, space, first, costs_of)
     trials = config.search.trials
     history = _history(
-        job, config, searching, scheduler(config), trials, observer, spared=len(first)
+        job,
+        config,
+        searching,
+        scheduler(config, space),
+        trials,
+        observer,
+        spared=len(first),
+        is_late=is_late,
     )
     results = _run(job, config, history, cpus=cpus, concurrent=concurrent)
     score = config.data.score
@@ -360,6 +282,7 @@ def _history(
     trials: int,
     observer: SearchObserver,
     spared: int = 0,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> History:
     """Return the history in the job's folder, to resume it."""
     return History(
@@ -372,6 +295,7 @@ def _history(
         observer=observer,
         score=config.data.score,
         spared=spared,
+        is_late=is_late,
     )
 
 
@@ -381,9 +305,9 @@ def _run(
     """Run the remaining trials of a history; return all trials by number."""
     if history.left:
         _Driver.serve(history)
-        with tempfile.TemporaryDirectory(prefix="raygkd-tune-") as folder:
+        with temporary_folder("tune") as folder:
             tuner = _tuner(job, config, history.left, cpus, concurrent, folder)
-            with storage_errors(Path(folder)):
+            with storage_errors(folder):
                 tuner.fit()
         if _Driver.problem is not None:
             raise _Driver.problem
@@ -392,7 +316,7 @@ def _run(
 
 
 def _tuner(
-    job: Job, config: Config, trials: int, cpus: float, concurrent: int, folder: str
+    job: Job, config: Config, trials: int, cpus: float, concurrent: int, folder: Path
 ) -> tune.Tuner:
     return tune.Tuner(
         _trainable(job, config.cluster, cpus),
@@ -408,7 +332,7 @@ def _tuner(
         run_config=tune.RunConfig(
             name="search",
             # checkpoints and history are ours; what Tune writes serves its own way to resume
-            storage_path=folder,
+            storage_path=str(folder),
             verbose=0,
             callbacks=[_Faults()],
             stop=_Problems(),
@@ -429,52 +353,6 @@ def _trainable(job: Job, cluster: ClusterConfig, cpus: float) -> Any:
     return tune.with_resources(
         tune.with_parameters(DistributedTrial, job=job, cluster=cluster, cpus=cpus),
         tune.PlacementGroupFactory([_TRIAL_BUNDLE]),
-    )
-
-
-def searcher(
-    config: Config, space: Sequence[Dimension], first: Sequence[Mapping[str, Any]] = ()
-) -> Searcher:
-    """Return the searcher, which draws the settings of the trials after the first ones."""
-    drawing = _drawing(config, space)
-    return FirstSettings(first, drawing, space) if first else drawing
-
-
-def _drawing(config: Config, space: Sequence[Dimension]) -> Searcher:
-    domains = {dimension.name: tune_domain(dimension) for dimension in space}
-    if config.search.searcher == "random":
-        return RandomSettings(domains, config.optim.seed)
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # it warns that lists, such as choices of levels, cannot be kept in a store; there is none
-    warnings.filterwarnings("ignore", "Choices for a categorical distribution", UserWarning)
-    tpe = OptunaSearch(seed=config.optim.seed)
-    tpe.set_search_properties(METRIC, "max", domains)
-    return tpe
-
-
-def scheduler(config: Config) -> TrialScheduler:
-    """Return the scheduler, which stops trials early."""
-    search, epochs = config.search, config.optim.epochs
-    if search.scheduler == "none":
-        return FIFOScheduler()
-    # a bracket's grace period is that of the one before, times the reduction factor
-    brackets = 1
-    while (
-        search.scheduler == "hyperband"
-        and search.grace_period * search.reduction_factor**brackets < epochs
-    ):
-        brackets += 1
-    return AsyncHyperBandScheduler(
-        time_attr="epoch",
-        metric=METRIC,
-        mode="max",
-        max_t=epochs,
-        grace_period=search.grace_period,
-        reduction_factor=search.reduction_factor,
-        brackets=brackets,
     )
 
 

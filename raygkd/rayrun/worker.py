@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,13 +16,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raygkd import config as configuration
-from raygkd.assembly.methods import distils, uses_teacher
+from raygkd.assembly.methods import distils, share_of_epoch, uses_teacher
 from raygkd.assembly.recipes import views_of
 from raygkd.assembly.training import build_task, build_training
 from raygkd.config import Config
 from raygkd.engine import Training, read_checkpoint, restore, run_epoch, save_checkpoint
-from raygkd.errors import Diverged, Stopped
+from raygkd.errors import DataError, Diverged, Stopped
 from raygkd.models import ModelFile
+from raygkd.models.fake_quantised import QuantisedGraph
 from raygkd.rayrun import references
 from raygkd.rayrun.finished_models import here_or_on_gpu, model_on_images
 from raygkd.rayrun.image_stream import RayStream, SharedImages
@@ -42,6 +43,7 @@ Epochs = Generator[dict[str, float], None, None]
 CHECKPOINT = "checkpoint.pt"
 # the metrics of every epoch, a line each
 JOURNAL = "metrics.jsonl"
+METRICS = dict[str, float | bool | None]
 # what a training is judged by, and a search ranks its trials by
 METRIC = "val_score"
 # what a trial scores whose loss is not finite: below any accuracy, and a number that can be ranked
@@ -56,10 +58,12 @@ class Job:
         config: the run's settings as plain values.
         images: the shared images.
         teacher: reference to the teacher's ModelFile; None where the method needs none.
+        teachers: name -> reference, of the teachers that a search chooses from.
         folder: of the run, absolute and on storage that all nodes share; it has the checkpoint,
             and its name is that of the run.
         stop: folder of stop requests.
         teacher_cache: cached outputs of the teacher; None to always compute them.
+        graph: reference to the QuantisedGraph of a student that is trained in 8 bits.
     """
 
     config: dict[str, Any]
@@ -68,6 +72,8 @@ class Job:
     folder: Place
     stop: StopFolder
     teacher_cache: TeacherCache | None = None
+    teachers: Mapping[str, Reference] = field(default_factory=dict)
+    graph: Reference | None = None
 
     def settings(self, changes: Mapping[str, Any] | None = None) -> Config:
         """Return the configuration with the settings of a trial applied."""
@@ -79,6 +85,8 @@ class Job:
         return dataclasses.replace(
             self,
             config=configuration.to_mapping(self.settings(changes)),
+            images=self.images.of_trial(changes),
+            teacher=self.teachers.get(changes.get("teacher", ""), self.teacher),
             folder=trial_folder(self.folder, number),
         )
 
@@ -108,8 +116,19 @@ def make_job(
     *,
     folder: Place,
     stop: StopFolder,
+    teachers: Mapping[str, ModelFile] | None = None,
+    graph: QuantisedGraph | None = None,
 ) -> Job:
-    """Return a job whose teacher is in the object store, with its cache if there is one."""
+    """Return a job whose teacher is in the object store, with its cache if there is one.
+
+    Args:
+        config: the run's settings.
+        images: the shared images.
+        teacher: if the method needs one.
+        folder: of the run.
+        stop: folder of stop requests.
+        teachers: name -> teacher, of those that a search chooses from.
+    """
     cache = None
     if needs_cache(config):
         from raygkd.rayrun.teacher_cache import start_cache
@@ -122,6 +141,8 @@ def make_job(
         folder=folder,
         stop=stop,
         teacher_cache=cache,
+        teachers={name: references.put(one) for name, one in (teachers or {}).items()},
+        graph=references.put(graph) if graph is not None else None,
     )
 
 
@@ -151,12 +172,20 @@ def make_training(
         rank=rank,
         world_size=world_size,
         views=views,
+        unlabelled_share=share_of_epoch(config, job.images.spec),
+        skips_unlabelled=not distils(config),
     )
     teacher = references.get(job.teacher) if job.teacher is not None else None
     store = None
     cache = job.teacher_cache if distils(config) else None
     if cache is not None:
-        store = cache.open(seed=config.optim.seed, views=views, repeats=stream.repeats)
+        store = cache.open(
+            teacher=config.model.teacher,
+            seed=config.optim.seed,
+            augment=job.images.augment or job.images.spec.augment,
+            views=views,
+            repeats=stream.repeats,
+        )
     return build_training(
         config,
         spec=job.images.spec,
@@ -167,6 +196,7 @@ def make_training(
         parallel=parallel,
         begun=begun,
         teacher_store=store,
+        graph=references.get(job.graph) if job.graph is not None else None,
     )
 
 
@@ -206,7 +236,7 @@ def run_epochs(
     )
     try:
         if state:
-            restore(training, state)
+            _restore(training, state, job.folder)
         told = {"workers": float(world_size)}
         if training.metrics:
             yield training.metrics | told
@@ -281,6 +311,14 @@ def serve_trials(served: ServedTrials) -> None:
                 order = _order_of_rank_0(served.mailbox)
 
 
+def _restore(training: Training, state: dict[str, Any], folder: Place) -> None:
+    """Restore a run from its checkpoint; see ``restore``."""
+    try:
+        restore(training, state)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}; remove the folder to train anew") from error
+
+
 def _order_of_rank_0(mailbox: ActorHandle) -> Order | None:
     """Return the next order, as received by rank 0, on all ranks."""
     import ray
@@ -321,7 +359,13 @@ def _parallel(device: torch.device, world_size: int) -> Callable[[nn.Module], nn
     if world_size == 1:
         return lambda module: module
     ids = [device] if device.type == "cuda" else None
-    return lambda module: DistributedDataParallel(module, device_ids=ids)
+
+    def wrapped(module: nn.Module) -> nn.Module:
+        return DistributedDataParallel(
+            module, device_ids=ids, find_unused_parameters=not getattr(module, "trains_all", True)
+        )
+
+    return wrapped
 
 
 def score_models(
@@ -361,6 +405,6 @@ def score(
 ) -> dict[str, Any]:
     """Return ``Task.score`` of a saved model on a split, in this process."""
     with model_on_images(model_file, images, batch_size) as (model, stream, inputs):
-        return build_task(images.spec, stream.boxes).score(
+        return build_task(images.spec, stream).score(
             model, stream.eval_batches(split), inputs, by_image=True
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from raygkd.config import yaml_mapping
+from raygkd.config import recorded_settings
 from raygkd.deploy.facts import Facts
 from raygkd.models import LoadedWeights, ModelFile
 from raygkd.version import __version__
@@ -20,7 +20,10 @@ model.load_state_dict(load_file({file!r}))
 model.eval()
 ```"""
 # settings that may be paths of this machine
-_PATHS = ("data_dir", "teacher", "teacher_weights", "student_weights", "space", "warm_start")
+_PATHS = (
+    *("data_dir", "unlabelled", "teacher", "teacher_weights", "student_weights", "space"),
+    "warm_start",
+)
 _RESIZE = {
     "stretch": "stretched to a square",
     "centre-crop": "cropped to the centre square, 7/8 of the shorter side",
@@ -49,7 +52,7 @@ def model_card(
     """
     import yaml
 
-    settings = yaml_mapping(model_file.config, where="the model file's settings")
+    settings = recorded_settings(model_file.config, where="the model file's settings")
     data, model, method = (settings.get(name, {}) for name in ("data", "model", "method"))
     dataset = data.get("dataset", "unknown")
     distilled = method.get("method", "none") != "none"

@@ -35,9 +35,9 @@ def draw_confusion(
     classes = len(class_names)
     side = float(np.clip(2.5 + 0.35 * classes, 4.0, 12.0))
     figure = new_figure(side, side + 0.8)
-    axes = figure.add_subplot(title=title, xlabel="class said", ylabel="class of the image")
+    axes = figure.add_subplot(title=title, xlabel="predicted class", ylabel="true class")
     shown = axes.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(shown, ax=axes, label="fraction of the images of the class", shrink=0.8)
+    figure.colorbar(shown, ax=axes, label="fraction of the images of the true class", shrink=0.8)
     if classes <= MOST_NAMES:
         axes.set_xticks(range(classes), class_names, rotation=90)
         axes.set_yticks(range(classes), class_names)

@@ -123,8 +123,8 @@ def detections_section(sheet: Path, per_class: Path) -> Section:
             Picture(
                 sheet,
                 "Detections on test images",
-                "Blue boxes are the objects, orange ones what the student found, with its score. "
-                "An orange box on a blue one of the same class is correct.",
+                "Blue boxes are the objects, orange boxes the student's detections, with their "
+                "scores. An orange box on a blue one of the same class is correct.",
                 is_wide=True,
             ),
             Picture(

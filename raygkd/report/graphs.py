@@ -61,13 +61,13 @@ def graphs_section(
         title="Channel graphs",
         blocks=[
             Words(
-                f"In a channel graph a vertex is a channel of a feature map, and an edge is the "
+                "In a channel graph a vertex is a channel of a feature map, and an edge is the "
                 f"{cosine} of two channels. The student learns to reproduce the teacher's graph at "
                 f"each matched level. Shown are averages over the same {images} validation images, "
                 f"without random changes. The {whose} is seen through its adapter, the 1x1 "
-                "convolution that maps its channels to the teacher's; before training it is the "
-                "student with the weights it begins with, behind the adapter as that begins, and "
-                "its batch normalisation takes the statistics of these images."
+                "convolution that maps its channels to the teacher's; before training, both have "
+                "their initial weights, and batch normalisation uses the statistics of these "
+                "images."
             ),
             Picture(
                 adjacency,

@@ -27,6 +27,7 @@ TERMS = {
     "vertex": (BLUE, "s", "single channels of student and teacher"),
     "edge": (ORANGE, "^", "how alike pairs of channels are"),
     "spectral": (GREEN, "D", "the spectral embeddings of the channel graphs"),
+    "graph-metrics": (VERMILION, "P", "metrics of the channels in their graphs"),
 }
 COLUMNS = 3
 
@@ -67,7 +68,7 @@ def losses_section(
             Picture(
                 together,
                 "Weighted loss terms",
-                f"The training minimises {sums}. The axis is logarithmic: the highest line is the "
+                f"Training minimises {sums}. The axis is logarithmic: the highest line is the "
                 "term with the largest contribution.",
             )
         )

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from raygkd.rayrun.search_history import Trial
 
+# with more trials their lines are thinner
+THICK_TRIALS = 60
 # choices beside an axis: more of them would touch each other
 MOST_TICKS = 9
 
@@ -51,6 +53,7 @@ def search_section(
     trials: Sequence[Trial],
     space: Sequence[Dimension],
     others: Mapping[str, float],
+    students: Sequence[Block] = (),
 ) -> Section:
     """Return the section on a search, with its pictures drawn.
 
@@ -60,6 +63,7 @@ def search_section(
         trials: best first.
         space: the search space.
         others: baseline -> its validation score.
+        students: what is shown of several students, see ``students_blocks``.
     """
     epochs = config.optim.epochs
     rungs = rung_epochs(config.search, epochs)
@@ -69,6 +73,7 @@ def search_section(
     scored = [trial for trial in trials if not (lower and trial.status == "diverged")]
     found = importance(scored, space)
     blocks: list[Block] = [_curves(folder, scored, others, rungs)]
+    blocks += students
     drawn = [trial for trial in scored if in_space(trial.params, space)]
     if len(drawn) > 1 and space:
         path = folder / "settings.png"
@@ -77,15 +82,17 @@ def search_section(
             Picture(
                 path,
                 "Settings and scores",
-                "Each line is a trial: it crosses each axis at the value of that setting, and its "
+                "Each line is a trial: it meets each axis at the value of that setting, and its "
                 "colour is the score after the last epoch. Dark lines that meet on an axis show "
                 "good values of that setting. Thin lines are trials that were stopped early, so "
-                "their scores are from shorter training. Trials with other settings, such as kd, "
-                "are left out.",
+                "their scores are from shorter training. A line is interrupted at the settings "
+                "that its trial does not have. Trials with other settings, such as kd, are left "
+                "out.",
                 is_wide=True,
             )
         )
-    blocks += _importance(folder, found, len(trials))
+    has_cases = any(one.when for one in space)
+    blocks += _importance(folder, found, len(trials), has_cases=has_cases)
     blocks += _stops(config, trials, rows)
     return Section(
         anchor="search",
@@ -114,7 +121,9 @@ def _curves(
     return Picture(path, "Score of every trial", text)
 
 
-def _importance(folder: Path, found: Importance | None, trials: int) -> list[Block]:
+def _importance(
+    folder: Path, found: Importance | None, trials: int, *, has_cases: bool
+) -> list[Block]:
     if found is None:
         return [
             Words(
@@ -134,6 +143,8 @@ def _importance(folder: Path, found: Importance | None, trials: int) -> list[Blo
             f" {found.trials} trials are few for {len(found.shares)} settings: treat this as a "
             "hint."
         )
+    if has_cases:
+        text += " Settings that only some trials have are left out."
     return [Picture(path, "Importance of the settings", text)]
 
 
@@ -175,33 +186,66 @@ def draw_settings(path: Path, trials: Sequence[Trial], space: Sequence[Dimension
 
     scored = [trial for trial in trials if trial.epochs]
     scores = [trial.epochs[-1][METRIC] for trial in scored]
-    figure = new_figure(4.4, width=max(7.5, 1.15 * (len(space) + 1)))
-    axes = figure.add_subplot(xlim=(-0.35, len(space) + 0.15), ylim=(-0.04, 1.04))
+    thin = min(1.0, (THICK_TRIALS / max(1, len(scored))) ** 0.5)
+    columns = axes_of(space)
+    figure = new_figure(4.4, width=max(7.5, 1.15 * (len(columns) + 1)))
+    axes = figure.add_subplot(xlim=(-0.35, len(columns) + 0.15), ylim=(-0.04, 1.04))
     low, high = min(scores, default=0.0), max(scores, default=1.0)
     norm = Normalize(low, high if high > low else low + 1e-9)
     colours = ScalarMappable(norm, SCORES)
     for rank, (trial, score) in reversed(list(enumerate(zip(scored, scores)))):
-        heights = [place(dimension, trial.params[dimension.name]) for dimension in space]
+        width = 3.2 if rank == 0 else thin if trial.status == "stopped" else 2 * thin
         axes.plot(
-            range(len(space) + 1),
-            [*heights, float(norm(score))],
+            range(len(columns) + 1),
+            [*heights(trial.params, columns), float(norm(score))],
             color=colours.to_rgba(score),  # type: ignore[arg-type]
-            linewidth=3.2 if rank == 0 else 1.0 if trial.status == "stopped" else 2.0,
+            linewidth=width,
+            # a value between two axes without one would not be seen otherwise
+            marker="o",
+            markersize=1.5 * width,
             solid_joinstyle="round",
             zorder=2 + (rank == 0),
         )
-    for column, dimension in enumerate(space):
+    for column, dimension in enumerate(columns):
         _draw_axis(axes, column, _ticks(dimension))
     last = [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")]
-    _draw_axis(axes, len(space), last if high > low else last[:1])
-    names = [dimension.name.replace("_", "\n") for dimension in space]
-    axes.set_xticks(range(len(space) + 1), [*names, "validation\nscore"], color=INK)
+    _draw_axis(axes, len(columns), last if high > low else last[:1])
+    names = [dimension.name.replace("_", "\n") for dimension in columns]
+    axes.set_xticks(range(len(columns) + 1), [*names, "validation\nscore"], color=INK)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     figure.colorbar(colours, ax=axes, label="score after the last epoch trained", pad=0.02)
     save(figure, path)
+
+
+def axes_of(space: Sequence[Dimension]) -> list[Dimension]:
+    """Return one axis for each setting, over the values that it has in any case.
+
+    Args:
+        space: what was searched; a conditional setting has a dimension for each case.
+    """
+    found: dict[tuple[str, str], Dimension] = {}
+    for one in space:
+        known = found.get((one.name, one.kind))
+        values = one.values
+        if known is not None and one.kind == "choice":
+            values = tuple({show(value): value for value in (*known.values, *values)}.values())
+        elif known is not None:
+            values = min(known.values[0], values[0]), max(known.values[1], values[1])
+        found[one.name, one.kind] = Dimension(one.name, one.kind, values)
+    return list(found.values())
+
+
+def heights(params: Mapping[str, Any], columns: Sequence[Dimension]) -> list[float]:
+    """Return where a trial meets each axis, from 0 to 1; NaN where it does not have the setting.
+
+    Args:
+        params: of the trial.
+        columns: see ``axes_of``.
+    """
+    return [place(one, params[one.name]) if one.name in params else math.nan for one in columns]
 
 
 def place(dimension: Dimension, value: Any) -> float:

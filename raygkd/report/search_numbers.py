@@ -107,19 +107,23 @@ def read_dimensions(facts: Mapping[str, Any]) -> list[Dimension]:
         facts: of the run.
     """
     prefix = "search space, "
-    return [
-        Dimension(name.removeprefix(prefix), kind, tuple(values))
-        for name, drawn in facts.items()
-        if name.startswith(prefix)
-        for kind, values in drawn.items()
-    ]
+    found = []
+    for name, drawn in facts.items():
+        if name.startswith(prefix):
+            # what a conditional setting depends on follows its name
+            own = name.removeprefix(prefix).partition(" of ")[0]
+            ((kind, values),) = ((key, drawn[key]) for key in drawn if key != "when")
+            when = tuple(tuple(case.items()) for case in drawn.get("when", ()))
+            found.append(Dimension(own, kind, tuple(values), when))
+    return found
 
 
 def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importance | None:
     """Return the importance of each searched setting, by functional ANOVA; None if not possible.
 
     Trials that were stopped early have trained less, so all are compared after the same epoch.
-    Trials with settings outside the space, such as those of kd, are left out.
+    Trials with settings outside the space, such as those of kd, are left out, and so are settings
+    that only some trials have.
 
     Args:
         trials: of the search.
@@ -129,6 +133,7 @@ def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importanc
         importance" (ICML 2014), as implemented in Optuna.
     """
     trials = [trial for trial in trials if in_space(trial.params, space)]
+    space = [dimension for dimension in space if not dimension.when]
     whole = [trial.epoch for trial in trials if trial.status in ("finished", "stopped")]
     epoch = min(whole, default=0)
     scored = [(trial, score) for trial in trials if (score := _score_at(trial, epoch)) is not None]

@@ -43,9 +43,9 @@ def repeat_section(folder: Path, repeat: Mapping[str, Any], score: str) -> Secti
         title="Other seeds",
         blocks=[
             Words(
-                f"The best settings and their baselines were retrained with {len(seeds)} other "
-                f"seed(s) ({', '.join(map(str, seeds))}), and so was what they are compared with. "
-                "A lead no larger than its standard deviation may be chance."
+                "The best settings, and the models that they are compared with, were retrained "
+                f"with {len(seeds)} other seed(s) ({', '.join(map(str, seeds))}). A lead no larger "
+                "than its standard deviation may be chance."
             ),
             Table(
                 header,

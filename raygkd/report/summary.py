@@ -19,6 +19,9 @@ _SCORES = {
     "accuracy": "the accuracy, the fraction of images classified correctly, from 0 to 1",
     "map": "the mean average precision over IoU 0.5 to 0.95 (mAP), from 0 to 1",
     "map50": "the mean average precision at IoU 0.5 (mAP50), from 0 to 1",
+    "knn": "the accuracy of a vote of the nearest labelled training images, from 0 to 1",
+    "agreement": "the share of images to which student and teacher give the same class, 0 to 1",
+    "cka": "the linear CKA of the student's features with the teacher's, from 0 to 1",
 }
 
 
@@ -74,6 +77,8 @@ def outcome(models: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
     """
     *others, role = models
     own = models[role]
+    if own["test_score"] is None:
+        return f"The {role} ({own['model']}) learned without labels, so it has no test score."
     text = f"The {role} ({own['model']}) scores {own['test_score']:.4f} on the test images"
     others = [other for other in others if models[other]["test_score"] is not None]
     if not others:

@@ -11,8 +11,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from raygkd.errors import brief
 from raygkd.metrics.metric import registered_metrics
 from raygkd.metrics.ranking import rank
+from raygkd.models import short_name
 
 # rows of a table of classes
 MAX_CLASSES = 40
@@ -39,12 +41,13 @@ def trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         trials: "params", "epochs", "val_score" (None if missing) and "status" of each.
     """
-    table = _table("Trials by validation score")
+    table = new_table("Trials by validation score")
     for name in ("#", "val score", "epochs", "status"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings")
     for place, (trial, row) in enumerate(zip(trials, _settings(trials), strict=True), start=1):
         score = "-" if trial["val_score"] is None else f"{trial['val_score']:.4f}"
+        row = f"{row}: {brief(error, quoted=False)}" if (error := trial.get("error")) else row
         table.add_row(str(place), score, str(trial["epochs"]), trial["status"], row)
     return table
 
@@ -52,7 +55,10 @@ def trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
 def _settings(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the settings of each trial; those with the same names are aligned."""
     rows = [
-        {name: f"{name}={show(value)}" for name, value in trial["params"].items()}
+        {
+            name: f"{name}={short_name(value) if name == 'student' else show(value)}"
+            for name, value in trial["params"].items()
+        }
         for trial in trials
     ]
     lines = []
@@ -69,7 +75,7 @@ def jobs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         rows: "job", "status", "command" and "started" (milliseconds since 1970, or None) of each.
     """
-    table = _table("Jobs")
+    table = new_table("Jobs")
     table.add_column("job", overflow="fold")
     table.add_column("status", no_wrap=True)
     table.add_column("started", no_wrap=True)
@@ -88,7 +94,7 @@ def models_table(rows: Sequence[tuple[str, str, int, float | None]], split: str 
         rows: (role, model, parameters, score); None for a model that was not scored.
         split: of the scores.
     """
-    table = _table(f"Models on the {split} split")
+    table = new_table(f"Models on the {split} split")
     table.add_column("")
     table.add_column("model", overflow="fold")
     for name in ("parameters", "size", f"{split} score"):
@@ -117,7 +123,7 @@ def teacher_note(teacher: float | None, alone: float | None, score: str = "accur
         return None
     return (
         f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
-        "is little to learn from it: use a better one, or train it longer (--teacher-epochs; if "
+        "is little to learn from it; use a better one, or train it longer (--teacher-epochs; if "
         "its weights are pretrained, --teacher-mode finetune)."
     )
 
@@ -145,7 +151,7 @@ def repeat_table(model: str, repeat: Mapping[str, Any]) -> Table:
             "differences", "mean" and "std"; None for a missing score and
             the numbers that depend on it.
     """
-    table = _table("Other seeds, on the test split")
+    table = new_table("Other seeds, on the test split")
     table.add_column("")
     table.add_column("model", overflow="fold")
     for name in ("seeds", "mean", "std"):
@@ -192,7 +198,7 @@ def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def comparison_table(comparison: Mapping[str, Any]) -> Table:
     """Return methods, best mean first; see ``comparison_rows``."""
-    table = _table("Methods on the test split")
+    table = new_table("Methods on the test split")
     table.add_column("#", justify="right", no_wrap=True)
     for name in COMPARED:
         left = name == "method"
@@ -273,7 +279,7 @@ def levels_table(rows: Sequence[Mapping[str, Any]], pairs: Mapping[int, int]) ->
         rows: from ``GraphDistillationLoss.describe``, under the student's levels.
         pairs: level of the student -> level of the teacher.
     """
-    table = _table("Matched levels, student:teacher")
+    table = new_table("Matched levels, student:teacher")
     for name in ("levels", "student CxHxW", "teacher CxHxW", "grid", "adapter", "pairs"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -292,7 +298,7 @@ def doctor_table(checks: Sequence[Mapping[str, str]]) -> Table:
     Args:
         checks: "check", "status", "found" and "advice" of each.
     """
-    table = _table("This installation")
+    table = new_table("This installation")
     table.add_column("check", overflow="fold")
     table.add_column("", no_wrap=True)
     table.add_column("found", overflow="fold")
@@ -303,33 +309,11 @@ def doctor_table(checks: Sequence[Mapping[str, str]]) -> Table:
     return table
 
 
-def export_table(result: Mapping[str, Any]) -> Table:
-    """Return the result of ``raygkd.workflows.export``, one fact per line."""
-    table = _table("Exported", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    check, int8 = result["check"], result["int8"]
-    opset = f", opset {result['opset']}" if result["opset"] else ""
-    table.add_row("file", result["out"])
-    if result["card"]:
-        table.add_row("model card", result["card"])
-    table.add_row("format", f"{result['format']}{opset}{', int8' if int8 else ''}")
-    table.add_row("model", f"{result['model']}, {result['parameters']:,} parameters")
-    before = f" (float32: {int8['bytes_before']:,})" if int8 else ""
-    table.add_row("size", f"{result['bytes']:,} bytes{before}")
-    table.add_row("float32 against the model" if int8 else "against the model", _check(check))
-    if result["no_images"]:
-        table.add_row("images", f"random alone: {result['no_images']}")
-    if int8:
-        table.add_row("int8 against the model", _int8(int8))
-    return table
-
-
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return the result of ``raygkd.workflows.evaluate``: a table of models, and one of classes."""
     models = result["models"]
-    whole = _table(f"Models on {result['images']:,} images of the {result['split']} split")
-    by_class = _table("By class")
+    whole = new_table(f"Models on {result['images']:,} images of the {result['split']} split")
+    by_class = new_table("By class")
     for table in (whole, by_class):
         table.add_column("")
         for given in models:
@@ -358,17 +342,17 @@ def _evaluation_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]
             yield metric.label(), [format(one["scores"][name], metric.form) for one in models]
     yield "calibration error", [_number(one["calibration"]["ece"], ".4f") for one in models]
     yield "parameters", [_number(one["parameters"], ",") for one in models]
-    yield "file, bytes", [f"{one['bytes']:,}" for one in models]
+    yield "file size, bytes", [f"{one['bytes']:,}" for one in models]
     mega = [None if one["flops"] is None else one["flops"] / 1e6 for one in models]
     yield "MFLOPs per image", [_number(value, ",.1f") for value in mega]
     for size in models[0]["latency_ms"]:
         timed = [one["latency_ms"][size] for one in models]
         texts = [f"{of['median']:.2f} (p95 {of['p95']:.2f})" for of in timed]
-        yield f"ms for {size}", texts
+        yield f"ms, batch of {size}", texts
     for size in models[0]["latency_ms"]:
         peaks = [None if one["memory_mb"] is None else one["memory_mb"][size] for one in models]
-        yield f"MiB for {size}", [_number(peak, ",.1f") for peak in peaks]
-    yield "on", [one["hardware"].partition(",")[0] for one in models]
+        yield f"MiB, batch of {size}", [_number(peak, ",.1f") for peak in peaks]
+    yield "hardware", [one["hardware"].partition(",")[0] for one in models]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -377,7 +361,7 @@ def _number(value: float | None, form: str) -> str:
 
 def promotion_table(result: Mapping[str, Any]) -> Table:
     """Return the versions compared by ``raygkd.workflows.promote``."""
-    table = _table(f"{result['name']} on {result['images']:,} test images")
+    table = new_table(f"{result['name']} on {result['images']:,} test images")
     table.add_column("")
     table.add_column("version", justify="right")
     table.add_column("model", overflow="fold")
@@ -406,36 +390,18 @@ def promotion_note(result: Mapping[str, Any]) -> list[str]:
     return [done] if result["same_splits"] else [done, note]
 
 
-def _check(check: Mapping[str, Any]) -> str:
-    found = ""
-    if check["detections"]:
-        found = f", {check['detections']:,} detections, {check['alone']} of them unmatched"
-    return (
-        f"largest difference {check['largest']:.1e} (allowed {check['tolerance']:g}) on "
-        f"{check['images']} inputs, {check['sample_images']} of them images{found}"
-    )
-
-
-def _int8(int8: Mapping[str, Any]) -> str:
-    share = "nothing to compare" if int8["agreement"] is None else f"{int8['agreement']:.1%} agree"
-    on = f"{int8['images']} images" if int8["images"] else "random inputs"
-    if int8["score"] is None or int8["score_before"] is None:
-        return f"{share} on {on}"
-    change = int8["score"] - int8["score_before"]
-    before = f"{change:+.4f} from {int8['score_before']:.4f}"
-    return f"{share} on {on}, score {int8['score']:.4f} ({before})"
-
-
 def info_table(info: Mapping[str, Any]) -> Table:
     """Return the result of ``raygkd.data.inspect.table_info``, one fact per line."""
-    table = _table("Images", show_header=False)
+    table = new_table("Images", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("path", info["path"])
     table.add_row("data set", info["dataset"] or "- (not prepared by raygkd)")
     table.add_row("images", f"{info['images']:,} ({_counts(info['splits'])})")
+    if info["unlabelled"]:
+        table.add_row("without a label", f"{info['unlabelled']:,}")
     table.add_row("files", f"{info['files']:,} with {info['bytes']:,} bytes")
-    table.add_row("looked at", f"{info['sampled']:,} images ({_counts(info['formats'])})")
+    table.add_row("sampled", f"{info['sampled']:,} images ({_counts(info['formats'])})")
     table.add_row("unreadable", f"{info['bad']:,} of those")
     for name in ("width", "height"):
         spread = ", ".join(f"{key} {value:g}" for key, value in info[name].items())
@@ -451,7 +417,7 @@ def classes_table(classes: Mapping[str, Mapping[str, int]]) -> Table:
     Args:
         classes: class name -> split -> images.
     """
-    table = _table(f"{len(classes):,} classes")
+    table = new_table(f"{len(classes):,} classes")
     table.add_column("class", overflow="fold")
     for split in next(iter(classes.values())):
         table.add_column(split, justify="right", no_wrap=True)
@@ -466,7 +432,8 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _table(title: str, *, show_header: bool = True) -> Table:
+def new_table(title: str, *, show_header: bool = True) -> Table:
+    """Return an empty table in the look that all share."""
     return Table(
         title=title,
         title_justify="left",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from raygkd.errors import DataError
 from raygkd.storage.atomic_files import Place, storage_errors
 from raygkd.storage.object_store import RemotePath
+from raygkd.storage.reading import check_type, decode_text, parse_json, read_bytes
 
 # size of a part in an object store, which is rewritten for each of its lines
 PART_BYTES = 64 << 10
@@ -18,7 +20,11 @@ class Journal(Protocol):
     """A file to which one process appends lines, and that any process can read."""
 
     def lines(self) -> list[str]:
-        """Return the lines in the order in which they were appended."""
+        """Return the lines in the order in which they were appended.
+
+        Raises:
+            OSError: they cannot be read, or are not UTF-8.
+        """
         ...
 
     def append(self, line: str) -> None:
@@ -33,6 +39,33 @@ class Journal(Protocol):
 def open_journal(place: Place) -> Journal:
     """Return a journal: a file or, in an object store, a folder of parts."""
     return PartsJournal(place) if isinstance(place, RemotePath) else FileJournal(place)
+
+
+def read_entries(place: Place, kind: Any, *, remedy: str = "") -> list[Any]:
+    """Return the entries of a journal whose lines are JSON; none if there is no journal.
+
+    Args:
+        place: of the journal.
+        kind: of each entry, as in ``check_type``.
+        remedy: what to do with a damaged line, for messages.
+
+    Raises:
+        DataError: a line is damaged, or the journal cannot be read.
+    """
+    try:
+        lines = open_journal(place).lines()
+    except OSError as error:
+        raise DataError(f"{place} cannot be read: {error.strerror}") from error
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = parse_json(line)
+            check_type(entry, kind)
+        except ValueError as error:
+            advice = f"; {remedy}" if remedy else ""
+            raise DataError(f"{place} line {number} is damaged ({error}){advice}") from error
+        entries.append(entry)
+    return entries
 
 
 class FileJournal:
@@ -50,8 +83,8 @@ class FileJournal:
         """Return the complete lines, without a line that a crash truncated."""
         if not self._path.exists():
             return []
-        text = self._path.read_bytes()
-        return text[: text.rfind(b"\n") + 1].decode().splitlines()
+        text = read_bytes(self._path)
+        return decode_text(text[: text.rfind(b"\n") + 1], self._path).splitlines()
 
     def append(self, line: str) -> None:
         """Write a line atomically, after removing a line that a crash truncated."""
@@ -97,7 +130,7 @@ class PartsJournal:
     def lines(self) -> list[str]:
         """Return the lines of all parts."""
         parts = sorted(self._path.iterdir())
-        return b"".join(part.read_bytes() for part in parts).decode().splitlines()
+        return decode_text(b"".join(map(read_bytes, parts)), self._path).splitlines()
 
     def append(self, line: str) -> None:
         """Rewrite the newest part with the new line."""

@@ -6,18 +6,18 @@ Shapes: B batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 from raygkd.storage.atomic_files import local_copy
 from raygkd.storage.object_store import RemotePath
+from raygkd.storage.temporary import temporary_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,40 @@ def log_model(
 ) -> Any:
     """Log a model through the client; return MLflow's record of it.
 
-    ``mlflow.pytorch.log_model`` uses global state, prints, and loads the model as a check.
+    A model that an earlier process of the run has logged is returned; one that it was logging when
+    it was killed is marked as failed. ``mlflow.pytorch.log_model`` uses global state, prints, and
+    loads the model as a check.
     """
+    logged = _logged_before(client, experiment_id, run_id)
+    if logged is None:
+        logged = _log_model(client, experiment_id, run_id, model, example_BCHW)
+    outputs = client.get_run(run_id).outputs
+    known = {one.model_id for one in outputs.model_outputs} if outputs else set()
+    if logged.model_id not in known:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return logged
+
+
+def _logged_before(client: MlflowClient, experiment_id: str, run_id: str) -> Any:
+    """Return the complete model of a run, or None."""
+    complete = None
+    for logged in client.search_logged_models(
+        [experiment_id], filter_string=f"source_run_id = '{run_id}'"
+    ):
+        if logged.status == LoggedModelStatus.READY:
+            complete = logged
+        elif logged.status == LoggedModelStatus.PENDING:
+            client.finalize_logged_model(logged.model_id, "FAILED")
+    return complete
+
+
+def _log_model(
+    client: MlflowClient, experiment_id: str, run_id: str, model: Any, example_BCHW: np.ndarray
+) -> Any:
     logged = client.create_logged_model(experiment_id, "student", source_run_id=run_id)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model"
+        with temporary_folder("model") as folder:
+            path = folder / "model"
             _save_model(path, model, example_BCHW, logged)
             client.log_model_artifacts(logged.model_id, str(path))
     except BaseException:
@@ -53,7 +81,6 @@ def log_model(
             client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return logged
 
 

@@ -120,7 +120,11 @@ def decide(candidate: Registered, uri: str, *, promoted: bool, tags: Mapping[str
 def register(
     client: MlflowClient, name: str, logged: Any, tags: Mapping[str, str], description: str
 ) -> tuple[str, str]:
-    """Register a version of a model; return its number and alias."""
+    """Register a version of a model, unless its run has one already; return its number and alias.
+
+    Every step is done once or found done, so a process that was killed at any moment may call it
+    again.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -128,19 +132,30 @@ def register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(
-        name,
-        # its place, and not its models:/ URI, which a store would look up at the global tracking
-        # URI
-        logged.artifact_location,
-        run_id=logged.source_run_id,
-        model_id=logged.model_id,
-        tags=dict(tags),
-        description=description,
-    ).version
+    version = _version_of(client, name, logged.source_run_id)
+    if version is None:
+        version = client.create_model_version(
+            name,
+            # its place, and not its models:/ URI, which a store would look up at the global
+            # tracking URI
+            logged.artifact_location,
+            run_id=logged.source_run_id,
+            model_id=logged.model_id,
+            tags=dict(tags),
+            description=description,
+        ).version
     held = client.get_registered_model(name).aliases
-    alias = CHALLENGER if CHAMPION in held else CHAMPION
-    client.set_registered_model_alias(name, alias, str(version))
+    own = [alias for alias in (CHAMPION, CHALLENGER) if str(held.get(alias)) == str(version)]
+    alias = own[0] if own else CHALLENGER if CHAMPION in held else CHAMPION
+    if not own:
+        client.set_registered_model_alias(name, alias, str(version))
     link = json.dumps([{"name": name, "version": str(version)}])
     client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
     return str(version), alias
+
+
+def _version_of(client: MlflowClient, name: str, run_id: str) -> str | None:
+    """Return the version of a model that a run has registered, or None."""
+    found = client.search_model_versions(f"run_id = '{run_id}'")
+    numbers = [int(version.version) for version in found if version.name == name]
+    return str(min(numbers)) if numbers else None

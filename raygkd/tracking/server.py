@@ -11,13 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
 from raygkd.errors import ConfigError, ResourceError, RunFailed
+from raygkd.storage.temporary import temporary_folder
+from raygkd.tracking.moved_store import move_places_along
 
 HOST = "127.0.0.1"
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -48,24 +49,26 @@ def serve(output: Path, host: str, port: int) -> None:
         TrackingError: the store cannot be created.
         RunFailed: the server exited unexpectedly.
     """
-    store = output.expanduser().resolve() / "mlflow.db"
+    store = output / "mlflow.db"
     shared = not is_loopback(host)
+    _check_host(host)
     if shared:
         _check_password(host)
     elif not store.is_file():
         raise ConfigError(
-            f"--output {output}: contains no mlflow.db; give the --output of an earlier run, or "
+            f"--output {output}: contains no mlflow.db; pass the --output of an earlier run, or "
             "start one: raygkd tune --dataset digits --trials 8"
         )
     check_port(host, port)
     if shared:
         _make_store(store)
+    move_places_along(store)
     told = _signals()
     _announce(store, host, port, shared)
-    with tempfile.TemporaryDirectory(prefix="raygkd-ui-") as private:
+    with temporary_folder("ui") as private:
         environment = _environment(host, port)
         if shared:
-            environment |= _authentication(Path(private))
+            environment |= _authentication(private)
         _run(_command(store, host, port, shared), environment, told)
 
 
@@ -82,12 +85,12 @@ def _check_password(host: str) -> None:
     if not os.environ.get(USER) or not password:
         raise ConfigError(
             f"--host {host}: serves other machines as well, which requires a password; set {USER} "
-            f"and {PASSWORD}, or leave out --host to serve only this machine"
+            f"and {PASSWORD}, or omit --host to serve only this machine"
         )
     if len(password) < _SHORTEST or password == _REFUSED:
         raise ConfigError(
             f"{PASSWORD}: must have at least {_SHORTEST} characters, and must not be MLflow's old "
-            "default; set another"
+            "default; choose another"
         )
 
 
@@ -99,7 +102,7 @@ def _make_store(store: Path) -> None:
         store.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(
-            f"--output {store.parent}: cannot be created ({error.strerror}); give another folder"
+            f"--output {store.parent}: cannot be created ({error.strerror}); choose another folder"
         ) from error
     make_store(store, SERVED)
 
@@ -120,7 +123,7 @@ def _announce(store: Path, host: str, port: int, shared: bool) -> None:
     print(told, file=sys.stderr, flush=True)
     if shared:
         print(
-            f"to log runs there, give --tracking-uri {url} and set {USER} and {PASSWORD} as here",
+            f"to log runs there, pass --tracking-uri {url} and set {USER} and {PASSWORD} as here",
             file=sys.stderr,
             flush=True,
         )
@@ -250,13 +253,20 @@ def check_port(host: str, port: int) -> None:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise ResourceError(_not_here(host, str(error.strerror))) from error
             raise ResourceError(
-                f"--port {port}: cannot be used on {host} ({error.strerror}); give another, such "
+                f"--port {port}: cannot be used on {host} ({error.strerror}); choose another, such "
                 f"as --port {port + 1}"
             ) from error
 
 
+def _check_host(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ResourceError(_not_here(host, "unknown name")) from error
+
+
 def _not_here(host: str, reason: str) -> str:
     return (
-        f"--host {host}: is not an address of this machine ({reason}); give one, or 0.0.0.0 for "
+        f"--host {host}: is not an address of this machine ({reason}); choose one, or 0.0.0.0 for "
         "all interfaces"
     )

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
+import shutil
 import sqlite3
+import threading
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from raygkd.errors import TrackingError
-from raygkd.storage.atomic_files import Place, is_remote, place
+from raygkd.errors import StorageError, TrackingError, brief
+from raygkd.storage.atomic_files import Place, is_remote, place, whole_file
 from raygkd.tracking.client import client_of, silence_mlflow
+from raygkd.tracking.moved_store import ARTIFACTS, STORE, move_places_along
 from raygkd.tracking.redaction import short_reason, shown
 
 if TYPE_CHECKING:
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 
 # where artifacts are that clients send to their server and ask it for
 SERVED = "mlflow-artifacts:/"
+# what SQLAlchemy uses for a database unless its URI names another
+_DRIVERS = {"postgresql": "psycopg2", "mysql": "MySQLdb", "mssql": "pyodbc"}
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -39,16 +46,36 @@ def chosen_uri(given: str | None, output: str) -> str:
     if is_remote(output) and (uri is None or uri.startswith("sqlite")):
         raise TrackingError(
             f"--output {shown(output)}: needs --tracking-uri http://HOST:PORT of an MLflow server, "
-            "since MLflow's own store is a file: start one with 'raygkd ui --host'"
+            "since MLflow's own store is a file; start one with 'raygkd ui --host'"
         )
-    uri = uri or default_uri(place(output))
+    if uri is None:
+        uri = default_uri(place(output))
+        # they have a meaning in the URI of a store
+        if any(character in uri for character in "?#%"):
+            raise TrackingError(
+                f"--output {brief(output, quoted=False)}: contains ?, # or %, which MLflow's store "
+                "cannot have in its path; choose another folder"
+            )
     scheme, separator, _ = uri.partition("://")
     if not separator or scheme.partition("+")[0] not in _SCHEMES:
         raise TrackingError(
-            f"--tracking-uri {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
+            f"{source_of(uri)} {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
             "no longer has file stores)"
         )
+    driver = _DRIVERS.get(scheme.partition("+")[0])
+    if driver is not None and "+" not in scheme and importlib.util.find_spec(driver) is None:
+        raise TrackingError(
+            f"{source_of(uri)} {shown(uri)}: needs the package {driver}; install it, or pass the "
+            "URL of an MLflow server"
+        )
     return uri
+
+
+def source_of(uri: str) -> str:
+    """Return where the URI of a store came from: the option, or the environment's variable."""
+    return (
+        "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") == uri else "--tracking-uri"
+    )
 
 
 def is_file(uri: str) -> bool:
@@ -58,7 +85,7 @@ def is_file(uri: str) -> bool:
 
 def default_uri(output: Place) -> str:
     """Return the SQLite store inside a local output folder."""
-    return f"sqlite:///{place(output / 'mlflow.db')}"
+    return f"sqlite:///{place(output / STORE)}"
 
 
 def connect(uri: str, experiment: str, output: Place) -> str:
@@ -77,8 +104,9 @@ def connect(uri: str, experiment: str, output: Place) -> str:
     try:
         if local:
             assert isinstance(output, Path)
-            artifacts = (output / "mlartifacts").resolve().as_uri()
+            artifacts = (output / ARTIFACTS).resolve().as_uri()
             make_store(_path_of(uri), artifacts)
+            move_places_along(_path_of(uri))
         found = _experiment(uri, experiment, artifacts if local else None)
     except TrackingError:
         raise
@@ -87,8 +115,7 @@ def connect(uri: str, experiment: str, output: Place) -> str:
         silent = isinstance(error.__context__, OSError)
         reason = "no answer" if silent else short_reason(error, uri)
         raise TrackingError(
-            f"MLflow at {shown(uri)} cannot be used: {reason}; start it, or leave out "
-            "--tracking-uri to log to --output"
+            f"MLflow at {shown(uri)} cannot be used: {reason}; start it, or {_without(uri)}"
         ) from error
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
@@ -97,6 +124,12 @@ def connect(uri: str, experiment: str, output: Place) -> str:
         )
     _check_artifacts(found, uri, local)
     return found.experiment_id
+
+
+def _without(uri: str) -> str:
+    if source_of(uri) == "--tracking-uri":
+        return "omit --tracking-uri to log to --output"
+    return "unset MLFLOW_TRACKING_URI to log to --output"
 
 
 # what the MLflow UI shows above the runs, and that it shows them as those of models in training
@@ -134,8 +167,8 @@ def _check_artifacts(experiment: Experiment, uri: str, local: bool) -> None:
     place, name = urlsplit(experiment.artifact_location), experiment.name
     if local and place.scheme == urlsplit(SERVED).scheme:
         raise TrackingError(
-            f"--experiment {name}: was created through a server, which stores its artifacts; give "
-            "the server as --tracking-uri, or another --experiment"
+            f"--experiment {name}: was created through a server, which stores its artifacts; pass "
+            "the server as --tracking-uri, or choose another --experiment"
         )
     folder = Path(unquote(place.path))
     # MLflow would make the folder here, and nobody would find what is in it
@@ -148,10 +181,15 @@ def _check_artifacts(experiment: Experiment, uri: str, local: bool) -> None:
 
 def existing_store(what: str, uri: str) -> MlflowClient:
     """Return the client of an existing store; a missing store is not created."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise TrackingError(
-            f"{what}: there is no MLflow store at {uri}: give --output or --tracking-uri"
-        )
+    if is_file(uri):
+        path = _path_of(uri)
+        # MLflow would make the tables of an empty one
+        if not path.exists() or not path.stat().st_size:
+            raise TrackingError(
+                f"{what}: there is no MLflow store at {uri}; pass --output or --tracking-uri"
+            )
+        _open_file(path)
+        move_places_along(path)
     return client_of(uri)
 
 
@@ -221,9 +259,13 @@ def _open_file(path: Path) -> None:
             store.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
         raise TrackingError(
-            f"MLflow's store {path} cannot be used: {error}; give another --output, or another "
+            f"MLflow's store {path} cannot be used: {error}; choose another --output, or another "
             "--tracking-uri"
         ) from error
+
+
+# Alembic, which MLflow migrates with, has one state for all threads of a process
+_MIGRATION = threading.Lock()
 
 
 def make_store(path: Path, artifacts: str) -> None:
@@ -243,14 +285,37 @@ def make_store(path: Path, artifacts: str) -> None:
     if path.stat().st_size:
         return
     lock, new = path.with_name(path.name + ".lock"), path.with_name(path.name + ".new")
-    with lock.open("w") as file:
+    with _MIGRATION, lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not path.stat().st_size:
-            silence_mlflow()
-            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
             new.unlink(missing_ok=True)
-            SqlAlchemyStore(f"sqlite:///{new}", artifacts)
+            _write_empty_store(new)
+            with contextlib.closing(sqlite3.connect(new)) as store, store:
+                # MLflow's own experiment
+                own = f"{artifacts.rstrip('/')}/0"
+                store.execute("UPDATE experiments SET artifact_location = ?", (own,))
             os.replace(new, path)
         # whoever still waits for it finds the store made
         lock.unlink(missing_ok=True)
+
+
+def _write_empty_store(path: Path) -> None:
+    """Write an empty store.
+
+    MLflow makes one by all migrations that it ever had, which takes seconds. So the first one of a
+    version of MLflow is kept in the user's cache, and copied from then on.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raygkd"
+    kept = cache / f"mlflow-{version('mlflow')}.db"
+    if kept.exists():
+        shutil.copyfile(kept, path)
+        return
+    silence_mlflow()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(f"sqlite:///{path}", path.parent.as_uri())
+    # a home that cannot be written
+    with contextlib.suppress(OSError, StorageError):
+        cache.mkdir(parents=True, exist_ok=True)
+        with whole_file(kept) as new:
+            shutil.copyfile(path, new)

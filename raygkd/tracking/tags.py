@@ -11,5 +11,7 @@ START_TAG = "raygkd.start"
 FOLDER_TAG = "raygkd.folder"
 # of an evaluation: the run that the model came from
 EVALUATED_TAG = "raygkd.evaluated_run"
+# of a version: its model file in the run's folder, where that is not model.pt
+FILE_TAG = "raygkd.file"
 # of a run and of a version: digits that stand for its images and splits
 IMAGES_TAG = "raygkd.images"

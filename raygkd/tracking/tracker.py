@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import queue
 import threading
 import time
@@ -26,9 +27,10 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from raygkd.errors import StorageError, TrackingError
-from raygkd.storage.atomic_files import Place, local_copy, make_folder, place
+from raygkd.storage.atomic_files import Place, is_remote, local_copy, make_folder, place
 from raygkd.storage.journal import open_journal
 from raygkd.tracking.client import client_of
+from raygkd.tracking.journal_entries import read_journal
 from raygkd.tracking.logged_models import LoggedModel, log_model
 from raygkd.tracking.model_registry import register
 from raygkd.tracking.redaction import short_reason, shown, without_secrets
@@ -159,8 +161,9 @@ class Tracker:
         self._append("tags", key, tags=self._strings(tags))
 
     def figure(self, key: str, path: Place) -> None:
-        """Upload a picture to a run."""
-        self._append("figure", key, path=str(path))
+        """Upload a picture to a run; its path is kept relative, so that the run may be moved."""
+        folder = f"{self.journal.parent}/"
+        self._append("figure", key, path=str(path).removeprefix(folder))
 
     def end(self, key: str, status: str = "FINISHED") -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
@@ -218,7 +221,9 @@ class Tracker:
         except Exception as error:
             # whatever it is, it must not cost the training that came before
             reason = short_reason(error, self._secret_uri)
-            _log.warning("MLflow at %s has no model of run '%s': %s", self.uri, key, reason)
+            _log.warning(
+                "MLflow at %s did not receive the model of run '%s': %s", self.uri, key, reason
+            )
             return None
         model_of_run = LoggedModel(
             uri=logged.model_uri, name=register_as, version=version, alias=alias
@@ -408,7 +413,10 @@ class Tracker:
             self._client.log_text(run_id, operation["text"], operation["file"])
 
     def _send_figure(self, operation: dict[str, Any]) -> None:
-        with local_copy(place(operation["path"])) as path, _store_of_artifacts():
+        given = operation["path"]
+        is_inside = not is_remote(given) and not os.path.isabs(given)
+        picture = self.journal.parent / given if is_inside else place(given)
+        with local_copy(picture) as path, _store_of_artifacts():
             self._client.log_artifact(self._run_ids[operation["key"]], str(path))
 
     def _send_metrics(self, operation: dict[str, Any]) -> None:
@@ -429,18 +437,3 @@ class Tracker:
 
 def _tags(operation: dict[str, Any]) -> list[RunTag]:
     return [RunTag(name, value[:_TAG_LIMIT]) for name, value in operation["tags"].items()]
-
-
-def read_journal(path: Place) -> list[dict[str, Any]]:
-    """Return the entries of a journal; empty if there is none.
-
-    Raises:
-        TrackingError: a line other than the last is damaged.
-    """
-    entries = []
-    for number, line in enumerate(open_journal(path).lines(), start=1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            raise TrackingError(f"{path} line {number} is damaged: delete the line") from None
-    return entries

@@ -7,26 +7,32 @@ from typing import Any
 
 from raygkd.assembly.methods import matches_graphs, reads_logits, scores_teacher, suits
 from raygkd.config import Config, plain
+from raygkd.losses import reads_labels
 from raygkd.registry import METHODS
 
 # settings of one variant: name -> value
 Settings = dict[str, Any]
 
 
-def variants(config: Config, task: str, channels: Mapping[int, int]) -> dict[str, Settings]:
+def variants(
+    config: Config, task: str, channels: Mapping[int, int], *, has_unlabelled: bool = False
+) -> dict[str, Settings]:
     """Return name -> settings of each variant to compare, in the given order.
 
     Args:
         config: of the comparison.
         task: of the images, "classification" or "detection".
         channels: level -> the teacher's channels, of the levels that both models have.
+        has_unlabelled: some images have no labels, which some methods read.
     """
     if config.compare.preset == "ablation":
         return ablation(config, task, channels)
     methods = config.compare.methods or tuple(
         name
         for name in METHODS.names()
-        if suits(name, task) and (scores_teacher(config) or not reads_logits(name))
+        if suits(name, task)
+        and (scores_teacher(config) or not reads_logits(name))
+        and not (has_unlabelled and reads_labels(name))
     )
     return {name: {"method": name} for name in methods}
 

@@ -14,6 +14,7 @@ from raygkd.assembly.derived_configs import student_alone
 from raygkd.assembly.matched_levels import level_shapes
 from raygkd.assembly.methods import uses_teacher
 from raygkd.assembly.student_objective import build_objective
+from raygkd.assembly.unlabelled_runs import check_share, check_without_labels
 from raygkd.config import (
     LARGEST_SEED,
     Config,
@@ -26,7 +27,7 @@ from raygkd.config import (
 from raygkd.data.run_images import Images
 from raygkd.errors import ConfigError, UserError
 from raygkd.metrics.ranking import rank
-from raygkd.metrics.verdict import verdict, verdict_line, verdict_metrics
+from raygkd.metrics.verdict import verdict_metrics
 from raygkd.models import ModelFile, save_model_file
 from raygkd.rayrun.search_history import Trial
 from raygkd.rayrun.step_costs import Costs, costs_of_steps
@@ -37,7 +38,7 @@ from raygkd.report.tables import comparison_markdown
 from raygkd.tracking.tags import DESCRIPTION_TAG
 from raygkd.workflows.ablation import Settings, is_baseline, variants
 from raygkd.workflows.pair_checks import check_names, check_student, show_pair, teacher_model
-from raygkd.workflows.results import model_rows, pair_name, places, test_scores
+from raygkd.workflows.results import model_rows, pair_name, places, test_scores, verdict_of
 from raygkd.workflows.resume import MODEL
 from raygkd.workflows.run_tags import run_tags
 from raygkd.workflows.seed_trials import (
@@ -102,6 +103,7 @@ def compare(config: Config, *, console: Console, resume: Any = None) -> dict[str
     once on the test split, after all are trained.
     """
     started = time.monotonic()
+    check_without_labels(config, PARENT)
     check_names(config)
     compared: dict[str, Settings] = {}
 
@@ -143,13 +145,17 @@ def checked_variants(config: Config, images: Images, console: Console) -> dict[s
     teacher = teacher_model(config, images.spec)
     shapes = level_shapes(config, teacher, images.spec)
     compared = variants(
-        config, images.spec.task, {level: shape[0] for level, shape in shapes.items()}
+        config,
+        images.spec.task,
+        {level: shape[0] for level, shape in shapes.items()},
+        has_unlabelled=images.spec.unlabelled > 0,
     )
     problems = []
     for name, changes in compared.items():
         try:
             one = with_settings(config, changes)
             check_settings(one, images.spec.task)
+            check_share(one, images.spec)
             build_objective(one, images.spec, teacher if uses_teacher(one) else None)
         except UserError as error:
             problems.append(f"{name}: {error}")
@@ -284,8 +290,7 @@ def comparison_verdict(
     of_best, of_alone = (
         [tested[seed, name] for seed in comparison["seeds"]] for name in (best, alone[0]["method"])
     )
-    found = verdict(score, len(session.images.spec.class_names), of_best, of_alone)
-    return found | {"method": best, "line": verdict_line(found)}
+    return verdict_of(session, of_best, of_alone) | {"method": best}
 
 
 def p_value(scores: Sequence[float | None], others: Sequence[float | None]) -> float | None:

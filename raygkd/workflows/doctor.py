@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from raygkd.errors import ResourceError, TrackingError, UserError
-from raygkd.storage.atomic_files import is_remote
+from raygkd.storage.atomic_files import is_remote, local_path
 
 OK, NOTE, FIX = "ok", "note", "fix"
 PACKAGE = "raygkd"
 # of the UI, and of Ray's dashboard
-PORTS = {5000: "raygkd ui --port", 8265: "Ray's dashboard, which chooses another by itself"}
+PORTS = {5000: "raygkd ui --port", 8265: "Ray's dashboard, which falls back to another port"}
 SHARED_MEMORY = "/dev/shm"
 GIB = 1 << 30
 # a share of the memory that Ray's object store takes of shared memory, and GiB that do in any case
@@ -90,7 +90,7 @@ def examine(
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             findings.append(
-                Finding(name, FIX, reason, "the installation is broken: reinstall raygkd")
+                Finding(name, FIX, reason, "the installation is broken; reinstall raygkd")
             )
     advance(len(checks), len(checks))
     return {
@@ -226,15 +226,15 @@ def _output(output: str) -> Iterator[Finding]:
             pass
     except OSError as error:
         found = f"{folder} cannot be written: {error.strerror}"
-        yield Finding("output folder", FIX, found, "give another --output")
+        yield Finding("output folder", FIX, found, "choose another --output")
         return
-    new = "" if folder == Path(output).expanduser().resolve() else ", created by the first run"
-    yield Finding("output folder", OK, f"{Path(output).expanduser().resolve()}{new}")
+    new = "" if folder == local_path(output).resolve() else ", created by the first run"
+    yield Finding("output folder", OK, f"{local_path(output).resolve()}{new}")
 
 
 def _existing(path: str) -> Path:
     """Return a folder, or its nearest existing parent."""
-    folder = Path(path).expanduser().resolve()
+    folder = local_path(path).resolve()
     return next(part for part in (folder, *folder.parents) if part.is_dir())
 
 
@@ -248,7 +248,7 @@ def _disks(output: str) -> Iterator[Finding]:
         full = 1 - usage.free / max(1, usage.total)
         found = f"{folder}: {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB are free"
         where = "RAY_TMPDIR" if name == "disk of Ray" else "--output"
-        advice = f"free some space, or give another {where}"
+        advice = f"free some space, or choose another {where}"
         if usage.free < DISK_LEAST * GIB:
             yield Finding(name, FIX, found, advice)
         elif usage.free < DISK_ENOUGH * GIB or full > DISK_FULL:
@@ -272,8 +272,8 @@ def _shared_memory() -> Iterator[Finding]:
         return
     status = FIX if usage.total <= SHARED_LEAST else NOTE
     advice = (
-        f"give it {wanted / GIB:.1f} GiB: docker run --shm-size, or mount -o remount,size=...; "
-        "otherwise Ray keeps its objects on the disk, which is slow"
+        f"enlarge it to {wanted / GIB:.1f} GiB: docker run --shm-size, or mount -o "
+        "remount,size=...; otherwise Ray keeps its objects on the disk, which is slow"
     )
     yield Finding("shared memory", status, found, advice)
 
@@ -302,7 +302,7 @@ def _store(output: str, tracking_uri: str | None) -> Iterator[Finding]:
         found = probe(uri)
     except TrackingError as error:
         yield Finding(
-            "MLflow", FIX, str(error), "start or repair it, or give another --tracking-uri"
+            "MLflow", FIX, str(error), "start or repair it, or choose another --tracking-uri"
         )
         return
     yield Finding("MLflow", OK, found or f"{shown(uri)}, created by the first run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from raygkd.config import Config
 from raygkd.data.sources import check_dataset
 from raygkd.tracking.store import chosen_uri
@@ -20,13 +22,18 @@ def check_early(command: str, config: Config) -> None:
     """
     chosen_uri(config.output.tracking_uri, config.output.output)
     check_dataset(config.data.dataset, config.data.data_dir)
-    if command != "tune":
-        return
-    if config.search.space:
+    space: tuple[Any, ...] = ()
+    if command == "tune" and config.search.space:
         from raygkd.config.search_space import read_space
 
-        read_space(config.search.space)
+        space = read_space(config.search.space)
     # needs torch, but not Ray Tune, which the search imports before it looks at them
-    from raygkd.workflows.pair_checks import check_names
+    from raygkd.assembly.applicability import check_applies
 
-    check_names(config)
+    check_applies(command, config, space)
+    if command == "tune":
+        from raygkd.workflows.candidates import check_students
+        from raygkd.workflows.pair_checks import check_names
+
+        check_students(config.search.students or ())
+        check_names(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from raygkd import config as configuration
 from raygkd.assembly.compatibility import check_classes, check_kind
 from raygkd.assembly.models import is_model_name
 from raygkd.assembly.named_model import named_model_file
-from raygkd.config import Config, from_mapping, with_settings, yaml_mapping
+from raygkd.config import Config, from_mapping, recorded_settings, with_settings
 from raygkd.data.run_images import Images, open_images
 from raygkd.deploy.exporters.formats import format_of
 from raygkd.deploy.facts import CENTRE, Facts
@@ -30,6 +29,7 @@ from raygkd.report.console import progress
 from raygkd.report.detection_pictures import MODEL_COLOURS, draw_per_class
 from raygkd.report.evaluation_figures import draw_confusion, draw_reliability
 from raygkd.storage.atomic_files import Place, is_remote, make_folder, place
+from raygkd.storage.temporary import temporary_folder
 from raygkd.tracking.evaluation_runs import Origin, record_evaluation
 from raygkd.tracking.redaction import shown
 from raygkd.tracking.tags import IMAGES_TAG
@@ -86,13 +86,14 @@ def evaluate(
         raise DataError(f"--split {split}: the data has no images in this split")
     with contextlib.ExitStack() as stack:
         if named is not None:
-            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-")))
+            temporary = stack.enter_context(temporary_folder("files"))
             subject = _named_subject(config, named, weights, images, temporary)
             subjects = {given: subjects.get(given, subject) for given in models}
             console.print(f"MODEL {named}: {subject.shown}", soft_wrap=True)
         gpus = min(1.0, config.cluster.gpus_per_worker)
         is_streamed = not image_stream.fits_in_memory(images, config.data.cache_mb)
-        stack.enter_context(cluster_if(is_streamed or gpus > 0, config.cluster.address))
+        needs_ray = is_streamed or gpus > 0
+        stack.enter_context(cluster_if(needs_ray, config.cluster.address, gpus=gpus))
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, config.data.cache_mb, advance)
         with progress(console, "scoring") as advance:
@@ -173,11 +174,11 @@ def _only_name(models: Sequence[str], weights: str | None) -> str | None:
     names = [given for given in models if is_model_name(given) and not place(given).exists()]
     if len(names) > 1:
         raise ConfigError(
-            f"MODEL: {' and '.join(names)} are names of models: evaluate them one by one"
+            f"MODEL: {' and '.join(names)} are names of models; evaluate them one by one"
         )
     if weights is not None and not names:
         raise ConfigError(
-            f"--weights {weights}: no MODEL is the name of one, such as timm:resnet18: leave it out"
+            f"--weights {weights}: no MODEL is the name of a model, such as timm:resnet18; omit it"
         )
     return names[0] if names else None
 
@@ -206,7 +207,7 @@ def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
     for subject in subjects.values():
         if format_of(subject.path.name) is not None:
             continue
-        tree = yaml_mapping(load_model_file(subject.path).config, where=str(subject.path))
+        tree = recorded_settings(load_model_file(subject.path).config, where=str(subject.path))
         if tree:
             own = from_mapping(tree)
             changes = {**vars(own.data), **own.data.own, "seed": own.optim.seed}
@@ -216,7 +217,7 @@ def _with_own_data(config: Config, subjects: Mapping[str, _Subject]) -> Config:
                 changes["output"] = own.output.output
             asked = configuration.given(config)
             return with_settings(config, {n: v for n, v in changes.items() if n not in asked})
-    raise ConfigError("MODEL: no model file names its training data: give --dataset")
+    raise ConfigError("MODEL: no model file records its training data; pass --dataset")
 
 
 def _images(
@@ -233,7 +234,7 @@ def _images(
             f"{given} {one.facts.image_size}, {one.facts.resize}" for given, one in subjects.items()
         )
         raise ConfigError(
-            f"MODEL: the models take images of different sizes ({shown}): evaluate them one by one"
+            f"MODEL: the models take images of different sizes ({shown}); evaluate them one by one"
         )
     if inputs:
         [(side, resize)] = inputs
@@ -244,13 +245,16 @@ def _images(
         config = with_settings(config, {**size_of_run, "augment": augment})
     elif named is not None and (size := model_input(named).size) is not None:
         config = with_settings(config, {"image_size": size[0]})
+    if config.data.score == "knn":
+        # it ranks students while they are trained
+        config = with_settings(config, {"score": "auto"})
     output = output_folder(config.output.output)
     with progress(console, "preparing images") as advance:
         images = open_images(config.data, seed=config.optim.seed, output=output, progress=advance)
     for given, one in subjects.items():
         try:
             check_kind(one.facts.model, images.spec.task)
-            advice = "give the data that it was trained for (--dataset, --data-dir)"
+            advice = "pass the data that it was trained for (--dataset, --data-dir)"
             check_classes(one.facts.class_names, images.spec, advice)
         except UserError as error:
             raise type(error)(f"MODEL {given}: {error}") from error
@@ -267,7 +271,7 @@ def _drawn(result: Mapping[str, Any], folder: Path | None) -> Iterator[list[Path
     """Draw the pictures; yield their paths. Without a folder they are deleted after the block."""
     with contextlib.ExitStack() as stack:
         if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-")))
+            folder = stack.enter_context(temporary_folder("files"))
         models, names = result["models"], result["class_names"]
         detection = next(iter(models.values()))["confusion"] is None
         per_class = folder / f"{_JOINT[0]}.png"

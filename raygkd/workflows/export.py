@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from raygkd.data.plan import cut_windows
 from raygkd.data.run_images import Images
-from raygkd.data.windows import load_window
 from raygkd.deploy.exporters.formats import ExportFormat
 from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import Run, student
 from raygkd.errors import ConfigError, RunFailed, UserError
-from raygkd.metrics.model_scores import OutputMeter, as_tensors
-from raygkd.metrics.output_comparison import TOLERANCE, Agreement, Comparison
+from raygkd.metrics.output_comparison import TOLERANCE, Comparison
 from raygkd.models import (
     LoadedWeights,
     ModelFile,
@@ -40,15 +34,23 @@ from raygkd.registry import FORMATS
 from raygkd.report.card import model_card
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, whole_file
+from raygkd.storage.temporary import temporary_folder
 from raygkd.workflows.model_images import given_images, own_images
 from raygkd.workflows.model_locator import find_model, new_file
+from raygkd.workflows.quantise import (
+    STATIC,
+    Quantisation,
+    calibration_images,
+    load_batches,
+    pixels,
+    quantise,
+)
 from raygkd.workflows.resume import RESULT
+from raygkd.workflows.run_files import read_result
 
-# images that outputs are compared on, and at most that scores are measured on
+# images that outputs are compared on
 RANDOM_BATCHES = (1, 3)
 SAMPLE = 32
-SCORED = 512
-BATCH = 32
 
 
 def export(
@@ -56,7 +58,7 @@ def export(
     *,
     format: str,
     out: str,
-    int8: bool,
+    quantisation: Quantisation | None,
     licence: str,
     data: str | None,
     output: str,
@@ -71,7 +73,7 @@ def export(
         model: as for ``find_model``.
         format: name of a registered format.
         out: the file to write.
-        int8: store the weights in 8 bits, if the format supports it.
+        quantisation: how to write the model in 8 bits, if the format supports it; None for float.
         licence: of the weights, for the model card.
         data: Parquet images to compare on; None for those that the model was trained on.
         output: folder of the runs, for registered models.
@@ -83,18 +85,23 @@ def export(
         RunFailed: the exported file does not reproduce the model.
     """
     chosen: ExportFormat = FORMATS.get(format)()
-    target = _target(format, out, int8)
+    target = _target(format, out, quantisation)
     path = find_model(model, tracking_uri=tracking_uri, output=output)
     model_file = load_model_file(path)
+    facts_of(model_file)
     if model_file.weights:
         weights = LoadedWeights.from_mapping(model_file.weights)
         if weights.forbids_commercial_use:
             console.print(
-                f"warning: it started from {weights.source}, whose licence {weights.licence} "
-                "forbids commercial use",
+                f"warning: training started from {weights.source}, whose licence "
+                f"{weights.licence} forbids commercial use",
                 soft_wrap=True,
             )
-    images, why_none = _images(model_file, data, console)
+    images, why_none = _images(model_file, data, quantisation, console)
+    calibration = None
+    if quantisation and quantisation.kind == STATIC:
+        assert images is not None
+        calibration = calibration_images(images, quantisation.calibration_images)
     result: dict[str, Any] = {
         "model": short_name(model_file.name),
         "source": str(path),
@@ -122,9 +129,9 @@ def export(
             )
             stack.enter_context(whole_file(card)).write_text(text)
             result["card"] = str(card)
-        if int8:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raygkd-"))
-            full = Path(folder, f"full{chosen.suffix}")
+        if quantisation:
+            folder = stack.enter_context(temporary_folder("files"))
+            full = folder / f"full{chosen.suffix}"
         else:
             full = new
         with progress(console, f"writing {format}") as advance:
@@ -133,44 +140,58 @@ def export(
             advance(1, 2, "comparing")
             result["check"] = _checked(model_file, run, images)
             advance(2, 2)
-        if int8:
-            small = chosen.quantise(full, new)
-            with progress(console, "measuring int8") as advance:
-                result["int8"] = _measured(model_file, small, images, advance)
+        if quantisation:
+            result["int8"] = quantise(
+                quantisation,
+                chosen,
+                run,
+                full,
+                new,
+                facts_of(model_file),
+                images,
+                calibration,
+                model_file.ranges,
+                console,
+            )
             result["int8"]["bytes_before"] = full.stat().st_size
         result["bytes"] = new.stat().st_size
     return result
 
 
-def _target(format: str, out: str, int8: bool) -> Place:
+def _target(format: str, out: str, quantisation: Quantisation | None) -> Place:
     """Return the path of the new file.
 
     Raises:
         ConfigError: packages that are missing, or a file that cannot be written there.
     """
     chosen = FORMATS.get(format)
-    if int8 and "int8" not in chosen.quantised:
-        able = [name for name in FORMATS.names() if "int8" in FORMATS.get(name).quantised]
+    if quantisation and quantisation.kind not in chosen.quantised:
+        kind = quantisation.kind
+        able = [name for name in FORMATS.names() if kind in FORMATS.get(name).quantised]
         raise ConfigError(
-            f"--quantize int8: needs --format {' or '.join(able)}, not {format}: leave it out"
+            f"--quantize {kind}: needs --format {' or '.join(able)}, not {format}; omit it"
         )
     require(*chosen.packages, of=f"--format {format}")
     return new_file("--out", out, (chosen.suffix,))
 
 
 def _images(
-    model_file: ModelFile, data: str | None, console: Console
+    model_file: ModelFile, data: str | None, quantisation: Quantisation | None, console: Console
 ) -> tuple[Images | None, str | None]:
-    """Return images for the comparison, or why there are none.
+    """Return images for the comparison and for calibration, or why there are none.
 
     Raises:
-        UserError: the given images cannot be used.
+        UserError: the given images cannot be used, or there are none to calibrate on.
     """
     if data is not None:
         return given_images(model_file, data, console), None
     try:
         return own_images(model_file, console), None
     except UserError as error:
+        if quantisation and quantisation.kind == STATIC:
+            raise type(error)(
+                f"--quantize int8: needs training images: {error}, or choose --quantize dynamic"
+            ) from error
         return None, str(error)
 
 
@@ -208,67 +229,15 @@ def _inputs(facts: Facts, images: Images | None) -> Iterator[Tensor]:
     for count in RANDOM_BATCHES:
         yield torch.rand(count, 3, facts.image_size, facts.image_size, generator=generator)
     if images is not None:
-        for batch in _batches(images, SAMPLE):
-            yield _pixels(batch)
-
-
-def _batches(images: Images, most: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yield the arrays of validation images, without the unreadable ones."""
-    rows = images.rows["val"][:most]
-    for window in cut_windows(rows, BATCH):
-        loaded = load_window(
-            images.table,
-            window,
-            images.transform("val"),
-            seed=0,
-            epoch=0,
-            skip_bad=True,
-            exact=False,
-        )
-        if len(loaded.arrays["row"]):
-            yield loaded.arrays
-
-
-def _pixels(batch: Mapping[str, np.ndarray]) -> Tensor:
-    return torch.from_numpy(batch["image"]).float() / 255
-
-
-def _measured(
-    model_file: ModelFile,
-    run: Run,
-    images: Images | None,
-    advance: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """Return how often the quantised model agrees with the model, and the scores of both."""
-    facts, original, agreement = facts_of(model_file), student(model_file), Agreement()
-    if images is None:
-        for images_BCSS in _inputs(facts, None):
-            with torch.inference_mode():
-                agreement.add(original(images_BCSS), run(images_BCSS))
-        return {"images": 0, "agreement": agreement.share, "score": None, "score_before": None}
-    before, after = (OutputMeter(images.spec, images.table.boxes) for _ in range(2))
-    count = min(SCORED, len(images.rows["val"]))
-    for number, batch in enumerate(_batches(images, SCORED)):
-        with torch.inference_mode():
-            wanted = original(_pixels(batch))
-        got = run(_pixels(batch))
-        agreement.add(wanted, got)
-        before.update(wanted, as_tensors(batch))
-        after.update(got, as_tensors(batch))
-        advance(min(count, (number + 1) * BATCH), count)
-    return {
-        "images": count,
-        "agreement": agreement.share,
-        "score_before": before.score(),
-        "score": after.score(),
-    }
+        for batch in load_batches(images, images.rows["val"][:SAMPLE]):
+            yield pixels(batch)
 
 
 def _test_scores(folder: Place) -> dict[str, float]:
     """Return role -> score on the test split of the models of a finished run."""
     if not (folder / RESULT).exists():
         return {}
-    result = json.loads((folder / RESULT).read_text())
+    result = read_result(folder / RESULT)
     models = result.get("models") or {
         role: result[role] for role in ("teacher", "student_alone", "best") if role in result
     }

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raygkd.assembly.methods import matches_graphs, uses_teacher
 from raygkd.assembly.models import is_model_file
-from raygkd.config import Config, from_yaml, with_settings
+from raygkd.config import Config, read_run_config, with_settings
 from raygkd.data.run_images import Images
 from raygkd.engine import read_checkpoint
-from raygkd.errors import ConfigError, DataError
+from raygkd.errors import ConfigError, to_paste
 from raygkd.metrics.ranking import rank
 from raygkd.models import ModelFile, load_model_file
 from raygkd.rayrun import search_history, worker
 from raygkd.rayrun.search_history import Trial
-from raygkd.rayrun.worker import CHECKPOINT, trial_folder
+from raygkd.rayrun.worker import CHECKPOINT, METRICS, trial_folder
 from raygkd.storage.atomic_files import Place, modified, place
-from raygkd.storage.journal import open_journal
-from raygkd.tracking.tracker import read_journal
+from raygkd.storage.journal import read_entries
+from raygkd.tracking.journal_entries import read_journal
 from raygkd.workflows import resume
-from raygkd.workflows.results import BEST_STUDENT, STUDENT_ALONE
+from raygkd.workflows.results import (
+    ALONE,
+    BEST,
+    BEST_STUDENT,
+    STUDENT,
+    STUDENT_ALONE,
+    TEACHER,
+)
 from raygkd.workflows.resume import MODEL
+from raygkd.workflows.run_files import read_facts, read_result
 from raygkd.workflows.teachers import teacher_folder
 
 # names of the models in a report, in its order
-TEACHER, ALONE, BEST, STUDENT = "teacher", "student alone", "best student", "student"
 # of a result that ranks methods
 COMPARISON = "comparison"
 
@@ -40,11 +46,13 @@ class Training:
     Attributes:
         student: its name in a report.
         config: its settings.
+        params: those of them that were searched.
         folder: of its last checkpoint, if that still exists.
     """
 
     student: str
     config: Config
+    params: Mapping[str, Any]
     folder: Place
 
     def checkpoint(self) -> dict[str, Any] | None:
@@ -110,7 +118,8 @@ class FinishedRun:
             names = {TEACHER: TEACHER, "best": BEST}
             return {names[role]: row for role, row in self.result["models"].items()}
         rows = {TEACHER: self.result["teacher"], BEST: self.result["best"]}
-        if uses_teacher(self.config):
+        # without labels no student is trained alone
+        if uses_teacher(self.config) and "student_alone" in self.result:
             rows = {TEACHER: rows[TEACHER], ALONE: self.result["student_alone"], BEST: rows[BEST]}
         return rows
 
@@ -150,12 +159,17 @@ class FinishedRun:
         it is the best trial or training of a graph method on the validation split.
         """
         if matches_graphs(self.settings.method.method):
+            params = self.winner.params if self.winner else {}
             number = self.winner.number if self.winner else None
-            return self._training(self.trained or "", self.settings, number)
+            return self._training(self.trained or "", params, number)
+        teacher = self.settings.model.teacher
         for trial in self.trials:
             own = with_settings(self.config, trial.params)
-            if trial.status in ("finished", "stopped") and matches_graphs(own.method.method):
-                return self._training("student of the best graph trial", own, trial.number)
+            # the report has the teacher of its model alone
+            is_alike = matches_graphs(own.method.method) and own.model.teacher == teacher
+            if trial.status in ("finished", "stopped") and is_alike:
+                name = "student of the best graph trial"
+                return self._training(name, trial.params, trial.number)
         rows = [
             row
             for row in self.result.get("trainings", ())
@@ -166,17 +180,18 @@ class FinishedRun:
         score = self.config.data.score
         best = max(rows, key=lambda row: rank(row["val_score"], score))
         student = f"student of '{best['role']}' with seed {best['seed']}"
-        return self._training(student, with_settings(self.config, best["params"]), best["number"])
+        return self._training(student, best["params"], best["number"])
 
-    def _training(self, student: str, config: Config, number: int | None) -> Training:
+    def _training(self, student: str, params: Mapping[str, Any], number: int | None) -> Training:
         folder = self.folder if number is None else trial_folder(self.folder, number)
-        return Training(student=student, config=config, folder=folder)
+        config = with_settings(self.config, params)
+        return Training(student=student, config=config, params=params, folder=folder)
 
     def epochs(self) -> list[dict[str, float]]:
         """Return the metrics of each epoch of the model that the report is about."""
         if self.winner is not None:
             return self.winner.epochs
-        return [_read(line, self.folder) for line in open_journal(self._journal).lines()]
+        return read_entries(self._journal, METRICS)
 
     @property
     def _journal(self) -> Place:
@@ -205,15 +220,13 @@ def open_finished(given: str, *, option: str = "OUTPUT", command: str | None = N
         StorageError: the files cannot be read.
     """
     folder = _finished_folder(given, option, command)
-    result, facts = (
-        _read((folder / name).read_text(), folder / name) for name in (resume.RESULT, resume.FACTS)
-    )
+    result, facts = read_result(folder / resume.RESULT), read_facts(folder / resume.FACTS)
     path = folder / resume.CONFIG
     trials = _trials(folder, result.get("trials", result.get("trainings", ())))
     return FinishedRun(
         folder=folder,
         output=folder.parent.parent,
-        config=from_yaml(path.read_text(), where=str(path)),
+        config=read_run_config(path),
         result=result,
         facts=facts,
         trials=() if COMPARISON in result else trials,
@@ -234,14 +247,15 @@ def _finished_folder(given: str, option: str, command: str | None) -> Place:
         if not finished:
             of = f" of 'raygkd {command}'" if command else ""
             raise ConfigError(
-                f"{option} {given}: has no finished run{of}: start one with 'raygkd tune --output "
-                f"{given}', or resume one with 'raygkd tune --resume {given}'"
+                f"{option} {given}: has no finished run{of}; start one with: "
+                f"{to_paste('tune', '--output', given)}; or resume one with: "
+                f"{to_paste('tune', '--resume', given)}"
             )
         return max(finished, key=lambda run: modified(run / resume.RESULT))
     for name in (resume.CONFIG, resume.FACTS):
         if not (folder / name).exists():
             raise ConfigError(
-                f"{option} {given}: has no {name}; give an output folder, or the folder of a run, "
+                f"{option} {given}: has no {name}; pass an output folder, or the folder of a run, "
                 "which is in OUTPUT/runs"
             )
     own = folder.name.partition("-")[0]
@@ -250,7 +264,7 @@ def _finished_folder(given: str, option: str, command: str | None) -> Place:
     if not (folder / resume.RESULT).exists():
         raise ConfigError(
             f"{option} {given}: the run is not finished; once it is no longer running, resume it "
-            f"with: raygkd {own} --resume {given}"
+            f"with: {to_paste(own, '--resume', given)}"
         )
     return folder
 
@@ -265,7 +279,8 @@ def _trials(folder: Place, rows: Sequence[Mapping[str, Any]]) -> tuple[Trial, ..
     }
     if trials:
         for number, epochs in search_history.read_epochs(folder / search_history.JOURNAL).items():
-            trials[number].epochs.extend(epochs)
+            if number in trials:
+                trials[number].epochs.extend(epochs)
     return tuple(trials.values())
 
 
@@ -275,13 +290,3 @@ def _winner(trials: Sequence[Trial], result: Mapping[str, Any]) -> Trial | None:
         number = result["selection"]["number"]
         return next((trial for trial in trials if trial.number == number), None)
     return next((trial for trial in trials if trial.status in ("finished", "stopped")), None)
-
-
-def _read(text: str, path: Place) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: it cannot be read as JSON") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is damaged: it holds no names and values")
-    return found

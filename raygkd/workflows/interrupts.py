@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the first stops runs after a checkpoint; the second stops everything."""
+"""Ctrl-C, SIGTERM and a closed terminal.
+
+The first stops runs after a checkpoint; the second stops everything.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,17 @@ from typing import Any
 
 from raygkd.errors import StorageError
 from raygkd.rayrun.stop_signal import POLL_SECONDS, StopFolder
+from raygkd.storage.terminal import leave_closed_terminal
 
 # of the 15 seconds that a stop may take; the rest is for MLflow and Ray
 ANSWER_SECONDS = 8.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def handled_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that stop a run, among them a closed terminal's unless nohup has it."""
+    has_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return SIGNALS if has_nohup else (*SIGNALS, signal.SIGHUP)
 
 
 class Interrupts:
@@ -43,7 +53,7 @@ class Interrupts:
         self.folder.withdraw()
         asking = threading.Thread(target=self._ask, name="asks-to-stop", daemon=True)
         asking.start()
-        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        before = {number: signal.signal(number, self._on_signal) for number in handled_signals()}
         alarm = signal.signal(signal.SIGALRM, self._on_alarm)
         try:
             yield
@@ -80,6 +90,8 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         if self._deadline is not None:
             os.write(2, b"stopped at once\n")
             os._exit(130)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -10,8 +9,10 @@ from raygkd.errors import ConfigError, DataError, ResourceError
 from raygkd.storage.atomic_files import Place, place
 from raygkd.tracking.evaluation_runs import Origin
 from raygkd.tracking.model_registry import Registered, registered
-from raygkd.tracking.store import chosen_uri
+from raygkd.tracking.store import chosen_uri, default_uri, is_file
+from raygkd.tracking.tags import FILE_TAG
 from raygkd.workflows.resume import MODEL, RESULT
+from raygkd.workflows.run_files import read_result
 
 REGISTERED = "models:/"
 
@@ -37,13 +38,13 @@ def find_model(given: str, *, tracking_uri: str | None, output: str) -> Place:
     if path.is_dir():
         if not (path / MODEL).exists():
             raise DataError(
-                f"MODEL {given}: the folder has no {MODEL}: give the folder of a finished run, "
-                "such as raygkd-output/runs/NAME, or the file of a model"
+                f"MODEL {given}: the folder has no {MODEL}; pass the folder of a finished run, "
+                "such as raygkd-output/runs/NAME, or a model file"
             )
         return path / MODEL
     if not path.exists():
         raise DataError(
-            f"MODEL {given}: no such file: give one written by 'raygkd tune', 'raygkd train' or "
+            f"MODEL {given}: no such file; pass one written by 'raygkd tune', 'raygkd train' or "
             "'raygkd teacher', the folder of its run, or models:/NAME@ALIAS"
         )
     return path
@@ -60,9 +61,10 @@ def registered_file(given: str, version: Registered) -> Place:
         DataError: the file is no longer in its run's folder.
     """
     folder = place(version.folder)
-    file = folder / MODEL
+    name = version.tags.get(FILE_TAG, MODEL)
+    file = folder / name
     if not file.exists():
-        raise DataError(f"MODEL {given}: its run's folder {folder} no longer has {MODEL}")
+        raise DataError(f"MODEL {given}: its run's folder {folder} no longer has {name}")
     return file
 
 
@@ -84,13 +86,27 @@ def origin_of(given: str, path: Place, *, tracking_uri: str | None, output: str)
     file = path.parent / RESULT
     if path.name != MODEL or not file.exists():
         return None
-    try:
-        recorded = json.loads(file.read_text())["mlflow"]
-        run_id = recorded["parent_run_id" if "parent_run_id" in recorded else "run_id"]
-        uri = tracking_uri or recorded["tracking_uri"]
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{file} is damaged: it cannot be read as JSON of a run") from error
+    result = read_result(file)
+    recorded = result["mlflow"]
+    run_id = recorded.get("parent_run_id", recorded.get("run_id"))
+    uri = tracking_uri or _moved_store(recorded["tracking_uri"], result.get("run"), path.parent)
     return None if run_id is None else Origin(uri=uri, run_id=run_id)
+
+
+def _moved_store(uri: str, run: str | None, folder: Place) -> str:
+    """Return the URI of a run's store; of a moved output folder that which is in it now.
+
+    Args:
+        uri: of the store when the run ended.
+        run: its folder then; None if the result does not have it.
+        folder: its folder now.
+    """
+    if run is None:
+        return uri
+    before = place(run).parent.parent
+    if not is_file(uri) or uri != default_uri(before):
+        return uri
+    return default_uri(folder.parent.parent)
 
 
 def new_file(option: str, given: str, suffixes: tuple[str, ...]) -> Place:
@@ -113,7 +129,7 @@ def new_file(option: str, given: str, suffixes: tuple[str, ...]) -> Place:
         raise ConfigError(f"{option} {given}: must end with {' or '.join(suffixes)}")
     if isinstance(target, Path):
         if target.is_dir():
-            raise ConfigError(f"{option} {given}: is a folder: give the path of a file")
+            raise ConfigError(f"{option} {given}: is a folder; pass the path of a file")
         check_folder(option, target.parent)
     return target
 
@@ -131,5 +147,5 @@ def check_folder(option: str, folder: Path) -> None:
             pass
     except OSError as error:
         raise ResourceError(
-            f"{option}: '{folder}' cannot be written ({error.strerror}); give another"
+            f"{option}: '{folder}' cannot be written ({error.strerror}); choose another"
         ) from error

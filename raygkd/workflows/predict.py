@@ -15,7 +15,7 @@ from rich.console import Console
 from raygkd.data.pictures import find_pictures
 from raygkd.deploy.facts import Facts, Prediction
 from raygkd.deploy.model import load_model
-from raygkd.errors import ConfigError, DataError, ResourceError
+from raygkd.errors import ConfigError, DataError, ResourceError, StorageError
 from raygkd.rayrun.cluster import cluster, is_joined
 from raygkd.rayrun.inference import FEW, predict, predict_here
 from raygkd.report.console import progress
@@ -64,6 +64,8 @@ def predict_images(
         UserError: invalid files or settings, or no readable image.
     """
     target = None if out is None else new_file("--out", out, (".jsonl", ".parquet"))
+    if target is not None and target.exists():
+        raise ConfigError(f"--out {out}: exists; remove it, or choose another name")
     facts, run = load_model(path)
     most = top or (TOP_CLASSES if facts.task == "classification" else 100)
     pieces = find_pictures(paths)
@@ -130,8 +132,9 @@ def _pictures(draw: str | None, facts: Facts) -> Iterator[Pictures | None]:
     folder = Path(draw)
     try:
         make_folder(folder)
-    except OSError as error:
-        raise ResourceError(f"--draw {draw}: cannot be created: {error.strerror}") from error
+    except (OSError, StorageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
+        raise ResourceError(f"--draw {draw}: cannot be created: {reason}") from error
     check_folder("--draw", folder)
     pictures = Pictures(folder, facts)
     yield pictures

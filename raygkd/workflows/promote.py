@@ -129,7 +129,7 @@ def _versions(name: str, uri: str) -> dict[str, Registered]:
     held = aliases(name, uri)
     if CHAMPION not in held:
         raise TrackingError(
-            f"NAME {name}: no version has the alias {CHAMPION}: set it in MLflow (the first "
+            f"NAME {name}: no version has the alias {CHAMPION}; set it in MLflow (the first "
             "version registered by a search gets it automatically)"
         )
     if CHALLENGER not in held:
@@ -156,7 +156,7 @@ def _images(files: dict[str, ModelFile], data: str | None, console: Console) -> 
         if champion.image_size != images.spec.image_size:
             raise ConfigError(
                 f"takes images of {champion.image_size[0]} pixels and the {CHALLENGER} of "
-                f"{images.spec.image_size[0]}: they cannot be compared on the same"
+                f"{images.spec.image_size[0]}: they cannot be compared on the same images"
             )
     except UserError as error:
         raise type(error)(f"{CHAMPION}: {error}") from error

@@ -9,10 +9,9 @@ import datetime
 import functools
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from raygkd.assembly.methods import scores_teacher, uses_teacher
 from raygkd.assembly.student_objective import build_objective
 from raygkd.assembly.training import file_normaliser
+from raygkd.assembly.unlabelled_runs import student_class_names
 from raygkd.data.plan import shuffled
 from raygkd.data.run_images import Images, open_images
 from raygkd.data.windows import Arrays, load_window
@@ -44,13 +44,15 @@ from raygkd.report.search_figures import search_section
 from raygkd.report.search_numbers import read_dimensions
 from raygkd.report.seed_figures import comparison_section, repeat_section
 from raygkd.report.sizes import ScoredModel, sizes_section
+from raygkd.report.students import students_blocks
 from raygkd.report.summary import summary_section
 from raygkd.report.tables import champion_note
 from raygkd.storage.atomic_files import Place, local_copy, make_folder, place, whole_file
+from raygkd.storage.temporary import temporary_folder
 from raygkd.workflows.channel_graphs import CPU, MatchedMaps, matched_maps
-from raygkd.workflows.finished_run import ALONE, COMPARISON, TEACHER, FinishedRun, open_finished
+from raygkd.workflows.finished_run import COMPARISON, FinishedRun, open_finished
 from raygkd.workflows.input_sizes import default_side
-from raygkd.workflows.results import val_score
+from raygkd.workflows.results import ALONE, TEACHER, val_score
 
 PAGE = "index.html"
 # images that the graphs are the means of, that the masks are shown on, that the models are timed
@@ -80,8 +82,8 @@ def write_report(given: str, html: str | None, *, console: Console) -> dict[str,
     started = time.monotonic()
     run = open_finished(given)
     target = _target(run, html)
-    with tempfile.TemporaryDirectory(prefix="raygkd-report-") as temporary:
-        sections, left_out = _sections(_open(run, Path(temporary), console), console)
+    with temporary_folder("report") as temporary:
+        sections, left_out = _sections(_open(run, temporary, console), console)
         text = page(_title(run), _subtitle(run), sections, left_out)
         pictures = [picture.path for section in sections for picture in section.pictures]
         written = _put(target, text, pictures, prefix="" if html is None else f"{_stem(target)}-")
@@ -104,7 +106,7 @@ def _target(run: FinishedRun, html: str | None) -> Place:
     except ConfigError as error:
         raise ConfigError(f"--html {error}") from error
     if target.is_dir():
-        raise ConfigError(f"--html {html}: is a folder; give the name of a file, such as {PAGE}")
+        raise ConfigError(f"--html {html}: is a folder; pass the name of a file, such as {PAGE}")
     return target
 
 
@@ -125,7 +127,7 @@ def _put(target: Place, text: str, pictures: Sequence[Path], *, prefix: str) -> 
     except (OSError, StorageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ResourceError(
-            f"{target}: cannot be written ({reason}); give another place with --html"
+            f"{target}: cannot be written ({reason}); choose another place with --html"
         ) from error
     return [str(path) for path in written]
 
@@ -184,7 +186,11 @@ class _Opened:
             return "the checkpoint with the student's adapters no longer exists"
         sample_BCHW = _float_images(self.sample("val", GRAPH_IMAGES))
         return matched_maps(
-            matching.config, images.spec, self.models[TEACHER], checkpoint, sample_BCHW
+            matching.config,
+            images.spec.of_trial(matching.params),
+            self.models[TEACHER],
+            checkpoint,
+            sample_BCHW,
         )
 
 
@@ -203,12 +209,15 @@ def _open(run: FinishedRun, folder: Path, console: Console) -> _Opened:
             output=run.output,
             progress=advance,
             default_side=default_side(run.config),
+            class_names=student_class_names(run.config),
         )
     if run.facts["data set, fingerprint of images and splits"] != images.identity:
         raise DataError(
             f"{images.table.path}: the images have changed since the run in {run.folder}; restore "
             "them"
         )
+    if run.winner is not None:
+        images = replace(images, spec=images.spec.of_trial(run.winner.params))
     return _Opened(run=run, images=images, models=run.models(images), folder=folder)
 
 
@@ -270,9 +279,10 @@ def _summary(opened: _Opened, tell: Callable[[str], None]) -> Made:
     names = images.spec.class_names if images else tuple(run.facts.get("data set, classes", ()))
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     counts = {
-        split: run.facts.get(f"data set, {split} images") for split in ("train", "val", "test")
+        split: run.facts.get(f"data set, {split} images")
+        for split in ("train", "unlabelled", "val", "test")
     }
-    known = [f"{split} {count:,}" for split, count in counts.items() if count is not None]
+    known = [f"{split} {count:,}" for split, count in counts.items() if count]
     facts = [("data set", run.config.data.dataset)]
     facts += [("images", ", ".join(known))] if known else []
     facts += [("classes", f"{len(names)} ({shown})")] if names else []
@@ -300,7 +310,7 @@ def _summary(opened: _Opened, tell: Callable[[str], None]) -> Made:
 
 
 def _notes(run: FinishedRun) -> list[str]:
-    """Return the verdict, and who the champion is where that is no distilled student."""
+    """Return the verdict, and who the champion is if not a distilled student."""
     # neither is in the results of earlier versions
     verdict, champion = (run.result.get(name) for name in ("verdict", "champion"))
     notes = [verdict["line"]] if verdict else []
@@ -328,7 +338,13 @@ def _search(opened: _Opened, tell: Callable[[str], None]) -> Made:
         if role in opened.models and (known := val_score(opened.models[role], score)) is not None
     }
     space = read_dimensions(run.facts)
-    return search_section(opened.folder, run.config, run.trials, space, others)
+    rows = run.result.get("students")
+    students = []
+    if rows:
+        students = students_blocks(
+            opened.folder, rows, run.config.search, score, others.get(TEACHER)
+        )
+    return search_section(opened.folder, run.config, run.trials, space, others, students)
 
 
 def _seeds(opened: _Opened, tell: Callable[[str], None]) -> Made:
@@ -402,7 +418,9 @@ def _attention(opened: _Opened, tell: Callable[[str], None]) -> Made:
     pictures = [image_CHW.transpose(1, 2, 0) for image_CHW in sample["image"][:MASK_IMAGES]]
     names = images.spec.class_names
     if "label" in sample:
-        titles = [names[label] for label in sample["label"][:MASK_IMAGES]]
+        titles = [
+            names[label] if label >= 0 else "no label" for label in sample["label"][:MASK_IMAGES]
+        ]
     else:
         titles = [f"{(classes >= 0).sum()} object(s)" for classes in sample["classes"]]
     return attention_section(opened.folder, pictures, titles[:MASK_IMAGES], masks, temperature)
@@ -428,6 +446,10 @@ def _examples(opened: _Opened, tell: Callable[[str], None]) -> Made:
         return "the run did not train a single model"
     if images.spec.task == "detection":
         return _detections(opened)
+    if not images.spec.has_labels:
+        return "the images have no labels"
+    if not opened.models[run.trained].class_names:
+        return "the student has no classes"
     sample = opened.sample("test", EXAMPLES)
     wanted = (TEACHER, run.trained) if scores_teacher(run.config) else (run.trained,)
     roles = list(dict.fromkeys(role for role in wanted if role in opened.models))

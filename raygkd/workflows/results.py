@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raygkd.assembly.methods import scores_teacher
 from raygkd.assembly.models import is_model_file
 from raygkd.config import Config
+from raygkd.metrics.verdict import verdict, verdict_line
 from raygkd.models import (
     ModelFile,
     build_from_file,
@@ -20,6 +21,8 @@ from raygkd.report.console import progress
 from raygkd.workflows.resume import MODEL
 from raygkd.workflows.session import Session
 
+# roles of the models in reports
+TEACHER, ALONE, BEST, STUDENT = "teacher", "student alone", "best student", "student"
 # folders in that of a search: of the control, and of the best trial's student where another student
 # is the run's model
 STUDENT_ALONE, BEST_STUDENT = "student-alone", "best-student"
@@ -86,7 +89,12 @@ def places(session: Session, key: str, run_name: str) -> dict[str, Any]:
 
 
 def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, dict[str, Any]]:
-    """Return each model's scores on the test split; none of a teacher without logits."""
+    """Return each model's scores on the test split; none of a teacher without logits.
+
+    Without labels there is no such split, and no score at all.
+    """
+    if not session.images.spec.has_labels:
+        return {}
     if not scores_teacher(session.config):
         models = {role: file for role, file in models.items() if role != "teacher"}
     with progress(session.console, "scoring models on the test split") as advance:
@@ -98,3 +106,18 @@ def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, 
             gpus=min(1.0, session.config.cluster.gpus_per_worker),
             progress=advance,
         )
+
+
+def verdict_of(
+    session: Session, best: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the ``verdict`` on a distilled student, with the "line" that commands print.
+
+    Args:
+        session: the open run.
+        best: scores of the distilled student on the test split with each seed.
+        alone: those of the student alone with the same seeds.
+    """
+    spec = session.images.spec
+    found = verdict(spec.score, len(spec.class_names), best, alone)
+    return found | {"line": verdict_line(found)}

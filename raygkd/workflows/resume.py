@@ -13,8 +13,11 @@ from typing import Any
 
 from raygkd import config as configuration
 from raygkd.config import Config
-from raygkd.errors import ConfigError
-from raygkd.storage.atomic_files import Place, is_remote, modified, place, write_text
+from raygkd.errors import ConfigError, brief
+from raygkd.storage.atomic_files import Place, is_remote, local_path, modified, place, write_text
+from raygkd.storage.reading import read_bytes
+from raygkd.workflows.moved_runs import move_files_along, old_output, with_moved_paths
+from raygkd.workflows.run_files import read_json
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -25,12 +28,14 @@ INPUTS = "inputs"
 # settings that may change when a run is resumed: where and how fast it runs
 _FREE = {
     *("address", "wait_minutes", "max_concurrent", "max_failures", "cpus_per_worker", "cache_mb"),
+    "time_budget",
 }
+_NOTHING_BEGUN = "nothing was begun before it was killed; run the command again without --resume"
 # what Ray sets for the driver of a job
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _PATHS = {
     *("data_dir", "output", "space", "teacher", "student", "teacher_weights", "student_weights"),
-    *("warm_start", "teacher_classes"),
+    *("warm_start", "start_from", "teacher_classes", "class_names", "prompts", "unlabelled"),
 }
 
 
@@ -75,18 +80,25 @@ def run_folder(given: str, command: str) -> Place:
         runs = [run for run in (folder / "runs").iterdir() if run.name.startswith(f"{command}-")]
         unfinished = [run for run in runs if (run / FACTS).exists() and not (run / RESULT).exists()]
         if not unfinished:
-            raise ConfigError(f"--resume {given}: has no interrupted run of 'raygkd {command}'")
+            begun = any((run / FACTS).exists() for run in runs)
+            raise ConfigError(
+                f"--resume {given}: has no interrupted run of 'raygkd {command}'"
+                + ("" if begun or not runs else f" ({_NOTHING_BEGUN})")
+            )
         return max(unfinished, key=lambda run: modified(run / FACTS))
+    is_run = folder.parent.name == "runs" and "-" in folder.name
+    if is_run and folder.exists() and not (folder / FACTS).exists():
+        raise ConfigError(f"--resume {given}: {_NOTHING_BEGUN}")
     for name in (CONFIG, FACTS):
         if not (folder / name).exists():
             raise ConfigError(
-                f"--resume {given}: has no {name}; give an output folder, or the folder of a "
-                "run, which is in OUTPUT/runs"
+                f"--resume {given}: has no {name}; pass an output folder, or the folder of a run, "
+                "which is in OUTPUT/runs"
             )
     if not folder.name.startswith(f"{command}-"):
         raise ConfigError(
             f"--resume {given}: is not a run of 'raygkd {command}' (their names start with "
-            f"{command}-): use the command that started it"
+            f"{command}-); use the command that started it"
         )
     return folder
 
@@ -102,7 +114,7 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
         ConfigError: given settings that differ from those of the run, one line each.
     """
     path = folder / CONFIG
-    own = configuration.from_yaml(path.read_text(), where=str(path))
+    own = with_moved_paths(configuration.read_run_config(path), folder)
     known = configuration.settings()
     problems = []
     free = {}
@@ -114,8 +126,8 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
             free[name] = value
         elif value != before and before not in _lasting(name, value, place(own.output.output)):
             problems.append(
-                f"{configuration.flag(name)}: is {value}, but was {before} when the run started: "
-                "leave it out, or start another run"
+                f"{configuration.flag(name)}: is {value}, but was {before} when the run started; "
+                "omit it, or start another run"
             )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -125,8 +137,8 @@ def own_config(folder: Place, asked: Mapping[str, Any]) -> Config:
 def lasting_name(name: str, output: Place) -> str:
     """Return a model's name that stays valid wherever the run is resumed, and on every node.
 
-    FILE.py of FILE.py:FUNCTION is copied into the output folder's inputs; of hf:FOLDER the absolute
-    path is taken.
+    FILE.py of FILE.py:FUNCTION is copied into the output folder's inputs; of hf:FOLDER,
+    and folders and files of other families, the absolute path is taken.
 
     Args:
         name: of a model, no file of one.
@@ -141,9 +153,12 @@ def lasting_name(name: str, output: Place) -> str:
     source = source_file(name)
     if source is not None:
         return f"{_copy_of(place(source), output)}:{name.rpartition(':')[2]}"
-    prefix, colon, folder = name.partition(":")
-    if prefix == "hf" and colon and Path(folder).expanduser().is_dir():
-        return f"hf:{lasting_path(folder, output)}"
+    prefix, colon, path = name.partition(":")
+    if prefix in ("hf", "hf-clip", "open_clip") and colon and local_path(path).is_dir():
+        return f"{prefix}:{lasting_path(path, output)}"
+    if prefix == "open_clip" and ":" in path:
+        architecture, _, file = path.partition(":")
+        return f"{prefix}:{architecture}:{lasting_path(file, output)}"
     return name
 
 
@@ -152,7 +167,7 @@ def _copy_of(path: Place, output: Place) -> Place:
     if path.parent == output / INPUTS:
         return path
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     return output / INPUTS / f"{hashlib.sha256(content).hexdigest()[:16]}-{path.name}"
@@ -170,15 +185,17 @@ def lasting_path(path: str, output: Place) -> str:
     """
     if is_remote(path):
         return path.rstrip("/")
-    absolute = Path(os.path.abspath(os.path.expanduser(path)))
+    absolute = Path(os.path.abspath(local_path(path)))
     if _JOB in os.environ and absolute.is_relative_to(Path.cwd()) and absolute.is_file():
-        digest = hashlib.sha256(absolute.read_bytes()).hexdigest()[:16]
+        digest = hashlib.sha256(read_bytes(absolute)).hexdigest()[:16]
         return str(output / INPUTS / f"{digest}-{absolute.name}")
     return str(absolute)
 
 
-def _lasting(name: str, value: Any, output: Place) -> tuple[str, ...]:
+def _lasting(name: str, value: Any, output: Place) -> tuple[Any, ...]:
     """Return what a given setting may be called in the run's own configuration."""
+    if name == "students" and value is not None:
+        return (tuple(lasting_name(one, output) for one in value),)
     if name not in _PATHS or not isinstance(value, str):
         return ()
     return lasting_path(value, output), lasting_name(value, output)
@@ -194,21 +211,32 @@ def note_facts(folder: Place, facts: Mapping[str, Any]) -> None:
     write_text(folder / FACTS, json.dumps(facts, indent=2))
 
 
-def check_facts(folder: Place, facts: Mapping[str, Any]) -> None:
+def check_facts(folder: Place, facts: Mapping[str, Any]) -> str | None:
     """Refuse to resume a run whose data or models have changed.
+
+    Returns:
+        the output folder that the run was moved from; None if it was not moved.
 
     Raises:
         ConfigError: something has changed, one line for each difference.
     """
-    before = json.loads((folder / FACTS).read_text())
+    moved = old_output(configuration.read_run_config(folder / CONFIG), folder)
+    if moved is not None:
+        move_files_along(folder, moved)
+    before = read_json(folder / FACTS)
     # as they are read from the file
     now = json.loads(json.dumps(facts))
     names = [*before, *(name for name in now if name not in before)]
     changed = [
-        f"--resume: {name}: is {now.get(name, 'missing')} and was {before.get(name, 'missing')} "
-        "when the run started: restore it, or start another run"
+        f"--resume: {name}: is {_told(now, name)} and was {_told(before, name)} "
+        "when the run started; restore it, or start another run"
         for name in names
         if now.get(name) != before.get(name)
     ]
     if changed:
         raise ConfigError("\n".join(changed))
+    return moved
+
+
+def _told(facts: Mapping[str, Any], name: str) -> str:
+    return brief(facts[name], quoted=False) if name in facts else "missing"

@@ -6,17 +6,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raygkd.assembly.models import student_file
-from raygkd.config import with_settings
-from raygkd.engine import read_checkpoint
 from raygkd.models import ModelFile
 from raygkd.rayrun.search_history import Trial
 from raygkd.rayrun.tune_search import TrialResult, run_settings
 from raygkd.report.console import Advance, progress
 from raygkd.storage.atomic_files import Place
 from raygkd.workflows.results import test_metrics, test_scores
+from raygkd.workflows.search_forecast import Work
 from raygkd.workflows.session import Session
-from raygkd.workflows.trial_progress import SearchProgress, at_once
+from raygkd.workflows.trial_progress import SearchProgress, at_once, student_of
 
 # a seed, and the name of the settings that are trained with it
 Seeded = tuple[int, str]
@@ -29,10 +27,21 @@ class SeedProgress(SearchProgress):
         session: the open run.
         advance: shows progress.
         seeded: seed and settings of each run, in order.
+        concurrent: runs at a time.
     """
 
-    def __init__(self, session: Session, advance: Advance, seeded: Sequence[Seeded]):
-        super().__init__(session, advance, len(seeded))
+    def __init__(
+        self, session: Session, advance: Advance, seeded: Sequence[Seeded], concurrent: int
+    ):
+        epochs = session.config.optim.epochs
+        work = Work(
+            trials=len(seeded),
+            epochs=epochs,
+            spared=len(seeded),
+            drawn=epochs,
+            concurrent=concurrent,
+        )
+        super().__init__(session, advance, work)
         self._seeded = seeded
 
     def key(self, trial: Trial) -> str:
@@ -76,7 +85,7 @@ def train_with_seeds(
     concurrent = at_once(session, len(seeded))
     job = session.job(config, teacher, folder)
     with progress(session.console, f"{progress_of.role}s ({concurrent} at a time)") as advance:
-        observer = progress_of(session, advance, seeded)
+        observer = progress_of(session, advance, seeded, concurrent)
         with session.interrupts.waiting_for(observer.running):
             trials = run_settings(
                 job,
@@ -94,14 +103,7 @@ def students(session: Session, trials: Mapping[Seeded, TrialResult]) -> dict[See
     found = {}
     for seeded, trial in trials.items():
         if trial.status == "finished":
-            assert trial.checkpoint is not None
-            state = read_checkpoint(trial.checkpoint)["student"]
-            config = with_settings(session.config, trial.params)
-            assert trial.val_score is not None
-            names = ("val_score", f"val_{session.images.spec.score}")
-            scores = dict.fromkeys(names, trial.val_score)
-            weights = session.weights.get("student")
-            found[seeded] = student_file(config, session.images.spec, state, scores, weights)
+            found[seeded] = student_of(session, trial)
     return found
 
 

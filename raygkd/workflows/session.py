@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,17 +16,23 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from raygkd.assembly.methods import uses_teacher
+from raygkd.assembly.models import new_model, start_from_weights
 from raygkd.assembly.recipes import unused_cache
-from raygkd.config import Config, to_yaml
+from raygkd.assembly.unlabelled_runs import student_class_names
+from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.run_images import Images, imbalance, open_images
 from raygkd.data.spec import ImageSpec
-from raygkd.errors import StorageError, UserError
+from raygkd.errors import ConfigError, StorageError, UserError, to_paste
 from raygkd.models import LoadedWeights, ModelFile
+from raygkd.models.fake_quantised import QuantisedGraph
 from raygkd.rayrun import cluster, image_stream, references, trainer, worker
+from raygkd.rayrun.local_machine import check_limits, open_work, session_parent
 from raygkd.rayrun.node_monitor import NodeWatch, require_shared
 from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place, is_remote, place, write_text
+from raygkd.storage.ownership import owned
+from raygkd.tracking.left_runs import close_left_runs
 from raygkd.tracking.redaction import shown
 from raygkd.tracking.store import check_file, chosen_uri, connect, is_file
 from raygkd.workflows.input_sizes import default_side, with_teacher_size
@@ -36,10 +43,12 @@ from raygkd.workflows.preflight import (
     output_folder,
     require_one_truth,
     require_room,
+    tell_what_is_removed,
     with_lasting_paths,
 )
 from raygkd.workflows.resume import (
     CONFIG,
+    FACTS,
     RESULT,
     TRACKING,
     check_facts,
@@ -88,12 +97,33 @@ class Session:
         """CPUs that the data stream needs in addition to training."""
         return _data_cpus(self.shared.decoded is None)
 
+    def of_trial(self, params: Mapping[str, Any]) -> Session:
+        """Return the session whose images are those of a trial with these settings."""
+        images = dataclasses.replace(self.images, spec=self.images.spec.of_trial(params))
+        return dataclasses.replace(self, images=images, shared=self.shared.of_trial(params))
+
+    def with_teacher(self, name: str, weights: LoadedWeights | None) -> Session:
+        """Return the session with another teacher.
+
+        Args:
+            name: of the teacher, as in ``--teacher``.
+            weights: that it starts from; None for random ones.
+        """
+        others = {role: one for role, one in self.weights.items() if role != "teacher"}
+        return dataclasses.replace(
+            self,
+            config=with_settings(self.config, {"teacher": name}),
+            weights={**others, **({} if weights is None else {"teacher": weights})},
+        )
+
     def job(
         self,
         config: Config,
         teacher: ModelFile | None,
         folder: Place,
         spec: ImageSpec | None = None,
+        teachers: Mapping[str, ModelFile] | None = None,
+        graph: QuantisedGraph | None = None,
     ) -> worker.Job:
         """Return a job for the training processes, on this run's images.
 
@@ -102,9 +132,31 @@ class Session:
             teacher: if the method needs one.
             folder: of the training.
             spec: what the model must know of the images; None for the student's.
+            teachers: name -> teacher, of those that a search chooses from.
+            graph: of a student that is trained in 8 bits; None in float.
         """
         shared = dataclasses.replace(self.shared, spec=spec or self.images.spec)
-        return worker.make_job(config, shared, teacher, folder=folder, stop=self.interrupts.folder)
+        return worker.make_job(
+            config,
+            shared,
+            teacher,
+            folder=folder,
+            stop=self.interrupts.folder,
+            teachers=teachers,
+            graph=graph,
+        )
+
+    def student_weights(self, config: Config) -> LoadedWeights | None:
+        """Return what the student of a training starts from; None for random weights.
+
+        Args:
+            config: of the training, which may have another student than the run.
+        """
+        name = config.model.student
+        if name == self.config.model.student:
+            return self.weights.get("student")
+        spec = self.images.spec
+        return start_from_weights(config, new_model(name, spec), len(spec.class_names))
 
     def cpus(self) -> float:
         """Return the CPUs per worker of a run that has the cluster to itself."""
@@ -143,8 +195,11 @@ def open_session(
     output = output_folder(config.output.output)
     config = with_teacher_size(config)
     with contextlib.ExitStack() as stack:
+        folder = _own_folder(stack, config, role, output, resume, console)
         # to join a cluster takes less than to prepare images, and to start one more than to look
-        nodes = stack.enter_context(_joined(config, output, uri, console)) or [cluster.local_node()]
+        needs_ray = _needs_ray(config, role, 0.0)
+        joined = _joined(config, output, uri, console, needs_ray=needs_ray)
+        nodes = stack.enter_context(joined) or [cluster.local_node()]
         require_room(config, nodes, 0.0)
         connecting = stack.enter_context(_connected(uri, config.output.experiment, output))
         with progress(console, "preparing images") as advance:
@@ -154,12 +209,12 @@ def open_session(
                 output=output,
                 progress=advance,
                 default_side=default_side(config),
+                class_names=student_class_names(config),
             )
         if note := imbalance(images):
             console.print(note, soft_wrap=True)
         if note := unused_cache(config):
             console.print(note, soft_wrap=True)
-        folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
         facts = {"MLflow store": shown(uri), **_image_facts(images), **check(images)}
         weights = starting_weights(
             config,
@@ -168,8 +223,8 @@ def open_session(
             with_teacher=_has_teacher(config, role),
         )
         facts |= {f"{one}, starting weights": known.sha256 for one, known in weights.items()}
-        if resume is not None:
-            check_facts(folder, facts)
+        if resume is not None and (moved := check_facts(folder, facts)) is not None:
+            console.print(f"the run was moved here from {moved}", soft_wrap=True)
         data_cpus = _data_cpus(not image_stream.fits_in_memory(images, config.data.cache_mb))
         require_room(config, nodes, data_cpus)
         config = with_lasting_paths(config, output)
@@ -180,6 +235,8 @@ def open_session(
         stack.enter_context(_unwrapped_user_errors())
         if data_cpus and not is_remote(images.table.path):
             require_shared("--data-dir", Path(images.table.path), Path(images.table.files[0]))
+            if (others := config.data.unlabelled) is not None:
+                require_shared("--unlabelled", Path(others), Path(images.table.files[-1]))
         with progress(console, "decoding images") as advance:
             shared = image_stream.share(images, config.data.cache_mb, advance)
         experiment = connecting.result()
@@ -204,6 +261,31 @@ def open_session(
     console.print(f"took {time.monotonic() - started:.0f} s")
 
 
+def _own_folder(
+    stack: contextlib.ExitStack,
+    config: Config,
+    role: str,
+    output: Place,
+    resume: Place | None,
+    console: Console,
+) -> Place:
+    """Return the run's folder, which this process owns from now on; remove what others left.
+
+    Raises:
+        ResourceError: another process runs it.
+        ConfigError: another process has begun it since this command looked for it.
+    """
+    folder = resume or new_run_folder(output, COMMANDS[role], config.output.name)
+    stack.enter_context(owned(folder))
+    if resume is None and (folder / FACTS).exists():
+        raise ConfigError(
+            f"{folder}: another process has begun this run meanwhile; run the command again to "
+            "resume it"
+        )
+    tell_what_is_removed(folder, console)
+    return folder
+
+
 def _needs_ray(config: Config, role: str, data_cpus: float) -> bool:
     """Return whether a run on this machine alone needs Ray: for trials, workers, stream or cache.
 
@@ -222,17 +304,24 @@ def _has_teacher(config: Config, role: str) -> bool:
 def _connected(uri: str, experiment: str, output: Place) -> Iterator[Future[str]]:
     """Yield the id of the experiment, which a thread gets: MLflow takes seconds to import.
 
-    A server that does not answer, and a file that is no store, are noticed at once.
+    A server that does not answer, and a file that is not a store, are noticed at once.
     """
     check_file(uri)
     pool = ThreadPoolExecutor(1, thread_name_prefix="mlflow-connect")
     try:
-        found = pool.submit(connect, uri, experiment, output)
+        found = pool.submit(_connect, uri, experiment, output)
         if not is_file(uri):
             found.result()
         yield found
     finally:
         pool.shutdown(wait=False)
+
+
+def _connect(uri: str, experiment: str, output: Place) -> str:
+    """Return the id of the experiment, in which runs of killed processes are closed."""
+    found = connect(uri, experiment, output)
+    close_left_runs(uri, found)
+    return found
 
 
 def _tracker(uri: str, experiment: str, folder: Place) -> Tracker:
@@ -244,14 +333,18 @@ def _tracker(uri: str, experiment: str, folder: Place) -> Tracker:
 
 @contextlib.contextmanager
 def _joined(
-    config: Config, output: Place, uri: str, console: Console
+    config: Config, output: Place, uri: str, console: Console, *, needs_ray: bool
 ) -> Iterator[list[cluster.Resources] | None]:
     """Join the running cluster, if one is given; yield its nodes, or None to start one.
 
     Raises:
+        ResourceError: a limit of this machine is too low to start one, which is needed.
         UserError: the cluster does not answer, or its nodes do not share the run's output.
     """
     if not cluster.is_joined(config.cluster.address):
+        if needs_ray:
+            check_limits()
+            session_parent()
         yield None
         return
     with cluster.cluster(config.cluster.address):
@@ -306,12 +399,13 @@ def _image_facts(images: Images) -> dict[str, Any]:
 def _closing(session: Session, role: str) -> Iterator[None]:
     status = "FAILED"
     try:
-        with _with_resume_hint(session.folder, role):
+        command = _resume_command(session.folder, role)
+        close = functools.partial(session.tracker.close, "FAILED", timeout=CLOSE_SECONDS)
+        with _with_resume_hint(session.folder, role), open_work(command, close):
             yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        command = _resume_command(session.folder, role)
         session.console.print(f"stopped; resume with: {command}", soft_wrap=True)
         raise
     finally:
@@ -319,7 +413,7 @@ def _closing(session: Session, role: str) -> Iterator[None]:
 
 
 def _resume_command(folder: Place, role: str) -> str:
-    return f"raygkd {COMMANDS[role]} --resume {folder}"
+    return to_paste(COMMANDS[role], "--resume", folder)
 
 
 @contextlib.contextmanager
@@ -330,7 +424,7 @@ def _with_resume_hint(folder: Place, role: str) -> Iterator[None]:
     except StorageError as error:
         command = _resume_command(folder, role)
         remedy = f"once it can be written again, resume with: {command}"
-        raise StorageError(f"{error}: {remedy}") from error
+        raise StorageError(f"{error}; {remedy}") from error
 
 
 def write_result(result: Mapping[str, Any], role: str) -> None:

@@ -16,6 +16,7 @@ from raygkd.rayrun import trainer
 from raygkd.rayrun.step_progress import Steps
 from raygkd.report.console import progress
 from raygkd.storage.atomic_files import Place
+from raygkd.workflows.quantised_training import QuantisedStudent, with_ranges
 from raygkd.workflows.resume import MODEL
 from raygkd.workflows.run_tags import run_tags
 from raygkd.workflows.session import Session
@@ -29,6 +30,8 @@ def train_one(
     folder: Place,
     teacher: ModelFile | None,
     parent: str | None = None,
+    key: str | None = None,
+    quantised: QuantisedStudent | None = None,
 ) -> ModelFile:
     """Train one model, log it, and save it.
 
@@ -38,18 +41,22 @@ def train_one(
         session: the open run.
         config: what to train.
         role: "teacher", "student-alone" or "student": its MLflow run's name and tag.
+        key: of its MLflow run, where a command trains several of the role; None for the role.
         folder: for checkpoints, the metrics' journal and the model file.
         teacher: if the method needs one.
         parent: key of the MLflow parent run.
+        quantised: the student, if it is trained in 8 bits; None in float.
     """
     if (folder / MODEL).exists():
         return load_model_file(folder / MODEL)
     spec = session.images.spec
     if role == "teacher":
         spec = spec.of_teacher()
-    job = session.job(config, teacher, folder, spec)
+    graph = quantised.graph if quantised is not None else None
+    job = session.job(config, teacher, folder, spec, graph=graph)
+    key = key or role
     session.tracker.start(
-        role,
+        key,
         f"{role} {short_name(config.model.student)}",
         parent=parent,
         params={
@@ -65,7 +72,7 @@ def train_one(
 
         def on_epoch(metrics: dict[str, float]) -> None:
             epoch = int(metrics["epoch"])
-            session.tracker.metrics(role, metrics, step=epoch)
+            session.tracker.metrics(key, metrics, step=epoch)
             advance(epoch, config.optim.epochs, f"val {metrics['val_score']:.4f}")
 
         def on_step(steps: Steps) -> None:
@@ -78,21 +85,19 @@ def train_one(
             )
     last = trainer.last_metrics(folder)
     scores = {name: value for name, value in last.items() if name.startswith("val_")}
-    model_file = student_file(
-        config,
-        spec,
-        read_checkpoint(checkpoint)["student"],
-        scores,
-        _weights(session, config),
-    )
+    state = read_checkpoint(checkpoint)["student"]
+    if quantised is not None:
+        state = quantised.own_weights(state)
+    weights = _weights(session, config, role)
+    model_file = with_ranges(student_file(config, spec, state, scores, weights), quantised)
     save_model_file(folder / MODEL, model_file)
-    session.tracker.end(role)
+    session.tracker.end(key)
     return model_file
 
 
-def _weights(session: Session, config: Config) -> LoadedWeights | None:
+def _weights(session: Session, config: Config, role: str) -> LoadedWeights | None:
     """Return what the model of a training started from."""
-    started, own = (
-        (one.model.student, one.model.student_weights) for one in (config, session.config)
-    )
-    return session.weights.get("student" if started == own else "teacher")
+    # 'raygkd teacher' trains its teacher as a student
+    if role == "teacher" and config.model.student != session.config.model.student:
+        return session.weights.get("teacher")
+    return session.student_weights(config)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from raygkd.assembly.models import student_file
 from raygkd.config import to_yaml, with_settings
+from raygkd.engine import read_checkpoint
 from raygkd.errors import RunFailed, UserError
 from raygkd.metrics.ranking import rank
+from raygkd.models import ModelFile
 from raygkd.rayrun.search_history import SearchObserver, Trial
 from raygkd.rayrun.tune_search import TrialResult
 from raygkd.rayrun.worker import METRIC, trial_folder
 from raygkd.report.console import Advance
 from raygkd.workflows.preflight import require_room
 from raygkd.workflows.run_tags import run_tags
+from raygkd.workflows.search_forecast import EPOCH_SECONDS, Work, duration
 from raygkd.workflows.session import Session
 
 FIRST_STEP = "first_step_seconds"
@@ -60,18 +65,22 @@ class SearchProgress(SearchObserver):
     Args:
         session: the open run.
         advance: shows progress.
-        number_of_trials: how many there will be.
+        work: what there is to train.
     """
 
     role = "trial"
 
-    def __init__(self, session: Session, advance: Advance, number_of_trials: int):
+    def __init__(self, session: Session, advance: Advance, work: Work):
         self._session = session
         self._advance = advance
-        self._number_of_trials = number_of_trials
+        self._work = work
         self._trials: dict[int, Trial] = {}
+        # number of a trial of an earlier process -> the epochs it had trained
+        self._earlier: dict[int, int] = {}
+        self._begun: float | None = None
+        self._estimates = 0
         self.first_steps: list[float] = []
-        advance(0, number_of_trials)
+        advance(0, work.trials)
 
     def key(self, trial: Trial) -> str:
         """Return the tracker's key of a trial."""
@@ -96,6 +105,7 @@ class SearchProgress(SearchObserver):
 
     def known(self, trial: Trial) -> None:
         """Count a trial of an earlier process; it is not active until it is restarted."""
+        self._earlier[trial.number] = trial.epoch
         if trial.is_over:
             self._trials[trial.number] = trial
         self._show()
@@ -103,6 +113,9 @@ class SearchProgress(SearchObserver):
     def started(self, trial: Trial) -> None:
         """Open the trial's MLflow run."""
         self._trials[trial.number] = trial
+        if self._begun is None:
+            self._begun = time.monotonic()
+            self._estimate()
         self._session.tracker.start(
             self.key(trial),
             self.name(trial),
@@ -117,6 +130,9 @@ class SearchProgress(SearchObserver):
         """Log an epoch."""
         self.first_steps += [metrics[FIRST_STEP]] if FIRST_STEP in metrics else []
         self._session.tracker.metrics(self.key(trial), metrics, step=int(metrics["epoch"]))
+        is_first = self._estimates == 1 and not sum(self._earlier.values())
+        if is_first and EPOCH_SECONDS in metrics:
+            self._estimate()
         self._show()
 
     def ended(self, trial: Trial) -> None:
@@ -135,6 +151,22 @@ class SearchProgress(SearchObserver):
             trial.epoch,
         )
 
+    def _estimate(self) -> None:
+        """Print how long the trials will take; the first time that is known from earlier ones."""
+        self._estimates += 1
+        if self._work.trials > 1:
+            line = self._work.line(self._trials.values())
+            self._session.console.print(line, soft_wrap=True)
+
+    def _left(self) -> str:
+        """Return the time left at the speed of this process so far; empty before an epoch."""
+        earlier = self._earlier
+        done = sum(one.epoch - earlier.get(one.number, 0) for one in self._trials.values())
+        left = self._work.left(self._trials)
+        if self._begun is None or not done or not left:
+            return ""
+        return f", about {duration(left * (time.monotonic() - self._begun) / done)} left"
+
     def _show(self) -> None:
         trials = self._trials.values()
         over = sum(trial.is_over for trial in trials)
@@ -144,5 +176,16 @@ class SearchProgress(SearchObserver):
         ]
         score = self._session.config.data.score
         best = max(scores, key=lambda value: rank(value, score), default=0.0)
-        note = f"{len(trials) - over} running, {epochs} epochs, best val {best:.4f}"
-        self._advance(over, self._number_of_trials, note)
+        note = f"{len(trials) - over} running, {epochs} epochs, best val {best:.4f}{self._left()}"
+        self._advance(over, self._work.trials, note)
+
+
+def student_of(session: Session, trial: TrialResult) -> ModelFile:
+    """Return the model file of a trial that has a score."""
+    assert trial.checkpoint is not None
+    assert trial.val_score is not None
+    state = read_checkpoint(trial.checkpoint)["student"]
+    config = with_settings(session.config, trial.params)
+    scores = dict.fromkeys((METRIC, f"val_{session.images.spec.score}"), trial.val_score)
+    own = session.of_trial(trial.params)
+    return student_file(config, own.images.spec, state, scores, own.student_weights(config))

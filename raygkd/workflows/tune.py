@@ -2,62 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 
-from raygkd.assembly.compatibility import check_settings
 from raygkd.assembly.derived_configs import student_alone
-from raygkd.assembly.matched_levels import level_shapes
-from raygkd.assembly.methods import matches_graphs, uses_teacher
-from raygkd.assembly.models import student_file
-from raygkd.config import Config, given, to_yaml, with_settings
-from raygkd.config.search_space import Dimension, check_space, default_space, extremes, read_space
-from raygkd.data.run_images import Images
-from raygkd.data.windows import load_window
-from raygkd.deploy.modules import DeployedClassifier
-from raygkd.engine import read_checkpoint
+from raygkd.assembly.methods import uses_teacher
+from raygkd.config import Config, seconds_of
 from raygkd.metrics.ranking import higher_is_better
-from raygkd.metrics.verdict import verdict, verdict_line, verdict_metrics
-from raygkd.models import ModelFile, is_detector, save_model_file, short_name
+from raygkd.metrics.verdict import verdict_metrics
+from raygkd.models import ModelFile, save_model_file
+from raygkd.rayrun.searchers import CostsOf
 from raygkd.rayrun.tune_search import TrialResult, run_search
 from raygkd.rayrun.worker import METRIC
 from raygkd.report.console import progress
 from raygkd.report.figures import Curve, draw_search
 from raygkd.report.tables import search_markdown
 from raygkd.storage.atomic_files import Place, make_folder
-from raygkd.tracking.tags import DESCRIPTION_TAG, IMAGES_TAG
+from raygkd.tracking.tags import DESCRIPTION_TAG
 from raygkd.workflows import draw_detections
+from raygkd.workflows.budgets import Costs, built_of
 from raygkd.workflows.champion import ALONE, BEST, champion
-from raygkd.workflows.first_trials import Params, first_trials
-from raygkd.workflows.pair_checks import check_names, check_student, show_pair, teacher_model
+from raygkd.workflows.first_trials import Params
+from raygkd.workflows.front import conclude_front
+from raygkd.workflows.registering import registered
 from raygkd.workflows.repeat import repeat
 from raygkd.workflows.results import (
     BEST_STUDENT,
     STUDENT_ALONE,
     model_rows,
-    pair_name,
     places,
     test_scores,
     val_score,
+    verdict_of,
 )
 from raygkd.workflows.resume import MODEL
-from raygkd.workflows.run_tags import run_tags
-from raygkd.workflows.session import Session, open_session, write_result
-from raygkd.workflows.teachers import get_teacher, teacher_facts
+from raygkd.workflows.search_forecast import Work, epochs_of_drawn
+from raygkd.workflows.search_plan import open_search
+from raygkd.workflows.searched_settings import Space
+from raygkd.workflows.session import Session, write_result
+from raygkd.workflows.teachers import TeacherOfRun, get_teachers
 from raygkd.workflows.train_one import train_one
-from raygkd.workflows.trial_progress import SearchProgress, at_once, require_a_score, trial_key
+from raygkd.workflows.trial_progress import (
+    SearchProgress,
+    at_once,
+    require_a_score,
+    student_of,
+    trial_key,
+)
 
 if TYPE_CHECKING:
     from raygkd.tracking.logged_models import LoggedModel
 
-REGISTERED = "raygkd-{dataset}-{student}"
 RULE = "{} validation score after the last epoch trained"
 _OF_TRIAL = ("number", "params", "epochs", "val_score", "status", "error")
 _COMPARED = ("test_score", "parameters")
@@ -67,15 +68,18 @@ def tune(config: Config, *, console: Console, resume: Place | None = None) -> di
     """Search the method's settings (``raygkd tune``); return what ``--json`` prints.
 
     The teacher is trained first if none is given, then the trials, then the student alone as a
-    control: it has the best trial's settings and lacks only the teacher. Validation chooses the
+    control: it has the best trial's settings and lacks only the teacher. Without labels there is
+    no control. Validation chooses the
     winner, and whether it or the student alone is registered; the test split is scored once at the
     end, for these three models and those of ``--repeat``.
     """
     started = time.monotonic()
-    with open_search(config, console=console, resume=resume) as (session, space, first):
-        teacher, teacher_path = get_teacher(session, "search")
+    with open_search(config, console=console, resume=resume) as (session, plan):
+        teachers = get_teachers(session, plan.teachers, "search")
         searching = time.monotonic()
-        trials, first_steps = run_trials(session, teacher, space, first)
+        trials, first_steps = run_trials(
+            session, teachers, plan.space, plan.first, started, plan.costs
+        )
         chosen = selection(
             session.config,
             trials,
@@ -84,113 +88,74 @@ def tune(config: Config, *, console: Console, resume: Place | None = None) -> di
             seconds=time.monotonic() - searching,
         )
         winner, best = _winner(session, trials)
-        alone = best
-        if uses_teacher(session.config):
-            alone = train_one(
-                session,
+        own_session = session.of_trial(winner.params)
+        taught = teachers[winner.params.get("teacher", session.config.model.teacher)]
+        models = {"teacher": taught.file, ALONE: best, BEST: best}
+        if has_control(session):
+            models[ALONE] = train_one(
+                own_session,
                 student_alone(session.config, winner.params),
                 role="student-alone",
                 folder=session.folder / STUDENT_ALONE,
                 teacher=None,
                 parent="search",
             )
-        repeated, of_seeds = repeat(session, teacher, winner)
-        models = {"teacher": teacher, ALONE: alone, BEST: best}
+        repeated, of_seeds = repeat(session, taught.file, winner)
         session.tracker.tags(
             "search", {f"selection.{name}": str(value) for name, value in chosen.items()}
         )
-        result = _conclude(session, trials, winner, models, of_seeds)
+        result = _conclude(own_session, trials, winner, models, of_seeds)
         result |= {"selection": chosen, "repeat": repeated}
-    result["teacher"]["path"] = str(teacher_path)
+        of_teacher = val_score(taught.file, session.images.spec.score)
+        known = {winner.number: result["best"]["registered"]}
+        if result["champion"]["role"] != BEST:
+            # validation ranks another student of its kind before it
+            known = {winner.number: None}
+        result["students"] = conclude_front(session, trials, plan.costs, of_teacher, known)
+    result["teacher"]["path"] = str(taught.path)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_result(result, "search")
     return result
 
 
-@contextlib.contextmanager
-def open_search(
-    config: Config, *, console: Console, resume: Place | None = None
-) -> Iterator[tuple[Session, tuple[Dimension, ...], list[Params]]]:
-    """Open the run of a search; yield it, the search space and the first trials, all checked."""
-    check_names(config)
-    space: tuple[Dimension, ...] = ()
-    first: list[Params] = []
-
-    def check(images: Images) -> dict[str, Any]:
-        nonlocal space, first
-        space, first = search_space(config, images, console)
-        dimensions = {f"search space, {d.name}": {d.kind: list(d.values)} for d in space}
-        return {**teacher_facts(config), **dimensions, "first trials": first}
-
-    with open_session(config, "search", console, resume, check) as session:
-        session.tracker.start(
-            "search",
-            f"search {pair_name(config)}",
-            tags=run_tags(session, "search"),
-            texts={"config.yaml": to_yaml(session.config)},
-        )
-        yield session, space, first
-
-
-def search_space(
-    config: Config, images: Images, console: Console
-) -> tuple[tuple[Dimension, ...], list[Params]]:
-    """Return the search space and the first trials, checked against the models; print the levels.
-
-    Raises:
-        ConfigError: an invalid space file, or settings that no trial could run with.
-    """
-    space = read_space(config.search.space) if config.search.space else None
-    check_student(config, images)
-    teacher = teacher_model(config, images.spec)
-    channels: dict[int, int] = {}
-    if matches_graphs(config.method.method):
-        shapes = level_shapes(config, teacher, images.spec)
-        channels = {level: shape[0] for level, shape in shapes.items()}
-    chosen = config.method.levels and {pair.student for pair in config.method.levels}
-    space = space or default_space(
-        config.method.method,
-        {level: width for level, width in channels.items() if chosen is None or level in chosen},
-        lr=config.optim.lr,
-        detection=images.spec.task == "detection",
-        weights_unit=config.method.weights_unit,
-        # given settings are not searched, except for the learning rate: the best is near a good one
-        fixed=given(config) - {"lr"},
-    )
-    check_space(space, config, channels)
-    for dimension in space:
-        if dimension.name == "method":
-            for method in dimension.values:
-                check_settings(with_settings(config, {"method": method}), images.spec.task)
-        if dimension.name == "batch_size":
-            largest = max(extremes(dimension))
-            check_student(with_settings(config, {"batch_size": largest}), images)
-    first = first_trials(config, space, channels, images.spec.task)
-    # show all levels with the maximum dimension; trials use subsets of these
-    most = {"dim": min(channels.values()) - 1} if channels else {}
-    show_pair(with_settings(config, most), images.spec, teacher, console)
-    return space, first
+def has_control(session: Session) -> bool:
+    """Return whether the student alone is trained for comparison: it takes a teacher and labels."""
+    return uses_teacher(session.config) and session.images.spec.has_labels
 
 
 def run_trials(
     session: Session,
-    teacher: ModelFile,
-    space: tuple[Dimension, ...],
+    teachers: Mapping[str, TeacherOfRun],
+    space: Space,
     first: Sequence[Params] = (),
+    started: float | None = None,
+    costs: Costs | None = None,
 ) -> tuple[list[TrialResult], list[float]]:
     """Run the trials of a search; return them, and the seconds to the first step of each.
 
     Args:
         session: the open run.
-        teacher: of the trials.
+        teachers: name -> teacher, of all that trials learn from.
         space: that settings are drawn from.
         first: settings of the first trials.
+        started: when the command was, by ``time.monotonic``; None for now.
+        costs: of each student, if the search depends on them.
     """
     config = session.config
+    started = time.monotonic() if started is None else started
+    budget = seconds_of(config.search.time_budget or "")
     concurrent = at_once(session, config.search.trials)
-    job = session.job(config, teacher, session.folder)
+    files = {name: one.file for name, one in teachers.items()}
+    job = session.job(config, files.pop(config.model.teacher), session.folder, teachers=files)
     with progress(session.console, f"trials ({concurrent} at a time)") as advance:
-        observer = SearchProgress(session, advance, config.search.trials)
+        work = Work(
+            trials=config.search.trials,
+            epochs=config.optim.epochs,
+            spared=len(first),
+            drawn=epochs_of_drawn(config.search, config.optim.epochs, len(first), _groups(space)),
+            concurrent=concurrent,
+        )
+        observer = SearchProgress(session, advance, work)
         with session.interrupts.waiting_for(observer.running):
             trials = run_search(
                 job,
@@ -200,13 +165,37 @@ def run_trials(
                 concurrent=concurrent,
                 observer=observer,
                 first=first,
+                is_late=lambda: budget is not None and time.monotonic() - started > budget,
+                costs_of=_costs_of(config, costs or {}),
             )
+    if budget is not None and time.monotonic() - started > budget:
+        session.console.print(
+            f"--time-budget {config.search.time_budget} is over after {len(trials)} of "
+            f"{config.search.trials} trials"
+        )
     if observer.first_steps:
         session.console.print(
             f"time to first step of a trial: median {np.median(observer.first_steps):.2f} s, "
             f"longest {max(observer.first_steps):.2f} s"
         )
     return trials, observer.first_steps
+
+
+def _groups(space: Space) -> int:
+    """Return among how many students and input sizes the scheduler compares trials."""
+    return math.prod(
+        len({value for one in space if one.name == name for value in one.values}) or 1
+        for name in ("student", "image_size")
+    )
+
+
+def _costs_of(config: Config, costs: Costs) -> CostsOf | None:
+    """Return what gives the costs among the aims of a trial; None if the score is the only aim."""
+    aims = [aim for aim in config.search.objective if aim != "score"]
+    if not aims or not costs:
+        return None
+    student = config.model.student
+    return lambda params: [costs[built_of(params, student)][aim] for aim in aims]
 
 
 def rule(config: Config) -> str:
@@ -279,6 +268,8 @@ def _conclude(
         "search", {METRIC: winner.val_score, **numbers, **verdict_metrics(found)}, step=0
     )
     _draw(session, trials, {"teacher": models["teacher"], "student alone": models[ALONE]})
+    if not session.images.spec.has_labels:
+        del rows[ALONE]
     if session.images.spec.task == "detection":
         draw_detections.draw(session, "search", models[BEST], scores)
     told = {f"best.{name}": str(value) for name, value in winner.params.items()}
@@ -318,13 +309,11 @@ def _verdict(
 ) -> dict[str, Any] | None:
     """Return the verdict with its "line", over other seeds if there are several; None if nothing
     is distilled."""
-    if not uses_teacher(session.config):
+    if not has_control(session):
         return None
-    spec = session.images.spec
     several = len(of_seeds.get(BEST, ())) > 1
     best, alone = (of_seeds[role] if several else [scores[role]] for role in (BEST, ALONE))
-    found = verdict(spec.score, len(spec.class_names), best, alone)
-    return found | {"line": verdict_line(found)}
+    return verdict_of(session, best, alone)
 
 
 def _save_champion(
@@ -335,7 +324,7 @@ def _save_champion(
     If that is the student alone, the best trial's is saved beside it.
     """
     score = session.images.spec.score
-    alone = val_score(models[ALONE], score) if uses_teacher(session.config) else None
+    alone = val_score(models[ALONE], score) if has_control(session) else None
     assert winner.val_score is not None
     chosen = champion(score, winner.val_score, alone)
     if chosen["role"] != BEST:
@@ -352,19 +341,14 @@ def _register(
     rows: Mapping[str, Mapping[str, Any]],
     description: str,
 ) -> LoggedModel | None:
-    """Register the champion of the search as a version of its model; None if MLflow has failed."""
-    dataset, student = (
-        re.sub(r"[:/]+", "-", name)
-        for name in (session.config.data.dataset, short_name(model.name))
-    )
-    return session.tracker.model(
+    """Register the champion of the search; see ``registered``."""
+    return registered(
+        session,
         "search",
-        session.folder / MODEL if is_detector(model.name) else DeployedClassifier(model),
-        example_images(session.images),
-        register_as=REGISTERED.format(dataset=dataset, student=student),
+        model,
+        session.folder / MODEL,
         description=description,
         tags={
-            IMAGES_TAG: session.images.identity,
             "raygkd.rule": rule(session.config),
             "raygkd.champion": chosen["role"],
             METRIC: str(chosen["val_score"]),
@@ -392,24 +376,4 @@ def _winner(session: Session, trials: Sequence[TrialResult]) -> tuple[TrialResul
     """Return the best trial and its student; see ``require_a_score`` for errors."""
     require_a_score(trials, SearchProgress.role)
     winner = next(trial for trial in trials if trial.status in ("finished", "stopped"))
-    assert winner.checkpoint is not None
-    state = read_checkpoint(winner.checkpoint)["student"]
-    config = with_settings(session.config, winner.params)
-    assert winner.val_score is not None
-    scores = dict.fromkeys((METRIC, f"val_{session.images.spec.score}"), winner.val_score)
-    weights = session.weights.get("student")
-    return winner, student_file(config, session.images.spec, state, scores, weights)
-
-
-def example_images(images: Images) -> np.ndarray:
-    """Return two validation images as float32 (2, 3, S, S) in 0..1."""
-    window = load_window(
-        images.table,
-        images.rows["val"][:2],
-        images.transform("val"),
-        seed=0,
-        epoch=0,
-        skip_bad=True,
-        exact=False,
-    )
-    return window.arrays["image"].astype(np.float32) / 255.0
+    return winner, student_of(session, winner)

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/scheduler.py 64 256 1024
 
-Each number of trials is searched with ASHA in actors that answer at once, two at a time; first with
-the search's journal alone, and then with everything that is recorded in MLflow (SQLite) besides.
+Each number of trials, of 20 students, is searched with ASHA in actors that answer at once, two at a
+time; first with the search's journal alone, and then with everything that is recorded in MLflow
+(SQLite) besides. The memory is that of the driver, after each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray import tune
 
 from raygkd.config import Config, to_mapping, with_settings
@@ -26,7 +28,11 @@ from raygkd.tracking.store import connect, default_uri
 from raygkd.tracking.tracker import Tracker
 
 EPOCHS = 3
-SPACE = (Dimension(name="lr", kind="loguniform", values=(0.01, 0.1)),)
+STUDENTS = tuple(f"student {number}" for number in range(20))
+SPACE = (
+    Dimension(name="student", kind="choice", values=STUDENTS),
+    Dimension(name="lr", kind="loguniform", values=(0.01, 0.1)),
+)
 
 
 class Nothing(tune.Trainable):
@@ -65,6 +71,11 @@ class Recorder(SearchObserver):
         self._tracker.end(str(trial.number))
 
 
+def resident_mib() -> float:
+    """Return the memory that this process holds."""
+    return psutil.Process().memory_info().rss / (1 << 20)
+
+
 def search_nothing(trials: int, folder: Path, observer: SearchObserver) -> tuple[float, int]:
     """Return the seconds that a search takes, and how many epochs its trials tell."""
     config = with_settings(Config(), {"trials": trials, "epochs": EPOCHS})
@@ -91,6 +102,7 @@ def main(numbers: list[int]) -> None:
             folder = Path(name) / str(trials)
             (folder / "journal").mkdir(parents=True)
             alone, _ = search_nothing(trials, folder / "journal", SearchObserver())
+            held = resident_mib()
             uri = default_uri(folder)
             experiment = connect(uri, "trials of nothing", folder)
             tracker = Tracker(uri, experiment, folder / "tracking.jsonl")
@@ -100,9 +112,9 @@ def main(numbers: list[int]) -> None:
             tracker.close(timeout=600.0)
             closing = time.perf_counter() - closing
             print(
-                f"{trials} trials, {epochs} epochs: {alone:.1f} s, {alone / trials:.3f} s a trial; "
-                f"with MLflow {recorded:.1f} s, {recorded / trials:.3f} s a trial, and "
-                f"{closing:.1f} s to send the rest",
+                f"{trials} trials, {epochs} epochs: {alone:.1f} s, {alone / trials:.3f} s a trial, "
+                f"{held:.0f} MiB; with MLflow {recorded:.1f} s, {recorded / trials:.3f} s a trial, "
+                f"{resident_mib():.0f} MiB, and {closing:.1f} s to send the rest",
                 flush=True,
             )
 

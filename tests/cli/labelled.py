@@ -11,7 +11,7 @@ from lively import CLASSES
 from outcomes import png
 
 from raygkd.data.decoding import decode
-from raygkd.data.parquet import FOREIGN_CLASSES_KEY
+from raygkd.data.footers import FOREIGN_CLASSES_KEY
 from raygkd.deploy.modules import student
 from raygkd.models import ModelFile
 

@@ -14,7 +14,16 @@ from PIL import Image
 ROWS, CLASSES = 60, 3
 # how the lines that tell of work begin
 # what is no error: progress, and what is said of the images
-PROGRESS = ("preparing images: ", "decoding images: ", "warning: kept ")
+PROGRESS = (
+    *(
+        "preparing images: ",
+        "decoding images: ",
+        "writing onnx: ",
+        "calibrating: ",
+        "warning: found ",
+    ),
+    "removed what killed processes left",
+)
 
 
 @dataclass(frozen=True)

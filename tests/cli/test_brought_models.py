@@ -172,7 +172,7 @@ def test_the_feature_maps_of_a_backbone_without_a_last_layer_teach(
     pair += ("--teacher-mode", "features", "--teacher-image-size", "32")
     ran = raygkd("train", *DIGITS, *pair, "--output", tmp_path / "out")
     assert ran.code == 0, ran.err
-    assert "the teacher's feature maps alone are used; its logits are not" in ran.err
+    assert "only the teacher's feature maps are used, not its logits" in ran.err
     [row] = [line for line in ran.out.splitlines() if "teacher" in line]
     assert row.split()[-1] == "-"
     ran = raygkd("report", tmp_path / "out")
@@ -186,22 +186,22 @@ MISTAKES = [
     (("--student", "NETS:nett"), "--student: nets.py:nett: there is no function 'nett'; did"),
     (("--student", "gone.py:net"), "--student: gone.py:net: cannot read gone.py: No such file"),
     (("--student", "timm:resnet18.a9"), "--student: unknown timm classifier 'resnet18.a9'; did"),
-    (("--student", "hf:vit"), "--student: unknown hf classifier 'vit': is no folder, and not"),
+    (("--student", "hf:vit"), "--student: unknown hf classifier 'vit': is neither a folder nor"),
     (("--student", "NETS:net", "--student-weights", "pretrained"), "there are no weights of nets"),
     (("--student", "NETS:net", "--student-weights", "gone.pth"), "--student-weights: cannot read"),
     (("--student", "NETS:net", "--student-weights", "ARGS"), "--student-weights: "),
     (("--student", "resnet8", "--student-weights", "OWN"), "does not fit StagedClassifier, which"),
     (
         ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-mode", "as-is", *KD),
-        "error: --teacher-mode as-is: 2.2 of nets.py:net is new for the 3 classes",
+        "error: --teacher-mode as-is: 2.2 of nets.py:net starts at random for the 3 classes",
     ),
     (
         ("--teacher", "NETS:net", "--teacher-mode", "probe", *KD),
-        "error: --teacher-mode probe: the weights of nets.py:net are random: give --teacher-weigh",
+        "error: --teacher-mode probe: the weights of nets.py:net are random; pass --teacher-weigh",
     ),
     (
         ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-classes", "NETS", *KD),
-        "classes, and none of the name 'class-0' that the images have",
+        "classes, but none named 'class-0', a class of the images",
     ),
     (
         ("--teacher", "NETS:net", "--teacher-weights", "OWN", "--teacher-mode", "features", *KD),
@@ -213,11 +213,19 @@ MISTAKES = [
     ),
     (("--teacher", "timm:test_vit", "--teacher-weights", "none", *KD), "--teacher-image-size)"),
     (("--teacher-image-size", "5000", *KD), "5000: must be at least 4 and at most 4096"),
-    (("--teacher-classes", "NETS", *KD), "nets.py: the weights of resnet20 are random: leave it"),
-    (("--student", "nets.py"), "--student: nets.py is a file of Python code: name the function"),
-    (("--teacher", "nets.py", *KD), "--teacher: nets.py is a file of Python code: name the func"),
-    (("--student", "mobile"), "hf:NAME, timm:NAME, torchvision:NAME, FILE.py:FUNCTION)"),
-    (("--teacher", "OWN", *KD), "weights.pth holds weights and does not say of which"),
+    (("--teacher-classes", "NETS", *KD), "nets.py: the weights of resnet20 are random; omit it"),
+    (
+        ("--student", "open_clip:RN50"),
+        "open_clip:RN50: classifies images by texts and cannot",
+    ),
+    (("--prompts", "NETS", *KD), "nets.py: resnet20 is not an image-text model, or is to be"),
+    (("--student", "nets.py"), "--student: nets.py is a Python file; add the function"),
+    (("--teacher", "nets.py", *KD), "--teacher: nets.py is a Python file; add the func"),
+    (
+        ("--student", "mobile"),
+        "hf:NAME, timm:NAME, torchvision:NAME, FILE.py:FUNCTION)",
+    ),
+    (("--teacher", "OWN", *KD), "weights.pth contains weights, but not the name of their"),
 ]
 
 

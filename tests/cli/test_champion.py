@@ -208,5 +208,47 @@ def test_a_score_of_another_task_is_refused(
     if score == "fast":
         assert "'fast' is not one of 'auto', 'accuracy', 'balanced-accuracy'" in error
     else:
-        assert "--score map50: is no score for classification" in error
+        assert "--score map50: is not a score for classification" in error
         assert "allowed: accuracy, balanced-accuracy, macro-f1, log-loss" in error
+
+
+def test_train_with_a_control_ends_with_the_verdict(
+    raygkd: Callable[..., Ran], untaught: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    options = (*DIGITS, "--method", "kd", "--kd-weight", "1", "--output", output)
+    ran = raygkd("train", "--control", "--teacher", untaught, *options)
+    assert ran.code == 0, ran.err
+    [run] = (output / "runs").iterdir()
+    result = json.loads((run / "result.json").read_text())
+    verdict, models = result["verdict"], result["models"]
+    assert list(models) == ["teacher", "student alone", "student"]
+    assert verdict["outcome"] == "worse"
+    scores = [models[role]["test_score"] for role in ("student", "student alone")]
+    assert verdict["difference"] == pytest.approx(scores[0] - scores[1])
+    assert ran.out.splitlines()[-1] == verdict["line"]
+    # the control has the run's recipe and no teacher, and is a run below it
+    client = MlflowClient(default_uri(output))
+    [experiment] = client.search_experiments(filter_string="name = 'raygkd'")
+    of_role = {
+        one.data.tags["raygkd.role"]: one for one in client.search_runs([experiment.experiment_id])
+    }
+    control, student = of_role["student-alone"], of_role["student"]
+    assert control.data.tags["mlflow.parentRunId"] == student.info.run_id
+    assert control.data.params["method"] == "none"
+    assert student.data.tags["verdict"] == verdict["line"]
+    assert student.data.metrics["verdict_difference"] == pytest.approx(verdict["difference"])
+    report = raygkd("report", run)
+    assert report.code == 0, report.err
+    assert verdict["line"] in (run / "report" / "index.html").read_text()
+
+
+def test_a_student_without_a_teacher_has_no_control(
+    raygkd: Callable[..., Ran], tmp_path: Path
+) -> None:
+    ran = raygkd("train", "--control", "--method", "none", "--output", tmp_path)
+    assert (ran.code, ran.err.splitlines()[-1]) == (
+        2,
+        "error: --control: with --method none the student has no teacher, so it is its own "
+        "control; omit --control, or choose another method",
+    )

@@ -1,4 +1,4 @@
-"""Shells complete commands, options, values and files, as README says."""
+"""Shells complete commands, options, values and files, as the docs say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "commands.md").read_text()
 
 
 def answer(shell: str, line: str = "") -> str:
@@ -33,7 +33,7 @@ def answer(shell: str, line: str = "") -> str:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_scripts_of_the_shells(shell: str) -> None:
-    assert f"_RAYGKD_COMPLETE={shell}_source raygkd" in README
+    assert f"_RAYGKD_COMPLETE={shell}_source raygkd" in PAGE
     assert f"_RAYGKD_COMPLETE={shell}_complete" in answer(f"{shell}_source")
 
 

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, each run as it stands."""
+"""The examples of docs/guides/extending.md, each run as it stands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raygkd.metrics.ranking import rank
 from raygkd.models import build_model, feature_shapes, load_model_file
 from raygkd.registry import DATASETS, FAMILIES, FORMATS, METHODS, METRICS
 
-TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "guides" / "extending.md").read_text()
 EXAMPLES = re.findall(r"^## (?:A|An) (.*?)\n.*?```python\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE)
 REGISTRIES = (METHODS, METRICS, FORMATS, DATASETS, FAMILIES)
 MOST_LINES = 30

@@ -123,7 +123,9 @@ def test_sheet_that_cannot_be_written(
 
 def test_info_about_nothing(refused: Callable[..., str], tmp_path: Path) -> None:
     error = refused("data", "info", tmp_path / "gone")
-    assert f"no file or folder '{tmp_path}/gone': give a .parquet file or a folder" in error
+    assert (
+        f"no file or folder '{tmp_path}/gone'; pass a folder of images or a .parquet file" in error
+    )
 
 
 def test_folder_is_recognised_and_reported(
@@ -142,7 +144,7 @@ def test_folder_that_is_nothing_known_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     error = refused(*command, "--data-dir", tmp_path / "empty")
-    assert f"'{tmp_path}/empty' is none of the known data sets" in error
+    assert f"'{tmp_path}/empty' is empty; choose the folder of the images" in error
 
 
 def test_info_about_a_folder_of_images_names_faults_and_writes_nothing(
@@ -160,7 +162,7 @@ def test_info_about_a_folder_of_images_names_faults_and_writes_nothing(
     }
     assert info["warnings"] == [
         f"skipped 1 file with the suffix .txt, first in {root}/dog/notes.txt",
-        "kept 1 class with a single image, first in imagefolder ('dog')",
+        "found 1 class with a single image, first in imagefolder ('dog')",
     ]
     assert "warning" in raygkd("data", "info", root).out
     assert not (workplace / "sheet.png").exists()

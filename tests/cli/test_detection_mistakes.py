@@ -81,7 +81,7 @@ def test_folder_that_is_missing_not_given_or_of_another_layout(
     run = (*command, "--dataset", dataset)
     assert f"error: --dataset {dataset} needs --data-dir, the folder with its f" in refused(*run)
     error = refused(*run, "--data-dir", tmp_path / "gone")
-    assert f"error: no folder '{tmp_path}/gone': set --data-dir to an existing folder" in error
+    assert f"error: no folder '{tmp_path}/gone'; set --data-dir to an existing folder" in error
     layouts = {
         "voc": f"no VOC layout in '{tmp_path}': expected the folders JPEGImages and Annotations, ",
         "coco": f"no training annotations in '{tmp_path}': expected annotations/instances_train*.",
@@ -92,9 +92,9 @@ def test_folder_that_is_missing_not_given_or_of_another_layout(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_years(refused: Refused, voc: Path, command: tuple[str, ...]) -> None:
     run = (*command, "--dataset", "voc", "--data-dir", voc.parent, "--years")
-    assert "error: --years '2008': must be 2007 and 2012, or one of them" in refused(*run, "2008")
+    assert "error: --years '2008': must be 2007, 2012, or both" in refused(*run, "2008")
     voc.rename(voc.parent / "VOC2007")
-    message = f"error: no VOC2012 in '{voc.parent}': add --download, or train on --years"
+    message = f"error: no VOC2012 in '{voc.parent}'; pass --download, or train on --years"
     assert f"{message} 2007\n" in refused(*run, "2012")
 
 
@@ -108,13 +108,13 @@ def test_lists_that_do_not_name_training_images(refused: Refused, voc: Path) -> 
     assert f"error: '{lists}/train.txt' lists no image: fill it or remove" in refused(*VOC, voc)
     (lists / "train.txt").unlink()
     error = refused(*VOC, voc)
-    assert f"error: no train.txt or trainval.txt in '{lists}': add one, or remove ImageSe" in error
+    assert f"error: no train.txt or trainval.txt in '{lists}'; add one, or remove ImageSe" in error
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", " has no list 'images': use a COCO instances file, which has the lists images, a"),
+        ("{}", " has no list 'images'; use a COCO instances file, which has the lists images, a"),
         ('{"images": [{"id": 1}]}', ": images[0] has no 'file_name' (a string)"),
         (
             '{"images": [], "annotations": [], "categories": []}',
@@ -151,7 +151,7 @@ def test_classes_that_the_data_does_not_have(
 @pytest.mark.parametrize(
     ("image_id", "tag", "value", "fault", "action"),
     [
-        ("train_00001", "xmax", "0", " object 1: box without area (", "dropped"),
+        ("train_00001", "xmax", "0", " object 1: box with no area (", "dropped"),
         (
             "train_00001",
             "xmin",
@@ -162,7 +162,7 @@ def test_classes_that_the_data_does_not_have(
         ("train_00001", "xmax", "900", " object 1: box partly outside the image (", "clipped"),
         ("test_00000", "name", "cat", " object 1: box of an unknown class ('cat')", "dropped"),
         ("test_00000", "width", "7", ": image size different from the file's (7x", "ignored"),
-        ("test_00000", "filename", "", ": image without a file (", "dropped"),
+        ("test_00000", "filename", "", ": image whose file is missing (", "dropped"),
     ],
 )
 def test_faulty_annotations_of_voc(
@@ -186,10 +186,10 @@ def test_faulty_annotations_of_voc(
 @pytest.mark.parametrize(
     ("right", "wrong", "fault"),
     [
-        ("2, 2, 9, 9", "2, 2, 0, 9", "image 1 annotation 31: box without area ("),
+        ("2, 2, 9, 9", "2, 2, 0, 9", "image 1 annotation 31: box with no area ("),
         ("2, 2, 9, 9", "2, 2, 50, 9", "image 1 annotation 31: box partly outside the image ("),
         ('"category_id": 2', '"category_id": 7', "annotation 31: box of an unknown class (cate"),
-        ("dog.png", "wolf.png", "image 1: image without a file ("),
+        ("dog.png", "wolf.png", "image 1: image whose file is missing ("),
     ],
 )
 def test_faulty_annotations_of_coco(
@@ -254,10 +254,13 @@ def test_what_is_wrong_for_detection_is_told_before_images_are_prepared(
             ("train", "--dim", "64", "--teacher", "fcos_mobilenet_v3_small_fpn64"),
             "--dim: levels 3, 4, 5, 6, 7: spectral dimension dim must be from 1 to C - 1 = 63 for ",
         ),
-        (("tune", "--inherit"), "--inherit: the student cannot inherit from a teacher with other"),
+        (
+            ("tune", "--inherit"),
+            "--inherit: the student cannot inherit from a teacher with different",
+        ),
         (
             ("train", "--inherit", "--teacher", "fcos_mobilenet_v3_small_fpn64"),
-            "--inherit: no module of the teacher's neck and heads fits the student: choose",
+            "--inherit: no module of the teacher's neck and heads fits the student; choose",
         ),
     ],
 )
@@ -272,13 +275,13 @@ def test_settings_that_detectors_do_not_take(
     ("options", "message"),
     [
         (("train", "--student", FCOS), f"--student: {FCOS} is a detector, but the images have la"),
-        (("tune", "--teacher", FCOS), "have labels and no boxes: choose a classifier such as res"),
+        (("tune", "--teacher", FCOS), "have labels and no boxes; choose a classifier such as res"),
         (("train", "--foreground", "0.5"), "--foreground: applies to detectors only, and these"),
         (("train", "--inherit"), "--inherit: applies to detectors only, and these images"),
         (("tune", "--student-weights", "imagenet"), "--student-weights: imagenet: is for"),
         (
             ("train", "--score", "map"),
-            "--score map: is no score for classification, the task",
+            "--score map: is not a score for classification, the task",
         ),
         (("train", "--augment", "jitter"), "--augment 'jitter': must be one of none, crop, crop-f"),
     ],
@@ -310,7 +313,7 @@ def test_teacher_file_that_is_for_the_other_task_or_has_weights(
         error = refused("tune", *data, "--teacher", path)
         assert error.startswith(f"error: --teacher {path}: {FCOS} is a detector, but the images ha")
     error = refused("train", *detection, "--teacher", path, "--teacher-weights", path)
-    assert f"error: --teacher-weights: the teacher {path} is already trained: leave it" in error
+    assert f"error: --teacher-weights: the teacher {path} is already trained; omit it" in error
 
 
 @pytest.mark.parametrize("option", ["--student-weights", "--teacher-weights"])
@@ -319,8 +322,12 @@ def test_files_that_hold_no_weights_of_detectors(
 ) -> None:
     path = tmp_path / "weights.pt"
     for contents, message in (
-        ([1], "is not a state dict: save one with torch.save(model.state_dict())"),
-        ({"scale": torch.ones(1)}, "is not from a detector, ResNet or MobileNetV3"),
+        ([1], "is not a state dict; save one with torch.save(model.state_dict())"),
+        (
+            {"scale": torch.ones(1)},
+            "does not contain weights of a detector, ResNet or MobileNetV3; use the weights of "
+            "the detector or its backbone",
+        ),
         ({"layer4.x": torch.ones(1)}, "does not fit: it lacks "),
     ):
         torch.save(contents, path)

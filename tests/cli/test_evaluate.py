@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from outcomes import Ran, png
 
 from raygkd.config import Config, to_yaml, with_settings
-from raygkd.data.parquet import FOREIGN_CLASSES_KEY
+from raygkd.data.footers import FOREIGN_CLASSES_KEY
 from raygkd.deploy.exporters.onnx import write_onnx
 from raygkd.models import build_from_file, count_parameters, save_model_file
 from raygkd.tracking.store import connect, default_uri
@@ -36,7 +36,7 @@ def run(tmp_path: Path, workplace: Path) -> tuple[Path, MlflowClient, str]:
     folder = tmp_path / "run"
     folder.mkdir()
     save_model_file(folder / "model.pt", classifier_file())
-    result = {"mlflow": {"tracking_uri": uri, "run_id": run_id}}
+    result = {"seconds": 1.0, "mlflow": {"tracking_uri": uri, "run_id": run_id}}
     (folder / "result.json").write_text(json.dumps(result))
     return folder, client, run_id
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_evaluated(
 ) -> None:
     path = model_file("class-0", "class-1", "class-2")
     error = refused("evaluate", path)
-    assert "MODEL: no model file names its training data: give --dataset" in error
+    assert "MODEL: no model file records its training data; pass --dataset" in error
     assert "--out: there is no folder" in refused("evaluate", path, "--out", tmp_path / "a" / "b")
     assert "must be a local folder" in refused("evaluate", path, "--out", "s3://a/b")
     larger = tmp_path / "larger.pt"
@@ -131,4 +131,4 @@ def test_what_cannot_be_evaluated(
     )
     (tmp_path / "weights.safetensors").write_bytes(b"")
     error = refused("evaluate", tmp_path / "weights.safetensors", *good)
-    assert "contains weights only: use the model file" in error
+    assert "contains weights only; use the model file" in error

@@ -342,19 +342,19 @@ def test_wrong_settings_of_a_method_are_refused(
     error = refused(*train, "--set", "telegraph.power=much")
     assert "--set telegraph.power 'much': must be a number" in error
     error = refused(*train, "--set", "telegraph.power")
-    assert "--set 'telegraph.power': has no value: write telegraph.power=VALUE" in error
+    assert "--set 'telegraph.power': has no value; write telegraph.power=VALUE" in error
     for wrong in ("telegraph.powr=1", "telegraph.powr", "lr=1"):
         assert f"--set {wrong!r}: must be NAME=VALUE" in refused(*train, "--set", wrong)
     for command in (("train",), ("data", "prepare", "--output", "shards")):
         error = refused(*command, "--dataset", "fpn-noise", "--set", "fpn-noise.images=3")
         assert "--set fpn-noise.images 3: must be at least 30" in error
     error = refused("train", "--alpha", "3", "--set", "graph.alpha=3")
-    assert "--set graph.alpha and --alpha are the same setting: give only one of them" in error
+    assert "--set graph.alpha and --alpha are the same setting; use only one of them" in error
     path = yaml_file("method: {alpha: 3, graph: {alpha: 4}}")
     assert "graph.alpha and alpha are the same setting" in refused("train", "--config", path)
     path = yaml_file("dkd.beta: {choice: [1, 2]}")
     error = refused("tune", *good, "--method", "telegraph", "--space", path)
-    assert "dkd.beta is a setting of the method dkd, but --method is telegraph" in error
+    assert "search space: dkd.beta: has no effect on --method telegraph; omit it" in error
 
 
 @pytest.mark.usefixtures("package")
@@ -362,7 +362,7 @@ def test_what_is_broken_names_its_package(refused: Callable[..., str]) -> None:
     error = refused("train", "--student", "broken", "--method", "none")
     assert (
         "--student: classifier 'broken' of the package own-things cannot be loaded "
-        "(ModuleNotFoundError: No module named 'own_things_that_are_not'): repair or uninstall"
+        "(ModuleNotFoundError: No module named 'own_things_that_are_not'); repair or uninstall"
     ) in error
     error = refused("train", "--student", "number", "--method", "none")
     assert "of the package own-things has type int, not Callable" in error

@@ -60,7 +60,7 @@ def test_wrong_inputs(
 def test_wrong_models(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(png(1))
     for name, message in (
-        ("none.pt", "no such file: give one written by"),
+        ("none.pt", "no such file; pass one written by"),
         ("weights.safetensors", "contains weights only"),
         ("model.onnx", "is damaged or not an ONNX model"),
         ("model.pt2", "is a torch.export program, which can run arbitrary code"),

@@ -109,7 +109,7 @@ def test_what_cannot_be_compared(
     assert "has no challenger, version 1 is the champion" in refused("promote", "pets", *here)
     version("challenger", classifier_file("resnet14"))
     error = refused("promote", "pets", *here)
-    assert "the model file does not name its data: give --data" in error
+    assert "the model file does not record its data; pass --data" in error
     error = refused("promote", "pets", "--data", parquet(), *here)
-    assert "it knows 3 classes (cat, dog, eel) but the data has 3 classes (class-0" in error
+    assert "it has 3 classes (cat, dog, eel), but the data has 3 classes (class-0" in error
     assert "there is no MLflow store" in refused("promote", "pets", "--output", tmp_path / "none")

@@ -60,9 +60,12 @@ def test_a_space_may_be_written_in_three_ways(tmp_path: Path) -> None:
     [
         ({"trails": 3}, "raygkd.tune: no setting 'trails'; did you mean 'trials'?"),
         ({"space": {"lr": tune.quniform(0, 1, 0.1)}}, "space: lr: "),
-        ({"space": {"lr": 0.1}}, "space: lr: 0.1 is not known: give a list of choices"),
+        ({"space": {"lr": 0.1}}, "space: lr: 0.1 is not supported; use a list of choices"),
         ({"teacher": nn.Linear(2, 2)}, "teacher: is a Linear, which other processes cannot build"),
-        ({"student": lambda classes: nn.Linear(2, classes)}, "must stand at the top of a file"),
+        (
+            {"student": lambda classes: nn.Linear(2, classes)},
+            "must be defined at the top level of a .py file",
+        ),
         ({"trials": 0}, "--trials 0: must be at least 1"),
     ],
 )

@@ -216,6 +216,7 @@ def test_info_without_a_readable_image() -> None:
         "path": "x.parquet",
         "dataset": "",
         "images": 2,
+        "unlabelled": 0,
         "files": 1,
         "bytes": 10,
         "warnings": [],

@@ -15,6 +15,10 @@ from raygkd.config import Config, to_yaml
 Refused = Callable[..., str]
 
 
+# what every result has
+RESULT = {"seconds": 1.0, "mlflow": {"tracking_uri": "sqlite:///x"}}
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a run that has begun."""
@@ -27,12 +31,12 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_folder_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     error = refused("report", tmp_path / "none")
-    assert "none: has no config.yaml; give an output folder, or the folder of a run" in error
+    assert "none: has no config.yaml; pass an output folder, or the folder of a run" in error
 
 
 def test_an_output_folder_without_a_finished_run(refused: Refused, run: Path) -> None:
     error = refused("report", run.parents[1])
-    assert "output: has no finished run: start one with 'raygkd tune --output " in error
+    assert "output: has no finished run; start one with: raygkd tune --output " in error
 
 
 def test_a_run_that_is_not_over(refused: Refused, run: Path) -> None:
@@ -52,24 +56,24 @@ def test_a_damaged_result(refused: Refused, run: Path) -> None:
 
 @pytest.mark.parametrize("name", ["result.json", "facts.json"])
 def test_a_file_that_is_a_list(refused: Refused, run: Path, name: str) -> None:
-    (run / "result.json").write_text("{}")
+    (run / "result.json").write_text(json.dumps(RESULT))
     (run / name).write_text("[]")
-    assert f"{run}/{name} is damaged: it holds no names and values" in refused("report", run)
+    assert f"{run}/{name} is damaged (it must contain keys and values" in refused("report", run)
 
 
 def test_a_warm_start_from_a_search_without_trials(
     raygkd: Callable[..., Ran], run: Path, good: tuple[str, ...]
 ) -> None:
-    (run / "result.json").write_text("{}")
+    (run / "result.json").write_text(json.dumps(RESULT))
     ran = raygkd("tune", *good, "--warm-start", run)
     assert (ran.code, ran.out) == (2, "")
     assert f"error: --warm-start {run}: has no trial with a score" in ran.err
 
 
 def test_a_page_where_a_folder_is(refused: Refused, run: Path, tmp_path: Path) -> None:
-    (run / "result.json").write_text("{}")
+    (run / "result.json").write_text(json.dumps(RESULT))
     error = refused("report", run, "--html", tmp_path)
-    assert f"--html {tmp_path}: is a folder; give the name of a file, such as index.html" in error
+    assert f"--html {tmp_path}: is a folder; pass the name of a file, such as index.html" in error
 
 
 def test_images_that_are_not_those_of_the_run(
@@ -82,7 +86,7 @@ def test_images_that_are_not_those_of_the_run(
         json.dumps({"data set, fingerprint of images and splits": "0123456789abcdef"})
     )
     models = {"models": {"student": {"model": "resnet8", "parameters": 1, "test_score": 0.5}}}
-    (run / "result.json").write_text(json.dumps(models))
+    (run / "result.json").write_text(json.dumps(RESULT | models))
     ran = raygkd("report", run)
     assert (ran.code, ran.out) == (2, "")
     assert "the images have changed since the run" in ran.err

@@ -25,6 +25,7 @@ from raygkd.engine import TeacherStore, Training, run_epoch
 from raygkd.engine.loop import Stream
 from raygkd.models import ModelFile
 from raygkd.models.classifiers import CLASSIFIERS
+from raygkd.models.fake_quantised import QuantisedGraph
 from raygkd.models.staged import StagedClassifier
 
 torch.set_num_threads(1)
@@ -148,6 +149,7 @@ def make_training(
     world_size: int = 1,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
     teacher_store: TeacherStore | None = None,
+    graph: QuantisedGraph | None = None,
     **settings: Any,
 ) -> Training:
     """Return a run of one rank on a stream, or on the digits of a table."""
@@ -166,6 +168,7 @@ def make_training(
         rank=rank,
         parallel=parallel,
         teacher_store=teacher_store,
+        graph=graph,
     )
 
 

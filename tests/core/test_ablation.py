@@ -20,7 +20,7 @@ def names(task: str = "classification", **settings: object) -> list[str]:
 
 
 def test_methods_are_the_baselines_ours_and_none():
-    ours = {"graph", "graph+kd", "graph+dist"}
+    ours = {"graph", "graph+kd", "graph+dist", "graph+metrics"}
     assert set(METHODS.names()) == {"none", *baseline_names(), *ours}
 
 
@@ -86,7 +86,7 @@ def test_a_name_has_one_meaning():
 
 @pytest.mark.parametrize("method", METHODS.names())
 def test_ours_is_no_baseline(method: str):
-    assert is_baseline({"method": method}) == (not method.startswith("graph"))
+    assert is_baseline({"method": method}) == (method.partition("+")[0] != "graph")
 
 
 def test_an_unknown_method_is_refused_with_the_near_one():

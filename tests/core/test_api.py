@@ -1,4 +1,4 @@
-"""``raygkd.distill`` and ``raygkd.Matching``: anybody's models, data and metric in this process."""
+"""``raygkd.distill`` and ``raygkd.Matching``: your own models, data and metric in this process."""
 
 from __future__ import annotations
 
@@ -158,13 +158,13 @@ def test_a_plain_loop_with_the_loss_comes_to_the_same_weights(
     ("changes", "message"),
     [
         ({"levels": ["frist"]}, "student Small has no module 'frist'; did you mean 'first'"),
-        ({"levels": {"first": "head"}}, r"'head' of the teacher gives \(2, 10\) and no feature"),
+        ({"levels": {"first": "head"}}, r"'head' of the teacher gives \(2, 10\), not a feature"),
         ({"levels": [1, 2]}, r"levels: \[1, 2\] must be paths of modules, such as"),
         ({"levels": []}, "must be paths of modules, such as"),
         ({"levels": "first"}, "must be paths of modules, such as"),
         ({"levels": {"first": "trunk.1"}, "dim": 16}, "dim"),
-        ({"epochs": 0}, "--epochs 0: must be at least 1"),
-        ({"lr": "high"}, "--lr 'high': must be a number"),
+        ({"epochs": 0}, "^epochs 0: must be at least 1"),
+        ({"lr": "high"}, ": lr 'high': must be a number"),
     ],
 )
 def test_settings_that_cannot_be(

@@ -36,8 +36,8 @@ LOGITS = [name for name in NAMES if baseline_class(name).reads == "logits"]
 FEATURES = [name for name in NAMES if baseline_class(name).reads == "features"]
 PAIRS = ("sp", "rkd", "pkt", "crd")
 # they have modules of their own, and so no form without shapes
-SHAPED = ("vid", "fgd", "crd", "reviewkd", "mgd", "dense")
-ADAPTED = ("fitnet", "ickd", "fgd", "cwd", "pkd", "vid", "crd", "reviewkd", "mgd", "dense")
+SHAPED = ("vid", "fgd", "crd", "reviewkd", "mgd", "dense", "graph-metrics", "prg")
+ADAPTED = ("fitnet", "ickd", "fgd", "cwd", "pkd", *SHAPED)
 
 # level -> (C, H, W): once the student is finer, once both agree, once the teacher is finer
 STUDENT = {1: (4, 6, 6), 2: (6, 3, 3), 3: (8, 2, 2)}
@@ -49,6 +49,7 @@ BOXES = [
     torch.tensor([[2.0, 2.0, 4.0, 4.0]]),
 ]
 TARGETS = torch.tensor([0, 5, 2])
+SIDES = ("student", "teacher")
 FEATURE_KEYS = ("student_features", "teacher_features")
 
 each_name = pytest.mark.parametrize("name", NAMES)
@@ -74,12 +75,17 @@ def inputs(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
         "teacher_features": features(TEACHER, 20, dtype),
         "targets": TARGETS,
         "boxes": BOXES,
+        "student_embeddings": random(3, 5, seed=30, dtype=dtype),
+        "teacher_embeddings": random(3, 7, seed=31, dtype=dtype),
+        "student_proxies": random(6, 5, seed=32, dtype=dtype),
+        "teacher_proxies": random(6, 7, seed=33, dtype=dtype),
     }
 
 
 def build(name: str, **changes: Any) -> BaselineLoss:
     """Return a module in float64, all of whose parameters are away from where they start."""
-    context = {"student_shapes": STUDENT, "teacher_shapes": TEACHER, "canvas": CANVAS} | changes
+    context = {"student_shapes": STUDENT, "teacher_shapes": TEACHER, "canvas": CANVAS}
+    context |= {"embedding_sizes": (5, 7)} | changes
     if name == "dense":
         # as many as a batch has: another call of the same batch leaves it as it is
         context = {"queue": 3} | context
@@ -838,6 +844,7 @@ def test_one_image_is_enough_or_refused_in_one_line(name: str):
         key: {k: maps[:1] for k, maps in value.items()} if isinstance(value, dict) else value[:1]
         for key, value in inputs().items()
     }
+    given |= {f"{side}_proxies": inputs()[f"{side}_proxies"] for side in SIDES}
     if name in (*PAIRS, "reviewkd"):
         with pytest.raises(ConfigError, match=r"needs at least 2\b.*; got 1$"):
             module(**given)
@@ -925,6 +932,10 @@ def test_without_shapes_the_levels_are_those_that_both_have():
         ("reviewkd", 1, 1),
         ("mgd", 2e-5, 1),
         ("dense", 1, 1),
+        ("trg", 1, 1),
+        ("prg", 1, 0),
+        ("vrm", 1, 1),
+        ("graph-metrics", 1, 1),
     ],
 )
 def test_published_weights(name: str, weight: float, task_weight: float):
@@ -983,6 +994,8 @@ def test_what_is_missing_is_named(name: str):
     reads = baseline_class(name).reads
     needed = {f"student_{reads}", f"teacher_{reads}"}
     needed |= {"dkd": {"targets"}, "crd": {"targets"}, "fgd": {"boxes"}}.get(name, set())
+    if name == "prg":
+        needed |= {f"{side}_{of}" for side in SIDES for of in ("embeddings", "proxies")}
     assert set(module.needs) == needed
     for keyword in needed:
         with pytest.raises(ConfigError, match=f"^{name} needs {keyword}$"):
@@ -994,8 +1007,10 @@ def test_what_is_missing_is_named(name: str):
 def test_other_channels_without_shapes_are_refused(name: str):
     with pytest.raises(
         ConfigError,
-        match=f"^{name}: level 1 has 4 channels in the student and 6 in the teacher: "
-        "pass student_shapes and teacher_shapes",
+        match=(
+            f"^{name}: level 1 has 4 channels in the student and 6 in the teacher; pass "
+            "student_shapes and teacher_shapes"
+        ),
     ):
         baseline_loss(name, levels=[1])(**inputs())
 
@@ -1007,8 +1022,8 @@ def test_other_channels_without_shapes_are_refused(name: str):
         ("fgd", {"student_shapes": None, "teacher_shapes": None}, "^fgd needs student_shapes and"),
         ("fgd", {"canvas": None}, "^fgd needs canvas, the side of the images in pixels$"),
         ("at", {"teacher_shapes": {1: (6, 3, 3)}}, r"the same levels; got \[1, 2, 3\] and \[1\]"),
-        ("at", {"levels": [4, 1]}, r"^at: no features of level 4 \(there are those of 1, 2, 3\)$"),
-        ("at", {"levels": []}, "^at: no levels: choose at least one$"),
+        ("at", {"levels": [4, 1]}, r"^at: no features of level 4 \(available: 1, 2, 3\)$"),
+        ("at", {"levels": []}, "^at: no levels; choose at least one$"),
         ("kd", {"temperature": 0.0}, "temperature must be a finite number above 0; got 0.0"),
         ("cwd", {"tau": -1.0}, "tau must be a finite number above 0; got -1.0"),
         ("dist", {"tau": math.nan}, "tau must be a finite number above 0; got nan"),
@@ -1071,7 +1086,7 @@ def test_what_is_not_logits_is_refused(name: str, shape: tuple[int, ...]):
         build(name)(**(inputs() | logits))
 
 
-@pytest.mark.parametrize("name", ["dkd", "logit-std"])
+@pytest.mark.parametrize("name", ["dkd", "logit-std", "vrm"])
 def test_one_class_is_refused(name: str):
     logits = {"student_logits": torch.zeros(3, 1), "teacher_logits": torch.zeros(3, 1)}
     targets = torch.zeros(3, dtype=torch.int64)
@@ -1106,9 +1121,7 @@ def test_wrong_maps_are_refused_with_level_and_shapes(
 def test_a_missing_level_is_named(side: str):
     given = inputs()
     del given[side][3]
-    with pytest.raises(
-        ConfigError, match=r"^at: no features of level 3 \(there are those of 1, 2\)$"
-    ):
+    with pytest.raises(ConfigError, match=r"^at: no features of level 3 \(available: 1, 2\)$"):
         build("at")(**given)
 
 

@@ -133,7 +133,7 @@ def test_fingerprint_depends_on_values_and_not_on_their_order():
             {"method": {"kind": "kd"}},
             "run.yaml: unknown key 'method.kind' ('method' takes method, levels, temperature, dim",
         ),
-        ({"optim": None}, "run.yaml: 'optim' must hold settings, not None"),
+        ({"optim": None}, "run.yaml: 'optim' must contain settings, not None"),
         ({1: {}}, "run.yaml: unknown key 1"),
     ],
 )  # fmt: skip
@@ -166,7 +166,7 @@ def test_values_and_what_they_make_together_are_told_at_once():
     assert lines == [
         "--cache-mb -1: must be at least 0",
         "--lr -1.0: must be above 0",
-        "--batch-size 9 cannot be split evenly over --workers 2: use a multiple",
+        "--batch-size 9 cannot be split evenly over --workers 2; use a multiple",
     ]
 
 
@@ -222,7 +222,10 @@ def test_values_take_the_type_of_their_setting(name: str, given: Any, value: Any
         ("levels", ["1:2:3"], "levels such as 1,2, or pairs student:teacher such as 1:2,2:4"),
         ("levels", [True], "levels such as 1,2, or pairs student:teacher such as 1:2,2:4"),
         ("milestones", 0.5, "a list of numbers"),
-        *[("workers", value, "a number, or two as in 1-4") for value in ("1-", "two", 1.5, True)],
+        *[
+            ("workers", value, "a number, or a range such as 1-4")
+            for value in ("1-", "two", 1.5, True)
+        ],
     ],
 )
 def test_value_of_another_type_is_refused(name: str, value: Any, wanted: str):
@@ -318,7 +321,7 @@ def test_choice_that_is_not_offered_is_refused_with_the_offered_ones(name: str):
         ({"methods": []}, "--methods '': must be different methods"),
         (
             {"methods": ["kd"], "preset": "ablation"},
-            "--methods kd: --preset ablation sets its own methods: give only one of them",
+            "--methods kd: --preset ablation sets its own methods; use only one of them",
         ),
     ],
 )
@@ -346,11 +349,11 @@ def test_every_default_and_every_setting_is_described():
         ({"levels": [0, 1]}, "--levels '0,1': must be different whole numbers from 1"),
         (
             {"batch_size": 64, "workers": 3},
-            "--batch-size 64 cannot be split evenly over --workers 3: use a multiple",
+            "--batch-size 64 cannot be split evenly over --workers 3; use a multiple",
         ),
         (
             {"tracking_uri": "https://me:secret@host:5000"},
-            "--tracking-uri: contains a password, which would be stored with the run: set "
+            "--tracking-uri: contains a password, which would be stored with the run; set "
             "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         ),
         ({"workers": 0}, "--workers 0: must be at least 1"),
@@ -358,20 +361,20 @@ def test_every_default_and_every_setting_is_described():
         ({"workers": "2-1"}, "--workers 2-1: the first number must not be larger than the second"),
         (
             {"batch_size": 64, "workers": "2-6"},
-            "--batch-size 64 cannot be split evenly over --workers 2-6: use a multiple",
+            "--batch-size 64 cannot be split evenly over --workers 2-6; use a multiple",
         ),
         ({"warmup_epochs": 10.0}, "--warmup-epochs 10.0: must be below --epochs 10"),
         ({"grace_period": 11}, "--grace-period 11: must be at most --epochs 10"),
         (
             {"seed": 2**32 - 3, "repeat": 3},
-            "--repeat 3: uses the seeds after --seed 4294967293, but the "
-            "largest allowed seed is 4294967295: lower one of them",
+            "--repeat 3: uses the seeds after --seed 4294967293, but the largest allowed seed is "
+            "4294967295; lower one of them",
         ),
         ({"milestones": [0.5, 1.0]}, "--milestones 0.5,1.0: must lie between 0 and 1"),
         (
             {"alpha": 0, "beta": 0, "gamma": 0, "method": "graph+kd"},
-            "--method graph+kd with --alpha, --beta and --gamma all 0 distils no graph: "
-            "raise one of them, or use --method none",
+            "--method graph+kd with --alpha, --beta and --gamma all 0 matches no graphs; raise "
+            "one of them, or use --method none",
         ),
     ],
 )
@@ -535,6 +538,9 @@ def test_detectors_have_their_defaults_whatever_the_data(command: dict[str, str]
         ("- lr", "broken.yaml: must contain keys and values, not list"),
         ("lr", "broken.yaml: must contain keys and values, not str"),
         ("x: !!python/object/apply:os.getcwd []", "broken.yaml: not valid YAML"),
+        ("optim: {lr: 2001-99-99}", "broken.yaml: not valid YAML: month must be in 1..12"),
+        ("optim: {lr: 0b_}", "broken.yaml: not valid YAML: invalid literal"),
+        ("[" * 5000, "broken.yaml: not valid YAML: nested too deeply"),
     ],
 )
 def test_broken_yaml_names_the_file(text: str, message: str):

@@ -50,6 +50,7 @@ from raygkd.errors import ConfigError, DataError, Diverged, Stopped
 from raygkd.losses import SPECTRAL_MODES
 
 RANKS = 2
+OTHER_LOSSES = ("trg", "prg", "graph-metrics", "graph+metrics")
 TIMEOUT = timedelta(seconds=60)
 Result = dict[str, Any]
 
@@ -259,6 +260,19 @@ def scenario_detection(rank: int, digits: ImageTable, folder: Path) -> Result:
     }
 
 
+def scenario_losses(rank: int, digits: ImageTable, folder: Path) -> Result:
+    """Each rank steps on images of its own, with losses that have parts outside the student."""
+    found = {}
+    for method in OTHER_LOSSES:
+        training = make_training(
+            random_stream(1), rank=rank, parallel=DistributedDataParallel, method=method
+        )
+        training_step(training, random_batch(rank))
+        training_step(training, random_batch(RANKS + rank))
+        found[method] = weights(training.objective)
+    return found
+
+
 SCENARIOS = {
     "step": scenario_step,
     "accumulation": scenario_accumulation,
@@ -269,6 +283,7 @@ SCENARIOS = {
     "divergence": scenario_divergence,
     "check": scenario_check,
     "detection": scenario_detection,
+    "losses": scenario_losses,
 }
 
 
@@ -338,6 +353,16 @@ def test_ranks_hold_equal_weights_after_several_steps(ranks: list[Result]):
     assert same(first, second)
     untrained = weights(make_training(random_stream()).objective)
     assert not any(torch.equal(first[name], untrained[name]) for name in untrained)
+
+
+@pytest.mark.parametrize("method", OTHER_LOSSES)
+def test_ranks_hold_equal_weights_of_every_part_of_a_loss(ranks: list[Result], method: str):
+    first, second = (
+        {name: tensor for name, tensor in rank["losses"][method].items() if "running" not in name}
+        for rank in ranks
+    )
+    assert same(first, second)
+    assert any(not name.startswith("student.") for name in first) == (method != "trg")
 
 
 def test_metrics_of_an_epoch_are_equal_on_all_ranks(ranks: list[Result]):

@@ -24,6 +24,7 @@ from torchvision.ops import box_iou
 
 from raygkd.deploy.exporters.onnx import quantise, write_onnx
 from raygkd.deploy.exporters.safetensors import write_safetensors
+from raygkd.deploy.exporters.static_int8 import StaticInt8
 from raygkd.deploy.exporters.torch_program import write_program
 from raygkd.deploy.exporters.tracing import ExportableDetector
 from raygkd.deploy.facts import facts_of
@@ -163,9 +164,14 @@ def test_onnx_detector(tmp_path: Path) -> None:
         comparison.add(outputs(model_file, images), torch.from_numpy(found), 64)
     assert comparison.detections > 100
     assert comparison.is_equal, comparison
+    small = StaticInt8(path, [noise(4, 64)], tmp_path)
+    assert {"net.backbone.body.conv1", "net.roi_heads.box_head.fc7"} <= set(small.layers)
+    detections = small.write(tmp_path / "small.onnx")(noise(3, 64))
+    assert detections.shape == (3, 100, 6)
+    assert (detections[..., 4] > 0.05).any()
 
 
-def test_int8(exported: tuple[ModelFile, Path], tmp_path: Path) -> None:
+def test_dynamic_int8(exported: tuple[ModelFile, Path], tmp_path: Path) -> None:
     (model_file, full), small = exported, tmp_path / "small.onnx"
     run = quantise(full, small)
     assert small.stat().st_size < 0.4 * full.stat().st_size
@@ -244,7 +250,7 @@ def test_foreign_files(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="No such file"):
         load_model(place(path))
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match=r"model\.(onnx|pt) is damaged or not? "):
+    with pytest.raises(DataError, match=r"model\.(onnx|pt) is damaged,? or not? "):
         load_model(place(path))
 
 

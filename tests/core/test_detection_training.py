@@ -270,7 +270,7 @@ def test_weights_of_detectors_trained_on_coco_are_torchvisions(
     fetched.parent.mkdir(parents=True)
     fetched.touch()
     assert torchvision_file(name, "coco") == fetched
-    with pytest.raises(ConfigError, match=f"no {name}64 that was trained on COCO: choose faster"):
+    with pytest.raises(ConfigError, match=f"no {name}64 that was trained on COCO; choose faster"):
         torchvision_file(f"{name}64", "coco")
 
 

@@ -98,7 +98,7 @@ def test_unknown_name_is_refused_with_what_is_allowed(name: str, hint: str) -> N
 
 @pytest.mark.parametrize(
     ("classes", "image_size", "message"),
-    [(0, 64, "at least 1 class, got 0"), (3, 100, "-size 100: .*: set it to 96"), (3, 0, "to 32")],
+    [(0, 64, "at least 1 class, got 0"), (3, 100, "-size 100: .*; set it to 96"), (3, 0, "to 32")],
 )
 def test_wrong_sizes_are_refused(classes: int, image_size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -424,7 +424,7 @@ def test_layers_of_the_classes_are_not_inherited_from_other_numbers_of_classes()
 @pytest.mark.parametrize(
     ("teacher", "width", "message"),
     [
-        ("fasterrcnn", 16, r"other levels \(2, 3, 4, 5, its own are 3, 4, 5, 6, 7\)"),
+        ("fasterrcnn", 16, r"different levels \(teacher: 2, 3, 4, 5; student: 3, 4, 5, 6, 7\)"),
         ("retinanet", 32, "no module of the teacher's neck and heads fits"),
     ],
 )
@@ -514,7 +514,7 @@ def resnet18(**changes: Tensor | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resnet18(**{"bn1.weight": None}), "lacks bn1.weight; give weights of the same ba"),
+        (lambda: resnet18(**{"bn1.weight": None}), "lacks bn1.weight; use weights of the same ba"),
         (lambda: resnet18(**{"layer1.2.x": torch.zeros(1)}), "the detector has no layer1.2.x"),
         (lambda: resnet18(**{"bn1.bias": torch.zeros(2)}), r"bn1.bias has the shape \[2\], not "),
         (
@@ -522,10 +522,17 @@ def resnet18(**changes: Tensor | None) -> dict[str, Tensor]:
             "its layers have other shapes",
         ),
         (lambda: {"features.0.weight": torch.zeros(1)}, "it lacks conv1.weight"),
-        (lambda: {"weight": torch.zeros(1)}, "is not from a detector, ResNet or MobileNetV3"),
+        (
+            lambda: {"weight": torch.zeros(1)},
+            "does not contain weights of a detector, ResNet or MobileNetV3; use the weights of "
+            "the detector or its backbone",
+        ),
         (lambda: {"net.x": 1}, "is not a state dict"),
         (lambda: torch.zeros(1), "is not a state dict"),
-        (lambda: nn.Linear(1, 1), "is damaged or contains more than weights"),
+        (
+            lambda: nn.Linear(1, 1),
+            "is damaged, or contains more than weights; save the weights with",
+        ),
     ],
 )
 def test_file_that_does_not_fit_is_refused_in_one_line(
@@ -540,7 +547,7 @@ def test_file_that_does_not_fit_is_refused_in_one_line(
 
 def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
     detector = smallest("fcos")
-    with pytest.raises(DataError, match=r"cannot read .*No such file.*; give a file of we"):
+    with pytest.raises(DataError, match=r"cannot read .*No such file.*; pass a weights f"):
         load_weights(detector, tmp_path / "weights.pth")
     (tmp_path / "weights.pth").write_bytes(b"weights")
     with pytest.raises(DataError, match="is damaged"):

@@ -76,9 +76,17 @@ EXPECTED_WEIGHTS = {
     "crd": {"task": 1.0, "crd": 0.8},
     "reviewkd": {"task": 1.0, "reviewkd": 1.0},
     "dense": {"task": 1.0, "dense": 1.0},
+    "trg": {"task": 1.0, "trg": 1.0},
+    "prg": {"prg": 1.0},
+    "vrm": {"task": 1.0, "vrm": 1.0},
+    "graph-metrics": {"task": 1.0, "graph-metrics": 1.0},
     "graph": {"task": 1.0, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
     "graph+kd": {"task": 0.25, "kd": 0.75, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
     "graph+dist": {"task": 1.0, "dist": 1.0, "vertex": 0.5, "edge": 2.0, "spectral": 0.125},
+    "graph+metrics": {
+        **{"task": 1.0, "graph-metrics": 1.0},
+        **{"vertex": 0.5, "edge": 2.0, "spectral": 0.125},
+    },
 }
 
 
@@ -316,7 +324,7 @@ def test_clipping_limits_the_norm_of_the_gradient():
 
 def test_divergence_names_term_and_epoch():
     training = make_training(random_stream(), method="none", lr=1e30, clip_norm=None)
-    with pytest.raises(Diverged, match=r"^loss 'task' is not finite in epoch 1: lower --lr") as e:
+    with pytest.raises(Diverged, match=r"^loss 'task' is not finite in epoch 1; lower --lr") as e:
         run_epoch(training)
     assert (e.value.term, e.value.epoch) == ("task", 1)
 

@@ -57,7 +57,7 @@ def test_probabilities_are_those_of_the_regression():
 @pytest.mark.parametrize("train", [clusters((2,), 20, seed=1), clusters((0, 1), 20, seed=1)])
 def test_too_few_classes_or_images_are_refused(train):
     nothing = Features(train.inputs_ND[:0], train.labels_N[:0])
-    with pytest.raises(DataError, match="two classes or more, and there must be validation images"):
+    with pytest.raises(DataError, match="two classes or more, and validation images"):
         fit(train, nothing, num_classes=5)
 
 
@@ -100,5 +100,5 @@ def test_a_layer_that_does_not_give_the_logits_alone_is_no_head_to_probe():
     check_gives_logits(last_linear(plain, 2)[1], plain, (8, 8))
     assert plain.training
     two = TwoHeads()
-    with pytest.raises(ConfigError, match="not the output of its last linear layer: choose"):
+    with pytest.raises(ConfigError, match="not the output of its last linear layer; choose"):
         check_gives_logits(last_linear(two, 2)[1], two, (8, 8))

@@ -903,7 +903,7 @@ def test_module_reports_all_wrong_settings_at_once():
     ("changes", "message"),
     [
         ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "alpha, beta, gamma are all 0"),
-        ({"student_shapes": {}, "teacher_shapes": {}}, "no levels: choose at least one"),
+        ({"student_shapes": {}, "teacher_shapes": {}}, "no levels; choose at least one"),
         ({"student_shapes": {1: (4, 6, 6)}}, r"the same levels; got \[1\] and \[1, 3\]"),
         ({"dim": 0}, "^level 1: .* got 0$"),
         ({"dim": 6, "teacher_shapes": {1: (6, 4, 4), 3: (6, 2, 2)}}, "^levels 1, 3: .* got 6$"),
@@ -919,8 +919,8 @@ def test_module_refuses_wrong_settings(changes: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
-        ({3: None}, {}, r"^no features of level 3 \(there are those of 1\)$"),
-        ({}, {1: None, 3: None}, r"^no features of level 1, 3 \(there are those of none\)$"),
+        ({3: None}, {}, r"^no features of level 3 \(available: 1\)$"),
+        ({}, {1: None, 3: None}, r"^no features of level 1, 3 \(available: none\)$"),
         ({1: (0, 4, 6, 6)}, {1: (0, 6, 3, 3)}, r"level 1 must .*; got \(0, 4, .* and \(0, 6, "),
         ({3: (8, 2, 2)}, {}, r"level 3 must be \(B, C, H, W\), .*; got \(8, 2, 2\) and \("),
         ({3: (9, 8, 2, 2)}, {}, r"level 3 must .* same B .*; got \(9, 8, 2, 2\) and \("),

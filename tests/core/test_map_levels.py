@@ -137,7 +137,7 @@ def test_layout_of_wide_images_has_their_proportions():
 
 
 def test_tokens_that_make_no_grid_are_refused():
-    with pytest.raises(ConfigError, match="11 tokens are no square grid"):
+    with pytest.raises(ConfigError, match="11 tokens do not form a square grid"):
         MapLayout("BNC", 1).read(torch.zeros(2, 12, 4))
 
 

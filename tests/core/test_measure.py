@@ -114,8 +114,8 @@ def test_peak_of_a_training_step_is_that_of_the_allocator():
             training_step(training, batch)
 
         reference = allocated_at_peak(step)
-        # the allocator knows also what an operator needs inside
-        assert 0.85 * reference < peak_bytes(step, CPU) <= reference
+        # the allocator also knows what an operator needs inside, which depends on the processor
+        assert 0.8 * reference < peak_bytes(step, CPU) <= reference
 
 
 def test_state_is_parameters_gradients_buffers_and_the_optimisers():

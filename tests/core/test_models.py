@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raygkd.errors import ConfigError, DataError
+from raygkd.assembly.models import new_model
+from raygkd.data.spec import ImageSpec
+from raygkd.errors import ConfigError, DataError, StorageError
 from raygkd.models import (
     FeatureTap,
     ModelFile,
@@ -217,9 +219,12 @@ def test_unknown_name_is_refused_with_near_ones(name, hint):
     assert "\n" not in str(caught.value)
 
 
-def test_a_single_class_is_refused():
-    with pytest.raises(ConfigError, match="at least 2 classes, got 1"):
-        build_classifier("resnet8", 1)
+def test_images_of_a_single_class_are_refused():
+    with pytest.raises(ConfigError, match="a class or more, got 0"):
+        build_classifier("resnet8", 0)
+    alone = ImageSpec(class_names=("cat",), image_size=(8, 8), mean=(0.5,) * 3, std=(0.2,) * 3)
+    with pytest.raises(ConfigError, match="at least 2 classes, and the images have 'cat' alone"):
+        new_model("resnet8", alone)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -493,7 +498,7 @@ def test_failed_save_leaves_the_old_file_and_no_other(tmp_path):
 @pytest.mark.parametrize("folder", ["missing", "file"])
 def test_file_that_cannot_be_written_is_reported(tmp_path, folder):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=rf"cannot write model file .*{folder}/student.pt: N"):
+    with pytest.raises(StorageError, match=rf"cannot write .*{folder}/student.pt: N"):
         save_model_file(tmp_path / folder / "student.pt", example_file()[1])
 
 
@@ -519,14 +524,14 @@ def write_incomplete(path):
     [
         (lambda path: None, "cannot read model file .*No such file"),
         (lambda path: path.mkdir(), "cannot read model file .*Is a directory"),
-        (lambda path: path.write_bytes(b""), "is damaged or no model file"),
-        (lambda path: path.write_text("name: resnet8\n" * 9), "is damaged or no model file"),
-        (lambda path: path.write_bytes(pickle.dumps(os.getcwd)), "is damaged or no model file"),
+        (lambda path: path.write_bytes(b""), "is damaged, or not a model file"),
+        (lambda path: path.write_text("name: resnet8\n" * 9), "is damaged, or not a model file"),
+        (lambda path: path.write_bytes(pickle.dumps(os.getcwd)), "is damaged, or not a model file"),
         (lambda path: torch.save([1], path), "is not a model file of this version"),
-        (lambda path: torch.save(nn.Linear(1, 1), path), "is damaged or no model file"),
+        (lambda path: torch.save(nn.Linear(1, 1), path), "is damaged, or not a model file"),
         (lambda path: torch.save({"state_dict": {}}, path), "is not a model file of this version"),
-        (write_truncated, "is damaged or no model file"),
-        (write_flipped, "is damaged or no model file"),
+        (write_truncated, "is damaged, or not a model file"),
+        (write_flipped, "is damaged, or not a model file"),
         (write_incomplete, "lacks class_names, image_size"),
     ],
 )

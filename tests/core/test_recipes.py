@@ -26,8 +26,20 @@ from torch import Tensor, nn
 from raygkd.assembly.compatibility import check_settings
 from raygkd.assembly.derived_configs import logit_baseline
 from raygkd.assembly.recipes import balanced_weights, unused_cache
-from raygkd.config import Config, DataConfig, with_settings
-from raygkd.config.search_space import searchable
+from raygkd.cli.options import resolve
+from raygkd.config import (
+    Config,
+    DataConfig,
+    from_mapping,
+    from_yaml,
+    given,
+    option_settings,
+    to_mapping,
+    to_yaml,
+    with_settings,
+)
+from raygkd.config.recipe import RECIPES, recipe_options
+from raygkd.config.search_space import read_space, searchable
 from raygkd.data import build_transform
 from raygkd.data.parquet import ImageTable
 from raygkd.data.run_images import open_images
@@ -42,6 +54,8 @@ from raygkd.errors import ConfigError, Stopped
 from raygkd.losses.logits import dkd_loss
 from raygkd.models.classifiers import CLASSIFIERS
 from raygkd.models.staged import StagedClassifier
+from raygkd.report.summary import command_line
+from raygkd.workflows.teachers import teacher_folder
 
 ALL_ON = {
     "mixup": 0.4,
@@ -182,7 +196,7 @@ def test_outputs_of_mixed_images_are_not_looked_up(digits: ImageTable):
     assert store.kept == {}
     assert "teacher_cached" not in metrics
     config = with_settings(Config(), {"teacher_cache_mb": 10, "mixup": 0.4})
-    assert "not used" in str(unused_cache(config))
+    assert "no effect" in str(unused_cache(config))
     assert unused_cache(with_settings(config, {"mixup": 0.0})) is None
 
 
@@ -395,8 +409,13 @@ def test_the_logit_baseline_of_a_trial_has_its_recipe():
     }
 
 
+def test_the_logit_baseline_of_a_trial_has_its_models_and_images():
+    searched = {"student": "resnet14", "teacher": "resnet56", "image_size": 16, "augment": "crop"}
+    assert searched.items() <= logit_baseline(searched | {"method": "graph"}).items()
+
+
 def test_two_policies_are_refused():
-    with pytest.raises(ConfigError, match="give only one of them"):
+    with pytest.raises(ConfigError, match="use only one of them"):
         with_settings(Config(), {"randaugment": True, "trivial_augment": True})
 
 
@@ -451,3 +470,76 @@ def test_a_run_with_all_parts_goes_on_as_one_without_a_break(
     assert resumed.patience is not None
     assert whole.patience is not None
     assert resumed.patience.state_dict() == whole.patience.state_dict()
+
+
+# Named sets
+
+
+def test_a_recipe_gives_other_defaults():
+    for name, values in RECIPES.items():
+        config = from_mapping({"recipe": {"recipe": name}})
+        assert config.recipe.recipe == name
+        changed = with_settings(Config(), values)
+        recipe = {**to_mapping(changed)["recipe"], "recipe": name}
+        assert to_mapping(config) == {**to_mapping(changed), "recipe": recipe}
+    assert from_mapping({}) == from_mapping({"recipe": {"recipe": "standard"}})
+    assert from_mapping({"recipe": {"recipe": "patient"}}).optim.epochs > Config().optim.epochs
+
+
+def test_what_is_given_wins_over_the_recipe():
+    given_too = {"epochs": 7, "batch_size": 16}
+    config = from_mapping({"recipe": {"recipe": "quick"}, "optim": given_too})
+    assert (config.optim.epochs, config.optim.batch_size) == (7, 16)
+    config = resolve("train", None, {"recipe": "quick", "epochs": Config().optim.epochs}, None)[0]
+    assert config.optim.epochs == Config().optim.epochs
+    assert config.optim.batch_size == RECIPES["quick"]["batch_size"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_record_has_the_recipes_settings_and_its_name(recipe: str):
+    config = from_mapping({"recipe": {"recipe": recipe}, "optim": {"lr": 0.3}})
+    assert from_yaml(to_yaml(config), where="config.yaml") == config
+    recorded = to_mapping(config)
+    # a later version may have other settings under that name
+    recorded["optim"]["epochs"] = 11
+    assert from_mapping(recorded).optim.epochs == 11
+
+
+def test_a_recipes_settings_are_not_given_and_its_name_is():
+    config = from_mapping({"recipe": {"recipe": "quick"}, "optim": {"lr": 0.3}})
+    assert given(config) == {"recipe", "lr"}
+    assert given(from_mapping({"recipe": {"recipe": "standard"}})) == set()
+    words = "raygkd train --dataset digits --lr 0.3 --recipe quick"
+    assert command_line("train", config) == words
+
+
+def test_recipes_are_for_classifiers():
+    config = from_mapping({"data": {"dataset": "digits-voc"}, "recipe": {"recipe": "quick"}})
+    with pytest.raises(ConfigError, match=r"^--recipe quick: is for classification only"):
+        check_settings(config, "detection")
+
+
+def test_a_recipe_is_not_searched(tmp_path: Path):
+    (tmp_path / "space.yaml").write_text("recipe: {choice: [quick, patient]}")
+    with pytest.raises(ConfigError, match="'recipe' cannot be searched") as raised:
+        read_space(str(tmp_path / "space.yaml"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_teacher_is_the_same_under_another_name_of_its_settings(tmp_path: Path):
+    images = open_images(DataConfig(limit_train=300), seed=0, output=tmp_path)
+    named = from_mapping({"recipe": {"recipe": "quick"}})
+    spelt = from_mapping({"optim": dict(RECIPES["quick"])})
+    folders = {teacher_folder(config, images, tmp_path) for config in (named, spelt)}
+    assert len(folders) == 1
+    assert teacher_folder(Config(), images, tmp_path) not in folders
+
+
+def test_help_and_guide_say_what_a_recipe_sets():
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "searching.md").read_text()
+    text = option_settings()["recipe"][1].metadata["help"]()
+    for name, values in RECIPES.items():
+        assert f"{name}: {recipe_options(name) or 'the usual defaults'}" in text
+        assert set(values) <= option_settings().keys()
+        [row] = [line for line in guide.splitlines() if line.startswith(f"| `{name}` |")]
+        assert (recipe_options(name) or "the usual defaults") in row.replace("`", "")

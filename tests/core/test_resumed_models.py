@@ -30,6 +30,7 @@ def test_another_file_of_the_model_is_refused_in_one_line(tmp_path: Path) -> Non
 
 def test_other_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     folder = place(str(tmp_path))
+    (tmp_path / "config.yaml").write_text(to_yaml(Config()))
     facts = {"teacher, starting weights": "0f", "teacher, class names": ["a", "b"]}
     note_facts(folder, facts)
     check_facts(folder, facts)

@@ -1,6 +1,6 @@
-"""CRD, ReviewKD, MGD and dense similarities against loops over their formulas, in float64.
+"""CRD, ReviewKD, MGD, VRM and dense similarities against loops over their formulas, in float64.
 
-Shape letters: B batch, C channels, H height, W width, E entries of an embedding.
+Shape letters: B batch, C channels, H height, W width, E entries of an embedding, K classes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import make_training, random_batch, random_stream
 from torch import Tensor, nn
 
+from raygkd.assembly.recipes import unused_cache
+from raygkd.config import Config, with_settings
+from raygkd.engine import run_epoch
 from raygkd.errors import ConfigError
 from raygkd.losses import baseline_loss
 from raygkd.losses.contrast import crd_loss
 from raygkd.losses.dense import Queue, token_loss
 from raygkd.losses.masked import generation_loss
+from raygkd.losses.relations import vrm_loss
 from raygkd.losses.review import hcl_loss
 
 LABELS = [0, 1, 0, 2]
@@ -198,6 +203,122 @@ def test_mgd_generates_the_teachers_map_from_what_the_mask_leaves():
     hidden = F.conv2d(seen[0], first.weight, first.bias, padding=1).relu()
     expected = (F.conv2d(hidden, last.weight, last.bias, padding=1) - teacher).square().sum() / 50
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+# VRM
+
+
+def direction(first: list[float], second: list[float]) -> list[float]:
+    difference = [x - y for x, y in zip(first, second, strict=True)]
+    length = max(0.1, math.hypot(*difference))
+    return [value / length for value in difference]
+
+
+def huber(first: list[float], second: list[float]) -> float:
+    errors = [abs(x - y) for x, y in zip(first, second, strict=True)]
+    return sum(e**2 / 2 if e < 1 else e - 0.5 for e in errors)
+
+
+def standard(row: list[float]) -> list[float]:
+    mean = sum(row) / len(row)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in row) / (len(row) - 1))
+    return [(value - mean) / (deviation + 1e-7) for value in row]
+
+
+def naive_vrm(student: Tensor, teacher: Tensor, left_out: int) -> tuple[float, float]:
+    """Return the terms of images and of classes; the worst ``left_out`` edges are left out."""
+    sides = [[standard(row) for row in side.tolist()] for side in (student, teacher)]
+    rows, half = range(len(student)), (len(student) + 1) // 2
+    chances = [softmax(row) for row in student.tolist()]
+    edges = []
+    for m in rows[:half]:
+        for n in rows[half:]:
+            both = list(zip(chances[m], chances[n], strict=True))
+            disagreement = -sum(p * math.log(q) + q * math.log(p) for p, q in both)
+            loss = huber(*(direction(side[m], side[n]) for side in sides))
+            edges.append((disagreement, loss))
+    kept = [loss for _, loss in sorted(edges)[: len(edges) - left_out]]
+    columns = [list(zip(*side, strict=True)) for side in sides]
+    classes = range(student.shape[1])
+    pairs = [
+        huber(*(direction(side[i], side[j]) for side in columns))
+        for i in classes
+        for j in classes[i + 1 :]
+    ]
+    return sum(kept) / len(kept), sum(pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("rows", [6, 5])
+@pytest.mark.parametrize(("pruned", "left_out"), [(0.0, 0), (0.5, 4), (0.4, 3)])
+def test_vrm_follows_its_formula(rows: int, pruned: float, left_out: int):
+    student, teacher = random(rows, 4), random(rows, 4, seed=1)
+    left_out = left_out if rows == 6 else int(pruned * 6)
+    images, classes = naive_vrm(student, teacher, left_out)
+    value = vrm_loss(student, teacher, 2.0, 3.0, pruned)
+    assert value.item() == pytest.approx(2 * images + 3 * classes, rel=1e-12)
+    alone = vrm_loss(student, teacher, 0.0, 1.0, pruned)
+    assert alone.item() == pytest.approx(classes, rel=1e-12)
+
+
+def test_two_predictions_by_hand():
+    """The edges are (1, -1) / sqrt(2) and its opposite, which differ by sqrt(2) in each entry."""
+    logits = torch.tensor([[3.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
+    by_hand = 2 * (math.sqrt(2) - 0.5)
+    for weights in ((1.0, 0.0), (0.0, 1.0)):
+        assert vrm_loss(logits, -logits, *weights, 0.0).item() == pytest.approx(by_hand, rel=1e-6)
+        assert vrm_loss(logits, 7 * logits + 2, *weights, 0.0).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_vrm_is_the_same_in_another_order_scale_and_place():
+    student, teacher = random(8, 5), random(8, 5, seed=1)
+    value = vrm_loss(student, teacher, 1.0, 1.0, 0.25)
+    order = torch.tensor([2, 0, 3, 1, 7, 4, 6, 5])
+    torch.testing.assert_close(vrm_loss(student[order], teacher[order], 1.0, 1.0, 0.25), value)
+    classes = torch.tensor([4, 2, 0, 1, 3])
+    same = vrm_loss(student[:, classes], teacher[:, classes], 1.0, 1.0, 0.25)
+    torch.testing.assert_close(same, value)
+    scales, shifts = random(8, 1, seed=2).exp(), random(8, 1, seed=3)
+    same = vrm_loss(student, teacher * scales + shifts, 1.0, 1.0, 0.25)
+    torch.testing.assert_close(same, value, rtol=1e-5, atol=0)
+
+
+def test_views_with_the_same_logits_have_no_direction():
+    student = random(3, 5).repeat(2, 1).requires_grad_()
+    value = vrm_loss(student, random(6, 5, seed=1), 1.0, 0.0, 0.0)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() < 10
+
+
+def test_vrm_trains_on_two_views_of_each_image():
+    training = make_training(random_stream(2), method="vrm", epochs=1)
+    batch = random_batch()
+    shown = training.shown(batch, 0)
+    assert torch.equal(shown["label"], batch["label"].repeat(2))
+    assert torch.equal(shown["image"][:64], batch["image"])
+    is_changed = (shown["image"][64:] != batch["image"]).flatten(1).any(1)
+    assert is_changed.double().mean() > 0.5
+    assert torch.equal(training.shown(batch, 0)["image"], shown["image"])
+    assert not torch.equal(training.shown(batch, 1)["image"], shown["image"])
+    seen: list[int] = []
+    training.objective.baseline.register_forward_pre_hook(
+        lambda _, __, given: seen.append(len(given["teacher_logits"])), with_kwargs=True
+    )
+    run_epoch(training)
+    assert set(seen) == {128}
+
+
+def test_second_views_are_mixed_like_the_first():
+    training = make_training(random_stream(1), method="vrm", mixup=1.0)
+    shown = training.shown(random_batch(), 0)
+    assert shown["shares"].shape == (128, 10)
+    assert (shown["shares"] < 1).any()
+    assert make_training(random_stream(1), method="kd").shown(batch := random_batch(), 0) is batch
+
+
+def test_second_views_are_not_looked_up():
+    given = {"method": "vrm", "teacher_cache_mb": 10}
+    assert "--method vrm changes images" in str(unused_cache(with_settings(Config(), given)))
 
 
 # Dense similarities

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raygkd.config import Config, from_mapping, settings, with_settings
+from raygkd.config import Config, from_mapping, settings, value_of, with_settings
 from raygkd.config.search_space import (
     Dimension,
     check_space,
@@ -18,6 +18,7 @@ from raygkd.config.search_space import (
     read_space,
     searchable,
 )
+from raygkd.config.values import plain
 from raygkd.errors import ConfigError
 from raygkd.registry import METHODS
 
@@ -54,13 +55,13 @@ def check(*space: Dimension, channels: dict[int, int] | None = None, **values: A
 # Which settings
 
 
-def test_method_and_optimiser_are_searchable_and_what_asha_spends_is_not():
+def test_models_and_images_are_searchable_and_what_asha_spends_is_not():
     names = searchable()
-    assert {"lr", "batch_size", "levels", "temperature", "dim", "alpha", "beta", "gamma"} <= set(
-        names
-    )
+    assert {"student", "method", "optimizer", "lr", "levels", "alpha", "kd_weight"} <= set(names)
     assert not {"epochs", "seed", "amp", "compile"} & set(names)
-    assert {settings()[name][0] for name in names} == {"method", "optim", "recipe"}
+    of_run = {name for name in names if settings()[name][0] in ("data", "model")}
+    assert of_run == {"student", "teacher", "image_size", "augment"}
+    assert {settings()[name][0] for name in set(names) - of_run} == {"method", "optim", "recipe"}
 
 
 # The file
@@ -161,7 +162,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path: Path):
 def test_default_space_is_allowed(method: str, channels: dict[int, int]):
     space = default_space(method, channels)
     config = with_settings(Config(), {"method": method})
-    check_space(space, config, channels if "graph" in method else {})
+    check_space(space, config, channels if METHODS.get(method).matches_graphs else {})
     assert "lr" in {dimension.name for dimension in space}
     assert all(dimension.name in searchable() for dimension in space)
 
@@ -228,6 +229,8 @@ def test_default_space_varies_what_each_method_uses():
     assert names["kd"] == {"lr", "kd_temperature", "kd_weight"}
     assert names["graph+kd"] == names["graph"] | names["kd"]
     assert names["graph+dist"] == names["graph"] | names["dist"]
+    assert names["graph+metrics"] == names["graph"] | names["graph-metrics"]
+    assert names["trg"] == {"lr", "baseline_weight", "trg.temperature", "trg.context"}
 
 
 def test_many_stages_give_the_deepest_ones_rather_than_all_subsets():
@@ -247,7 +250,11 @@ def test_default_settings_are_those_of_a_run_without_a_search(method: str):
     space = default_space(method, channels)
     values = default_settings(space, config, channels)
     assert list(values) == [dimension.name for dimension in space]
-    expected = with_settings(config, {"levels": [1, 2, 3]}) if channels else config
+    # a method's own settings are kept as given, though they are the defaults
+    own = {name: value for name, value in values.items() if "." in name}
+    assert own == {name: plain(value_of(config, name)) for name in own}
+    levels = {"levels": [1, 2, 3]} if channels else {}
+    expected = with_settings(config, levels | own)
     assert with_settings(config, values) == expected
 
 

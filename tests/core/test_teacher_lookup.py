@@ -88,16 +88,21 @@ def without_share(epochs: list[dict[str, float]]) -> tuple[list[float], list[dic
             {"dim": 2},
             [{"method": "at"}, {"method": "sp", "levels": [1, 2]}, {"method": "ickd"}],
         ),
+        (
+            {"method": "graph+metrics"},
+            [{}, {"levels": [2, 1], "centre": True}, {"graphs": "batch"}, {"method": "trg"}],
+        ),
+        ({"method": "prg"}, [{}, {"prg.edge": 2.0}, {"method": "kd"}]),
     ],
-    ids=["graph+kd", "other graphs", "bf16", "kd", "feature baselines"],
+    ids=["graph+kd", "other graphs", "bf16", "kd", "feature baselines", "metrics", "proxies"],
 )
 def test_runs_with_and_without_a_store_are_equal_and_only_the_first_asks_the_teacher(
     digits: ImageTable, shared: dict[str, Any], runs: list[dict[str, Any]]
 ):
     store = KeptHere()
     for number, settings in enumerate(runs):
-        plain = curve(make_training(digits, **shared, **settings))
-        training = make_training(digits, teacher_store=store, **shared, **settings)
+        plain = curve(make_training(digits, **(shared | settings)))
+        training = make_training(digits, teacher_store=store, **(shared | settings))
         calls = count_calls(training)
         shares, epochs = without_share(curve(training))
         assert epochs == plain

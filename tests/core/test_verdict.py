@@ -101,8 +101,8 @@ def test_detectors_have_an_error_over_seeds_alone():
     one = verdict("map50", CLASSES, [{"score": 0.5, "parts": None}], [{"score": 0.4}])
     assert (one["outcome"], one["standard_error"]) == ("unknown", None)
     assert verdict_line(one) == (
-        "verdict: unknown: mAP50 0.500 against 0.400 alone, +0.100 (standard error unknown: it "
-        "takes several seeds for mAP50, as --repeat 3 trains)"
+        "verdict: unknown: mAP50 0.500 against 0.400 alone, +0.100 (standard error unknown: "
+        "mAP50 needs several seeds; set --repeat, or --seeds of compare)"
     )
     assert verdict_metrics(one) == {"verdict_difference": pytest.approx(0.1)}
     best, alone = ([{"score": score} for score in of] for of in ((0.5, 0.6), (0.4, 0.48)))

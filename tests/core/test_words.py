@@ -19,7 +19,11 @@ import raygkd
 
 PACKAGE = Path(raygkd.__file__).parent
 ROOT = PACKAGE.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")),
+)
 
 # pattern -> an example, and what to write instead
 BANNED = {
@@ -43,6 +47,21 @@ BANNED = {
     r"\bDo what \S+ does\b": ("Do what ``quantise`` does", "call"),
     r"\bRefuse what\b": ("Refuse what needs packages", "check that"),
     r"\bone a line\b": ("a list of names, one a line", "one per line"),
+    r"(?<!there )\b(is|are|was) no (?!(longer|more|better|worse|different)\b)": (
+        "the file is no text",
+        "is not a",
+    ),
+    r"\b(supported|expected) (is|are) (a|one|only|fractions|pixels)\b": (
+        "supported is one label per image",
+        "only ... is supported",
+    ),
+    r"\bfiles? of weights\b": ("give a file of weights", "weights file"),
+    r"\bgive another\b": ("the folder is not empty: give another", "choose another"),
+    r"\banybody's\b": ("a training loop of anybody's", "your own"),
+    r"\b(maps|frames|weights|logits) alone (is|are)\b": (
+        "its feature maps alone are used",
+        "only its feature maps are",
+    ),
 }
 
 

@@ -126,9 +126,9 @@ def test_good_boxes_stay_as_they_are(image: Path) -> None:
 @pytest.mark.parametrize(
     ("box", "warning"),
     [
-        ((5, 5, 5, 9), "dropped 1 box without area, first in a.xml object 2 (5 5 5 9)"),
-        ((9, 5, 5, 9), "dropped 1 box without area, first in a.xml object 2 (9 5 5 9)"),
-        ((5, 9, 9, 9), "dropped 1 box without area, first in a.xml object 2 (5 9 9 9)"),
+        ((5, 5, 5, 9), "dropped 1 box with no area, first in a.xml object 2 (5 5 5 9)"),
+        ((9, 5, 5, 9), "dropped 1 box with no area, first in a.xml object 2 (9 5 5 9)"),
+        ((5, 9, 9, 9), "dropped 1 box with no area, first in a.xml object 2 (5 9 9 9)"),
         ((41, 5, 50, 9), "dropped 1 box outside the image, first in a.xml object 2 (41 5 50 9)"),
         (
             (39.5, 5, 50, 9),
@@ -212,7 +212,7 @@ def test_warnings_count_each_kind_and_tell_where_it_is_first(image: Path) -> Non
     for box in ((5, 5, 5, 5), (50, 5, 60, 9), (6, 6, 6, 6)):
         check_boxes(annotation_of(image, box), LABELS, faults)
     assert faults.warnings() == (
-        "dropped 2 boxes without area, first in a.xml object 1 (5 5 5 5)",
+        "dropped 2 boxes with no area, first in a.xml object 1 (5 5 5 5)",
         "dropped 1 box outside the image, first in a.xml object 1 (50 5 60 9)",
     )
 

@@ -25,9 +25,9 @@ def doubtful(make_tree):
 
 
 EXPECTED = [
-    "kept 1 class with a single image, first in imagefolder ('b')",
-    "kept 1 class without images in the split val, first in imagefolder ('b')",
-    "kept 1 image that another split has too, first in {0}/val/a/x.png ({0}/train/a/1.png)",
+    "found 1 class with a single image, first in imagefolder ('b')",
+    "found 1 class with no images in the val split, first in imagefolder ('b')",
+    "found 1 image also present in another split, first in {0}/val/a/x.png ({0}/train/a/1.png)",
 ]
 
 
@@ -60,7 +60,7 @@ def test_images_in_tar_files_are_compared(tmp_path):
     write_tar(tmp_path / "train.tar", tar_members("1", "1", "2", "2"))
     write_tar(tmp_path / "test.tar", tar_members("2", "1", first=3))
     (warning,) = audit(open_source("webdataset", tmp_path))
-    assert warning.startswith("kept 1 image that another split has too, first in")
+    assert warning.startswith("found 1 image also present in another split, first in")
 
 
 def test_clean_data_has_no_warning(make_tree):

@@ -78,8 +78,8 @@ def test_categories_of_one_name_are_one_class_and_reported(tmp_path):
     source = open_source("coco", tmp_path)
     assert source.class_names == ("cat", "Cat ")
     assert [warning.partition(", first")[0] for warning in source.warnings] == [
-        "merged 1 class with the name of another",
-        "kept 1 class whose name differs from another's only by case or spaces",
+        "merged 1 class with the same name as another",
+        "found 1 class whose name differs from another's only by case or spaces",
     ]
     with pytest.raises(DataError, match=r"'cat'\); correct it"):
         open_source("coco", tmp_path, strict=True)

@@ -96,7 +96,8 @@ def test_boxes_by_corners_or_by_width_and_height(tmp_path):
         ([["image", "label"], ["a.png", "0.5"], ["b.png", "1"]], "such as 0.5 .regression data"),
         (
             [["image", "label"], ["a.png", "cat|dog"], ["b.png", "cat"]],
-            "'cat|dog' name several classes .multi-label data.; supported is one class per image",
+            "'cat|dog' name several classes .multi-label data.; only one class per image is "
+            "supported",
         ),
         (
             [["image", "label"], ["a.png", "cat"], ["a.png", "dog"]],
@@ -121,8 +122,8 @@ def test_missing_repeated_and_unlisted_images_are_counted(tmp_path):
     assert len(source.samples) == 3
     assert [warning.partition(", first")[0] for warning in source.warnings] == [
         "dropped 1 image listed more than once",
-        "dropped 1 image without a file",
-        "skipped 1 image that no annotation lists",
+        "dropped 1 image whose file is missing",
+        "skipped 1 image not listed in any annotation",
     ]
     with pytest.raises(DataError, match="--strict"):
         open_source("csv", root, strict=True)

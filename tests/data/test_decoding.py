@@ -188,13 +188,13 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(content):
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (b"<!DOCTYPE html><html>", "no image format, but an HTML page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS; run git lfs"),
+        (b"<!DOCTYPE html><html>", "not an image, but an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer; run git lfs"),
         (b"%PDF-1.7", "a PDF"),
         (b"PK\x03\x04zip", "a ZIP archive"),
         (b'{"a": 1}', "JSON"),
         (b"<?xml version='1.0'?><svg/>", "XML"),
-        (b"words", "no known image format"),
+        (b"words", "not a known image format"),
         (b"", "it is empty"),
     ],
 )

@@ -164,7 +164,7 @@ def test_voc_year_without_trainval_is_refused(tmp_path):
 
 @pytest.mark.parametrize("years", [(), ("2009",), ("2007", "07")])
 def test_other_years_are_refused(tmp_path, years):
-    with pytest.raises(ConfigError, match=r"--years '.*': must be 2007 and 2012, or one of them"):
+    with pytest.raises(ConfigError, match=r"--years '.*': must be 2007, 2012, or both"):
         open_source("voc", tmp_path, years=years)
 
 
@@ -209,7 +209,9 @@ def remove_annotation(root: Path) -> str:
 
 def remove_image(root: Path) -> str:
     (root / "JPEGImages" / "b.jpg").unlink()
-    return "dropped 1 image without a file, first in {}/Annotations/b.xml ({}/JPEGImages/b.jpg)"
+    return (
+        "dropped 1 image whose file is missing, first in {}/Annotations/b.xml ({}/JPEGImages/b.jpg)"
+    )
 
 
 def enter_again(root: Path) -> str:
@@ -221,7 +223,7 @@ def enter_again(root: Path) -> str:
 
 def flatten_box(root: Path) -> str:
     write_xml(root / "Annotations" / "b.xml", "b.jpg", [("cat", 4, 4, 4, 3)])
-    return "dropped 1 box without area, first in {}/Annotations/b.xml object 1 (3 3 4 3)"
+    return "dropped 1 box with no area, first in {}/Annotations/b.xml object 1 (3 3 4 3)"
 
 
 def resize_annotation(root: Path) -> str:
@@ -423,7 +425,10 @@ def test_coco_classes_of_other_files_are_known_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "warning"),
     [
-        ({"file_name": "gone.jpg"}, "dropped 1 image without a file, first in {0} image 2 ("),
+        (
+            {"file_name": "gone.jpg"},
+            "dropped 1 image whose file is missing, first in {0} image 2 (",
+        ),
         ({"file_name": "a.jpg"}, "dropped 1 image listed more than once, first in {0} image 2 ("),
         ({"id": 1}, "dropped 1 image listed more than once, first in {0} image 1 (b.jpg)"),
         (

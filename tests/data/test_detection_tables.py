@@ -127,8 +127,8 @@ def test_warnings_of_the_source_are_returned_and_kept(tmp_path):
     flat = ("cat", 3, 3, 2, 9)
     root = write_voc(tmp_path / "voc", {"a": [flat, ("cat", 1, 1, 9, 9)], "b": [flat]})
     summary = prepare(open_source("voc", root), str(tmp_path / "out"))
-    expected = f"dropped 2 boxes without area, first in {root}/Annotations/a.xml object 1 (2 2 2 9)"
-    small = "kept 1 class with a single image, first in voc ('cat')"
+    expected = f"dropped 2 boxes with no area, first in {root}/Annotations/a.xml object 1 (2 2 2 9)"
+    small = "found 1 class with a single image, first in voc ('cat')"
     assert summary["warnings"] == [expected, small]
     assert open_table(str(tmp_path / "out")).warnings == (expected, small)
     assert (summary["boxes"], summary["images"]) == (1, 2)
@@ -196,8 +196,8 @@ NAN = float("nan")
         ({"boxes": [[[0, 0, 2, None]], [], [BOX, BOX]]}, "row 0 box 0: .* must have finite sides"),
         ({"boxes": [[BOX], [], [BOX, [2.0, 0, 2, 5]]]}, "row 2 box 1: .*has no area"),
         ({"boxes": [[BOX], [], [BOX, [0.0, 5, 2, 4]]]}, "row 2 box 1: .*has no area"),
-        ({"labels": [[0], [], [-1, 0]]}, r"row 2 box 0: label -1 \(allowed: at least 0"),
-        ({"labels": [[0], [], [1, None]]}, r"row 2 box 1: label None \(allowed: at least 0"),
+        ({"labels": [[0], [], [-1, 0]]}, r"row 2 box 0: label -1 \(allowed: 0 to 99999"),
+        ({"labels": [[0], [], [1, None]]}, r"row 2 box 1: label None \(allowed: 0 to 99999"),
         (
             {"difficult": [[True], [], [True, None]]},
             "row 2 box 1: difficult None must be true or false",

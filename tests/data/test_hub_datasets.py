@@ -98,7 +98,7 @@ def test_objects_have_boxes_with_width_and_height(tmp_path, is_struct):
     ("labels", "kind", "message"),
     [
         ([[0, 1], [1]], datasets.List(datasets.ClassLabel(names=NAMES)), "has lists .multi-label"),
-        ([0.5, 1.0], datasets.Value("float32"), "has numbers such as 0.5; supported is one class"),
+        ([0.5, 1.0], datasets.Value("float32"), "has numbers such as 0.5; only one class per im"),
         ([0, -1], datasets.ClassLabel(names=NAMES), "train row 1: no label"),
         (["a|b", "a"], datasets.Value("string"), "name several classes"),
     ],

@@ -28,7 +28,7 @@ def test_split_folders_have_the_usual_names_in_any_case(make_tree, train, val, t
     [
         ({"val/a": 1, "test/a": 1}, "has the splits test and val but no folder for training"),
         ({"a/train": 1, "a/val": 1, "b/train": 1}, "has the splits train and val below .*folder a"),
-        ({"set/train/a": 1, "set/val/a": 1}, "below its folder set: set --data-dir to '.*/set'"),
+        ({"set/train/a": 1, "set/val/a": 1}, "below its folder set; set --data-dir to '.*/set'"),
         ({"photos/a": 1, "photos/b": 1}, "single class folder, whose folders a, b may be the cl"),
     ],
 )
@@ -44,13 +44,13 @@ def test_what_is_left_out_or_doubtful_is_counted_and_refused_in_strict_mode(make
         (root / "train" / "a" / name).write_text("")
     source = open_source("imagefolder", root)
     assert [warning.partition(", first")[0] for warning in source.warnings] == [
-        "skipped 1 folder that is not a split, beside those that are",
+        "skipped 1 folder next to the splits",
         "skipped 2 files with the suffix .raw",
         "skipped 1 file with the suffix .txt",
-        "kept 1 class whose name differs from another's only by case or spaces",
-        "kept 1 class with the name of a split",
+        "found 1 class whose name differs from another's only by case or spaces",
+        "found 1 class with the name of a split",
     ]
-    with pytest.raises(DataError, match=r"extra: folder that is not a split.*omit --strict to ha"):
+    with pytest.raises(DataError, match=r"extra: folder next to the splits.*omit --strict to ha"):
         open_source("imagefolder", root, strict=True)
 
 

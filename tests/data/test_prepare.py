@@ -86,7 +86,7 @@ def test_skip_bad_leaves_broken_images_out_and_counts_them(tmp_path, make_tree):
     assert (summary["images"], summary["bad"]) == (3, 2)
     assert sorted(line.split("/")[-1] for line in summary["bad_examples"]) == [
         "empty.png: not a complete image (it is empty)",
-        "words.png: not a complete image (no known image format)",
+        "words.png: not a complete image (not a known image format)",
     ]
     assert len(open_table(str(tmp_path / "out"))) == 3
 

@@ -79,7 +79,7 @@ def test_files_are_recognised_too(tmp_path):
 def test_several_kinds_at_once_are_refused(tmp_path):
     write_voc(tmp_path, {"a": []})
     write_coco(tmp_path / "labels.json", tmp_path, CONTENTS)
-    with pytest.raises(DataError, match=r"may be coco .* or voc .*: choose one with --dataset"):
+    with pytest.raises(DataError, match=r"may be coco .* or voc .*; choose one with --dataset"):
         recognise(str(tmp_path))
 
 

@@ -127,7 +127,7 @@ def test_folder_that_cannot_be_written_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(DataError, match=r"'.*' is not empty"):
         write_scenes(tmp_path, images={"train": 1})
-    with pytest.raises(DataError, match=r"cannot write '.*mine/out'.*give another folder"):
+    with pytest.raises(DataError, match=r"cannot write '.*mine/out'.*choose another folder"):
         write_scenes(tmp_path / "mine" / "out", images={"train": 1})
     with pytest.raises(ValueError, match="not in tuple"):
         write_scenes(tmp_path / "out", images={"train": 1, "dev": 1})

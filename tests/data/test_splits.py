@@ -87,7 +87,7 @@ def test_too_few_images_for_validation_are_refused():
 
 def test_class_without_training_rows_is_named():
     labels, given_splits = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 2])
-    with pytest.raises(DataError, match="class 1 has 2 images but none for training"):
+    with pytest.raises(DataError, match="class 1 has 2 images, but none for training; add some"):
         cut(labels, given_splits)
 
 

@@ -99,8 +99,8 @@ def test_split_folders_with_files_side_by_side(tmp_path):
 @pytest.mark.parametrize(
     ("box", "cause"),
     [
-        ((1.1, 1.2, 0.9, 0.8), "nearly all boxes lie in 0..1: they are fractions"),
-        ((20, 20, 70, 60), "nearly all boxes leave their images"),
+        ((1.1, 1.2, 0.9, 0.8), "nearly all boxes lie in 0..1, so they are in fractions"),
+        ((20, 20, 70, 60), "nearly all boxes extend beyond their images"),
     ],
 )
 def test_likely_cause_of_boxes_in_another_unit_is_named(tmp_path, box, cause):

@@ -42,7 +42,9 @@ def test_boxes_polygons_empty_and_missing_label_files(tmp_path):
         "train/d.jpg": [],
         "val/e.jpg": [("cat", 0.4 * WIDTH, 0.3 * HEIGHT, 0.6 * WIDTH, 0.7 * HEIGHT)],
     }
-    missing = f"kept 1 image without a label file, as one without objects, first in {root}/images"
+    missing = (
+        f"found 1 image without a label file, taken to have no objects, first in {root}/images"
+    )
     assert [warning.startswith(missing) for warning in source.warnings] == [True]
 
 
@@ -101,7 +103,7 @@ def test_quarter_turns_of_exif_scale_boxes_by_the_upright_image(tmp_path):
         ("7 0.5 0.5 0.2 0.2", "dropped 1 box of an unknown class, first in {} line 2 ('id 7')"),
         ("0 0.5 0.5 0.2", "dropped 1 box without four finite numbers, first in {} line 2 (0 0.5"),
         ("cat 0.5 0.5 0.2 0.1", "dropped 1 box of an unknown class, first in {} line 2"),
-        ("0 0.5 0.5 0 0.1", "dropped 1 box without area, first in {} line 2"),
+        ("0 0.5 0.5 0 0.1", "dropped 1 box with no area, first in {} line 2"),
         ("0 0.9 0.5 0.6 0.1", "clipped 1 box partly outside the image, first in {} line 2"),
     ],
 )
@@ -117,14 +119,14 @@ def test_faulty_line_is_counted_and_its_neighbours_stay(tmp_path, line, warning)
 
 def test_boxes_in_pixels_are_named_as_the_likely_cause(tmp_path):
     root = write_yolo(tmp_path, {"train": {"a": "0 20 15 10 10"}}, ["cat"])
-    with pytest.raises(DataError, match=r"exceed 1: they are in pixels; expected are fractions"):
+    with pytest.raises(DataError, match=r"exceed 1, so they are in pixels, not in fractions"):
         open_source("yolo", root)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: images/train\nnames: []", "has no names: give a list of class names"),
+        ("train: images/train\nnames: []", "has no names; add the class names"),
         ("train: images/train\nnames: {a: cat}", "class numbers must be whole"),
         ("train: images/gone\nnames: [cat]", "train names 'images/gone', which does not exist"),
         ("train: 7\nnames: [cat]", "train has 7; expected a folder or file"),
@@ -137,3 +139,11 @@ def test_faulty_description_is_one_line(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as caught:
         open_source("yolo", root)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_names_no_file_is_one_line(tmp_path):
+    root = write_yolo(tmp_path, {"train": {"a": BOX}}, ["cat"])
+    (root / "list.txt").write_text("images/train/a.jpg\n\n//\n")
+    (root / "data.yaml").write_text("train: list.txt\nnames: [cat]")
+    with pytest.raises(DataError, match=r"list\.txt' line 3: '//' is not the path of an image"):
+        open_source("yolo", root)

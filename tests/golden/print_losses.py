@@ -61,7 +61,8 @@ def _baseline(name: str) -> Tensor:
     """Return the value of a baseline with its published settings, in eval mode."""
     # some draw, even in eval mode
     torch.manual_seed(0)
-    module = baseline_loss(name, student_shapes=STUDENT, teacher_shapes=TEACHER, canvas=CANVAS)
+    shapes = {"student_shapes": STUDENT, "teacher_shapes": TEACHER, "canvas": CANVAS}
+    module = baseline_loss(name, embedding_sizes=(4, 5), **shapes)
     module.double().eval()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -71,6 +72,10 @@ def _baseline(name: str) -> Tensor:
         teacher_logits=maps((3, 6), 1.3),
         student_features={level: maps((3, *shape), 0.7) for level, shape in STUDENT.items()},
         teacher_features={level: maps((3, *shape), 1.3) for level, shape in TEACHER.items()},
+        student_embeddings=maps((3, 4), 0.7),
+        teacher_embeddings=maps((3, 5), 1.3),
+        student_proxies=maps((6, 4), 0.7),
+        teacher_proxies=maps((6, 5), 1.3),
         targets=torch.tensor([0, 5, 2]),
         boxes=[torch.tensor(boxes).reshape(-1, 4) for boxes in BOXES],
     )

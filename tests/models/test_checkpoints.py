@@ -165,7 +165,9 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, is_zip: bool) -> None:
     witness, path = tmp_path / "ran", tmp_path / "evil.pth"
     contents = {"state_dict": trained().state_dict(), "extra": Runs(witness)}
     torch.save(contents, path, _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(DataError, match=r"holds posix\.system, which is not read because it could"):
+    with pytest.raises(
+        DataError, match=r"contains posix\.system, which is not loaded because it could"
+    ):
         read_state(path)
     assert not witness.exists()
     path.write_bytes(pickle.dumps(Runs(witness)))
@@ -182,8 +184,8 @@ def test_settings_of_a_script_beside_the_weights_are_refused(tmp_path: Path) -> 
     torch.save({"model": trained().state_dict(), "args": argparse.Namespace(lr=0.1)}, path)
     with pytest.raises(DataError) as caught:
         read_state(path)
-    assert "holds argparse.Namespace" in str(caught.value)
-    assert "save its weights alone: torch.save(torch.load(FILE" in str(caught.value)
+    assert "contains argparse.Namespace" in str(caught.value)
+    assert "save only its weights: torch.save(torch.load(FILE" in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -197,23 +199,23 @@ def test_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
         damaged.append(content[:middle] + flipped + content[middle + 1 :])
     for part in damaged:
         path.write_bytes(part)
-        with pytest.raises(DataError, match="is damaged or no file of weights"):
+        with pytest.raises(DataError, match="is damaged, or not a weights file"):
             read_state(path)
-    with pytest.raises(DataError, match=r"cannot read .*: no such file; give a file"):
+    with pytest.raises(DataError, match=r"cannot read .*: no such file; pass a weights file"):
         read_state(tmp_path / f"missing{suffix}")
 
 
 def test_files_without_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "epoch.pth"
     torch.save({"epoch": 3, "loss": 0.5}, path)
-    with pytest.raises(DataError, match=r"holds no weights \(epoch, loss\): save them with"):
+    with pytest.raises(DataError, match=r"contains no weights \(epoch, loss\); save them with"):
         read_state(path)
 
 
 @pytest.mark.parametrize(
     ("broken", "problem"),
     [
-        (lambda part: part * float("nan"), "holds nan"),
+        (lambda part: part * float("nan"), "is not finite"),
         (lambda part: part.to(torch.int8), "is of type int8"),
         (lambda part: part.to(torch.complex64), "is of type complex64"),
         (lambda part: part.to_sparse(), "is quantised, sparse, or has no values"),
@@ -243,13 +245,13 @@ def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
     contents: dict[str, Any] = {}
     contents["model"] = contents
     torch.save(contents, tmp_path / "weights.pth")
-    with pytest.raises(DataError, match=r"holds no weights \(model\)"):
+    with pytest.raises(DataError, match=r"contains no weights \(model\)"):
         read_state(tmp_path / "weights.pth")
 
 
 def test_names_with_line_breaks_stay_on_one_line(tmp_path: Path) -> None:
     torch.save({"a\nb": 1}, tmp_path / "weights.pth")
-    with pytest.raises(DataError, match=r"holds no weights \('a\\nb'\)"):
+    with pytest.raises(DataError, match=r"contains no weights \('a\\nb'\)"):
         read_state(tmp_path / "weights.pth")
 
 
@@ -257,7 +259,7 @@ def test_a_file_that_is_cut_off_early_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(trained().state_dict(), path)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(DataError, match="is damaged or no file of weights"):
+    with pytest.raises(DataError, match="is damaged, or not a weights file"):
         read_state(path)
 
 
@@ -265,11 +267,11 @@ def test_a_file_that_is_cut_off_early_is_damaged(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
     pipe = tmp_path / f"pipe{suffix}"
     os.mkfifo(pipe)
-    with pytest.raises(DataError, match=r"cannot read .*: not a regular file; give"):
+    with pytest.raises(DataError, match=r"cannot read .*: not a regular file; pass"):
         read_state(pipe)
     folder = tmp_path / f"folder{suffix}"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"cannot read .*: Is a directory; give"):
+    with pytest.raises(DataError, match=r"cannot read .*: Is a directory; pass"):
         read_state(folder)
 
 

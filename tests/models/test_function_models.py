@@ -170,8 +170,8 @@ def test_a_function_of_an_installed_package_is_a_model(
         ("nothing", "nets.py:nothing returned NoneType, not a torch.nn.Module"),
         ("strict", "nets.py:strict: nets.py, line 56: AssertionError: five classes only"),
         ("pair", "nets.py:pair: the model returns tuple: it must return logits, a tensor (B, 4)"),
-        ("double", "nets.py:double: wide.0.weight is float64 on cpu: return a float32 model"),
-        ("lazy", "nets.py:lazy: 1.weight has no shape yet: use no lazy layers"),
+        ("double", "nets.py:double: wide.0.weight is float64 on cpu; return a float32 model"),
+        ("lazy", "nets.py:lazy: 1.weight has no shape yet; do not use lazy layers"),
         ("script", "nets.py:script returned a TorchScript program"),
         ("fixed", "nets.py:fixed: the model returns a tensor (2, 3): it must be (B, 4)"),
     ],
@@ -188,11 +188,11 @@ def test_what_is_wrong_with_a_function_is_one_line(source: Path, name: str, mess
     [
         ("1 / 0", "bad.py:net: bad.py, line 1: ZeroDivisionError"),
         ("x = 1\ndef net(:", "bad.py:net: bad.py, line 2: SyntaxError"),
-        ("import nothing_such", "No module named 'nothing_such': only this file is taken along"),
+        ("import nothing_such", "No module named 'nothing_such': only this file is copied"),
         ("MEAN = (1, 2)\nSTD = (1, 1, 1)\nnet = 1", "there is no function 'net'"),
         (
             "import sys\nsys.exit(4)",
-            "bad.py:net: bad.py, line 2: SystemExit: 4: put what the script",
+            "bad.py:net: bad.py, line 2: SystemExit: 4; put what the script",
         ),
     ],
 )
@@ -208,7 +208,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, text: str, messag
     ("text", "message"),
     [
         ("MEAN = (1, 2)\nSTD = (1, 1, 1)", r"MEAN \(1, 2\): must be three numbers"),
-        ("MEAN = (1, 2, 3)", "MEAN and STD: give both of them, or none"),
+        ("MEAN = (1, 2, 3)", "MEAN and STD: define both, or neither"),
         ("SIZE = 'large'", "SIZE 'large': must be a number of pixels"),
         ("SIZE = True", "SIZE True: must be a number of pixels"),
         ("MEAN = (0, 0, 0)\nSTD = (1, 0, 1)", r"STD \(1, 0, 1\): must be finite numbers above 0"),
@@ -229,7 +229,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_names_without_a_family_are_explained() -> None:
     for name, message in [
         ("timn:resnet18", "did you mean 'timm:resnet18'?"),
-        ("no_such_package.nets:net", "before the colon stands one of"),
+        ("no_such_package.nets:net", "the prefix must be one of"),
         ("resnet50", "did you mean 'timm:resnet50' or 'torchvision:resnet50'?"),
     ]:
         with pytest.raises(ConfigError) as caught:
@@ -252,7 +252,9 @@ def test_a_model_file_keeps_its_source_beside_it(source: Path, tmp_path: Path) -
     given = images()
     assert torch.equal(build_from_file(found)(given), model(given))
     (moved / "nets.py").unlink()
-    with pytest.raises(ConfigError, match=r"cannot read .*nets\.py: .*put it back, or beside"):
+    with pytest.raises(
+        ConfigError, match=r"cannot read .*nets\.py: .*restore it or put it next to"
+    ):
         build_from_file(load_model_file(moved / "model.pt"))
 
 
@@ -283,10 +285,10 @@ def test_a_file_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_the_family_of_functions_has_no_prefix() -> None:
-    with pytest.raises(ConfigError, match="before the colon stands one of"):
+    with pytest.raises(ConfigError, match="the prefix must be one of"):
         check_model_name("function:net")
 
 
 def test_a_folder_of_nobody_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there is no such user"):
+    with pytest.raises(ConfigError, match="is not a usable path: there is no such user"):
         check_model_name("hf:~no-such-user/model")

@@ -69,7 +69,7 @@ def test_names_in_a_file_are_those_of_the_weights(tmp_path: Path) -> None:
     assert named.mode == "as-is"
     assert torch.allclose(named.model.eval()(images), model(images)[:, [3, 4, 1]], atol=1e-6)
     names.write_text("\n".join(OTHER_ORDER))
-    with pytest.raises(ConfigError, match="has 3 names, but the weights of resnet8 have another"):
+    with pytest.raises(ConfigError, match="has 3 names, but the weights of resnet8 have a"):
         named_teacher(config(path, teacher_classes=str(names)), SPEC)
 
 
@@ -77,8 +77,8 @@ def test_weights_of_other_classes_get_a_new_last_layer(tmp_path: Path) -> None:
     path = saved(tmp_path, "cat", "dog", "fox")
     named = named_teacher(config(path), SPEC)
     assert (named.mode, named.class_names) == ("probe", ())
-    assert "resnet8 has 3 classes, and none of the name 'eel' that the images have" in named.notice
-    with pytest.raises(ConfigError, match="--teacher-mode as-is: resnet8 has 3 classes, and none"):
+    assert "resnet8 has 3 classes, but none named 'eel', a class of the images" in named.notice
+    with pytest.raises(ConfigError, match="--teacher-mode as-is: resnet8 has 3 classes, but none"):
         named_teacher(config(path, teacher_mode="as-is"), SPEC)
     # a person who trains it anyway is not asked
     assert named_teacher(config(path, teacher_mode="finetune"), SPEC).notice == ""
@@ -95,9 +95,9 @@ def test_weights_without_names_are_taken_as_they_are(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"teacher_mode": "probe"}, "--teacher-mode probe does not use the last layer of its we"),
-        ({"teacher_weights": "none"}, "the weights of resnet8 are random: leave it out"),
-        ({"teacher": "MODEL"}, "model.pt has class names of its own: leave it out"),
-        ({"teacher": "fcos_resnet18_fpn16"}, "fcos_resnet18_fpn16 is a detector: leave it out"),
+        ({"teacher_weights": "none"}, "the weights of resnet8 are random; omit it"),
+        ({"teacher": "MODEL"}, "model.pt has class names of its own; omit it"),
+        ({"teacher": "fcos_resnet18_fpn16"}, "fcos_resnet18_fpn16 is a detector; omit it"),
     ],
 )
 def test_class_names_that_say_nothing_are_refused(
@@ -112,8 +112,8 @@ def test_class_names_that_say_nothing_are_refused(
 
 # methods that read feature maps alone
 MAPS = [
-    *("none", "graph", "crd", "dense", "fitnet", "ickd", "at", "vid"),
-    *("reviewkd", "sp", "rkd", "pkt"),
+    *("none", "graph", "graph+metrics", "crd", "dense", "fitnet", "ickd", "at", "vid"),
+    *("graph-metrics", "reviewkd", "sp", "rkd", "pkt", "trg"),
 ]
 FEATURES = with_settings(Config(), {"teacher_mode": "features"})
 

@@ -112,7 +112,7 @@ def test_a_backbone_without_a_classifier_gets_a_last_layer(tmp_path: Path, kind:
 
 def test_a_model_of_no_images_is_refused(tmp_path: Path) -> None:
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="transformers has no model of images of its type 'bert'"):
+    with pytest.raises(ConfigError, match="transformers has no image model of type 'bert'"):
         build_model(f"hf:{tmp_path}", 3, (32, 32))
 
 
@@ -159,9 +159,9 @@ def test_the_input_is_that_of_the_processor(tmp_path: Path) -> None:
 
 
 def test_wrong_names_and_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'vit': is no folder, and not of the form ORG/NAME"):
+    with pytest.raises(ConfigError, match=r"'vit': is neither a folder nor of the form ORG/NAME"):
         check_model_name("hf:vit")
-    with pytest.raises(ConfigError, match=r"the folder has no config\.json: give one that"):
+    with pytest.raises(ConfigError, match=r"the folder has no config\.json; pass one written"):
         check_model_name(f"hf:{tmp_path}")
     saved(tmp_path, "ViT")
     name = f"hf:{tmp_path}"

@@ -125,5 +125,7 @@ def test_wrong_names_are_refused_with_the_nearest(name: str, message: str) -> No
 
 
 def test_a_model_of_one_stride_has_no_pyramid() -> None:
-    with pytest.raises(ConfigError, match="test_vit has maps of strides 16, but the pyramid needs"):
+    with pytest.raises(
+        ConfigError, match="test_vit has maps with strides 16, but the pyramid needs"
+    ):
         build_model("retinanet_timm:test_vit_fpn16", 2, (64, 64))

@@ -204,7 +204,7 @@ def test_weights_that_cannot_be_fetched_are_never_random(hub: Path) -> None:
         load_classifier(model, "timm:test_resnet", 5, None)
     told = str(caught.value)
     assert "the pretrained weights of timm's test_resnet.r160_in1k cannot be downloaded" in told
-    assert f"copy it into the cache {hub}, give a FILE of weights, or start at random" in told
+    assert f"copy it into the cache {hub}, pass a weights FILE, or 'none'" in told
     assert "\n" not in told
     with pytest.raises(DataError, match=r"config\.json of timm:hf-hub:no/such cannot be"):
         build_model("timm:hf-hub:no/such", 5, (64, 64))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from commands import Command, commands_in
 from mlflow import MlflowClient
-from playing import untrained_teacher_in
+from playing import playing, untrained_teacher_in
+from scenes import Scenes
 
 from raygkd.config import DataConfig
 from raygkd.data.run_images import Images, open_images
@@ -18,6 +19,16 @@ from raygkd.rayrun.cluster import Resources, cluster
 from raygkd.tracking.store import default_uri
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def scenes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scenes]:
+    """Name of a scene -> its outcome, for the tests of this session."""
+    files = {item.path.stem for item in request.session.items}
+    with playing(files, tmp_path_factory.mktemp) as outcomes:
+        yield outcomes
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray  # noqa: F401  (brings psutil along)
 from commands import FOREIGN
-from servers import free_port, wait_for
+from servers import free_port, listens, wait_for
 
 import psutil  # type: ignore[import-untyped]  # isort: skip
 
@@ -208,6 +208,8 @@ class Nodes:
             *("--head", "--port", str(port), "--dashboard-port", str(dashboard)),
             *("--dashboard-host", head.address),
         )
+        # a node says that it has started before its dashboard listens
+        wait_for(lambda: listens(head.address, dashboard))
 
     def add(self, command: tuple[str, ...] = ()) -> Node:
         """Start a node on a free host.

@@ -16,20 +16,13 @@ from scenes import Scene, Scenes, undisturbed
 from spreading import spread
 from storing import keep
 from surroundings import by_thread
+from watched import SCENES
 
 from raygkd.assembly.models import untrained_file
 from raygkd.data.spec import ImageSpec
 from raygkd.models import save_model_file
 
-# scene -> the files whose tests look at its outcome; the longest first
-SCENES = {
-    spread: {"test_nodes"},
-    kill: {"test_survival"},
-    keep: {"test_object_storage"},
-    fill: {"test_storage"},
-    hang: {"test_server"},
-    undisturbed: {"test_survival", "test_storage", "test_object_storage"},
-}
+PLAYS = {play.__name__: play for play in (spread, kill, keep, fill, hang, undisturbed)}
 
 
 @contextlib.contextmanager
@@ -45,7 +38,7 @@ def playing(files: Collection[str], folder: Callable[[str], Path]) -> Iterator[S
         pool = stack.enter_context(ThreadPoolExecutor(2, initializer=by_thread(patch).keep))
         start = stack.enter_context(commands_in(folder))
         scene = Scene(start, untrained_teacher_in(folder("teacher")), folder, stack)
-        yield {play.__name__: pool.submit(play, scene) for play in wanted}
+        yield {name: pool.submit(PLAYS[name], scene) for name in wanted}
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -267,7 +267,7 @@ class _Cluster:
 
     def ask_wrongly(self) -> None:
         """Ask for what is refused before anything is sent."""
-        (folder := self.scene.folder("wrong")).joinpath("large.yaml").write_text("#" * (11 << 20))
+        (folder := self.scene.folder("wrong")).joinpath("large.pth").write_text("#" * (11 << 20))
         submit = ("submit", "--no-wait", "--", "teacher", "--output", self.outcome.output)
         url = {"RAY_API_SERVER_ADDRESS": self.nodes.dashboard}
         wrong = url | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
@@ -275,7 +275,7 @@ class _Cluster:
             "no token": self.scene.start(*submit, environment=url),
             "wrong token": self.scene.start(*submit, environment=wrong),
             "no job": self.raygkd("jobs", "logs", "gone"),
-            "large": self.raygkd(*submit, "--config", folder / "large.yaml"),
+            "large": self.raygkd(*submit, "--teacher-weights", folder / "large.pth"),
         }
         for name, command in asked.items():
             self.outcome.mistakes[name] = command.wait(), command.err

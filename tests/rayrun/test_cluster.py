@@ -117,7 +117,7 @@ def test_asking_changes_no_node() -> None:
             [node(2)],
             ClusterConfig(workers=WorkerRange(3, 3)),
             0.0,
-            "3 worker(s) with 1 CPU and 0 GPU each; the cluster has 2 CPU and 0 GPU on 1 node(s): "
+            "3 worker(s) with 1 CPU and 0 GPU each; the cluster has 2 CPU and 0 GPU on 1 node(s); "
             "add nodes, or lower --workers or --cpus-per-worker",
         ),
         (
@@ -130,7 +130,7 @@ def test_asking_changes_no_node() -> None:
             [node(8, 1)],
             ClusterConfig(workers=WorkerRange(2, 2), gpus_per_worker=1.0),
             0.0,
-            "has 8 CPU and 1 GPU on 1 node(s): add nodes, or lower --workers or --gpus-per-worker",
+            "has 8 CPU and 1 GPU on 1 node(s); add nodes, or lower --workers or --gpus-per-worker",
         ),
         ([node(1)], ClusterConfig(), 1.0, "0 GPU each and 1 CPU for the data stream; the cluster"),
     ],

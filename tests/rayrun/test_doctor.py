@@ -113,7 +113,7 @@ def test_disks_and_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [of_runs, of_ray] = doctor._disks(str(tmp_path / "new"))
     assert (of_runs.status, of_ray.status) == ("fix", "fix")
     assert of_runs.found.startswith(f"{tmp_path}: ")
-    assert of_ray.advice == "free some space, or give another RAY_TMPDIR"
+    assert of_ray.advice == "free some space, or choose another RAY_TMPDIR"
     monkeypatch.setattr(doctor, "STORE_ENOUGH", 1 << 40)
     monkeypatch.setattr(doctor, "STORE_SHARE", 1e6)
     [memory] = doctor._shared_memory()

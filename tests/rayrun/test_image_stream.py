@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 from pathlib import Path
@@ -13,7 +14,9 @@ from PIL import Image
 
 from raygkd.config import DataConfig
 from raygkd.data.loader import PlainStream
+from raygkd.data.prepare import prepare
 from raygkd.data.run_images import Images, open_images
+from raygkd.data.sources import open_source
 from raygkd.data.splits import Splits
 from raygkd.errors import DataError
 from raygkd.rayrun.image_stream import RayStream, share
@@ -146,3 +149,46 @@ def test_a_broken_image_stops_the_stream_with_its_path_and_row(
         list(stream.train_batches(0))
     assert isinstance(known_cause(streamed.value), DataError)
     stream.close()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_images_with_and_without_labels_are_the_same_in_both_modes(
+    tmp_path: Path, world_size: int
+) -> None:
+    shards = tmp_path / "shards"
+    prepare(open_source("digits"), str(shards))
+    data = DataConfig(limit_train=100, unlabelled=str(shards))
+    images = open_images(data, seed=0, output=tmp_path)
+
+    def passes(cache_mb: int, rank: int) -> list[list[dict[str, torch.Tensor]]]:
+        with contextlib.closing(
+            RayStream(
+                share(images, cache_mb),
+                batch_size=BATCH // world_size,
+                seed=3,
+                epochs=range(2),
+                rank=rank,
+                world_size=world_size,
+                unlabelled_share=0.5,
+            )
+        ) as stream:
+            wanted = [stream.train_batches(0), stream.eval_batches("val"), stream.train_batches(1)]
+            return [*map(list, wanted), list(stream.eval_batches("labelled"))]
+
+    for rank in range(world_size):
+        streamed, held = passes(STREAMED, rank), passes(IN_MEMORY, rank)
+        for one, other in zip(streamed, held, strict=True):
+            assert_equal_batches(one, other)
+        for batch in streamed[0]:
+            assert int((batch["label"] < 0).sum()) == len(batch["label"]) // 2
+        # an image that is read again is cropped in another way
+        first = {}
+        rows = torch.cat([batch["row"] for batch in streamed[0]])
+        pixels = torch.cat([batch["image"] for batch in streamed[0]])
+        for row, image_CHW in zip((rows % len(images.table)).tolist(), pixels):
+            first.setdefault(row, []).append(image_CHW)
+        again = [one for one in first.values() if len(one) > 1]
+        assert again
+        assert any(not torch.equal(one[0], one[1]) for one in again)
+        # the labelled images are as for evaluation
+        assert sum(len(batch["row"]) for batch in streamed[3]) in (100 // world_size, 100)

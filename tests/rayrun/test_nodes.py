@@ -147,7 +147,7 @@ def test_an_output_folder_that_a_node_does_not_see_is_refused(outcome: Spread) -
     assert code == 2
     [line] = [line for line in log.splitlines() if line.startswith("error:")]
     assert f"--output {outcome.output}: node 198.18." in line
-    assert "give a path on storage that all nodes share" in line
+    assert "choose a path on storage that all nodes share" in line
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def test_an_output_folder_that_a_node_does_not_see_is_refused(outcome: Spread) -
     [
         (
             "no token",
-            "rejects this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOK",
+            "rejects this machine's token; set RAY_AUTH_MODE=token and RAY_AUTH_TOK",
         ),
-        ("wrong token", "rejects this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH"),
+        ("wrong token", "rejects this machine's token; set RAY_AUTH_MODE=token and RAY_AUTH"),
         ("no job", "no job gone; the latest are: raysubmit_"),
-        ("large", "large.yaml: a job can upload at most 10 MiB and this one has 12."),
+        ("large", "large.pth: a job can upload at most 10 MiB and this one has 12."),
     ],
 )
 def test_what_cannot_be_sent_is_refused_in_a_line(outcome: Spread, name: str, words: str) -> None:

@@ -79,6 +79,6 @@ def test_the_recipe_is_stored_with_the_run(whole: Run, client: MlflowClient):
         assert line in told
     assert len(journal(whole.folder)) == EPOCHS
     assert "teacher_cached" not in journal(whole.folder)[0]
-    assert "--teacher-cache-mb is not used" in whole.command.err
+    assert "--teacher-cache-mb has no effect" in whole.command.err
     logged = curves(client, whole.result["mlflow"]["run_id"])
     assert logged["val_score"][EPOCHS] == whole.result["val_score"]

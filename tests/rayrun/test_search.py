@@ -36,9 +36,10 @@ from raygkd.engine import read_checkpoint
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.image_stream import share
 from raygkd.rayrun.search_history import SearchObserver, Trial
+from raygkd.rayrun.searchers import scheduler, searcher
 from raygkd.rayrun.stop_signal import StopFolder
 from raygkd.rayrun.trainables import WarmTrial
-from raygkd.rayrun.tune_search import TrialResult, numbers, run_search, scheduler, searcher
+from raygkd.rayrun.tune_search import TrialResult, numbers, run_search
 from raygkd.rayrun.worker import METRIC, Job, make_job
 
 import psutil  # type: ignore[import-untyped]  # isort: skip  (ray brings it along)

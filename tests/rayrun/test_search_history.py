@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from ray.tune.schedulers import FIFOScheduler
 
 from raygkd.config import Config, with_settings
 from raygkd.config.search_space import Dimension, in_space
 from raygkd.errors import DataError
 from raygkd.rayrun.search_history import JOURNAL, History, SearchObserver, Trial
+from raygkd.rayrun.searchers import ListedSettings, scheduler, searcher
 from raygkd.rayrun.trainables import tune_result
-from raygkd.rayrun.tune_search import ListedSettings, scheduler, searcher
 
 TRIALS, EPOCHS = 12, 9
 SPACE = (
@@ -224,7 +225,7 @@ def test_a_damaged_line_is_told_with_its_number(tmp_path: Path) -> None:
     history.begin()
     path = tmp_path / JOURNAL
     path.write_text(path.read_text() + "{}}\n" + path.read_text())
-    with pytest.raises(DataError, match=r"trials.jsonl line 2 is damaged$"):
+    with pytest.raises(DataError, match=r"trials.jsonl line 2 is damaged \("):
         open_history(tmp_path)
 
 
@@ -270,3 +271,37 @@ def test_a_trial_whose_patience_is_over_is_finished(tmp_path: Path) -> None:
     assert tune_result(last, EPOCHS)["done"]
     assert not tune_result(last | {"stopped_early": 0.0}, EPOCHS)["done"]
     assert open_history(tmp_path).trials[0].status == "finished"
+
+
+def test_when_the_time_is_over_trials_stop_and_a_resumed_search_goes_on_with_them(
+    tmp_path: Path,
+) -> None:
+    late = False
+
+    def history() -> History:
+        listed = [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}]
+        return History(
+            tmp_path / JOURNAL,
+            ListedSettings(listed),
+            FIFOScheduler(),
+            trials=3,
+            epochs=3,
+            seed=0,
+            observer=Told(),
+            is_late=lambda: late,
+        )
+
+    first = history()
+    one, other = first.begin(), first.begin()
+    first.report(one, {"epoch": 1, "val_score": 0.5})
+    assert not first.is_late
+    late = True
+    assert first.is_late
+    first.report(one, {"epoch": 2, "val_score": 0.6})
+    first.report(other, {"epoch": 1, "val_score": 0.4})
+    assert [trial.status for trial in first.trials] == ["stopped", "stopped"]
+    late = False
+    again = history()
+    assert again.left == 3
+    assert [again.begin().number for _ in range(3)] == [0, 1, 2]
+    assert [trial.epoch for trial in again.trials] == [2, 1, 0]

@@ -69,7 +69,9 @@ def test_a_search_ends_although_its_server_hangs(silent: Silent, server: Server)
         line for line in silent.command.err.splitlines() if line.startswith("warning: ")
     ]
     assert outage.startswith(f"warning: MLflow at {server.uri} does not answer (")
-    assert model.startswith(f"warning: MLflow at {server.uri} has no model of run 'search': ")
+    assert model.startswith(
+        f"warning: MLflow at {server.uri} did not receive the model of run 'search': "
+    )
     assert end == (
         f"warning: MLflow at {server.uri} has not received everything; the rest is kept in "
         f"{silent.folder}/tracking.jsonl and is sent when this run is resumed"

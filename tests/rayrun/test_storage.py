@@ -32,7 +32,7 @@ def test_a_search_that_cannot_write_ends_in_one_line(end: Broken, disturbed: Dis
     assert error == end.said[-1]
     assert error.startswith(f"error: cannot write {disturbed.folder}/")
     assert error.endswith(
-        f": {end.why}: once it can be written again, resume with: "
+        f": {end.why}; once it can be written again, resume with: "
         f"raygkd tune --resume {disturbed.folder}"
     )
     progress = (

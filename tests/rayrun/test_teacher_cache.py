@@ -23,10 +23,11 @@ from raygkd.assembly.models import untrained_file
 from raygkd.config import Config, with_settings
 from raygkd.data.run_images import Images
 from raygkd.data.views import UNCHANGED, Views
+from raygkd.rayrun import references
 from raygkd.rayrun.cluster import Resources
 from raygkd.rayrun.image_stream import SharedImages, share
 from raygkd.rayrun.stop_signal import StopFolder
-from raygkd.rayrun.teacher_cache import CachedTeacher, start_cache
+from raygkd.rayrun.teacher_cache import CachedTeacher, Key, start_cache
 from raygkd.rayrun.trainables import WarmTrial
 from raygkd.rayrun.tune_search import numbers
 from raygkd.rayrun.worker import Job, make_job
@@ -132,6 +133,38 @@ def test_trials_with_the_cache_equal_those_without_bit_for_bit(
     assert shares == [[0.0, 0.0], [1.0, 1.0]]
 
 
+def test_trials_of_other_teachers_sizes_and_augmentations_share_nothing_wrong(
+    shared: SharedImages, job_of: MakeJob
+) -> None:
+    other = untrained_file("resnet14", shared.spec, seed=1)
+    plain, cached = job_of(shared), job_of(shared, teacher_cache_mb=64)
+    jobs = [replace(job, teachers={"resnet14": references.put(other)}) for job in (plain, cached)]
+    shares = []
+    for params in (
+        {"image_size": 8, "teacher": "resnet8"},
+        # the same images for the same teacher
+        {"image_size": 4, "teacher": "resnet8"},
+        {"image_size": 8, "teacher": "resnet14"},
+        {"image_size": 8, "teacher": "resnet8", "augment": "crop-flip"},
+        {"image_size": 8, "teacher": "resnet8", "augment": "none"},
+    ):
+        params = {"method": "kd", **params}
+        with trial_of(jobs[0], params) as expected, trial_of(jobs[1], params) as found:
+            metrics = epochs_of(found, 1)
+            shares += shares_of(metrics)
+            assert metrics == epochs_of(expected, 1), params
+    assert shares == [0.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_a_trial_of_a_larger_size_is_the_run_of_that_size(
+    shared: SharedImages, job_of: MakeJob
+) -> None:
+    """What the images are prepared for is the largest size of a search."""
+    job = job_of(shared, image_size=8)
+    with trial_of(job, {"image_size": 8}) as searched, trial_of(job, {}) as alone:
+        assert epochs_of(searched, 1) == epochs_of(alone, 1)
+
+
 def test_images_that_never_change_come_from_the_cache_in_the_second_epoch(
     repeated: SharedImages, job_of: MakeJob
 ) -> None:
@@ -213,7 +246,7 @@ def test_entries_that_are_lost_are_a_warning(
         writer.add(0, batch, parts_of(batch))
     reader = cache.open(seed=0, repeats=False)
     assert stored(reader, 0, rows[0])
-    entries, _ = ray.get(cache.keeper.directory.remote((0, 0, UNCHANGED, 8)))
+    entries, _ = ray.get(cache.keeper.directory.remote(Key("", "", 0, 0, UNCHANGED, 8)))
     ray.kill(cache.keeper)
     assert is_lost(entries[1].parts)
     with caplog.at_level(logging.WARNING):

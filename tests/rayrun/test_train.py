@@ -217,7 +217,8 @@ def test_two_workers_are_two_processes_with_random_states_of_their_own(trained: 
 def test_the_result_holds_teacher_and_student(trained: Trained, untrained_teacher: Path) -> None:
     result = trained.result
     assert set(result) == {
-        *("models", "val_score", "mlflow", "run", "model", "teacher", "seconds"),
+        *("models", "score", "val_score", "verdict", "int8", "mlflow", "run", "model", "teacher"),
+        "seconds",
     }
     assert list(result["models"]) == ["teacher", "student"]
     assert result["teacher"] == {"path": str(untrained_teacher)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 from raygkd.config import SearchConfig, from_mapping
 from raygkd.config.search_space import Dimension
 from raygkd.rayrun.search_history import Trial
-from raygkd.rayrun.tune_search import scheduler
-from raygkd.report.search_figures import place
+from raygkd.rayrun.searchers import scheduler
+from raygkd.report.search_figures import axes_of, draw_settings, heights, place
 from raygkd.report.search_numbers import (
     Importance,
     Rung,
@@ -21,6 +23,7 @@ from raygkd.report.search_numbers import (
     rung_epochs,
     rung_table,
 )
+from raygkd.workflows.search_plan import Plan
 
 LR = Dimension("lr", "loguniform", (0.01, 1.0))
 LEVELS = Dimension("levels", "choice", ([1], [2], [1, 2]))
@@ -140,3 +143,44 @@ def test_values_stand_on_their_axes() -> None:
     assert [place(LEVELS, value) for value in ([1], [2], [1, 2])] == [0, 0.5, 1]
     assert [place(DIM, value) for value in (2, 5, 8)] == [0, 0.5, 1]
     assert place(Dimension("dim", "choice", (8,)), 8) == 0.5
+
+
+# settings that only some trials have
+
+GRAPH, KD = (("method", "graph"),), (("method", "kd"),)
+CASES = (
+    Dimension("method", "choice", ("graph", "kd")),
+    LR,
+    Dimension("alpha", "loguniform", (1.0, 10.0), (GRAPH,)),
+    Dimension("dim", "choice", (2, 4), ((*GRAPH, ("student", "a")),)),
+    Dimension("dim", "choice", (2, 4, 8), ((*GRAPH, ("student", "b")),)),
+    Dimension("kd_weight", "uniform", (0.0, 1.0), (KD,)),
+)
+
+
+def test_a_trial_without_a_setting_has_no_point_on_its_axis() -> None:
+    columns = axes_of(CASES)
+    assert [one.name for one in columns] == ["method", "lr", "alpha", "dim", "kd_weight"]
+    of_graph = {"method": "graph", "lr": 0.1, "alpha": 10.0, "dim": 4}
+    assert heights(of_graph, columns) == pytest.approx([0.0, 0.5, 1.0, 0.5, math.nan], nan_ok=True)
+    of_kd = {"method": "kd", "lr": 1.0, "kd_weight": 0.25}
+    found = heights(of_kd, columns)
+    assert found == pytest.approx([1.0, 1.0, math.nan, math.nan, 0.25], nan_ok=True)
+
+
+def test_conditional_settings_are_read_with_their_cases_drawn_and_weighed_apart(
+    tmp_path: Path,
+) -> None:
+    plan = Plan(space=CASES[:3], first=[], costs={}, teachers={})
+    facts = json.loads(json.dumps(plan.facts()))
+    assert tuple(read_dimensions(facts)) == CASES[:3]
+    trials = [
+        trial(n, [0.1 * n], method="graph", lr=0.1 + 0.01 * n, alpha=2.0 + n % 3) for n in range(4)
+    ]
+    trials += [trial(n, [0.05 * n], method="kd", lr=0.2 + 0.01 * n) for n in range(4, 8)]
+    found = importance(trials, CASES[:3])
+    assert found is not None
+    assert found.trials == 8
+    assert set(found.shares) == {"method", "lr"}
+    draw_settings(tmp_path / "settings.png", trials, CASES[:3])
+    assert (tmp_path / "settings.png").stat().st_size > 5000

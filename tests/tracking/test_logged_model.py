@@ -150,7 +150,7 @@ def test_signature_example_and_alias_in_a_local_store(
 def test_the_champion_answers_over_http(
     server: Server, classifier: DeployedClassifier, tmp_path: Path
 ) -> None:
-    """What README says of `mlflow models serve`."""
+    """As docs/guides/deploying.md has it: `mlflow models serve`."""
     experiment = connect(server.uri, "served", tmp_path)
     tracker = Tracker(server.uri, experiment, tmp_path / "journal.jsonl")
     tracker.start("search", "search")
@@ -198,6 +198,6 @@ def test_a_model_that_cannot_be_logged_is_a_warning(
 
     assert log(tracker, Branching()) is None
     message = caplog.records[-1].getMessage()
-    assert "has no model of run 'search': " in message
+    assert "did not receive the model of run 'search': " in message
     (logged,) = client.search_logged_models([experiment])
     assert logged.status == "FAILED"

@@ -350,7 +350,7 @@ def test_the_server_tells_how_to_record_and_leaves_no_users_behind(team: Team) -
     first, where, how, *_ = told.splitlines()
     assert first == f"MLflow UI on {url} (Ctrl-C stops it)"
     assert "'Model training'" in where
-    assert f"give --tracking-uri {url} and set MLFLOW_TRACKING_USERNAME and " in how
+    assert f"pass --tracking-uri {url} and set MLFLOW_TRACKING_USERNAME and " in how
     assert "Traceback" not in told
     # so that the next start knows the next password alone
     assert list(team.temporary.iterdir()) == []

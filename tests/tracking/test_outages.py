@@ -17,8 +17,9 @@ from mlflow import MlflowClient
 from servers import PATIENCE, Server, wait_for
 
 from raygkd.errors import StorageError, TrackingError
+from raygkd.tracking.journal_entries import read_journal
 from raygkd.tracking.store import connect
-from raygkd.tracking.tracker import Tracker, read_journal
+from raygkd.tracking.tracker import Tracker
 
 # a process that makes a store, logs to a server that is down, and ends by a crash or in order
 PROCESS = """
@@ -144,7 +145,7 @@ def test_a_folder_with_an_at_sign_is_no_password(tracker: Tracker, uri: str) -> 
 
 def test_a_server_that_is_down_is_told_at_the_start(tmp_path: Path, closed_port: int) -> None:
     started = time.monotonic()
-    with pytest.raises(TrackingError, match="no answer; start it, or leave out --tracking-uri"):
+    with pytest.raises(TrackingError, match="no answer; start it, or omit --tracking-uri"):
         connect(f"http://127.0.0.1:{closed_port}", "new", tmp_path)
     assert time.monotonic() - started < 10
 

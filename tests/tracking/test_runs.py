@@ -13,10 +13,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from raygkd.errors import TrackingError
-from raygkd.tracking.store import connect
+from raygkd.errors import DataError, TrackingError
+from raygkd.tracking.journal_entries import read_journal
+from raygkd.tracking.store import connect, default_uri
 from raygkd.tracking.tags import PARENT_TAG
-from raygkd.tracking.tracker import Tracker, read_journal
+from raygkd.tracking.tracker import Tracker
 
 
 def runs(client: MlflowClient, experiment: str) -> dict[str, Run]:
@@ -175,7 +176,7 @@ def test_a_line_that_a_crash_has_cut_off_is_left_out(
 def test_a_damaged_line_is_named(uri: str, experiment: str, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     journal.write_text('{"sent": 1}\nwords\n{"sent": 2}\n')
-    with pytest.raises(TrackingError, match=rf"{journal} line 2 is damaged: delete the line"):
+    with pytest.raises(DataError, match=rf"{journal} line 2 is damaged \(.*delete the line"):
         Tracker(uri, experiment, journal)
 
 
@@ -282,3 +283,24 @@ def test_an_experiment_that_several_make_at_once(uri: str, store: Path, name: st
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(make, range(8)))) == 1
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_store_is_one_of_mlflows_own_whether_it_is_copied_or_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    """A home that cannot be written keeps none."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "file").touch()
+    cache = tmp_path / ("home" if is_kept else "file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    kept = tmp_path / "home" / "raygkd"
+    for name in ("first", "second"):
+        output = tmp_path / name
+        output.mkdir()
+        identity = connect(default_uri(output), "mine", output)
+        [mine, own] = MlflowClient(default_uri(output)).search_experiments()
+        assert (mine.experiment_id, mine.name) == (identity, "mine")
+        assert mine.artifact_location.startswith(output.as_uri())
+        assert own.artifact_location == f"{(output / 'mlartifacts').as_uri()}/0"
+        assert len(list(kept.glob("*"))) == int(is_kept)

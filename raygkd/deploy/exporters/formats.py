@@ -1,15 +1,48 @@
-"""The interface of export formats; each format is a class in a file of this folder."""
+"""The interface of export formats; each format is a class in a file of this folder.
+
+Shapes: B batch, S side of the square input.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
+
+from torch import Tensor
 
 from raygkd.deploy.facts import Facts
 from raygkd.deploy.modules import Run
 from raygkd.models import ModelFile
 from raygkd.registry import FORMATS
+
+
+class Calibrated(ABC):
+    """A model with the ranges of its activations, ready to be written in 8 bits.
+
+    Attributes:
+        layers: names of the layers that can be quantised.
+    """
+
+    layers: tuple[str, ...]
+
+    @abstractmethod
+    def write(self, path: Path, float_layers: Collection[str] = ()) -> Run:
+        """Write the quantised file; return the model as loaded from it.
+
+        Args:
+            path: path of the new file.
+            float_layers: names of layers that are not quantised.
+        """
+
+    @abstractmethod
+    def errors(self, batches: Iterable[Tensor]) -> dict[str, float]:
+        """Return layer -> relative error of its output, in 0..1, if it alone is quantised.
+
+        Args:
+            batches: images (B, 3, S, S) in 0..1.
+        """
 
 
 class ExportFormat(ABC):
@@ -22,7 +55,8 @@ class ExportFormat(ABC):
         suffix: suffix of its files, such as ".onnx".
         packages: import names of the packages that it needs.
         opset: version of its operator set, if it has one.
-        quantised: supported types of quantised weights: "int8".
+        quantised: supported kinds of quantisation: "int8" (with calibration images; ``calibrate``)
+            and "dynamic" (``quantise``).
         has_card: whether a model card is written beside the file.
         unread: why ``evaluate`` and ``predict`` cannot read its files; empty if they can.
     """
@@ -38,12 +72,35 @@ class ExportFormat(ABC):
     def write(self, model_file: ModelFile, path: Path) -> Run:
         """Write a model; return the model as loaded from the file."""
 
+    def calibrate(
+        self,
+        source: Path,
+        batches: Iterable[Tensor],
+        folder: Path,
+        ranges: Mapping[str, tuple[float, float]],
+    ) -> Calibrated:
+        """Find the ranges of a model's activations.
+
+        Args:
+            source: the file written by ``write``.
+            batches: calibration images (B, 3, S, S) in 0..1.
+            folder: for temporary files; exists as long as the result is used.
+            ranges: of a model that was trained with them; empty to find them.
+
+        Raises:
+            ConfigError: the model cannot be quantised.
+        """
+        raise NotImplementedError
+
     def quantise(self, source: Path, path: Path) -> Run:
-        """Write a file with quantised weights; return the model as loaded from it.
+        """Write a file with 8-bit weights, and activations quantised at run time.
 
         Args:
             source: the file written by ``write``.
             path: path of the new file.
+
+        Returns:
+            The model as loaded from the new file.
         """
         raise NotImplementedError
 

@@ -6,13 +6,16 @@ U kept candidates.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from raygkd.deploy.exporters.formats import ExportFormat
+from raygkd.deploy.exporters.formats import Calibrated, ExportFormat
+from raygkd.deploy.exporters.static_int8 import StaticInt8
 from raygkd.deploy.exporters.tracing import (
     DETECTIONS,
     IMAGES,
@@ -24,7 +27,8 @@ from raygkd.deploy.exporters.tracing import (
 from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import DeployedClassifier, Run
 from raygkd.deploy.onnx_session import open_onnx
-from raygkd.models import ModelFile, is_detector
+from raygkd.errors import ConfigError
+from raygkd.models import ModelFile, is_detector, short_name
 from raygkd.models.fixed_shapes import suppress
 from raygkd.registry import FORMATS
 
@@ -72,6 +76,9 @@ def write_onnx(model_file: ModelFile, path: Path) -> Run:
 
     The input "images" is float32 (B, 3, S, S) in 0..1; the output is "logits" (B, K), or
     "detections" (B, D, 6) as in ``DeployedDetector``. The metadata contains the ``Facts``.
+
+    Raises:
+        ConfigError: ONNX lacks an operator of the model.
     """
     detection = is_detector(model_file.name)
     module: nn.Module = DeployedClassifier(model_file)
@@ -79,18 +86,27 @@ def write_onnx(model_file: ModelFile, path: Path) -> Run:
     if detection:
         module = ExportableDetector(model_file, torch.ops.raygkd.suppress)
         table = {torch.ops.raygkd.suppress.default: _onnx_suppress}
-    with quiet():
-        program = torch.onnx.export(
-            module.eval(),
-            (example_images(model_file),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=[IMAGES],
-            output_names=[DETECTIONS if detection else LOGITS],
-            opset_version=OPSET,
-            custom_translation_table=table,
-            verbose=False,
-        )
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                module.eval(),
+                (example_images(model_file),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[IMAGES],
+                output_names=[DETECTIONS if detection else LOGITS],
+                opset_version=OPSET,
+                custom_translation_table=table,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        operator = _lacking_operator(error)
+        if operator is None:
+            raise
+        raise ConfigError(
+            f"--format onnx: has no operator for {operator}, which {short_name(model_file.name)} "
+            "uses; choose --format torch"
+        ) from error
     assert program is not None
     # this metadata has the source location of each node
     for node in program.model.graph.all_nodes():
@@ -98,6 +114,16 @@ def write_onnx(model_file: ModelFile, path: Path) -> Run:
     program.model.metadata_props.update(facts_of(model_file).to_metadata())
     program.save(path, external_data=False)
     return open_onnx(path)[1]
+
+
+def _lacking_operator(error: BaseException | None) -> str | None:
+    """Return the operator of torch that the exporter could not convert, from its messages."""
+    while error is not None:
+        found = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))
+        if found:
+            return found[1]
+        error = error.__cause__
+    return None
 
 
 def quantise(source: Path, path: Path) -> Run:
@@ -120,11 +146,21 @@ class Onnx(ExportFormat):
     suffix = ".onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
     opset = OPSET
-    quantised = ("int8",)
+    quantised = ("int8", "dynamic")
 
     def write(self, model_file: ModelFile, path: Path) -> Run:
         """Call ``write_onnx``."""
         return write_onnx(model_file, path)
+
+    def calibrate(
+        self,
+        source: Path,
+        batches: Iterable[Tensor],
+        folder: Path,
+        ranges: Mapping[str, tuple[float, float]],
+    ) -> Calibrated:
+        """Return a ``StaticInt8``."""
+        return StaticInt8(source, batches, folder, ranges)
 
     def quantise(self, source: Path, path: Path) -> Run:
         """Call the function ``quantise``."""
