@@ -14,17 +14,15 @@ the file of results has are skipped. ``--data-dir`` is that of a data set that n
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
+from run_pool import read_lines, run_missing
 
 from raygkd.assembly.recipes import views_of
 from raygkd.assembly.training import build_training
@@ -101,31 +99,22 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def run(asked: argparse.Namespace) -> None:
     """Train what is asked for and is not in the results yet."""
-    output = Path(asked.results)
-    key = ("dataset", "candidate", "epochs", "seed", "student", "method")
-    known = set()
-    if output.exists():
-        lines = map(json.loads, output.read_text().splitlines())
-        known = {tuple(line[name] for name in key) for line in lines}
-    wanted = [
-        {**vars(asked), "epochs": epochs, "seed": seed, "candidate": candidate}
-        for epochs in asked.epochs
-        for seed in asked.seeds
-        for candidate in asked.candidates
-    ]
-    wanted = [one for one in wanted if tuple(one[name] for name in key) not in known]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(asked.at_once, mp_context=spawn) as pool:
-        runs = [pool.submit(run_one, one) for one in wanted]
-        for done in as_completed(runs):
-            line = done.result()
-            with output.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(
-                f"{line['val_score']:.4f} (test {line['test_score']:.4f}) {line['epochs']:3d} "
-                f"epochs, seed {line['seed']}, {line['seconds']:4.0f} s: {line['candidate']}",
-                flush=True,
-            )
+    run_missing(
+        run_one,
+        [
+            {**vars(asked), "epochs": epochs, "seed": seed, "candidate": candidate}
+            for epochs in asked.epochs
+            for seed in asked.seeds
+            for candidate in asked.candidates
+        ],
+        Path(asked.results),
+        key=("dataset", "candidate", "epochs", "seed", "student", "method"),
+        at_once=asked.at_once,
+        describe=lambda line: (
+            f"{line['val_score']:.4f} (test {line['test_score']:.4f}) {line['epochs']:3d} "
+            f"epochs, seed {line['seed']}, {line['seconds']:4.0f} s: {line['candidate']}"
+        ),
+    )
 
 
 def table(asked: argparse.Namespace) -> None:
@@ -133,8 +122,7 @@ def table(asked: argparse.Namespace) -> None:
     rows: dict[tuple[str, str], dict[int, list[dict[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for text in Path(asked.results).read_text().splitlines():
-        line = json.loads(text)
+    for line in read_lines(Path(asked.results)):
         rows[line["dataset"], line["candidate"]][line["epochs"]].append(line)
     lengths = sorted({length for row in rows.values() for length in row})
     print("| images | recipe |" + "".join(f" {n} epochs |" for n in lengths))

@@ -29,15 +29,12 @@ import argparse
 import inspect
 import io
 import itertools
-import json
 import math
-import multiprocessing
 import re
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from graph_forms import FORMS
 from PIL import Image
+from run_pool import read_lines, run_missing
 from torch import Tensor, nn
 
 from raygkd.losses import GraphDistillationLoss, baseline_class, baseline_loss
@@ -391,7 +389,7 @@ def gradient(term: Tensor, parameters: list[nn.Parameter]) -> Tensor:
 def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Train one student and return its line."""
     torch.set_num_threads(1)
-    stored = torch.load(asked["cache"], weights_only=True, mmap=True)
+    stored = torch.load(asked["path"], weights_only=True, mmap=True)
     torch.manual_seed(asked["seed"])
     student = build_classifier(asked["student"], 10)
     student.to(memory_format=torch.channels_last)
@@ -435,8 +433,7 @@ def run_one(asked: Mapping[str, Any]) -> dict[str, Any]:
             known = accuracy(student, stored, 2 * IMAGES, 2 * IMAGES + HELD_OUT)
             loss.lead.append(float(stored["teacher_held_out"]) - known)
     return {
-        **{name: asked[name] for name in ("loss", "epochs", "seed", "student")},
-        "cache": Path(asked["cache"]).stem,
+        **{name: asked[name] for name in ("loss", "epochs", "seed", "student", "cache")},
         "accuracy": accuracy(student, stored, IMAGES, 2 * IMAGES),
         "train_accuracy": accuracy(student, stored, 0, IMAGES),
         "scales": loss.scales(0.0),
@@ -503,39 +500,29 @@ def accuracy(student: nn.Module, stored: Mapping[str, Tensor], begin: int, end: 
 
 def run(asked: argparse.Namespace) -> None:
     """Train what is asked for and is not in the results yet."""
-    output = Path(asked.results)
-    known = set()
-    if output.exists():
-        lines = [json.loads(line) for line in output.read_text().splitlines()]
-        known = {
-            tuple(line[name] for name in ("student", "loss", "epochs", "seed"))
-            for line in lines
-            if line["cache"] == Path(asked.cache).stem
-        }
-    wanted = [
-        {
-            "student": asked.student,
-            "loss": loss,
-            "epochs": epochs,
-            "seed": seed,
-        }
-        for epochs in asked.epochs
-        for seed in asked.seeds
-        for loss in asked.losses
-    ]
-    wanted = [one for one in wanted if tuple(one.values()) not in known]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(asked.at_once, mp_context=spawn) as pool:
-        runs = [pool.submit(run_one, {"cache": asked.cache, **one}) for one in wanted]
-        for done in as_completed(runs):
-            line = done.result()
-            with output.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(
-                f"{line['accuracy']:.4f} {line['epochs']:3d} epochs, seed {line['seed']},"
-                f" {line['seconds']:4.0f} s: {line['loss']}",
-                flush=True,
-            )
+    run_missing(
+        run_one,
+        [
+            {
+                "path": asked.cache,
+                "cache": Path(asked.cache).stem,
+                "student": asked.student,
+                "loss": loss,
+                "epochs": epochs,
+                "seed": seed,
+            }
+            for epochs in asked.epochs
+            for seed in asked.seeds
+            for loss in asked.losses
+        ],
+        Path(asked.results),
+        key=("cache", "student", "loss", "epochs", "seed"),
+        at_once=asked.at_once,
+        describe=lambda line: (
+            f"{line['accuracy']:.4f} {line['epochs']:3d} epochs, seed {line['seed']},"
+            f" {line['seconds']:4.0f} s: {line['loss']}"
+        ),
+    )
 
 
 def table(asked: argparse.Namespace) -> None:
@@ -543,11 +530,8 @@ def table(asked: argparse.Namespace) -> None:
     scores: dict[tuple[str, str, str], dict[int, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for line in Path(asked.results).read_text().splitlines():
-        one = json.loads(line)
-        scores[Path(one["cache"]).stem, one["student"], one["loss"]][one["epochs"]].append(
-            one["accuracy"]
-        )
+    for one in read_lines(Path(asked.results)):
+        scores[one["cache"], one["student"], one["loss"]][one["epochs"]].append(one["accuracy"])
     lengths = sorted({length for row in scores.values() for length in row})
     print("| teacher, student | loss |" + "".join(f" {n} epochs |" for n in lengths))
     print("| --- | --- |" + " --- |" * len(lengths))
