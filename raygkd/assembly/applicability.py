@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from raygkd.assembly.methods import reads_setting
-from raygkd.config import Config, flag, given, settings
+from raygkd.config import INT8_COSTS, Config, flag, given, settings
 from raygkd.config.search_space import Dimension
 from raygkd.errors import ConfigError
 from raygkd.registry import DATASETS, either, entry_name
@@ -31,6 +31,12 @@ NEEDS: Mapping[str, Needs] = {
     "spectral_mode": _PER_IMAGE,
     "attention": _PER_IMAGE,
     "weights": _PER_IMAGE,
+    "budget_of": (
+        "--max-mb, --max-latency-ms, or mb or latency in --objective",
+        lambda config: bool(
+            set(INT8_COSTS.values()) & {*config.search.limits, *config.search.aims}
+        ),
+    ),
     "latency_threads": (
         "--max-latency-ms, or latency in --objective",
         lambda config: (

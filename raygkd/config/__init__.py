@@ -21,7 +21,14 @@ from raygkd.config.schema import (
     registered_settings,
     settings,
 )
-from raygkd.config.search import COSTS, PRESETS, CompareConfig, SearchConfig, TrainConfig
+from raygkd.config.search import (
+    COSTS,
+    INT8_COSTS,
+    PRESETS,
+    CompareConfig,
+    SearchConfig,
+    TrainConfig,
+)
 from raygkd.config.tree import (
     Config,
     check_keys,
@@ -58,6 +65,7 @@ from raygkd.config.yaml_text import (
 
 __all__ = [
     "COSTS",
+    "INT8_COSTS",
     "LARGEST_SEED",
     "OTHER_NAMES",
     "PRESETS",

@@ -15,6 +15,8 @@ COSTS = {
     "memory": "max_memory_mb",
     "latency": "max_latency_ms",
 }
+# cost -> that of the model in 8 bits, which --budget-of int8 counts instead
+INT8_COSTS = {"mb": "int8_mb", "latency": "int8_latency"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,13 @@ class SearchConfig:
         "milliseconds (median; needs the extra export)",
         above=0.0,
     )
+    budget_of: str = option(
+        "float",
+        "model whose size and latency --max-mb, --max-latency-ms and --objective mean: the student "
+        "in float, or the file that 'raygkd export --quantize int8' writes (needs the extra "
+        "export); tables have both",
+        choices=("float", "int8"),
+    )
     latency_threads: int = option(
         1, "threads with which the latency of students is measured", minimum=1
     )
@@ -121,6 +130,21 @@ class SearchConfig:
         "logit distillation; mean and standard deviation on the test split are reported",
         minimum=0,
     )
+
+    def counted(self, cost: str) -> str:
+        """Return the cost that limits and aims mean by a name of ``COSTS``."""
+        return INT8_COSTS.get(cost, cost) if self.budget_of == "int8" else cost
+
+    @property
+    def limits(self) -> dict[str, tuple[str, float]]:
+        """The limits that are given: cost -> the setting, and its value."""
+        given = {cost: (name, getattr(self, name)) for cost, name in COSTS.items()}
+        return {self.counted(cost): of for cost, of in given.items() if of[1] is not None}
+
+    @property
+    def aims(self) -> tuple[str, ...]:
+        """The costs among the aims."""
+        return tuple(self.counted(aim) for aim in self.objective if aim != "score")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ Shapes: B batch, C channels, H height, W width, S side of the square input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +24,8 @@ from raygkd.optional_packages import require
 from raygkd.storage.temporary import temporary_folder
 
 Name = TypeVar("Name", bound=Hashable)
-# the costs that are measured by running a model
-LATENCY = "latency"
+# the costs that are measured with files for ONNX Runtime
+LATENCY, INT8_MB, INT8_LATENCY = "latency", "int8_mb", "int8_latency"
 # digits of a measured time that mean something
 DIGITS = 3
 
@@ -36,9 +37,9 @@ def student_costs(
 
     "params"; "mb", size of the float32 weights in MB; "mflops", million floating-point operations
     for one image, two for a multiplication with its addition; "memory", MB for one image, see
-    ``live_bytes``; and, where it is wanted, "latency",
-    the median time for one image in ONNX Runtime on this machine's CPU, in milliseconds. For that
-    the models take turns.
+    ``live_bytes``. Where they are wanted: "latency", the median time for one image in ONNX Runtime
+    on this machine's CPU, in milliseconds; "int8_mb" and "int8_latency", size of the ONNX file in
+    8 bits, and its latency. To be timed, the models take turns.
 
     Args:
         models: name -> model.
@@ -46,12 +47,12 @@ def student_costs(
         threads: of ONNX Runtime.
 
     Raises:
-        ConfigError: packages that the latency needs are missing.
+        ConfigError: packages that latency or 8 bits need are missing.
     """
     costs = {name: _of_module(model) for name, model in models.items()}
-    if LATENCY in wanted:
-        for name, milliseconds in _latency(models, threads).items():
-            costs[name][LATENCY] = milliseconds
+    if {LATENCY, INT8_MB, INT8_LATENCY} & set(wanted):
+        for name, of_file in _of_files(models, wanted, threads).items():
+            costs[name] |= of_file
     return costs
 
 
@@ -120,18 +121,35 @@ class _LiveBytes(TorchDispatchMode):
         self.most = max(self.most, sum(size for _, size in self._alive.values()))
 
 
-def _latency(models: Mapping[Name, ModelFile], threads: int) -> dict[Name, float]:
-    require("onnx", "onnxruntime", "onnxscript", of="the latency of a student")
+def _of_files(
+    models: Mapping[Name, ModelFile], wanted: Collection[str], threads: int
+) -> dict[Name, dict[str, float]]:
+    """Return the wanted costs of the models' files for ONNX Runtime."""
+    require("onnx", "onnxruntime", "onnxscript", of="the latency of a student, or its 8 bits")
     from raygkd.deploy.exporters.onnx import write_onnx
+    from raygkd.deploy.exporters.static_int8 import StaticInt8
 
+    costs: dict[Name, dict[str, float]] = {name: {} for name in models}
     with temporary_folder("files") as folder:
-        subjects: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
-        for number, model_file in enumerate(models.values()):
-            path = folder / f"{number}.onnx"
-            write_onnx(model_file, path)
-            subjects[str(number)] = (onnx_run(path, threads=threads), _images(model_file))
-        timed = latencies(subjects, lambda done, total: None)
-    return {name: round(timed[str(number)].median, DIGITS) for number, name in enumerate(models)}
+        files: list[tuple[Name, str, Path]] = []
+        for number, (name, model_file) in enumerate(models.items()):
+            full, int8 = folder / f"{number}.onnx", folder / f"{number}-int8.onnx"
+            write_onnx(model_file, full)
+            files.append((name, LATENCY, full))
+            if {INT8_MB, INT8_LATENCY} & set(wanted):
+                # neither size nor time depends on the ranges
+                StaticInt8(full, [_images(model_file)], folder).write(int8)
+                files.append((name, INT8_LATENCY, int8))
+                costs[name][INT8_MB] = int8.stat().st_size / 1e6
+        timed = [one for one in files if one[1] in wanted]
+        subjects = {
+            str(number): (onnx_run(path, threads=threads), _images(models[name]))
+            for number, (name, _, path) in enumerate(timed)
+        }
+        found = latencies(subjects, lambda done, total: None)
+    for number, (name, cost, _) in enumerate(timed):
+        costs[name][cost] = round(found[str(number)].median, DIGITS)
+    return costs
 
 
 def _images(model_file: ModelFile) -> Tensor:

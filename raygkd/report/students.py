@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from raygkd.config import COSTS, SearchConfig
+from raygkd.config import SearchConfig
 from raygkd.metrics.ranking import score_title
 from raygkd.models import short_name
 from raygkd.report import page
@@ -23,6 +23,8 @@ TITLES = {
     "mflops": "MFLOPs for one image",
     "memory": "memory for one image, MB",
     "latency": "latency of one image in ONNX Runtime, ms",
+    "int8_mb": "size of the file in 8 bits, MB",
+    "int8_latency": "latency of one image in 8 bits in ONNX Runtime, ms",
 }
 
 
@@ -41,6 +43,8 @@ def students_table(students: Sequence[Mapping[str, Any]]) -> Table:
         "mflops": "MFLOPs",
         "memory": "memory MB",
         "latency": "ms",
+        "int8_mb": "int8 MB",
+        "int8_latency": "int8 ms",
     }
     known = [name for name in titles if all(name in row["costs"] for row in students)]
     for title in ("val score", *(titles[name] for name in known)):
@@ -75,7 +79,7 @@ def draw_front(
         score: what students are ranked by.
         teacher: its validation score, drawn as a line; None if it is unknown.
     """
-    cost = next((aim for aim in search.objective if aim in TITLES), "params")
+    cost = next(iter(search.aims), "params")
     figure = new_figure(4.2)
     axes = figure.add_subplot(
         xlabel=TITLES[cost],
@@ -95,9 +99,10 @@ def draw_front(
         place = (row["costs"][cost], row["val_score"])
         axes.plot(*place, marker="o", color=BLUE if row["front"] else FAINT, linestyle="none")
         axes.annotate(_name(row), place, xytext=(5, -11), textcoords="offset points", size=8)
-    limit = getattr(search, COSTS[cost])
-    if limit is not None:
-        axes.axvline(limit, color=VERMILION, linewidth=1.2, linestyle="--", label="limit")
+    if cost in search.limits:
+        axes.axvline(
+            search.limits[cost][1], color=VERMILION, linewidth=1.2, linestyle="--", label="limit"
+        )
     if teacher is not None:
         axes.axhline(teacher, color=INK, linewidth=1.2, linestyle=":", label="teacher")
     axes.plot([], [], color=BLUE, marker="o", label="no other student beats it")
@@ -126,7 +131,7 @@ def students_blocks(
     path = folder / "front.png"
     draw_front(path, students, search, score, teacher)
     aims = ("score", *(aim for aim in search.objective if aim != "score"))
-    names = [name for name in COSTS if all(name in row["costs"] for row in students)]
+    names = [name for name in TITLES if all(name in row["costs"] for row in students)]
     rows = [
         (
             _name(row),

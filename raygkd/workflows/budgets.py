@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from raygkd.assembly.models import untrained_file
-from raygkd.config import COSTS, Config, flag
+from raygkd.config import INT8_COSTS, Config, flag
 from raygkd.data.spec import ImageSpec
 from raygkd.deploy.costs import student_costs
 from raygkd.errors import ConfigError
@@ -21,11 +21,15 @@ _UNITS = {
     "mflops": " MFLOPs",
     "memory": " MB of memory",
     "latency": " ms",
+    "int8_mb": " MB in 8 bits",
+    "int8_latency": " ms in 8 bits",
 }
 # what a cost belongs to: the name of a student, and the side of its input in pixels if that is
 # searched
 Built = tuple[str, int | None]
 Costs = Mapping[Built, Mapping[str, float]]
+# the setting of a limit, and its value
+Limit = tuple[str, float]
 
 
 def built_of(params: Mapping[str, Any], student: str) -> Built:
@@ -54,8 +58,10 @@ def measured_costs(config: Config, students: Sequence[Built], spec: ImageSpec) -
     Raises:
         ConfigError: packages that the latency needs are missing.
     """
-    limits = _limits(config)
-    wanted = set(limits) | set(config.search.objective) - {"score"}
+    wanted = {*config.search.limits, *config.search.aims}
+    if config.search.budget_of == "int8":
+        # both are shown
+        wanted |= {"int8_mb"} | {cost for cost, of in INT8_COSTS.items() if of in wanted}
     if not wanted and len(students) == 1:
         return {}
     files = {
@@ -79,7 +85,7 @@ def within_budget(
     Raises:
         ConfigError: no student is within the limits; names the nearest.
     """
-    limits = _limits(config)
+    limits = config.search.limits
     excess = {one: _excess(costs[one], limits) for one in students} if limits else {}
     over = {one: broken for one, broken in excess.items() if broken}
     if over and len(over) == len(students):
@@ -97,23 +103,17 @@ def within_budget(
     return tuple(one for one in students if one not in over)
 
 
-def _limits(config: Config) -> dict[str, float]:
-    """Return the limits that are given, cost -> value."""
-    given = {cost: getattr(config.search, name) for cost, name in COSTS.items()}
-    return {cost: limit for cost, limit in given.items() if limit is not None}
-
-
-def _excess(costs: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, float]:
+def _excess(costs: Mapping[str, float], limits: Mapping[str, Limit]) -> dict[str, float]:
     """Return each cost that exceeds its limit, as a multiple of it."""
-    shares = {cost: costs[cost] / limit for cost, limit in limits.items()}
+    shares = {cost: costs[cost] / limit for cost, (_, limit) in limits.items()}
     return {cost: share for cost, share in shares.items() if share > 1}
 
 
 def _told(
-    costs: Mapping[str, float], limits: Mapping[str, float], broken: Mapping[str, float]
+    costs: Mapping[str, float], limits: Mapping[str, Limit], broken: Mapping[str, float]
 ) -> str:
     """Return the costs that exceed a limit, in words."""
     return ", ".join(
-        f"{costs[cost]:,.6g}{_UNITS[cost]} ({flag(COSTS[cost])} {limits[cost]:,.6g})"
+        f"{costs[cost]:,.6g}{_UNITS[cost]} ({flag(limits[cost][0])} {limits[cost][1]:,.6g})"
         for cost in broken
     )

@@ -48,7 +48,7 @@ def conclude_front(
     if not costs:
         return None
     search, score = session.config.search, session.images.spec.score
-    aims = [aim for aim in search.objective if aim != "score"]
+    aims = search.aims
     student_of_run = session.config.model.student
     best = best_of_each_student(trials, student_of_run)
     points = [

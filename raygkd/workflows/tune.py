@@ -191,7 +191,7 @@ def _groups(space: Space) -> int:
 
 def _costs_of(config: Config, costs: Costs) -> CostsOf | None:
     """Return what gives the costs among the aims of a trial; None if the score is the only aim."""
-    aims = [aim for aim in config.search.objective if aim != "score"]
+    aims = config.search.aims
     if not aims or not costs:
         return None
     student = config.model.student

@@ -25,6 +25,7 @@ def test_a_search_over_students_ends_with_their_front(
     output = tmp_path / "out"
     students = ("--students", "resnet8,resnet14,resnet20", "--methods", "graph,logit-std")
     aims = ("--objective", "score,latency", "--max-params", "200000", "--trials", "5")
+    aims += ("--budget-of", "int8")
     ran = raygkd("tune", *DIGITS, *students, *aims, "--output", output, "--name", "one")
     assert ran.code == 0, ran.err
     assert "not trained: resnet20: 272,474 parameters (--max-params 200,000)" in ran.err
@@ -36,11 +37,12 @@ def test_a_search_over_students_ends_with_their_front(
     scored = [trial for trial in result["trials"] if trial["val_score"] is not None]
     costs = {row["student"]: row["costs"] for row in rows}
     points = [
-        [trial["val_score"], -costs[trial["params"]["student"]]["latency"]] for trial in scored
+        [trial["val_score"], -costs[trial["params"]["student"]]["int8_latency"]] for trial in scored
     ]
     best = {scored[place]["params"]["student"] for place in front(points)}
     assert best == {row["student"] for row in rows if row["front"]}
     for row in rows:
+        assert 0 < row["costs"]["int8_mb"] < row["costs"]["mb"]
         assert (row["model"] is not None) == row["front"]
         if row["front"]:
             assert load_model_file(row["model"]).name == row["student"]

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.unit
         ({"years": (2007,)}, "--years: has no effect without --dataset voc; omit it"),
         ({"csv.image": "x"}, "--set csv.image: has no effect on --dataset digits; omit it"),
         ({"attention": "softmax"}, "--attention: has no effect without --graphs image"),
+        ({"budget_of": "int8"}, "--budget-of: has no effect without --max-mb, --max-latency-ms"),
     ],
 )
 def test_settings_without_effect(changed: dict[str, Any], told: str):

@@ -421,6 +421,31 @@ def test_costs_are_those_of_the_model() -> None:
     assert costs["resnet14"]["mflops"] > 1.9 * costs["resnet8"]["mflops"]
 
 
+def test_costs_in_8_bits_are_those_of_the_exported_file() -> None:
+    files = {"resnet14": untrained_file("resnet14", SPEC)}
+    [costs] = student_costs(files, ("int8_mb", "int8_latency"), threads=1).values()
+    assert "latency" not in costs
+    # a byte for a weight, and the graph
+    assert costs["params"] / 1e6 < costs["int8_mb"] < 0.5 * costs["mb"]
+    assert costs["int8_latency"] > 0
+
+
+def test_limits_and_aims_are_of_the_model_in_8_bits() -> None:
+    settings = {"budget_of": "int8", "students": "resnet8,resnet14", "max_mb": 0.2}
+    config = search(**settings, objective="score,mb,params")
+    assert config.search.limits == {"int8_mb": ("max_mb", 0.2)}
+    assert config.search.aims == ("int8_mb", "params")
+    built = (("resnet8", None), ("resnet14", None))
+    costs = measured_costs(config, built, SPEC)
+    # in float neither is that small
+    assert all(one["mb"] > 0.2 for one in costs.values())
+    console = Console(record=True, width=200)
+    assert within_budget(config, built, costs, console) == built[:1]
+    told = console.export_text()
+    assert "not trained: resnet14: 0.2" in told
+    assert "MB in 8 bits (--max-mb 0.2)" in told
+
+
 def test_memory_is_that_of_the_maps_that_are_alive_together() -> None:
     layers = [nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.Flatten(), nn.Linear(32, 5)]
     image = torch.zeros(1, 3, 4, 4)
