@@ -315,7 +315,7 @@ METHODS: Registry[Any] = Registry(
 )
 # values of ``--dataset``, besides "parquet"
 DATASETS: Registry[Any] = Registry(
-    "dataset", "raygkd.datasets", type, variable="DATASETS", package="raygkd.data"
+    "dataset", "raygkd.datasets", type, variable="DATASETS", package="raygkd.data.sets"
 )
 # prefixes of model names, before the colon
 FAMILIES: Registry[Any] = Registry(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from raygkd.bench.rows import Row, Rows
-from raygkd.data.sources import load_digits
+from raygkd.data.sklearn_digits import load_digits
 from raygkd.errors import RunFailed
 from raygkd.models import build_model
 from raygkd.optional_packages import require

@@ -21,7 +21,8 @@ from PIL import Image
 
 from raygkd.data.boxes import ImageBoxes
 from raygkd.data.seeds import generator
-from raygkd.data.sources import Digits, encode_png, load_digits
+from raygkd.data.sklearn_digits import Digits, load_digits
+from raygkd.data.sources import encode_png
 from raygkd.data.splits import SPLITS, VAL, choose
 from raygkd.errors import DataError
 from raygkd.storage.temporary import remove_left_folders, temporary_folder

@@ -1,8 +1,6 @@
-"""The data sets that can be converted to Parquet shards: their images, labels and splits.
+"""The interface of data sets; each of ours is a class in a file of ``raygkd.data.sets``.
 
-Data sets with boxes are in ``raygkd.data.detection_sources``.
-
-Shapes: B images, H height, W width.
+Shapes: H height, W width.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,15 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raygkd.data.boxes import ImageBoxes
-from raygkd.data.seeds import generator
-from raygkd.data.splits import choose
 from raygkd.errors import ConfigError, DataError, near
 from raygkd.registry import DATASETS, entry_name, own_settings
 from raygkd.storage.atomic_files import is_remote, local_path
 from raygkd.storage.object_store import check_no_secret
 
-DIGITS_TEST_FRACTION = 0.2
-DIGITS_SEED = 0
 VOC_YEARS = ("2007", "2012")
 
 
@@ -232,124 +225,6 @@ def _of_classes(source: Source, classes: Sequence[str]) -> Source:
     return replace(source, class_names=tuple(kept), samples=samples)
 
 
-@dataclass(frozen=True, eq=False)
-class Digits:
-    """Handwritten digits, 8x8 grey (Alpaydin and Kaynak 1998).
-
-    Attributes:
-        images_BHW: uint8 (B, 8, 8).
-        label: the digit (B,).
-        is_test: a fifth of them, stratified (B,).
-    """
-
-    images_BHW: NDArray[np.uint8]
-    label: NDArray[np.int64]
-    is_test: NDArray[np.bool_]
-
-
-def load_digits() -> Digits:
-    """Return the digits that come with scikit-learn.
-
-    Its file is read as it does, a line for an image of 8 x 8 pixels in 0..16 with its label last:
-    to import scikit-learn takes longer than to train on them.
-    """
-    package = find_spec("sklearn")
-    assert package is not None
-    assert package.origin is not None
-    table = np.loadtxt(
-        Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=","
-    )
-    images_BHW = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    label = table[:, -1].astype(np.int64)
-    test = choose(
-        np.arange(len(images_BHW)),
-        label,
-        round(DIGITS_TEST_FRACTION * len(images_BHW)),
-        rng=generator(DIGITS_SEED),
-    )
-    is_test = np.zeros(len(images_BHW), dtype=bool)
-    is_test[test] = True
-    return Digits(images_BHW, label, is_test)
-
-
-@DATASETS.register("digits")
-class DigitsSet(DataSet):
-    """The digits of ``load_digits``; images must not be mirrored."""
-
-    task = "classification"
-    augment = "crop"
-
-    def open(self, options: SourceOptions) -> Source:
-        """Return the digits as images."""
-        digits = load_digits()
-        samples = [
-            _array_sample(image_HW, int(label), "test" if is_test else "train", f"digits {index}")
-            for index, (image_HW, label, is_test) in enumerate(
-                zip(digits.images_BHW, digits.label, digits.is_test)
-            )
-        ]
-        return Source("digits", tuple("0123456789"), samples)
-
-
-@DATASETS.register("cifar10")
-class Cifar10(DataSet):
-    """Photographs of 10 classes, see ``_cifar``."""
-
-    task = "classification"
-    can_fetch = True
-
-    @classmethod
-    def recognise(cls, root: Path) -> str | None:
-        """Return the folder that the package has."""
-        return "cifar-10-batches-py" if (root / "cifar-10-batches-py").is_dir() else None
-
-    def open(self, options: SourceOptions) -> Source:
-        """Return the photographs."""
-        from torchvision.datasets import CIFAR10
-
-        return _cifar("cifar10", CIFAR10, options)
-
-
-@DATASETS.register("cifar100")
-class Cifar100(DataSet):
-    """Photographs of 100 classes, see ``_cifar``."""
-
-    task = "classification"
-    can_fetch = True
-
-    @classmethod
-    def recognise(cls, root: Path) -> str | None:
-        """Return the folder that the package has."""
-        return "cifar-100-python" if (root / "cifar-100-python").is_dir() else None
-
-    def open(self, options: SourceOptions) -> Source:
-        """Return the photographs."""
-        from torchvision.datasets import CIFAR100
-
-        return _cifar("cifar100", CIFAR100, options)
-
-
-def _cifar(name: str, loader: Any, options: SourceOptions) -> Source:
-    """Photographs of 32x32 pixels (Krizhevsky 2009), with the test split they come with."""
-    root = needed_folder(name, options)
-    samples: list[Sample] = []
-    for split in ("train", "test"):
-        try:
-            data = loader(root, train=split == "train", download=options.download)
-        except (OSError, RuntimeError) as error:
-            if options.download:
-                raise DataError(f"{name} cannot be downloaded into '{root}': {error}") from error
-            raise DataError(
-                f"no complete {loader.base_folder} in '{root}'; set --data-dir to the folder that "
-                "contains it, or pass --download"
-            ) from error
-        samples += (
-            _array_sample(image_HWC, label, split, f"{name} {split} {index}")
-            for index, (image_HWC, label) in enumerate(zip(data.data, data.targets, strict=True))
-        )
-    return Source(name, tuple(data.classes), samples)
-
-
 def needed_folder(name: str, options: SourceOptions) -> Path:
     """Return the folder of a data set that needs one; ConfigError if it is not set."""
     if options.data_dir is None:
@@ -372,7 +247,8 @@ def existing_folder(name: str, options: SourceOptions) -> Path:
     return root
 
 
-def _array_sample(pixels: NDArray[np.uint8], label: int, split: str, origin: str) -> Sample:
+def array_sample(pixels: NDArray[np.uint8], label: int, split: str, origin: str) -> Sample:
+    """Return a sample of grey (H, W) or colour (H, W, 3) pixels, which are encoded when read."""
     return Sample(label, split, origin, partial(encode_png, pixels))
 
 

@@ -1,4 +1,4 @@
-"""Images without labels: folders of them, and tables of them beside labelled ones."""
+"""Tables of images without labels, beside labelled ones."""
 
 from __future__ import annotations
 
@@ -8,35 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raygkd.data.faults import Faults
-from raygkd.data.image_files import image_files, known_suffixes, read_of
-from raygkd.data.sources import DataSet, Sample, Source, SourceOptions, existing_folder
 from raygkd.data.splits import NO_LABEL
 from raygkd.errors import DataError
-from raygkd.registry import DATASETS, entry_name
+from raygkd.registry import entry_name
 from raygkd.storage.atomic_files import is_remote, local_path
 
 if TYPE_CHECKING:
     from raygkd.data.parquet import ImageTable
 
 UNLABELLED = "unlabelled"
-
-
-@DATASETS.register("unlabelled")
-class Unlabelled(DataSet):
-    """Images without labels, in a folder or in folders below it."""
-
-    task = "classification"
-
-    def open(self, options: SourceOptions) -> Source:
-        """Return every image below the folder; the names of folders mean nothing."""
-        root = existing_folder(UNLABELLED, options)
-        faults = Faults(options.strict)
-        paths = image_files(root, faults)
-        if not paths:
-            raise DataError(f"no images in '{root}' ({known_suffixes()})")
-        samples = [Sample(NO_LABEL, "train", str(path), read_of(path)) for path in paths]
-        return Source(UNLABELLED, (), samples, faults.warnings())
 
 
 def lacks_labels(dataset: str) -> bool:

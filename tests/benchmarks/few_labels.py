@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygkd.data.footers import FOREIGN_CLASSES_KEY
-from raygkd.data.sources import encode_png, load_digits
+from raygkd.data.sklearn_digits import load_digits
+from raygkd.data.sources import encode_png
 from raygkd.data.splits import choose
 
 METHODS = ("none", "graph", "graph+kd")

@@ -18,7 +18,8 @@ import psutil  # type: ignore[import-untyped]
 import timm
 import torch
 
-from raygkd.data.sources import encode_png, load_digits
+from raygkd.data.sklearn_digits import load_digits
+from raygkd.data.sources import encode_png
 
 
 def write(root: Path, images: int) -> None:

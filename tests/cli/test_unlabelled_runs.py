@@ -14,7 +14,8 @@ import torch
 from outcomes import Ran
 
 from raygkd.data.parquet import open_table
-from raygkd.data.sources import encode_png, load_digits
+from raygkd.data.sklearn_digits import load_digits
+from raygkd.data.sources import encode_png
 from raygkd.models import build_from_file, load_model_file
 from raygkd.tracking.store import connect, default_uri
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from raygkd.data import ImageBoxes, decode
 from raygkd.data.annotations import Annotation, check_boxes
-from raygkd.data.coco import load_coco, read_coco
 from raygkd.data.faults import Faults
-from raygkd.data.voc import read_voc
+from raygkd.data.sets.coco import load_coco, read_coco
+from raygkd.data.sets.voc import read_voc
 from raygkd.errors import DataError
 
 LABELS = {"cat": 0, "dog": 1}

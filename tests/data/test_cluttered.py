@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from raygkd.data import open_source
-from raygkd.data.cluttered import CANVAS, IMAGES, KEY, ClutteredImage
 from raygkd.data.scenes import digits_of_split
-from raygkd.data.sources import load_digits
+from raygkd.data.sets.cluttered import CANVAS, IMAGES, KEY, ClutteredImage
+from raygkd.data.sklearn_digits import load_digits
 
 # of the digits of the first 20 training images
 DIGEST = "bf1bfdb261d55fee5d722840e9733f15547a0885d74a9de1c2703cd9e223b666"

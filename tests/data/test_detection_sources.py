@@ -13,9 +13,9 @@ import pytest
 import torchvision.datasets.voc
 from layouts import coco_contents, write_coco, write_image, write_voc, write_xml
 
-import raygkd.data.digits_voc
+import raygkd.data.sets.digits_voc
 from raygkd.data import Source, open_source
-from raygkd.data.voc import VOC_CLASSES
+from raygkd.data.sets.voc import VOC_CLASSES
 from raygkd.errors import ConfigError, DataError
 
 CAT, DOG, OWN = ("cat", 1, 1, 9, 9), ("dog", 5, 5, 20, 20), ("crane", 3, 3, 8, 8)
@@ -502,7 +502,7 @@ def test_scenes_are_not_written_for_classes_that_they_do_not_have(tmp_path):
 
 def test_scenes_in_a_folder_are_the_same_and_are_written_once(tmp_path, monkeypatch):
     scenes = {"train": 12, "val": 2, "test": 3}
-    monkeypatch.setattr(raygkd.data.digits_voc, "SCENES", scenes)
+    monkeypatch.setattr(raygkd.data.sets.digits_voc, "SCENES", scenes)
     expected = {sample.image_id: sample for sample in open_source("digits-voc").samples}
     for _ in range(2):
         source = open_source("digits-voc", tmp_path / "scenes", strict=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from raygkd.data.scenes import make_scenes, write_scenes
-from raygkd.data.sources import load_digits
+from raygkd.data.sklearn_digits import load_digits
 from raygkd.errors import DataError
 
 

@@ -18,15 +18,8 @@ from PIL import Image
 
 from raygkd.data.scenes import digits_of_split
 from raygkd.data.seeds import generator
-from raygkd.data.sources import (
-    DataSet,
-    Digits,
-    Sample,
-    Source,
-    SourceOptions,
-    encode_png,
-    load_digits,
-)
+from raygkd.data.sklearn_digits import Digits, load_digits
+from raygkd.data.sources import DataSet, Sample, Source, SourceOptions, encode_png
 from raygkd.data.splits import SPLITS
 from raygkd.registry import DATASETS
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from raygkd.data.scenes import SCENES, make_scenes, scene_name, write_scenes
+from raygkd.data.sets.voc import read_voc_folder
 from raygkd.data.sources import DataSet, Sample, Source, SourceOptions, check_classes
-from raygkd.data.voc import read_voc_folder
 from raygkd.registry import DATASETS
 
 DIGITS = tuple("0123456789")
