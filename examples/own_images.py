@@ -3,7 +3,8 @@
     python examples/own_images.py
 
 Replace the two data sets with your own. Their items are (image, label), with images as they are,
-before augmentation and normalisation. A Ray Dataset with the columns "image" and "label" works as well.
+before augmentation and normalisation. A Ray Dataset with the columns "image" and "label" works
+as well.
 """
 
 from __future__ import annotations

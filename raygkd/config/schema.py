@@ -71,7 +71,11 @@ class DataConfig:
     )
     strict: bool = option(False, "stop at faulty annotations instead of dropping them")
     val_fraction: float = option(
-        0.1, "fraction of the training images held out for validation", above=0.0, below=1.0
+        0.1,
+        "fraction of the training images held out for validation if the data set has no "
+        "validation split",
+        above=0.0,
+        below=1.0,
     )
     test_fraction: float = option(
         0.1, "fraction held out for testing if the data set has no test split", above=0.0, below=1.0
