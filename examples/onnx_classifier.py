@@ -1,4 +1,4 @@
-"""Classify images by an exported student, with ONNX Runtime and Pillow alone.
+"""Classify images by an exported student, with only ONNX Runtime, NumPy and Pillow.
 
     raygkd export raygkd-output/runs/NAME --format onnx --out student.onnx
     python examples/onnx_classifier.py student.onnx image.png ...

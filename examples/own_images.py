@@ -2,8 +2,9 @@
 
     python examples/own_images.py
 
-Replace the two data sets by yours: items are (image, label), images as they are, before
-augmentation and normalisation. A Ray Dataset with the columns "image" and "label" works as well.
+Replace the two data sets with your own. Their items are (image, label), with images as they are,
+before augmentation and normalisation. A Ray Dataset with the columns "image" and "label" works
+as well.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python examples/own_loop.py
 
-It needs torch alone: no Ray, no MLflow.
+It needs neither Ray nor MLflow.
 
 Shapes: B batch, H height, W width, K classes.
 """

@@ -21,7 +21,7 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 4
 
 
 class UserError(Exception):
-    """A mistake in the user's input: one line of what, where, what is allowed and what to do."""
+    """A mistake in the user's input: one line that says what is wrong, where, and what to do."""
 
 
 class ConfigError(UserError):

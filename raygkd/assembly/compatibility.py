@@ -106,7 +106,7 @@ def check_classes(class_names: tuple[str, ...], spec: ImageSpec, advice: str) ->
         ConfigError: the classes or their order differ.
     """
     if not class_names:
-        raise ConfigError(f"it has no classes, since it learned feature maps alone: {advice}")
+        raise ConfigError(f"it has no classes, since it learned only feature maps; {advice}")
     if class_names != spec.class_names:
         model_classes, image_classes = (
             f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

@@ -44,8 +44,8 @@ def new_model(name: str, spec: ImageSpec) -> nn.Module:
     check_kind(name, spec.task)
     if spec.task == "classification" and len(spec.class_names) == 1:
         raise ConfigError(
-            f"a classifier needs at least 2 classes, and the images have {spec.class_names[0]!r} "
-            "alone; to train without labels, give them as --unlabelled"
+            "a classifier needs at least 2 classes, but the images have only the class "
+            f"{spec.class_names[0]!r}; to train without labels, pass them as --unlabelled"
         )
     return build_model(name, outputs_of(spec), spec.image_size)
 

@@ -9,7 +9,6 @@ import click
 
 from raygkd.cli.options import (
     JSON,
-    SET_OPTION,
     Commands,
     ListType,
     Option,
@@ -17,6 +16,7 @@ from raygkd.cli.options import (
     only_results_on_stdout,
     read_set_options,
     recognise_data_set,
+    set_option,
 )
 from raygkd.errors import ConfigError, DataError, to_paste
 from raygkd.registry import DATASETS, either, entry_name
@@ -61,7 +61,7 @@ def data() -> None:
 @click.option(
     "--skip-bad", is_flag=True, help="skip and count unreadable images instead of stopping"
 )
-@SET_OPTION
+@set_option("prepare")
 @JSON
 def data_prepare(
     dataset: str,
@@ -143,7 +143,7 @@ def data_prepare(
 )
 @JSON
 def data_info(path: str, dataset: str, sheet: str, as_json: bool) -> None:
-    """Show counts, classes, image sizes and faults of a data set; of shards, write sample images.
+    """Show counts, classes, image sizes and faults of a data set; of shards, also sample images.
 
     PATH is a .parquet file, a folder of shards (s3:// and gs:// paths work), or a data set in any
     other supported layout.

@@ -81,10 +81,11 @@ def doctor(output: str, tracking_uri: str | None, address: str | None, as_json: 
 def ui(output: str, host: str, port: int) -> None:
     """Serve the MLflow UI of an output folder; Ctrl-C stops it.
 
-    With any other --host, it is a tracking server for a team; a missing store is created.
-    Clients must then log in with the user name and password that MLFLOW_TRACKING_USERNAME and
-    MLFLOW_TRACKING_PASSWORD hold when the server starts; both are required. Plain HTTP exposes the
-    password to the network: use a private one, or put TLS in front.
+    By default, only this machine can reach it. With any other --host, it is a tracking server for
+    a team, and a missing store is created. Clients must then log in with the user name and password
+    that MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD hold when the server starts; both are
+    required. Plain HTTP exposes the password to the network: use a private one, or put TLS in
+    front.
     """
     from raygkd.tracking.server import serve
 

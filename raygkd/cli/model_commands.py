@@ -151,7 +151,7 @@ def _as_continued(sentence: str) -> str:
 @click.option(
     "--data",
     type=click.Path(),
-    help="Parquet images to compare on [default: those the model was trained on]",
+    help="Parquet images to compare and calibrate on [default: those the model was trained on]",
 )
 @click.option(
     "--license",

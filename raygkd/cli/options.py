@@ -45,6 +45,9 @@ SETTINGS_LEFT_OUT = {
     | {"image_size", "teacher_image_size", "augment", "unlabelled", "unlabelled_share"},
 }
 
+# command and setting -> its default, where that is not the setting's own
+DEFAULTS = {("evaluate", "dataset"): "that of the first model's run"}
+
 # the parameter of --set, and the commands that take it for the settings of some sections only
 SET = "set_values"
 SET_SECTIONS = {"teacher": ("data",), "evaluate": ("data",), "prepare": ("data",)}
@@ -78,11 +81,14 @@ class RunCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a list for each section."""
         known = configuration.option_settings()
+        # an option of the command's own may have the name of a setting
+        own = SETTINGS_LEFT_OUT.get(self.name or "", set())
         groups: dict[str, list[tuple[str, str]]] = {"Options": []}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            section = known[param.name][0] if param.name in known else "Options"
-            if record is not None:
+            is_setting = param.name in known and param.name not in own
+            section = known[param.name][0] if is_setting else "Options"
+            if record is not None and isinstance(param, click.Option):
                 groups.setdefault(section.capitalize(), []).append(record)
         taken = set_sections(self.name or "")
         for name, (section, leaf, kind) in configuration.registered_settings().items():
@@ -209,11 +215,11 @@ def setting_options(command: str) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         if set_sections(command):
-            function = SET_OPTION(function)
+            function = set_option(command)(function)
         for name, (_, leaf, kind) in reversed(configuration.option_settings().items()):
             if name in SETTINGS_LEFT_OUT[command]:
                 continue
-            text = functools.partial(_setting_help, leaf)
+            text = functools.partial(_setting_help, leaf, DEFAULTS.get((command, name)))
             if configuration.base_type(kind) is bool:
                 flags = f"{configuration.flag(name)}/--no-{name.replace('_', '-')}"
                 option = click.option(flags, name, cls=Option, default=None, look_up=text)
@@ -232,10 +238,15 @@ def setting_options(command: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def _setting_help(leaf: Any) -> str:
-    """Return the help text of a setting, with its default unless the text states one."""
+def _setting_help(leaf: Any, default: str | None = None) -> str:
+    """Return the help text of a setting, with the given default, or its own.
+
+    Its own default is left out if it is None or False, or if the text states one.
+    """
     text = leaf.metadata["help"]
     text = text() if callable(text) else text
+    if default is not None:
+        return f"{text} [default: {default}]"
     if leaf.default is None or leaf.default is False or "[default" in text:
         return text
     return f"{text} [default: {configuration.text_of(leaf.default)}]"
@@ -252,13 +263,22 @@ def _kind_name(kind: Any, leaf: Any) -> str:
     return known.get(configuration.base_type(kind), ListType.name)
 
 
-SET_OPTION = click.option(
-    "--set",
-    SET,
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="set a dotted setting (listed below), such as dkd.beta=8; can be repeated",
-)
+def set_option(command: str) -> Callable[[Any], Any]:
+    """Return the decorator that adds ``--set`` to a command."""
+    return click.option(
+        "--set",
+        SET,
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="set a dotted setting (listed below), such as "
+        f"{_set_example(command)}; can be repeated",
+    )
+
+
+def _set_example(command: str) -> str:
+    return "csv.label=COLUMN" if set_sections(command) == ("data",) else "dkd.beta=8"
+
+
 CONFIG = click.option(
     "--config", "config_file", metavar="FILE", help="YAML file of settings; options override it"
 )
@@ -357,8 +377,8 @@ def read_set_options(
             raise ConfigError(f"--set {text!r}: has no value; write {given}=VALUE")
         if not equals or (name not in allowed and given == name):
             raise ConfigError(
-                f"--set {text!r}: must be NAME=VALUE with the name of a setting such as dkd.beta"
-                f"{near(given, allowed)} (--help lists them)"
+                f"--set {text!r}: must be NAME=VALUE, such as {_set_example(command)}"
+                f"{near(given, allowed)} (--help lists the names)"
             )
         if name in options:
             raise ConfigError(

@@ -115,7 +115,7 @@ def teacher(config_file: str | None, resume: str | None, as_json: bool, **option
     """Train a teacher alone, and write a model file for --teacher.
 
     --teacher is the name of the model, --epochs its number of epochs. --student and --method are
-    ignored; they are accepted so that all commands take the same options.
+    accepted, but have no effect.
     """
     _execute("teacher", config_file, resume, as_json, options, show_single)
 

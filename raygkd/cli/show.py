@@ -125,8 +125,8 @@ def _show_verdict(out: Any, result: dict[str, Any]) -> None:
         out.print(result["verdict"]["line"], soft_wrap=True)
     elif "comparison" in result:
         out.print(
-            "no verdict: it needs scores with all seeds of the student alone (none in --methods) "
-            "and of a distilled student",
+            "no verdict: it needs the student alone (none in --methods) and a distilled student, "
+            "each with a score for every seed",
             soft_wrap=True,
         )
 

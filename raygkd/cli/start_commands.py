@@ -25,7 +25,7 @@ TRIALS = ("--trials", "16")
 @click.argument("folder", required=False)
 @JSON
 def init(folder: str | None, as_json: bool) -> None:
-    """Show the first commands for your images, or for a try without any.
+    """Show which commands to run first, for your images or for built-in ones.
 
     FOLDER is a folder of images in any supported layout, or a Parquet file. Nothing is written.
     """
@@ -52,10 +52,11 @@ def _summary(info: Mapping[str, Any]) -> str:
 
 
 def _without_images() -> list[tuple[str, str]]:
-    first = ("tune", "--dataset", "cluttered-digits", *TRIALS[:1], "4", "--teacher-epochs", "6")
+    first = ("tune", "--dataset", "cluttered-digits", "--trials", "4", "--teacher-epochs", "6")
+    small = ("--epochs", "5", "--batch-size", "32")
     return [
         ("check this machine", to_paste("doctor")),
-        ("search on digits that are drawn here", to_paste(*first, "--epochs", "5")),
+        ("try a search on built-in digits", to_paste(*first, *small)),
         ("see which commands suit your images", "raygkd init FOLDER"),
     ]
 
@@ -70,7 +71,7 @@ def _for_images(info: Mapping[str, Any]) -> list[tuple[str, str]]:
             look,
             ("train without labels", to_paste(*without, "--name", "without-labels")),
             (
-                "go on with a few images that have labels",
+                "continue with a few labelled images",
                 f"raygkd train --data-dir LABELLED --student {STUDENT} --student-weights {weights}",
             ),
         ]

@@ -51,9 +51,9 @@ class DataConfig:
     )
     unlabelled_share: float = option(
         0.5,
-        "share of each batch that has no labels, if there are images without; an epoch is one pass "
-        "over the larger set, and the smaller one is repeated; 1: labelled images serve for "
-        "validation only; 0: images without labels are not used",
+        "share of each batch that has no labels, if there are images without labels; an epoch is "
+        "one pass over the set that takes more steps, and the other is repeated; 1: labelled "
+        "images serve for validation only; 0: images without labels are not used",
         minimum=0.0,
         maximum=1.0,
     )
@@ -71,7 +71,11 @@ class DataConfig:
     )
     strict: bool = option(False, "stop at faulty annotations instead of dropping them")
     val_fraction: float = option(
-        0.1, "fraction of the training images held out for validation", above=0.0, below=1.0
+        0.1,
+        "fraction of the training images held out for validation if the data set has no "
+        "validation split",
+        above=0.0,
+        below=1.0,
     )
     test_fraction: float = option(
         0.1, "fraction held out for testing if the data set has no test split", above=0.0, below=1.0

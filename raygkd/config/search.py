@@ -77,8 +77,8 @@ class SearchConfig:
     )
     objective: tuple[str, ...] = option(
         ("score",),
-        "aims by which --students are compared: the score, which always counts, and costs; the "
-        "search marks the students that no other one beats in all aims",
+        f"aims by which --students are compared: score, which always counts, and costs "
+        f"({', '.join(COSTS)}); the search marks the students that no other one beats in all aims",
         choices=("score", *COSTS),
     )
     max_params: int | None = option(
@@ -94,8 +94,8 @@ class SearchConfig:
     )
     max_memory_mb: float | None = option(
         None,
-        "maximum memory of a student for one image, in MB: its float32 weights and the largest sum "
-        "of the activations that are alive at a time, computed with its operations one by one",
+        "maximum memory of a student for one image, in MB: its float32 weights and the peak of its "
+        "activations, computed operation by operation",
         above=0.0,
     )
     max_latency_ms: float | None = option(
@@ -116,8 +116,8 @@ class SearchConfig:
     )
     time_budget: str | None = option(
         None,
-        "time after the start of the command at which the trials end, such as 90s, 30m or 2h; the "
-        "student alone is then trained, and models are scored [default: no limit]",
+        "end the trials this long after the start of the command, such as 90s, 30m or 2h; then the "
+        "student alone is trained, and the models are scored [default: no limit]",
     )
     warm_start: str | None = option(
         None,

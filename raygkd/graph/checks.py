@@ -58,10 +58,7 @@ def dimension_problem(dim: int, channels: int) -> str | None:
     """Return a problem if a graph of ``channels`` vertices lacks ``dim`` non-trivial eigenpairs."""
     if 1 <= dim <= channels - 1:
         return None
-    return (
-        f"spectral dimension dim must be from 1 to C - 1 = {channels - 1}"
-        f" for a map of C = {channels} channels; got {dim}"
-    )
+    return f"dim must be from 1 to {channels - 1} for a map of {channels} channels; got {dim}"
 
 
 def shape_problem(name: str, student: Tensor, teacher: Tensor) -> str | None:

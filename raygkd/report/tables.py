@@ -138,7 +138,7 @@ def champion_note(champion: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"The student alone is the champion: validation ranks it ({champion['val_score']:.4f}) "
-        f"before the best trial ({champion['beaten']:.4f})."
+        f"ahead of the best trial ({champion['beaten']:.4f})."
     )
 
 
@@ -280,7 +280,7 @@ def levels_table(rows: Sequence[Mapping[str, Any]], pairs: Mapping[int, int]) ->
         pairs: level of the student -> level of the teacher.
     """
     table = new_table("Matched levels, student:teacher")
-    for name in ("levels", "student CxHxW", "teacher CxHxW", "grid", "adapter", "pairs"):
+    for name in ("levels", "student CxHxW", "teacher CxHxW", "grid", "adapter", "eigenpairs"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         shapes = [

@@ -56,6 +56,6 @@ def _shape(entry: dict[str, Any]) -> dict[str, Any]:
         return _MODEL
     op = entry.get("op")
     if not isinstance(op, str):
-        raise ValueError("neither an operation nor what came of one")
+        raise ValueError("neither an operation nor the result of one")
     # an unknown one is reported when it is sent
     return {"key": str, "sequence": int, **OPERATIONS.get(op, {})}

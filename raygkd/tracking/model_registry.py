@@ -64,7 +64,10 @@ def registered(model: str, uri: str) -> Registered:
     except Exception as error:
         raise TrackingError(f"MODEL {model}: {short_reason(error, uri)} ({shown(uri)})") from error
     if version.run_id is None or FOLDER_TAG not in tags:
-        raise TrackingError(f"MODEL {model}: was not registered by a run of raygkd")
+        raise TrackingError(
+            f"MODEL {model}: was not registered by raygkd; pass a model that 'raygkd tune' has "
+            "registered"
+        )
     return Registered(
         name=name,
         version=str(version.version),

@@ -215,7 +215,7 @@ def _check_cache(found: Sequence[Candidate], teachers: Mapping[str, nn.Module]) 
             )
             raise ConfigError(
                 f"--teacher-cache-mb: {first} and {second} learn from different levels of the "
-                "teacher, but only one set can be cached; omit it, or search them apart"
+                "teacher, but only one set can be cached; omit it, or search them separately"
             )
 
 

@@ -22,7 +22,10 @@ from raygkd.storage.atomic_files import is_remote, local_path
 OK, NOTE, FIX = "ok", "note", "fix"
 PACKAGE = "raygkd"
 # of the UI, and of Ray's dashboard
-PORTS = {5000: "raygkd ui --port", 8265: "Ray's dashboard, which falls back to another port"}
+PORTS = {
+    5000: "stop the program that uses it, or choose another port with raygkd ui --port",
+    8265: "nothing: Ray's dashboard uses another port",
+}
 SHARED_MEMORY = "/dev/shm"
 GIB = 1 << 30
 # a share of the memory that Ray's object store takes of shared memory, and GiB that do in any case
@@ -183,7 +186,7 @@ def _gpus() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         if known:
             advice = "install a torch for CUDA: https://pytorch.org/get-started/locally"
-            found = f"the driver has {known}, but torch {torch.__version__} does not use them"
+            found = f"the driver has {known} GPU(s), but torch {torch.__version__} uses none"
             yield Finding("GPU", FIX, found, advice)
         else:
             yield Finding("GPU", OK, "none; models train on the CPU")
@@ -282,12 +285,11 @@ def _ports() -> Iterator[Finding]:
     """Check whether the ports of the servers are free."""
     from raygkd.tracking.server import check_port
 
-    for port, user in PORTS.items():
+    for port, advice in PORTS.items():
         try:
             check_port("127.0.0.1", port)
         except ResourceError:
-            advice = f"used by another program; for {user}"
-            yield Finding(f"port {port}", NOTE, "taken", advice)
+            yield Finding(f"port {port}", NOTE, "used by another program", advice)
         else:
             yield Finding(f"port {port}", OK, "free")
 

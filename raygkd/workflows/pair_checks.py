@@ -321,7 +321,7 @@ def teacher_weights(config: Config, spec: ImageSpec, console: Console) -> Loaded
         told = f"the teacher is used as it is: {told}"
     console.print(told, soft_wrap=True)
     if teacher.notice:
-        console.print(f"it is not used as it is: {teacher.notice}", soft_wrap=True)
+        console.print(f"the teacher is not used as it is: {teacher.notice}", soft_wrap=True)
     return teacher.weights
 
 

@@ -152,7 +152,7 @@ def search_plan(config: Config, images: Images, console: Console) -> Plan:
     if choices["image_size"] != (None,) and spec.task == "detection":
         raise ConfigError(
             "search space: image_size: boxes are in pixels of one image size, which teacher and "
-            "students share; search detectors of each --image-size apart"
+            "students share; run one search for each --image-size"
         )
     students = tuple(itertools.product(choices["student"], choices["image_size"]))
     for student, side in students:

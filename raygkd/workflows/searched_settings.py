@@ -74,7 +74,7 @@ def _check_augment(choices: Collection[str]) -> None:
     if _CUTS in choices and len(choices) > 1:
         raise ConfigError(
             f"search space: augment: {_CUTS} cuts the validation images as well, so its scores "
-            "cannot be compared with those of the others; search it apart (--augment "
+            "cannot be compared with those of the others; run a search of its own (--augment "
             f"{_CUTS})"
         )
 
@@ -85,17 +85,17 @@ def _check_teachers(config: Config, teachers: Collection[str]) -> None:
     if model.teacher_weights not in (None, PRETRAINED, NONE):
         raise ConfigError(
             f"--teacher-weights {model.teacher_weights}: fits one teacher, not {len(teachers)}; "
-            "omit it, or search the teachers apart"
+            "omit it, or search the teachers separately"
         )
     if model.teacher_classes is not None:
         raise ConfigError(
             f"--teacher-classes {model.teacher_classes}: fits one teacher, not {len(teachers)}; "
-            "search the teachers apart"
+            "search the teachers separately"
         )
     if lacks_labels(config.data.dataset):
         raise ConfigError(
             "search space: teacher: without labels a trial is scored by its likeness to its "
-            "teacher, so those of several cannot be compared; search the teachers apart"
+            "teacher, so those of several cannot be compared; search the teachers separately"
         )
     sizes = {
         name: with_teacher_size(with_settings(config, {"teacher": name})).data.teacher_image_size
@@ -108,7 +108,7 @@ def _check_teachers(config: Config, teachers: Collection[str]) -> None:
         )
         raise ConfigError(
             f"search space: teacher: the input sizes differ ({told}), and trials share the images; "
-            "pass --teacher-image-size, or search the teachers apart"
+            "pass --teacher-image-size, or search the teachers separately"
         )
 
 

@@ -252,7 +252,7 @@ def test_what_is_wrong_for_detection_is_told_before_images_are_prepared(
         (("train", "--levels", "5,6"), f"--levels: teacher {FASTERRCNN} has no level 6 (allowed:"),
         (
             ("train", "--dim", "64", "--teacher", "fcos_mobilenet_v3_small_fpn64"),
-            "--dim: levels 3, 4, 5, 6, 7: spectral dimension dim must be from 1 to C - 1 = 63 for ",
+            "--dim: levels 3, 4, 5, 6, 7: dim must be from 1 to 63 for a map of 64 channels",
         ),
         (
             ("tune", "--inherit"),

@@ -277,7 +277,10 @@ def test_a_teacher_is_not_trained_from_a_file(refused: Refused, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--dim", "16"), "must be from 1 to C - 1 = 15 for a map of C = 16 channels; got 16"),
+        (
+            ("--dim", "16"),
+            "--dim: level 1: dim must be from 1 to 15 for a map of 16 channels; got 16",
+        ),
         (("--levels", "1,7"), "--levels: student resnet8 has no level 7 (allowed: 1, 2, 3)"),
         (("--levels", "2,2"), "--levels '2,2': must be different whole numbers from 1"),
         (

@@ -164,7 +164,7 @@ def test_a_model_without_classes(
     error = refused(*run)
     wanted = "resnet8 has no classes, since it learned feature maps without labels: train it with"
     if command == "teacher":
-        wanted = f"--teacher {path}: it has no classes, since it learned feature maps alone: "
+        wanted = f"--teacher {path}: it has no classes, since it learned only feature maps; "
     assert wanted in error
 
 

@@ -223,7 +223,9 @@ def test_images_of_a_single_class_are_refused():
     with pytest.raises(ConfigError, match="a class or more, got 0"):
         build_classifier("resnet8", 0)
     alone = ImageSpec(class_names=("cat",), image_size=(8, 8), mean=(0.5,) * 3, std=(0.2,) * 3)
-    with pytest.raises(ConfigError, match="at least 2 classes, and the images have 'cat' alone"):
+    with pytest.raises(
+        ConfigError, match="at least 2 classes, but the images have only the class 'cat'"
+    ):
         new_model("resnet8", alone)
 
 

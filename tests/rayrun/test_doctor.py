@@ -43,7 +43,7 @@ def taken_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr(doctor, "PORTS", {port: "raygkd ui --port"})
+        monkeypatch.setattr(doctor, "PORTS", {port: "choose another port"})
         yield port
 
 
