@@ -17,6 +17,7 @@ from raygkd.config import Config, to_yaml, with_settings
 from raygkd.data.spec import ImageSpec
 from raygkd.errors import ConfigError
 from raygkd.models import (
+    NONE,
     TORCHVISION_WEIGHTS,
     Detector,
     LoadedWeights,
@@ -78,12 +79,12 @@ def start_from_weights(
     name, weights = config.model.student, config.model.student_weights
     family = family_of(name)
     if family is not None and family.loads_weights:
-        if weights is not None:
+        if weights not in (None, NONE):
             family.load_weights(student, family_name(name), weights)
         return None
     if not isinstance(student, Detector):
         return load_classifier(student, name, num_classes, weights)
-    if weights is not None:
+    if weights not in (None, NONE):
         load_weights(
             student, torchvision_file(name, weights) if weights in TORCHVISION_WEIGHTS else weights
         )
@@ -122,7 +123,7 @@ def start_from_teacher(config: Config, student: nn.Module, teacher: nn.Module) -
         return []
     wanted = config.model.inherit
     if wanted is None:
-        nothing_else = config.model.student_weights in (None, "imagenet")
+        nothing_else = config.model.student_weights in (None, NONE, "imagenet")
         wanted = distils(config) and nothing_else and bool(inheritable(student, teacher))
     return inherit(student, teacher) if wanted else []
 

@@ -21,8 +21,8 @@ from raygkd.config.values import LevelPair, WorkerRange
 from raygkd.registry import DATASETS, METHODS, METRICS, either, option
 
 _WEIGHTS = (
-    "pretrained, none, a weights file, or a model file written by raygkd; for a detector: a file, "
-    "imagenet (the backbone only), or coco [default: pretrained if the model's library has "
+    "pretrained, none, a weights file, or a model file written by raygkd; for a detector: none, a "
+    "file, imagenet (the backbone only), or coco [default: pretrained if the model's library has "
     "weights, else none]"
 )
 LARGEST_SEED = 2**32 - 1

@@ -172,8 +172,8 @@ def _read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
             state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(
-            f"cannot read weights {path}: {error.strerror}; pass a weights file, or "
-            f"{' or '.join(TORCHVISION_WEIGHTS)}"
+            f"cannot read weights {path}: {error.strerror}; pass a weights file, "
+            f"{', '.join(TORCHVISION_WEIGHTS)} or none"
         ) from error
     except (UserError, RunFailed):
         raise
