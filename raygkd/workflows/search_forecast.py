@@ -6,6 +6,7 @@ import bisect
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from raygkd.config import SearchConfig
@@ -102,6 +103,15 @@ class Work:
         """
         return sum(self._left(number, trials.get(number)) for number in range(self.trials))
 
+    def seconds_left(self, trials: Mapping[int, Trial]) -> float | None:
+        """Return the seconds that they take, at the mean duration of an epoch; None before one.
+
+        Args:
+            trials: as for ``left``.
+        """
+        seconds = _measured(trials.values())
+        return fmean(seconds) * self.left(trials) / self.concurrent if seconds else None
+
     def _left(self, number: int, trial: Trial | None) -> float:
         whole = float(self.epochs) if number < self.spared else self.drawn
         if trial is None:
@@ -124,20 +134,21 @@ class Work:
                 f"; ASHA is expected to train about {expected:.0f} of {most} epochs "
                 f"({expected / most:.0%})"
             )
-        seconds = [
-            epoch[EPOCH_SECONDS]
-            for trial in known
-            for epoch in trial.epochs
-            if EPOCH_SECONDS in epoch
-        ]
+        seconds = _measured(known)
         if not seconds:
             return f"estimate: {told}; the time follows after the first epoch"
-        mean = sum(seconds) / len(seconds)
+        mean = fmean(seconds)
         epochs_measured = "the first epoch" if len(seconds) == 1 else f"{len(seconds)} epochs"
         return (
             f"estimate: {told}; at {mean:.3g} s an epoch, measured in {epochs_measured}: about "
             f"{duration(mean * expected / self.concurrent)}"
         )
+
+
+def _measured(trials: Iterable[Trial]) -> list[float]:
+    """Return the seconds of each epoch that was measured."""
+    epochs = (epoch for trial in trials for epoch in trial.epochs)
+    return [epoch[EPOCH_SECONDS] for epoch in epochs if EPOCH_SECONDS in epoch]
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -77,7 +76,6 @@ class SearchProgress(SearchObserver):
         self._trials: dict[int, Trial] = {}
         # number of a trial of an earlier process -> the epochs it had trained
         self._earlier: dict[int, int] = {}
-        self._begun: float | None = None
         self._estimates = 0
         self.first_steps: list[float] = []
         advance(0, work.trials)
@@ -113,8 +111,7 @@ class SearchProgress(SearchObserver):
     def started(self, trial: Trial) -> None:
         """Open the trial's MLflow run."""
         self._trials[trial.number] = trial
-        if self._begun is None:
-            self._begun = time.monotonic()
+        if not self._estimates:
             self._estimate()
         self._session.tracker.start(
             self.key(trial),
@@ -159,13 +156,9 @@ class SearchProgress(SearchObserver):
             self._session.console.print(line, soft_wrap=True)
 
     def _left(self) -> str:
-        """Return the time left at the speed of this process so far; empty before an epoch."""
-        earlier = self._earlier
-        done = sum(one.epoch - earlier.get(one.number, 0) for one in self._trials.values())
-        left = self._work.left(self._trials)
-        if self._begun is None or not done or not left:
-            return ""
-        return f", about {duration(left * (time.monotonic() - self._begun) / done)} left"
+        """Return the time left; empty before the first epoch and after the last."""
+        seconds = self._work.seconds_left(self._trials)
+        return f", about {duration(seconds)} left" if seconds else ""
 
     def _show(self) -> None:
         trials = self._trials.values()
@@ -176,7 +169,8 @@ class SearchProgress(SearchObserver):
         ]
         score = self._session.config.data.score
         best = max(scores, key=lambda value: rank(value, score), default=0.0)
-        note = f"{len(trials) - over} running, {epochs} epochs, best val {best:.4f}{self._left()}"
+        trained = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+        note = f"{len(trials) - over} running, {trained}, best val {best:.4f}{self._left()}"
         self._advance(over, self._work.trials, note)
 
 

@@ -354,6 +354,9 @@ def test_the_estimate_says_what_is_measured_and_what_is_not() -> None:
     assert work.left({0: trial}) == 8 + 9 * 3
     ahead = Trial(number=1, params={}, epochs=[{"epoch": 4.0}])
     assert work.left({0: trial, 1: ahead}) == 8 + 5 + 8 * 3
+    # of two trials at a time, each epoch takes 10 s
+    assert work.seconds_left({0: trial, 1: ahead}) == 10 * (8 + 5 + 8 * 3) / 2
+    assert work.seconds_left({1: ahead}) is None
     for scheduler_name in ("hyperband", "none"):
         assert epochs_of_drawn(SearchConfig(scheduler=scheduler_name), 27) == 27
 
