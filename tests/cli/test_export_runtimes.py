@@ -76,3 +76,43 @@ def test_folder_in_the_place_of_the_weights(
     out = ("--format", "openvino", "--out", tmp_path / "small.xml")
     error = refused("export", model_file(*NAMES), *out)
     assert error.endswith(f"small.xml: there is a folder '{tmp_path}/small.bin'; choose another\n")
+
+
+def test_executorch_in_8_bits_is_measured_and_read(
+    raygkd: Callable[..., Ran],
+    refused: Refused,
+    model_file: Callable[..., Path],
+    parquet: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("executorch", reason="the extra executorch is not installed")
+    source, data, out = model_file(*NAMES), parquet(), tmp_path / "small.pte"
+    command = ("export", source, "--format", "executorch", "--out", out, "--data", data)
+    ran = raygkd(*command, "--quantize", "int8", "--max-drop", "3", "--json")
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    int8 = result["int8"]
+    assert result["check"]["largest"] <= 1e-4
+    assert (int8["kind"], int8["layers"]) == ("int8", 22)
+    assert int8["score_before"] - int8["score"] <= 0.03
+    assert result["bytes"] == out.stat().st_size
+    ran = raygkd("predict", out, data, "--top", "1")
+    assert ran.code == 0, ran.err
+    assert len([json.loads(line) for line in ran.out.splitlines()]) == 60
+    out.write_bytes(b"nothing of the kind")
+    error = refused("predict", out, data)
+    assert "small.pte is damaged or not an ExecuTorch program" in error
+
+
+def test_extra_of_executorch(
+    refused: Refused,
+    model_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    out = ("--format", "executorch", "--out", tmp_path / "model.pte")
+    error = refused("export", model_file(*NAMES), *out)
+    assert (
+        error == "error: --format executorch: needs executorch: pip install 'raygkd[executorch]'\n"
+    )
