@@ -134,8 +134,8 @@ def _as_continued(sentence: str) -> str:
 @click.option(
     "--quantize",
     type=click.Choice(("int8", "dynamic")),
-    help="8 bits; int8: with ranges from training images; dynamic: activations quantised at run "
-    "time, without images; needs --format onnx",
+    help="8 bits, in formats that have it; int8: with ranges from training images; dynamic: "
+    "activations quantised at run time, without images",
 )
 @click.option(
     "--calibration-images",

@@ -5,7 +5,8 @@ Shapes: B batch, S side of the square input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,12 +16,19 @@ from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import Run, on_device, student
 from raygkd.errors import DataError
 from raygkd.models import load_model_file, source_file
-from raygkd.storage.atomic_files import Place, local_copy, place
+from raygkd.storage.atomic_files import Place, place, require_regular
+from raygkd.storage.temporary import temporary_folder
+
+
+def files_of(path: Place) -> list[Place]:
+    """Return the paths of all files of a model, that of its own first."""
+    exported = format_of(path.name)
+    return [path] if exported is None else [path.parent / one for one in exported.names(path.name)]
 
 
 def packed(path: Place) -> dict[str, bytes]:
     """Return name -> content of a model's file, first, and of what it needs beside it."""
-    found = {path.name: path.read_bytes()}
+    found = {one.name: one.read_bytes() for one in files_of(path)}
     if format_of(path.name) is None:
         source = source_file(load_model_file(path).name)
         if source is not None:
@@ -54,10 +62,28 @@ def load_model(path: Place) -> tuple[Facts, Run]:
         )
     if exported is not None:
         try:
-            with local_copy(path) as local:
+            with _local_copy(path) as local:
                 return exported.read(local)
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+            which = error.filename if error.filename and isinstance(path, Path) else path
+            raise DataError(f"cannot read {which}: {error.strerror or error}") from error
     model_file = load_model_file(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return facts_of(model_file), on_device(student(model_file).to(device), device)
+
+
+@contextlib.contextmanager
+def _local_copy(path: Place) -> Iterator[Path]:
+    """Yield the path of an exported file on this machine, with the files beside it.
+
+    Raises:
+        OSError: one does not exist, or is not a regular file.
+    """
+    if isinstance(path, Path):
+        for one in files_of(path):
+            assert isinstance(one, Path)
+            require_regular(one)
+        yield path
+        return
+    with temporary_folder("files") as folder:
+        yield unpacked(packed(path), folder)

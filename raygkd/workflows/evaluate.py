@@ -19,7 +19,7 @@ from raygkd.config import Config, from_mapping, recorded_settings, with_settings
 from raygkd.data.run_images import Images, open_images
 from raygkd.deploy.exporters.formats import format_of
 from raygkd.deploy.facts import CENTRE, Facts
-from raygkd.deploy.model import load_model
+from raygkd.deploy.model import files_of, load_model
 from raygkd.errors import ConfigError, DataError, TrackingError, UserError
 from raygkd.models import load_model_file, model_input, save_model_file, short_name
 from raygkd.rayrun import image_stream
@@ -106,7 +106,10 @@ def evaluate(
                 gpus=gpus,
                 progress=advance,
             )
-        sizes = {given: len(subject.path.read_bytes()) for given, subject in subjects.items()}
+        sizes = {
+            given: sum(len(one.read_bytes()) for one in files_of(subject.path))
+            for given, subject in subjects.items()
+        }
     result: dict[str, Any] = {
         "split": split,
         "images": count,

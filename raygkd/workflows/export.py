@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,11 @@ def export(
         "int8": None,
     }
     with contextlib.ExitStack() as stack:
-        # what is entered first is named last: the card appears with the weights
-        new = stack.enter_context(whole_file(target))
+        # what is entered first is named last: the first file appears when all others are there
+        new = [
+            stack.enter_context(whole_file(target.parent / name))
+            for name in chosen.names(target.name)
+        ]
         if chosen.has_card:
             card = target.parent / f"{Path(target.name).stem}.md"
             text = model_card(
@@ -129,11 +133,8 @@ def export(
             )
             stack.enter_context(whole_file(card)).write_text(text)
             result["card"] = str(card)
-        if quantisation:
-            folder = stack.enter_context(temporary_folder("files"))
-            full = folder / f"full{chosen.suffix}"
-        else:
-            full = new
+        folder = stack.enter_context(temporary_folder("files"))
+        written = full = folder / f"full{chosen.suffix}"
         with progress(console, f"writing {format}") as advance:
             advance(0, 2)
             run = chosen.write(model_file, full)
@@ -141,21 +142,28 @@ def export(
             result["check"] = _checked(model_file, run, images)
             advance(2, 2)
         if quantisation:
+            written = folder / f"int8{chosen.suffix}"
             result["int8"] = quantise(
                 quantisation,
                 chosen,
                 run,
                 full,
-                new,
-                facts_of(model_file),
+                written,
+                model_file,
                 images,
                 calibration,
-                model_file.ranges,
                 console,
             )
-            result["int8"]["bytes_before"] = full.stat().st_size
-        result["bytes"] = new.stat().st_size
+            result["int8"]["bytes_before"] = _size(folder, chosen.names(full.name))
+        for name, file in zip(chosen.names(written.name), new, strict=True):
+            shutil.copyfile(folder / name, file)
+        result["bytes"] = _size(folder, chosen.names(written.name))
     return result
+
+
+def _size(folder: Path, names: Iterable[str]) -> int:
+    """Return the bytes of all files together."""
+    return sum((folder / name).stat().st_size for name in names)
 
 
 def _target(format: str, out: str, quantisation: Quantisation | None) -> Place:
@@ -171,8 +179,14 @@ def _target(format: str, out: str, quantisation: Quantisation | None) -> Place:
         raise ConfigError(
             f"--quantize {kind}: needs --format {' or '.join(able)}, not {format}; omit it"
         )
-    require(*chosen.packages, of=f"--format {format}")
-    return new_file("--out", out, (chosen.suffix,))
+    require(*chosen.packages, of=f"--format {format}", extra=chosen.extra)
+    target = new_file("--out", out, (chosen.suffix,))
+    for name in chosen().names(target.name):
+        if isinstance(target, Path) and (target.parent / name).is_dir():
+            raise ConfigError(
+                f"--out {out}: there is a folder '{target.parent / name}'; choose another"
+            )
+    return target
 
 
 def _images(

@@ -23,13 +23,14 @@ from raygkd.data.run_images import Images
 from raygkd.data.seeds import generator
 from raygkd.data.windows import load_window
 from raygkd.deploy.exporters.formats import Calibrated, ExportFormat
-from raygkd.deploy.facts import Facts
+from raygkd.deploy.facts import Facts, facts_of
 from raygkd.deploy.modules import Run
 from raygkd.errors import ConfigError, DataError
 from raygkd.metrics.latency import cpu_name, latencies
 from raygkd.metrics.model_scores import OutputMeter, as_tensors
 from raygkd.metrics.output_comparison import Agreement
 from raygkd.metrics.ranking import rank
+from raygkd.models import ModelFile
 from raygkd.report.console import progress
 from raygkd.storage.temporary import temporary_folder
 
@@ -81,10 +82,9 @@ def quantise(
     full_run: Run,
     full: Path,
     new: Path,
-    facts: Facts,
+    model_file: ModelFile,
     images: Images | None,
     calibration: CalibrationImages | None,
-    ranges: Mapping[str, tuple[float, float]],
     console: Console,
 ) -> dict[str, Any]:
     """Write a quantised file, and compare it with the float one.
@@ -95,10 +95,9 @@ def quantise(
         full_run: the model as loaded from ``full``.
         full: the file in float.
         new: the file to write.
-        facts: of the model.
+        model_file: of the model; its ranges, if it was trained with them, are not calibrated.
         images: to compare on; None if there are none.
         calibration: for "int8", see ``calibration_images``.
-        ranges: of a model that was trained with them, which is not calibrated; empty for others.
         console: for progress.
 
     Returns:
@@ -109,21 +108,21 @@ def quantise(
     """
     with progress(console, "scoring float32") as advance:
         advance(0, 1)
-        check = _Check(full_run, facts, images)
+        check = _Check(full_run, facts_of(model_file), images)
         advance(1, 1)
     found: dict[str, Any] = {
         "kind": wanted.kind,
         "calibrated_on": None,
-        "trained_ranges": bool(ranges) and wanted.kind == STATIC,
+        "trained_ranges": bool(model_file.ranges) and wanted.kind == STATIC,
         "float_layers": [],
     }
     if calibration is not None:
-        found["calibrated_on"] = None if ranges else len(calibration.rows)
+        found["calibrated_on"] = None if model_file.ranges else len(calibration.rows)
         with (
             temporary_folder("calibration") as folder,
             progress(console, "quantising") as advance,
         ):
-            calibrated = chosen.calibrate(full, calibration, folder, ranges)
+            calibrated = chosen.calibrate(model_file, full, calibration, folder)
             run, left = _accurate(calibrated, new, check, wanted.max_drop, calibration, advance)
         found |= {
             "layers": len(calibrated.layers),

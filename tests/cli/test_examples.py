@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +76,31 @@ def test_an_exported_student_needs_onnx_runtime_alone(tmp_path: Path) -> None:
     assert output_of("onnx_classifier.py", model, *images, cwd=tmp_path).splitlines() == expected
     imported = r"^(?:import|from) (\w+)"
     assert "raygkd" not in re.findall(imported, (EXAMPLES / "onnx_classifier.py").read_text(), re.M)
+
+
+@pytest.mark.unit
+def test_an_exported_student_in_c_plus_plus(tmp_path: Path) -> None:
+    """With headers and library of ONNX Runtime, as its releases have them."""
+    home = os.environ.get("ONNXRUNTIME_HOME")
+    if home is None or not shutil.which("g++"):
+        pytest.skip("ONNXRUNTIME_HOME does not name a release of ONNX Runtime, or there is no g++")
+    program = tmp_path / "onnx_classifier"
+    command = ("g++", "-std=c++17", EXAMPLES / "onnx_classifier.cpp", f"-I{home}/include")
+    command += (f"-L{home}/lib", f"-Wl,-rpath,{home}/lib", "-lonnxruntime", "-o", program)
+    subprocess.run(command, check=True)
+    model_file, model = classifier_file("resnet20"), tmp_path / "student.onnx"
+    write_onnx(model_file, model)
+    pixels_CHW = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8)
+    to_pil_image(pixels_CHW).save(tmp_path / "image.ppm")
+    with torch.inference_mode():
+        wanted = int(student(model_file)(pixels_CHW[None] / 255)[0].argmax())
+    run = functools.partial(subprocess.run, capture_output=True, text=True, check=False)
+    ran = run((program, model, tmp_path / "image.ppm"))
+    assert ran.returncode == 0, ran.stderr
+    number, facts = ran.stdout.splitlines()
+    assert int(number) == wanted
+    assert json.loads(facts)["class_names"] == list(CLASSES)
+    to_pil_image(pixels_CHW[:, :5]).save(tmp_path / "small.ppm")
+    ran = run((program, model, tmp_path / "small.ppm"))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"error: {tmp_path}/small.ppm must have 12 x 12 pixels\n"

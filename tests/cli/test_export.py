@@ -240,7 +240,7 @@ def test_wrong_images(
     error = refused("export", source, *out, "--data", tmp_path / "no.parquet")
     assert "no file or folder" in error
     error = refused("export", source, *out, "--quantize", "int8")
-    assert "--quantize int8: needs --format onnx, not torch" in error
+    assert "--quantize int8: needs --format executorch or onnx or openvino, not torch" in error
 
 
 def test_weights_of_another_model_leave_nothing(

@@ -26,7 +26,7 @@ def is_installed() -> bool:
 
 
 @contextlib.contextmanager
-def opened(page: Path, profile: Path) -> Iterator[Opened]:
+def opened(page: Path | str, profile: Path) -> Iterator[Opened]:
     """Yield a page, opened in a browser that has never seen anything else."""
     options = webdriver.ChromeOptions()
     browser, driver_program = map(shutil.which, PROGRAMS)
@@ -36,8 +36,9 @@ def opened(page: Path, profile: Path) -> Iterator[Opened]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(driver_program))
     try:
-        driver.get(page.as_uri())
-        yield Opened(driver, page)
+        address = page if isinstance(page, str) else page.as_uri()
+        driver.get(address)
+        yield Opened(driver, address)
     finally:
         driver.quit()
 
@@ -50,21 +51,25 @@ class Opened:
         requested: the addresses that it asked for, but for those that hold their content.
     """
 
-    def __init__(self, driver: webdriver.Chrome, page: Path):
+    def __init__(self, driver: webdriver.Chrome, address: str):
         self._driver = driver
-        self.page = page
+        self.address = address
         self.complaints = driver.get_log("browser")
         events = (
             json.loads(entry["message"])["message"] for entry in driver.get_log("performance")
         )
         sent = [event["params"] for event in events if event["method"] == REQUEST]
         # the browser's own first page asks for its parts too
-        asked = {told["request"]["url"] for told in sent if told["documentURL"] == page.as_uri()}
+        asked = {told["request"]["url"] for told in sent if told["documentURL"] == address}
         self.requested = {url for url in asked if not url.startswith("data:")}
 
     def run(self, script: str) -> Any:
         """Return what a script does in the page."""
         return self._driver.execute_script(script)
+
+    def choose(self, path: Path) -> None:
+        """Give a file to the page's only input."""
+        self._driver.find_element("tag name", "input").send_keys(str(path))
 
     def be_wide(self, pixels: int) -> None:
         """Make the window so wide, as a phone's."""

@@ -90,7 +90,7 @@ def test_every_picture_is_shown_and_nothing_is_complained_of(
 
 
 def test_the_page_asks_for_nothing_but_itself(seen: Opened) -> None:
-    assert seen.requested == {seen.page.as_uri()}
+    assert seen.requested == {seen.address}
 
 
 def test_every_section_is_there_and_the_contents_lead_to_it(seen: Opened) -> None:

@@ -6,7 +6,7 @@ Shapes: B batch, S side of the square input.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from raygkd.deploy.facts import Facts
 from raygkd.deploy.modules import Run
 from raygkd.models import ModelFile
+from raygkd.optional_packages import EXPORT
 from raygkd.registry import FORMATS
 
 
@@ -53,7 +54,9 @@ class ExportFormat(ABC):
 
     Attributes:
         suffix: suffix of its files, such as ".onnx".
+        beside: suffixes of the files that it writes beside each, in the place of ``suffix``.
         packages: import names of the packages that it needs.
+        extra: extra of raygkd that installs them.
         opset: version of its operator set, if it has one.
         quantised: supported kinds of quantisation: "int8" (with calibration images; ``calibrate``)
             and "dynamic" (``quantise``).
@@ -62,7 +65,9 @@ class ExportFormat(ABC):
     """
 
     suffix: ClassVar[str]
+    beside: ClassVar[tuple[str, ...]] = ()
     packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = EXPORT
     opset: ClassVar[int | None] = None
     quantised: ClassVar[tuple[str, ...]] = ()
     has_card: ClassVar[bool] = False
@@ -72,20 +77,21 @@ class ExportFormat(ABC):
     def write(self, model_file: ModelFile, path: Path) -> Run:
         """Write a model; return the model as loaded from the file."""
 
+    def names(self, name: str) -> list[str]:
+        """Return the names of all files of a model: the one with ``suffix``, and those beside."""
+        stem = name.removesuffix(self.suffix)
+        return [name, *(f"{stem}{suffix}" for suffix in self.beside)]
+
     def calibrate(
-        self,
-        source: Path,
-        batches: Iterable[Tensor],
-        folder: Path,
-        ranges: Mapping[str, tuple[float, float]],
+        self, model_file: ModelFile, source: Path, batches: Iterable[Tensor], folder: Path
     ) -> Calibrated:
         """Find the ranges of a model's activations.
 
         Args:
+            model_file: of the model; its ``ranges``, if any, are those that it was trained with.
             source: the file written by ``write``.
             batches: calibration images (B, 3, S, S) in 0..1.
             folder: for temporary files; exists as long as the result is used.
-            ranges: of a model that was trained with them; empty to find them.
 
         Raises:
             ConfigError: the model cannot be quantised.

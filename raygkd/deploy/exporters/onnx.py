@@ -7,7 +7,7 @@ U kept candidates.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +153,10 @@ class Onnx(ExportFormat):
         return write_onnx(model_file, path)
 
     def calibrate(
-        self,
-        source: Path,
-        batches: Iterable[Tensor],
-        folder: Path,
-        ranges: Mapping[str, tuple[float, float]],
+        self, model_file: ModelFile, source: Path, batches: Iterable[Tensor], folder: Path
     ) -> Calibrated:
         """Return a ``StaticInt8``."""
-        return StaticInt8(source, batches, folder, ranges)
+        return StaticInt8(source, batches, folder, model_file.ranges)
 
     def quantise(self, source: Path, path: Path) -> Run:
         """Call the function ``quantise``."""
