@@ -174,6 +174,7 @@ def test_a_student_inherits_neck_and_head_of_its_teacher(scenes: ImageTable, met
     [
         ({}, True),
         ({"student_weights": "imagenet"}, True),
+        ({"student_weights": "none"}, True),
         ({"student_weights": "detector.pt"}, False),
         ({"student_weights": "detector.pt", "inherit": True}, True),
         ({"inherit": False}, False),
@@ -272,6 +273,15 @@ def test_weights_of_detectors_trained_on_coco_are_torchvisions(
     assert torchvision_file(name, "coco") == fetched
     with pytest.raises(ConfigError, match=f"no {name}64 that was trained on COCO; choose faster"):
         torchvision_file(f"{name}64", "coco")
+
+
+def test_a_detector_may_start_from_random_weights(scenes: ImageTable) -> None:
+    states = [
+        detection_training(scenes, method="none", student_weights=weights).objective.student
+        for weights in (None, "none")
+    ]
+    first, second = (one.state_dict() for one in states)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_weights_that_are_not_there_are_refused(
