@@ -54,7 +54,8 @@ def submit(address: str | None, no_wait: bool, command: str, arguments: tuple[st
     with only_results_on_stdout() as out:
         from raygkd.rayrun import jobs
 
-        named = [options.get(name) or "" for name in _FILES] + [*options.get("models", ())]
+        named = [options.get(name) or "" for name in _FILES]
+        named += [*(options.get("models") or ()), *(options.get("students") or ())]
         # of FILE.py:FUNCTION the file
         named += [name.rpartition(":")[0] for name in named if ".py:" in name]
         files = [path for path in named if os.path.isfile(path)]

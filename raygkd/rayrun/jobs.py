@@ -101,11 +101,15 @@ def package(arguments: Sequence[str], files: Sequence[str], folder: Path) -> lis
 
 
 def _renamed(argument: str, names: Mapping[str, str]) -> str:
-    """Return a path's new name, also in FILE.py:FUNCTION."""
-    path, colon, function = argument.rpartition(":")
-    if colon and path in names:
-        return f"{names[path]}:{function}"
-    return names.get(argument, argument)
+    """Return a path's new name, also in FILE.py:FUNCTION and in lists with commas."""
+    if argument in names:
+        return names[argument]
+    renamed = []
+    for part in argument.split(","):
+        path, colon, function = part.rpartition(":")
+        is_function = colon and path in names
+        renamed.append(f"{names[path]}:{function}" if is_function else names.get(part, part))
+    return ",".join(renamed)
 
 
 def _size(folder: Path) -> int:
