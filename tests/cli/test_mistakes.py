@@ -151,7 +151,7 @@ def test_parquet_that_is_missing_or_is_none(refused: Refused, tmp_path: Path) ->
 @pytest.mark.parametrize("command", [("train",), ("data", "prepare", "--output", "new")])
 def test_misspelled_data_set(refused: Refused, command: tuple[str, ...]) -> None:
     error = refused(*command, "--dataset", "digit")
-    assert "did you mean 'digits' or 'digits-voc'? (known: cluttered-digits, coco, csv, " in error
+    assert "did you mean 'digits' or 'digits-voc'? (known: cifar10, cifar100, " in error
 
 
 @pytest.mark.parametrize("command", [("train",), ("data", "prepare", "--output", "new")])
