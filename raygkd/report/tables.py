@@ -280,7 +280,7 @@ def levels_table(rows: Sequence[Mapping[str, Any]], pairs: Mapping[int, int]) ->
         pairs: level of the student -> level of the teacher.
     """
     table = new_table("Matched levels, student:teacher")
-    for name in ("levels", "student CxHxW", "teacher CxHxW", "grid", "adapter", "eigenpairs"):
+    for name in ("levels", "student CxHxW", "teacher CxHxW", "grid", "adapter", "pairs"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         shapes = [
