@@ -72,7 +72,7 @@ def evaluate(
 ) -> None:
     """Score and measure models on images, side by side.
 
-    MODEL is a model.pt written by raygkd, the folder of its run, models:/NAME@ALIAS, an .onnx file
+    MODEL is a model.pt written by raygkd, the folder of its run, models:/NAME@ALIAS, a file
     written by 'raygkd export', or the name of a classifier, with --weights. Images default to those
     that the first model was trained on; --dataset, --data-dir or --config selects others. Splits
     are those of a run with the same data and --seed. Results are also logged to MLflow, next to the
@@ -258,7 +258,7 @@ def predict(
 ) -> None:
     """Apply a model to images: files, folders, or Parquet with a column "image".
 
-    MODEL is a model.pt written by raygkd, the folder of its run, models:/NAME@ALIAS, or an .onnx
+    MODEL is a model.pt written by raygkd, the folder of its run, models:/NAME@ALIAS, or a
     file written by 'raygkd export'. Results are in the order of the images. Unreadable images are
     reported and skipped.
     """

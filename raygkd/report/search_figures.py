@@ -86,8 +86,12 @@ def search_section(
                 "colour is the score after the last epoch. Dark lines that meet on an axis show "
                 "good values of that setting. Thin lines are trials that were stopped early, so "
                 "their scores are from shorter training. A line is interrupted at the settings "
-                "that its trial does not have. Trials with other settings, such as kd, are left "
-                "out.",
+                "that its trial does not have."
+                + (
+                    " Trials with other settings, such as kd, are left out."
+                    if len(drawn) < len(scored)
+                    else ""
+                ),
                 is_wide=True,
             )
         )
@@ -127,8 +131,9 @@ def _importance(
     if found is None:
         return [
             Words(
-                f"The importance of the settings cannot be estimated from {trials} trial(s): at "
-                f"least {FEWEST_TRIALS} with different scores are needed."
+                f"The importance of the settings cannot be estimated: of the {trials} trial(s), at "
+                f"least {FEWEST_TRIALS} must have the settings of the search space, and their "
+                "scores must differ."
             )
         ]
     path = folder / "importance.png"

@@ -123,7 +123,7 @@ def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importanc
 
     Trials that were stopped early have trained less, so all are compared after the same epoch.
     Trials with settings outside the space, such as those of kd, are left out, and so are settings
-    that only some trials have.
+    that only some trials have, or that all have alike.
 
     Args:
         trials: of the search.
@@ -138,6 +138,7 @@ def importance(trials: Sequence[Trial], space: Sequence[Dimension]) -> Importanc
     epoch = min(whole, default=0)
     scored = [(trial, score) for trial in trials if (score := _score_at(trial, epoch)) is not None]
     values = [score for _, score in scored]
+    space = [one for one in space if len({str(trial.params[one.name]) for trial, _ in scored}) > 1]
     if len(scored) < FEWEST_TRIALS or len(set(values)) == 1 or not space:
         return None
     forests = _forests(scored, space)

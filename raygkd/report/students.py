@@ -28,6 +28,18 @@ TITLES = {
 }
 
 
+# cost -> head of its column
+HEADS = {
+    "params": "parameters",
+    "mb": "MB",
+    "mflops": "MFLOPs",
+    "memory": "memory MB",
+    "latency": "ms",
+    "int8_mb": "int8 MB",
+    "int8_latency": "int8 ms",
+}
+
+
 def students_table(students: Sequence[Mapping[str, Any]]) -> Table:
     """Return the students of a search with their costs, best first.
 
@@ -37,23 +49,23 @@ def students_table(students: Sequence[Mapping[str, Any]]) -> Table:
     table = new_table("Students by validation score (*: no other student beats it in all aims)")
     table.add_column("")
     table.add_column("student", overflow="fold")
-    titles = {
-        "params": "parameters",
-        "mb": "MB",
-        "mflops": "MFLOPs",
-        "memory": "memory MB",
-        "latency": "ms",
-        "int8_mb": "int8 MB",
-        "int8_latency": "int8 ms",
-    }
-    known = [name for name in titles if all(name in row["costs"] for row in students)]
-    for title in ("val score", *(titles[name] for name in known)):
+    known = _known(students)
+    for title in ("val score", *(HEADS[name] for name in known)):
         table.add_column(title, justify="right", no_wrap=True)
     for row in students:
-        costs = [f"{row['costs'][name]:,.{0 if name == 'params' else 2}f}" for name in known]
+        costs = [_cost_text(name, row["costs"][name]) for name in known]
         mark = "*" if row["front"] else ""
         table.add_row(mark, _name(row), score_text(row["val_score"]), *costs)
     return table
+
+
+def _known(students: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the costs that all students have."""
+    return [name for name in HEADS if all(name in row["costs"] for row in students)]
+
+
+def _cost_text(name: str, cost: float) -> str:
+    return f"{cost:,.{0 if name == 'params' else 2}f}"
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -131,12 +143,12 @@ def students_blocks(
     path = folder / "front.png"
     draw_front(path, students, search, score, teacher)
     aims = ("score", *(aim for aim in search.objective if aim != "score"))
-    names = [name for name in TITLES if all(name in row["costs"] for row in students)]
+    names = _known(students)
     rows = [
         (
             _name(row),
             score_text(row["val_score"]),
-            *(f"{row['costs'][name]:,.7g}" for name in names),
+            *(_cost_text(name, row["costs"][name]) for name in names),
             "yes" if row["front"] else "no",
         )
         for row in students
@@ -148,5 +160,9 @@ def students_blocks(
             f"The best trial of each student by {' and '.join(aims)}. No other student "
             "is at least as good as a blue one in every aim and better in one.",
         ),
-        page.Table(("student", "validation score", *names, "in the front"), rows, texts=1),
+        page.Table(
+            ("student", "validation score", *(HEADS[name] for name in names), "in the front"),
+            rows,
+            texts=1,
+        ),
     ]

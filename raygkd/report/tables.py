@@ -111,8 +111,14 @@ def score_text(score: float | None) -> str:
     return "-" if score is None else f"{score:.4f}"
 
 
+# scores of a student that a teacher cannot improve
+PERFECT = 0.99
+
+
 def teacher_note(teacher: float | None, alone: float | None, score: str = "accuracy") -> str | None:
     """Return a note if the teacher is no better than the student alone on the test split.
+
+    If the student alone is nearly perfect, a better teacher would not help.
 
     Args:
         teacher: its score, if it has one.
@@ -121,6 +127,11 @@ def teacher_note(teacher: float | None, alone: float | None, score: str = "accur
     """
     if teacher is None or alone is None or rank(teacher, score) > rank(alone, score):
         return None
+    if rank(alone, score) >= PERFECT:
+        return (
+            f"The student alone ({alone:.4f}) needs no teacher ({teacher:.4f}): these images are "
+            "easy for it, or the test images are too few to show a difference."
+        )
     return (
         f"The teacher ({teacher:.4f}) is no better than the student alone ({alone:.4f}), so there "
         "is little to learn from it; use a better one, or train it longer (--teacher-epochs; if "
@@ -138,7 +149,8 @@ def champion_note(champion: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"The student alone is the champion: validation ranks it ({champion['val_score']:.4f}) "
-        f"ahead of the best trial ({champion['beaten']:.4f})."
+        f"ahead of the best trial ({champion['beaten']:.4f}). model.pt is the student alone; the "
+        "best trial's student is best-student/model.pt in the run's folder."
     )
 
 

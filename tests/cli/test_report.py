@@ -148,6 +148,13 @@ def test_a_teacher_that_is_no_better_than_the_student_alone_is_told(
         assert note.startswith(f"The teacher ({teacher:.4f}) is no better than the student alone")
 
 
+def test_a_student_that_is_nearly_perfect_needs_no_better_teacher() -> None:
+    note = teacher_note(1.0, 1.0)
+    assert note is not None
+    assert note.startswith("The student alone (1.0000) needs no teacher (1.0000)")
+    assert teacher_note(1.0, 0.995) is None
+
+
 def test_other_seeds_are_shown_with_their_spread_and_what_is_missing() -> None:
     repeat = {
         "models": {
