@@ -115,6 +115,13 @@ def test_a_trial_that_diverged_early_counts_with_its_last_score() -> None:
     assert (found.epoch, found.trials) == (2, 5)
 
 
+def test_a_setting_that_all_trials_have_alike_has_no_importance() -> None:
+    trials = [trial(n, [0.1 * n], lr=0.1 * (n + 1), dim=4) for n in range(5)]
+    found = importance(trials, [LR, DIM])
+    assert found is not None
+    assert list(found.shares) == ["lr"]
+
+
 def test_few_trials_are_a_hint_and_fewer_tell_nothing() -> None:
     found = importance(drawn(8), [LR, LEVELS, DIM])
     assert found is not None
