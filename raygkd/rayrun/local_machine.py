@@ -160,14 +160,12 @@ class ClusterWatch:
                     return
 
     def _tell(self) -> None:
-        name = next(
-            f"{name} ({process.pid})"
-            for process, name in self._needed.items()
-            if not _is_alive(process)
+        pid, name = next(
+            (process.pid, name) for process, name in self._needed.items() if not _is_alive(process)
         )
         hint = f"; resume with: {_open_work[-1][0]}" if _open_work else ""
         self.lost = ClusterLost(
-            f"Ray's process {name} ended unexpectedly, perhaps killed for lack of memory{hint}"
+            f"Ray's process {name} ({pid}) ended unexpectedly, perhaps {_cause(pid)}{hint}"
         )
         # Ray may have put its threads' output in the middle of a line
         line = f"\nerror: {self.lost}\n".encode()
@@ -205,6 +203,18 @@ def open_work(command: str, close: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _open_work.pop()
+
+
+def _cause(pid: int) -> str:
+    """Return what may have ended a child process, whose exit status stays for its parent."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        ended = None
+    if ended is None or (ended.si_code, ended.si_status) == (os.CLD_KILLED, signal.SIGKILL):
+        return "killed for lack of memory"
+    # as 'timeout' and batch systems send it
+    return "by a signal to all processes of this command"
 
 
 def _is_alive(process: Any) -> bool:

@@ -59,19 +59,26 @@ def test_a_cluster_is_its_own_and_leaves_nothing(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize(
+    ("name", "number", "cause"),
+    [
+        *((name, signal.SIGKILL, "killed for lack of memory") for name in NEEDED),
+        ("raylet", signal.SIGTERM, "by a signal to all processes of this command"),
+    ],
+)
 def test_a_cluster_that_is_killed_ends_the_run_in_one_line(
-    name: str, capfd: pytest.CaptureFixture[str]
+    name: str, number: int, cause: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def work() -> None:
         with cluster(None), open_work("raygkd tune --resume out", int):
             waiting = ray.remote(lambda: time.sleep(100)).remote()
             [needed] = [one for one in psutil.Process().children() if one.name() == name]
-            needed.send_signal(signal.SIGKILL)
+            needed.send_signal(number)
             ray.get(waiting)
 
     started = time.monotonic()
-    told = rf"^Ray's process {name} \([0-9]+\) ended unexpectedly, .*tune --resume out$"
+    told = rf"^Ray's process {name} \([0-9]+\) ended unexpectedly, perhaps {cause}; "
+    told += "resume with: raygkd tune --resume out$"
     with pytest.raises(ClusterLost, match=told) as raised:
         work()
     assert f"\nerror: {raised.value}\n" in capfd.readouterr().err
