@@ -28,7 +28,7 @@ from raygkd.data.spec import ImageSpec
 from raygkd.data.unlabelled import lacks_labels
 from raygkd.errors import ConfigError
 from raygkd.losses import trains_classifier
-from raygkd.models import check_model_name, short_name
+from raygkd.models import short_name
 from raygkd.workflows.budgets import Built, built_name
 from raygkd.workflows.first_trials import FEWEST_FOR_KD, Params, first_trials, kd_settings, wants_kd
 from raygkd.workflows.pair_checks import naming_option, show_pair
@@ -132,17 +132,6 @@ def searched_choices(config: Config, space: Space | None) -> dict[str, tuple[Any
         alone = None if name == "image_size" else value_of(config, name)
         found[name] = tuple(of_space or own or (alone,))
     return found
-
-
-def check_students(students: Sequence[str]) -> None:
-    """Check the names of students without the images.
-
-    Raises:
-        ConfigError: an unknown one.
-    """
-    for student in students:
-        with naming_option("--students"):
-            check_model_name(student, trains=True)
 
 
 def candidates(

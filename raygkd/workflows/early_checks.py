@@ -32,8 +32,7 @@ def check_early(command: str, config: Config) -> None:
 
     check_applies(command, config, space)
     if command == "tune":
-        from raygkd.workflows.candidates import check_students
-        from raygkd.workflows.pair_checks import check_names
+        from raygkd.workflows.pair_checks import check_names, check_students
 
         check_students(config.search.students or ())
         check_names(config)

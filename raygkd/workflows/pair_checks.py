@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from torch import nn
@@ -106,6 +106,17 @@ def check_names(config: Config, role: str = "student") -> None:
         check_texts(config)
     _check_trains(config.model.student, role)
     _check_model(config, task, role)
+
+
+def check_students(students: Sequence[str]) -> None:
+    """Check the names of students without the images.
+
+    Raises:
+        ConfigError: an unknown one.
+    """
+    for student in students:
+        with naming_option("--students"):
+            check_model_name(student, trains=True)
 
 
 def check_methods(config: Config, task: str) -> None:

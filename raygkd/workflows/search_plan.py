@@ -21,7 +21,6 @@ from raygkd.workflows.candidates import (
     Choices,
     Space,
     candidates,
-    check_students,
     first_of_all,
     joint_space,
     largest_batch,

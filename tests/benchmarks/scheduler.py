@@ -23,6 +23,7 @@ from raygkd.config.search_space import Dimension
 from raygkd.rayrun import tune_search
 from raygkd.rayrun.cluster import cluster
 from raygkd.rayrun.search_history import SearchObserver, Trial
+from raygkd.rayrun.trainables import tune_result
 from raygkd.rayrun.worker import METRIC, Job
 from raygkd.tracking.store import connect, default_uri
 from raygkd.tracking.tracker import Tracker
@@ -47,12 +48,8 @@ class Nothing(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         self._epoch += 1
-        return {
-            METRIC: self._score,
-            "epoch": self._epoch,
-            "diverged": 0.0,
-            "done": self._epoch == EPOCHS,
-        }
+        told = {METRIC: self._score, "epoch": self._epoch, "diverged": 0.0}
+        return tune_result(told, EPOCHS)
 
 
 class Recorder(SearchObserver):

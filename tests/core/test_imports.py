@@ -288,3 +288,10 @@ def test_a_mistake_is_told_before_anything_heavy_is_loaded(arguments: tuple[str,
     code, packages = loaded_by(*arguments)
     assert code == 2
     assert packages.isdisjoint(("torch", "ray", "mlflow", "pandas", "matplotlib"))
+
+
+@pytest.mark.parametrize("option", ["--student", "--students", "--teacher"])
+def test_a_wrong_model_is_told_before_ray_and_mlflow_are_loaded(option: str) -> None:
+    code, packages = loaded_by("tune", option, "resnet9x")
+    assert code == 2
+    assert packages.isdisjoint(("ray", "mlflow", "pandas", "matplotlib"))
