@@ -32,6 +32,7 @@ from raygkd.workflows.first_trials import Params
 from raygkd.workflows.pair_checks import (
     check_names,
     check_student,
+    check_students,
     teacher_model,
     teacher_weights,
 )
