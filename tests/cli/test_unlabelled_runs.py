@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from outcomes import Ran
+from shown_blocks import run_by
 
 from raygkd.data.parquet import open_table
 from raygkd.data.sklearn_digits import load_digits
@@ -197,12 +198,11 @@ def test_the_commands_of_the_guide(
     raygkd: Raygkd, given: Path, output: Path, tmp_path: Path
 ) -> None:
     """They run as the guide has them, but for weights that need no network, and smaller images."""
-    guide = (Path(__file__).parents[2] / "docs" / "guides" / "unlabelled.md").read_text()
+    [guide] = run_by("tests/cli/test_unlabelled_runs.py", "docs/guides/unlabelled.md")
     places = {"photos": str(given / "photos"), "few": str(given / "few")}
     commands = [
         [places.get(word, word.replace("raygkd-output", str(output))) for word in shlex.split(line)]
-        for line in guide.splitlines()
-        if line.startswith("raygkd ")
+        for line in guide.code.splitlines()
     ]
     assert len(commands) == 2
     torch.manual_seed(0)
