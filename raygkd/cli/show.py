@@ -31,7 +31,7 @@ def show_search(out: Any, result: dict[str, Any]) -> None:
     out.print(trials_table(result["trials"]))
     if result["students"] is not None:
         out.print(students_table(result["students"]))
-    out.print(models_table(rows))
+    out.print(models_table(rows, result.get("test_images")))
     score = result["selection"]["score"]
     if alone and (note := teacher_note(teacher["test_score"], alone["test_score"], score)):
         out.print(note, soft_wrap=True)
@@ -61,7 +61,7 @@ def show_comparison(out: Any, result: dict[str, Any]) -> None:
         for role, model in models.items()
     ]
     if rows:
-        out.print(models_table(rows))
+        out.print(models_table(rows, result.get("test_images")))
     means = {one["method"]: one["mean"] for one in comparison["methods"]}
     if "teacher" in models and (
         note := teacher_note(
@@ -83,10 +83,12 @@ def show_single(out: Any, result: dict[str, Any]) -> None:
         (role, model["model"], model["parameters"], model["test_score"])
         for role, model in result["models"].items()
     ]
-    out.print(models_table(rows))
+    out.print(models_table(rows, result.get("test_images")))
     name = _score_name(result["score"])
     out.print(f"validation score {result['val_score']:.4f}{name}", soft_wrap=True)
     _show_next(out, result)
+    if "next" in result:
+        out.print(f"next        {result['next']}", soft_wrap=True)
     if result["int8"] is not None:
         out.print(int8_table(result["int8"]["scores"]))
         for other in ("float", "calibrated"):

@@ -24,6 +24,7 @@ _PATHS = (
     *("data_dir", "unlabelled", "teacher", "teacher_weights", "student_weights", "space"),
     "warm_start",
 )
+_UNNAMED = ("val_score", "val_loss")
 _RESIZE = {
     "stretch": "stretched to a square",
     "centre-crop": "cropped to the centre square, 7/8 of the shorter side",
@@ -141,7 +142,13 @@ def _started(model_file: ModelFile) -> list[str]:
 
 
 def _scores_table(scores: Mapping[str, float], test_scores: Mapping[str, float]) -> list[str]:
-    rows = [(name, value) for name, value in scores.items()]
+    # these two are also there under the name of their metric
+    named = {round(value, 6) for name, value in scores.items() if name not in _UNNAMED}
+    rows = [
+        (name, value)
+        for name, value in scores.items()
+        if name not in _UNNAMED or round(value, 6) not in named
+    ]
     rows += [
         (f"test score, {role.replace('_', ' ')}", value) for role, value in test_scores.items()
     ]
@@ -151,15 +158,16 @@ def _scores_table(scores: Mapping[str, float], test_scores: Mapping[str, float])
 
 
 def _public(settings: Mapping[str, Any]) -> str:
-    """Return the settings as YAML, without paths and addresses of this machine."""
+    """Return the settings of the training as YAML, without paths and addresses of this machine."""
     import yaml
 
     shown = {
         name: {
             key: PurePath(value).name if key in _PATHS and value else value
             for key, value in part.items()
+            if value is not None
         }
         for name, part in settings.items()
-        if name not in ("output", "cluster")
+        if name not in ("output", "cluster", "train", "search", "compare")
     }
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()

@@ -87,17 +87,20 @@ def jobs_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def models_table(rows: Sequence[tuple[str, str, int, float | None]], split: str = "test") -> Table:
+def models_table(
+    rows: Sequence[tuple[str, str, int, float | None]], images: int | None = None
+) -> Table:
     """Return models side by side.
 
     Args:
         rows: (role, model, parameters, score); None for a model that was not scored.
-        split: of the scores.
+        images: number of test images, if known.
     """
-    table = new_table(f"Models on the {split} split")
+    of = f"{images:,} images of " if images else ""
+    table = new_table(f"Models on {of}the test split")
     table.add_column("")
     table.add_column("model", overflow="fold")
-    for name in ("parameters", "size", f"{split} score"):
+    for name in ("parameters", "size", "test score"):
         table.add_column(name, justify="right", no_wrap=True)
     largest = max(parameters for _, _, parameters, _ in rows)
     for role, model, parameters, score in rows:

@@ -38,7 +38,14 @@ from raygkd.report.tables import comparison_markdown
 from raygkd.tracking.tags import DESCRIPTION_TAG
 from raygkd.workflows.ablation import Settings, is_baseline, variants
 from raygkd.workflows.pair_checks import check_names, check_student, show_pair, teacher_model
-from raygkd.workflows.results import model_rows, pair_name, places, test_scores, verdict_of
+from raygkd.workflows.results import (
+    model_rows,
+    pair_name,
+    places,
+    test_images,
+    test_scores,
+    verdict_of,
+)
 from raygkd.workflows.resume import MODEL
 from raygkd.workflows.run_tags import run_tags
 from raygkd.workflows.seed_trials import (
@@ -344,6 +351,7 @@ def _conclude(
         "comparison": comparison,
         "verdict": found,
         "models": model_rows(models, scores),
+        "test_images": test_images(session),
         "selection": {"rule": RULE, "split": "val", **_choice(chosen, trials)},
         "trainings": [row(session, one, trials[one], ComparisonProgress) for one in trials],
         **places(session, PARENT, "parent_run_id"),

@@ -108,6 +108,11 @@ def test_scores(session: Session, models: Mapping[str, ModelFile]) -> dict[str, 
         )
 
 
+def test_images(session: Session) -> int | None:
+    """Return the number of images of the test split; None without labels."""
+    return len(session.images.rows["test"]) if session.images.spec.has_labels else None
+
+
 def verdict_of(
     session: Session, best: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:

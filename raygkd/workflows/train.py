@@ -12,9 +12,9 @@ from raygkd.assembly.derived_configs import student_alone, teacher_alone
 from raygkd.assembly.methods import uses_teacher
 from raygkd.assembly.models import is_model_file
 from raygkd.assembly.unlabelled_runs import without_labels
-from raygkd.config import Config
+from raygkd.config import Config, OptimConfig, OutputConfig
 from raygkd.data.run_images import Images
-from raygkd.errors import ConfigError
+from raygkd.errors import ConfigError, to_paste
 from raygkd.metrics.verdict import verdict_metrics
 from raygkd.models import ModelFile
 from raygkd.storage.atomic_files import Place
@@ -31,10 +31,12 @@ from raygkd.workflows.results import (
     STUDENT_ALONE,
     model_rows,
     places,
+    test_images,
     test_metrics,
     test_scores,
     verdict_of,
 )
+from raygkd.workflows.resume import MODEL
 from raygkd.workflows.session import Session, open_session, write_result
 from raygkd.workflows.teachers import get_teacher, teacher_facts
 from raygkd.workflows.train_one import train_one
@@ -108,6 +110,7 @@ def _train(config: Config, role: str, console: Console, resume: Place | None) ->
             draw_detections.draw(session, role, models[role], scores)
         result: dict[str, Any] = {
             "models": model_rows(models, scores),
+            "test_images": test_images(session),
             "val_score": models[role].scores["val_score"],
             "score": session.images.spec.score,
             "verdict": found,
@@ -116,9 +119,22 @@ def _train(config: Config, role: str, console: Console, resume: Place | None) ->
         }
         if path is not None:
             result["teacher"] = {"path": str(path)}
+        if role == "teacher":
+            result["next"] = _search_with(session)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_result(result, role)
     return result
+
+
+def _search_with(session: Session) -> str:
+    """Return the command that searches with the trained teacher, on the same images."""
+    data, optim, output = session.config.data, session.config.optim, session.config.output
+    words: list[object] = ["tune", "--teacher", session.folder / MODEL, "--dataset", data.dataset]
+    words += ["--data-dir", data.data_dir] if data.data_dir else []
+    # the splits depend on it
+    words += ["--seed", optim.seed] if optim.seed != OptimConfig().seed else []
+    words += ["--output", output.output] if output.output != OutputConfig().output else []
+    return to_paste(*words)
 
 
 def _train_control(session: Session) -> ModelFile:

@@ -37,6 +37,7 @@ from raygkd.workflows.results import (
     STUDENT_ALONE,
     model_rows,
     places,
+    test_images,
     test_scores,
     val_score,
     verdict_of,
@@ -292,6 +293,7 @@ def _conclude(
         "best": rows.pop(BEST) | of_best,
         **rows,
         "champion": {**chosen, **registered},
+        "test_images": test_images(session),
         "verdict": found,
         "trials": [
             {name: getattr(trial, name) for name in _OF_TRIAL}

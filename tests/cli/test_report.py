@@ -133,7 +133,9 @@ def test_a_search_without_trials_has_an_empty_table() -> None:
 def test_models_are_compared_in_size_and_score() -> None:
     rows = [("teacher", "torchvision:mobilenet_v3_large", 123_456_789, 0.91234)]
     rows += [("best student", "resnet8", 12_345_679, 0.9)]
-    shown = rows_of(models_table(rows))
+    assert rows_of(models_table(rows))[0] == "Models on the test split"
+    shown = rows_of(models_table(rows, 2000))
+    assert shown[0] == "Models on 2,000 images of the test split"
     assert "teacher torchvision:mobilenet_v3_large 123,456,789 100% 0.9123" in shown
     assert "best student resnet8 12,345,679 10% 0.9000" in shown
 

@@ -5,6 +5,7 @@ Shapes: B batch, K classes, N candidates of a class, D detections.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from raygkd.config import Config, to_yaml
 from raygkd.deploy.exporters.onnx import quantise, write_onnx
 from raygkd.deploy.exporters.safetensors import write_safetensors
 from raygkd.deploy.exporters.static_int8 import StaticInt8
@@ -239,6 +241,23 @@ def test_safetensors_and_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(code, known)
     for name, tensor in known["model"].state_dict().items():
         assert torch.equal(tensor, model_file.state_dict[name])
+
+
+def test_a_card_says_a_thing_once() -> None:
+    scores = {"val_score": 0.5, "val_accuracy": 0.5, "val_top5": 1.0, "val_macro-f1": 1.0}
+    # the loss is not the log-loss here
+    scores |= {"val_loss": 2.5, "val_log-loss": 2.25}
+    model_file = dataclasses.replace(classifier_file(), scores=scores, config=to_yaml(Config()))
+    card = model_card(
+        model_file, facts_of(model_file), parameters=1, file="x", licence="mit", test_scores={}
+    )
+    body = card.split("---\n", 2)[2]
+    assert re.findall(r"^\| (val_\S+) \|", body, re.MULTILINE) == [
+        *("val_accuracy", "val_top5", "val_macro-f1", "val_loss", "val_log-loss"),
+    ]
+    settings = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", body, re.DOTALL)[0])
+    assert list(settings) == ["data", "model", "method", "optim", "recipe"]
+    assert None not in [value for part in settings.values() for value in part.values()]
 
 
 # files that are none

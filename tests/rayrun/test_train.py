@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -201,6 +202,11 @@ def test_without_json_the_result_is_a_table_and_where_to_look_next(
     assert f"validation score {teacher.result['val_score']:.4f}" in rows
     assert f"model file {teacher.model}" in rows
     assert f"compare raygkd ui --output {output}" in rows
+    assert f"Models on {teacher.result['test_images']} images of the test split" in rows
+    [line] = [row for row in rows if row.startswith("next ")]
+    assert line == f"next {teacher.result['next']}"
+    expected = ["raygkd", "tune", "--teacher", str(teacher.model), "--dataset", "digits"]
+    assert shlex.split(teacher.result["next"])[:6] == expected
 
 
 # a student, by two workers
@@ -218,7 +224,7 @@ def test_the_result_holds_teacher_and_student(trained: Trained, untrained_teache
     result = trained.result
     assert set(result) == {
         *("models", "score", "val_score", "verdict", "int8", "mlflow", "run", "model", "teacher"),
-        "seconds",
+        *("seconds", "test_images"),
     }
     assert list(result["models"]) == ["teacher", "student"]
     assert result["teacher"] == {"path": str(untrained_teacher)}
