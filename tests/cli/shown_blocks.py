@@ -99,7 +99,9 @@ def run_block(block: Block, folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     environment["PATH"] = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     python = block.language == "python"
-    code = block.code if python else re.sub(r"^\$ ", "", block.code, flags=re.MULTILINE)
+    # behind a prompt, with what the commands print
+    typed = re.findall(r"^\$ (.*)", block.code, re.MULTILINE)
+    code = "\n".join(typed) or block.code
     command = [sys.executable, "-c", code] if python else ["bash", "-ec", code]
     ran = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
