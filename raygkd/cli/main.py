@@ -29,6 +29,7 @@ from raygkd.errors import (
     control_characters,
     near,
 )
+from raygkd.registry import either
 from raygkd.storage.terminal import leave_closed_terminal
 from raygkd.version import __version__
 
@@ -172,7 +173,23 @@ def _in_one_line(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     text = " ".join(error.format_message().split()).removesuffix(".")
     if isinstance(error, click.NoSuchOption) and context is not None:
-        known = [flag for param in context.command.params for flag in param.opts]
-        text = f"no option {error.option_name}{near(error.option_name, known)}"
+        text = f"no option {error.option_name}{_meant(error.option_name, context)}"
     text = text[:1].lower() + text[1:]
     return f"{text} (try '{context.command_path} --help')" if context is not None else text
+
+
+def _meant(option: str, context: click.Context) -> str:
+    """Return a hint at options that are named like one, or else at the commands that have it."""
+    # the dashes would make all names alike
+    names = [flag.removeprefix("--") for flag in _options(context.command)]
+    if close := near(option.lstrip("-"), names):
+        return close.replace(" '", " '--")
+    root = context.find_root()
+    assert isinstance(root.command, click.Group)
+    commands = root.command.commands.items()
+    owners = [name for name, command in commands if option in _options(command)]
+    return f"; it is an option of {either(owners)}" if owners else ""
+
+
+def _options(command: click.Command) -> list[str]:
+    return [flag for param in command.params for flag in param.opts if flag.startswith("--")]

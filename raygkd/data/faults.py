@@ -17,6 +17,7 @@ class Fault(Enum):
     NO_LABEL_FILE = "kept", "image", "without a label file, taken to have no objects"
     REPEATED = "dropped", "image", "listed more than once"
     LEAKED = "kept", "image", "also present in another split"
+    COPIED = "kept", "image", "with a copy that may land in another split ({of} cut from train)"
     WRONG_SIZE = "ignored", "image size", "different from the file's"
     UNLISTED = "skipped", "image", "not listed in any annotation"
     OTHER_FILE = "skipped", "file", "with the suffix {of}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -104,14 +105,14 @@ def good(parquet: Callable[..., Path]) -> tuple[str, ...]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes folders of images: class=number of images."""
+    """Return a function that writes folders of different images: class=number of images."""
 
     def write(**classes: int) -> Path:
-        root = tmp_path / "photos"
+        root, seeds = tmp_path / "photos", itertools.count()
         for name, images in classes.items():
             (root / name).mkdir(parents=True)
             for number in range(images):
-                (root / name / f"{number}.png").write_bytes(png(number))
+                (root / name / f"{number}.png").write_bytes(png(next(seeds)))
         return root
 
     return write

@@ -359,9 +359,10 @@ def test_all_wrong_values_are_told_at_once(refused: Refused) -> None:
         (("train", "--bach-size", "4"), "no option --bach-size; did you mean '--batch-size'"),
         (
             ("train", "--trials", "4"),
-            "no option --trials; did you mean '--erase' or '--strict' or '--graphs'?",
+            "no option --trials; it is an option of tune (try 'raygkd train --help')",
         ),
-        (("teacher", "--inherit"), "no option --inherit"),
+        (("tune", "--trails", "4"), "no option --trails; did you mean '--trials'? (try"),
+        (("teacher", "--inherit"), "no option --inherit; it is an option of tune, compare or"),
         (("train", "--epochs"), "option '--epochs' requires an argument"),
         (("train", "extra"), "unexpected extra argument (extra) (try 'raygkd train --help')"),
         (
@@ -514,7 +515,7 @@ def test_a_run_of_the_same_name_with_other_options(
     ("arguments", "message"),
     [
         (("tune", "--dim", "two"), "invalid value for '--dim': 'two' is not a valid integer"),
-        (("tune", "--trails", "4"), "no option --trails; did you mean '--trials' or"),
+        (("tune", "--trails", "4"), "no option --trails; did you mean '--trials'?"),
         (("tuen",), "'tuen' is not one of 'compare', 'evaluate', 'teacher', 'train'"),
         (("--now", "train"), "no option --now"),
         (("train",), "--output raygkd-output: a job runs in a temporary folder"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -75,14 +76,14 @@ def broken_table(tmp_path: Path) -> Callable[..., ImageTable]:
 
 @pytest.fixture
 def make_tree(tmp_path: Path) -> Callable[[dict[str, int]], Path]:
-    """Return a function that makes folders, each with a number of PNG images."""
+    """Return a function that makes folders, each with a number of PNG images, all different."""
 
     def make(folders: dict[str, int]) -> Path:
-        root = tmp_path / "photos"
+        root, seeds = tmp_path / "photos", itertools.count()
         for folder, images in folders.items():
             (root / folder).mkdir(parents=True, exist_ok=True)
             for index in range(images):
-                (root / folder / f"{index}.png").write_bytes(encode_image(index))
+                (root / folder / f"{index}.png").write_bytes(encode_image(next(seeds)))
         return root
 
     return make

@@ -33,8 +33,30 @@ EXPECTED = [
 
 def test_classes_and_images_are_counted(make_tree):
     root = doubtful(make_tree)
-    # 1.png of another class is equal, too, but not in another split
     assert audit(open_source("imagefolder", root)) == tuple(line.format(root) for line in EXPECTED)
+
+
+COPY = "with a copy that may land in another split ({} cut from train)"
+
+
+@pytest.mark.parametrize(
+    ("others", "missing"), [([], "val and test"), (["val"], "test"), (["val", "test"], None)]
+)
+def test_copies_that_a_cut_may_part_are_counted(make_tree, others, missing):
+    root = make_tree({f"{split}/{name}": 3 for split in ("train", *others) for name in "ab"})
+    same = (root / "train/a/0.png").read_bytes()
+    for name in ("a/x", "a/y", "b/z"):
+        (root / f"train/{name}.png").write_bytes(same)
+    # as long as a copy, and equal in its middle
+    (root / "train/b/w.png").write_bytes(same[:-1] + bytes([same[-1] ^ 1]))
+    warnings = audit(open_source("imagefolder", root))
+    if missing is None:
+        assert warnings == ()
+    else:
+        first = f"{root}/train/a/x.png ({root}/train/a/0.png)"
+        assert warnings == (f"found 3 images {COPY.format(missing)}, first in {first}",)
+        with pytest.raises(DataError, match="with a copy that may land in another split"):
+            audit(open_source("imagefolder", root), strict=True)
 
 
 def test_strict_mode_refuses_before_anything_is_written(make_tree, tmp_path):

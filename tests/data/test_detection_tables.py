@@ -129,8 +129,13 @@ def test_warnings_of_the_source_are_returned_and_kept(tmp_path):
     summary = prepare(open_source("voc", root), str(tmp_path / "out"))
     expected = f"dropped 2 boxes with no area, first in {root}/Annotations/a.xml object 1 (2 2 2 9)"
     small = "found 1 class with a single image, first in voc ('cat')"
-    assert summary["warnings"] == [expected, small]
-    assert open_table(str(tmp_path / "out")).warnings == (expected, small)
+    images = f"{root}/JPEGImages"
+    copy = (
+        "found 1 image with a copy that may land in another split (val and test cut from train), "
+        f"first in {images}/b.jpg ({images}/a.jpg)"
+    )
+    assert summary["warnings"] == [expected, small, copy]
+    assert open_table(str(tmp_path / "out")).warnings == (expected, small, copy)
     assert (summary["boxes"], summary["images"]) == (1, 2)
 
 
