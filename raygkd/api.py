@@ -27,12 +27,12 @@ from raygkd.assembly.model_pairs import (
     check_parallel,
 )
 from raygkd.assembly.optimizers import build_optimizer
-from raygkd.assembly.own_task import OwnTask, logits
+from raygkd.assembly.own_task import OwnTask, check_functions, chosen_device, logits, loss_of
 from raygkd.config import Config, MethodConfig, OptimConfig, with_settings
 from raygkd.data.pairs import Data, PairStream
 from raygkd.engine import Objective, Teacher, TeacherOutput, Training, run_epoch
 from raygkd.engine.schedule import lr_factor
-from raygkd.errors import ConfigError, Diverged
+from raygkd.errors import ConfigError, Diverged, brief
 from raygkd.losses import GraphDistillationLoss
 from raygkd.models import FeatureTap
 
@@ -113,12 +113,14 @@ class Matching(nn.Module):
         accelerated: bool = True,
     ):
         super().__init__()
-        pair = ModelPair.of(teacher, student, levels, images)
-        shapes, teacher_shapes, scales = pair.shapes(images)
-        self.graph = _graph(
-            shapes, teacher_shapes, alpha, beta, gamma, temperature, dim, accelerated
-        )
-        self.graph.to(images.device)
+        # adapters made in inference mode could not be trained
+        with torch.inference_mode(mode=False):
+            pair = ModelPair.of(teacher, student, levels, images)
+            shapes, teacher_shapes, scales = pair.shapes(images)
+            self.graph = _graph(
+                shapes, teacher_shapes, alpha, beta, gamma, temperature, dim, accelerated
+            )
+            self.graph.to(images.device)
         self._returns_terms, self._is_accelerated = return_terms, accelerated
         self._is_checked = False
         # in a list, the models are not part of this module
@@ -144,14 +146,18 @@ class Matching(nn.Module):
         said = teacher(images)
         outputs, features = tap(images)
         check_gradients(features, pair.student)
+        terms = self._terms(features, said)
         if self._returns_terms:
-            return outputs, self.graph(features, said.features)
-        if self._is_accelerated:
-            terms = self.graph.terms_with_gradient(features, said.features)
-        else:
-            terms = self.graph(features, said.features)
+            return outputs, terms
         weighted = [self.graph.term_weights[name] * term for name, term in terms.items()]
         return outputs, torch.stack(weighted).sum()
+
+    # a loop may compile its whole step
+    @torch.compiler.disable
+    def _terms(self, features: Mapping[int, Tensor], said: TeacherOutput) -> dict[str, Tensor]:
+        if self._returns_terms or not self._is_accelerated:
+            return self.graph(features, said.features)
+        return self.graph.terms_with_gradient(features, said.features)
 
     def close(self) -> None:
         """Remove the hooks from both models."""
@@ -252,15 +258,25 @@ def distill(
     }
     if keep not in ("last", "best") or (keep == "best" and val_data is None):
         raise ConfigError(f'keep: {keep!r} must be "last", or "best" with val_data')
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_functions(loss, metric, optimizer, reporter)
+    place = chosen_device(device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_python_names())
+        # whatever the caller is in
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
         # the grace period is a search's
         optim = with_settings(Config(), {**given, "grace_period": 1}).optim
         stack.enter_context(torch.random.fork_rng([place] if place.type == "cuda" else []))
         stream = PairStream(train_data, val_data, batch_size, seed)
         images = next(stream.train_batches(0))["image"][:PROBED].to(place)
-        pair = ModelPair.of(teacher.to(place), student.to(place), levels, images)
+        for model in (teacher, student):
+            # of anything else the pair says so
+            if isinstance(model, nn.Module):
+                model.to(place)
+        pair = ModelPair.of(teacher, student, levels, images)
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ConfigError("student: all its parameters are frozen; set requires_grad of some")
         student_shapes, teacher_shapes, scales = pair.shapes(images)
         graph = _graph(student_shapes, teacher_shapes, alpha, beta, gamma, temperature, dim)
         stack.enter_context(as_it_was(teacher))
@@ -283,9 +299,9 @@ def distill(
         for _ in range(epochs):
             history.append(run_epoch(training))
             if reporter is not None:
-                reporter(history[-1])
+                reporter(dict(history[-1]))
             score = history[-1].get("val_score", math.nan)
-            if keep == "best" and (best is None or score > best[0]):
+            if keep == "best" and (best is None or score > best[0] or math.isnan(best[0])):
                 best = score, copy.deepcopy(student.state_dict())
         if best is not None:
             student.load_state_dict(best[1])
@@ -310,7 +326,8 @@ def _python_names() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        text = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))
+        text = str(error).removeprefix("configuration: ")
+        text = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), text)
         raise type(error)(text) from error
     except Diverged as error:
         raise _Diverged(error.term, error.epoch) from error
@@ -326,6 +343,10 @@ def _training(
 ) -> Training:
     """Return a run of this process alone, ready for its first epoch."""
     stepping = optimizer(objective.parameters())
+    if not isinstance(stepping, torch.optim.Optimizer) or isinstance(stepping, torch.optim.LBFGS):
+        raise ConfigError(
+            f"optimizer: must return a torch.optim.Optimizer, and not LBFGS; got {brief(stepping)}"
+        )
     factor = functools.partial(lr_factor, steps_per_epoch=stream.steps_per_epoch, optim=optim)
     return _Training(
         task=task,
@@ -426,7 +447,7 @@ class _Objective(Objective):
                 f"loss: the student returns a {type(outputs).__name__} without logits, which "
                 "cross_entropy cannot read; pass a loss that can"
             )
-        terms = {"task": self._loss(outputs, targets)}
+        terms = {"task": loss_of(self._loss, outputs, targets)}
         return terms | self._distillation(features, teacher), None
 
 

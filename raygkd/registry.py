@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from raygkd.errors import ConfigError, near
+from raygkd.errors import ConfigError, brief, near
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -100,7 +100,7 @@ class Registry(Generic[T]):
         if not points:
             known = ", ".join(self.names())
             raise ConfigError(
-                f"unknown {self.kind} {name!r}{near(name, self.names())} (known: {known})"
+                f"unknown {self.kind} {brief(name)}{near(name, self.names())} (known: {known})"
             )
         [point, *others] = points
         if not others and name not in own and point not in self._loaded:

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from raygkd.engine import Teacher, TeacherOutput
-from raygkd.errors import ConfigError, UserError, reason_of
+from raygkd.errors import ConfigError, UserError, brief, reason_of
 from raygkd.models import FeatureTap, NamedLevels, feature_shapes, pair_levels, stage_modules
 
 Levels = Sequence[str] | Mapping[str, str] | None
@@ -57,15 +58,15 @@ class ModelPair:
                 feature_shapes(teacher, list(of_teacher), size),
             )
             levels = {of_student[own]: of_teacher[other] for own, other in paired.items()}
-        names = [] if isinstance(levels, str) else list(levels)
-        if not names or not all(isinstance(name, str) for name in names):
+        names = list(levels) if isinstance(levels, Iterable) and not isinstance(levels, str) else []
+        others = list(levels.values()) if isinstance(levels, Mapping) else names
+        if not names or not all(isinstance(name, str) for name in (*names, *others)):
             raise ConfigError(
-                f"levels: {levels!r} must be paths of modules, such as ['layer1', 'layer2']"
+                f"levels: {brief(levels)} must be paths of modules, such as ['layer1', 'layer2']"
             )
-        pairs = levels if isinstance(levels, Mapping) else None
         return cls(
             student=NamedLevels(student, names, "student"),
-            teacher=NamedLevels(teacher, list(pairs.values()) if pairs else names, "teacher"),
+            teacher=NamedLevels(teacher, others, "teacher"),
         )
 
     def outputs(self, images: Tensor) -> tuple[dict[int, Any], dict[int, Any]]:
@@ -76,15 +77,18 @@ class ModelPair:
         """Return level -> (C, H, W) of the student and of the teacher, and the teacher's scales.
 
         Raises:
-            ConfigError: a model fails, or the output of a module is not a feature map.
+            ConfigError: a model fails, or the output of a module is not a feature map, or not
+                finite.
         """
         height, width = images.shape[-2:]
         of_student, of_teacher = self.outputs(images)
-        return (
+        of_both = (
             self.student.learn_layouts(of_student, (height, width)),
             self.teacher.learn_layouts(of_teacher, (height, width)),
-            {level: scale_of(output) for level, output in of_teacher.items()},
         )
+        _check_finite(self.student, of_student, "student")
+        _check_finite(self.teacher, of_teacher, "teacher")
+        return (*of_both, {level: scale_of(output) for level, output in of_teacher.items()})
 
 
 class ScaledTeacher(Teacher):
@@ -139,8 +143,21 @@ def check_images(images: Any) -> None:
 def _check_models(teacher: nn.Module, student: nn.Module) -> None:
     """Raise ConfigError if the models cannot be trained as a pair."""
     for role, model in (("teacher", teacher), ("student", student)):
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"{role}: {brief(model)} must be a torch.nn.Module")
         if isinstance(model, DistributedDataParallel):
             raise ConfigError(f"the {role} is wrapped in DistributedDataParallel; {RECIPE}")
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ConfigError(
+                f"the {role} is a TorchScript module, whose feature maps cannot be read; pass the "
+                "model that it was made from"
+            )
+        tensors = (*model.parameters(), *model.buffers())
+        if any(not is_lazy(one) and one.is_inference() for one in tensors):
+            raise ConfigError(
+                f"the {role} was created under torch.inference_mode, so it cannot be trained or "
+                "frozen; create it outside"
+            )
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     shared = [names[id(one)] for one in teacher.parameters() if id(one) in names]
     if shared:
@@ -201,6 +218,16 @@ def _is_running(module: nn.Module) -> bool:
     return False
 
 
+def _check_finite(model: NamedLevels, outputs: Mapping[int, Tensor], role: str) -> None:
+    """Raise ConfigError if a map has NaN or infinite values, which no loss could survive."""
+    for level, output in outputs.items():
+        if not bool(torch.isfinite(output).all()):
+            raise ConfigError(
+                f"levels: module {model.path(level)!r} of the {role} gives NaN or infinite values "
+                "for these images; check the images and the weights"
+            )
+
+
 @contextlib.contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
     """Give a model back what freezing it has changed."""
@@ -219,8 +246,8 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
 def _outputs(model: NamedLevels, images: Tensor, role: str) -> dict[int, Any]:
     """Return level -> its module's output; the model's batch statistics stay as they are."""
     with as_it_was(model), FeatureTap(model, list(model.levels)) as tap:
-        model.eval()
         try:
+            model.eval()
             return tap(images)[1]
         except UserError:
             raise

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ def is_model_file(teacher: str) -> bool:
         )
     if teacher.endswith(".py"):
         return False
-    return Path(teacher).exists() or "/" in teacher or teacher.endswith(".pt")
+    return os.path.exists(teacher) or "/" in teacher or teacher.endswith(".pt")
 
 
 def start_from_teacher(config: Config, student: nn.Module, teacher: nn.Module) -> list[str]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygkd.errors import ConfigError
+from raygkd.errors import ConfigError, brief, text_of
 
 
 def logits(outputs: Any) -> Any:
@@ -91,4 +92,58 @@ class OwnTask:
             labels.append(batch["label"].cpu())
         if not outputs:
             return {}
-        return {"score": float(self.metric(joined(outputs), torch.cat(labels)))}
+        value = self.metric(joined(outputs), torch.cat(labels))
+        try:
+            return {"score": float(value)}
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"metric: must return a number, not {brief(value)}") from error
+
+
+def check_functions(
+    loss: Any, metric: Any, optimizer: Any | None = None, reporter: Any | None = None
+) -> None:
+    """Raise ConfigError for arguments that are not functions."""
+    given = {"loss": loss, "metric": metric, "optimizer": optimizer, "reporter": reporter}
+    for name, function in given.items():
+        if function is None and name in ("optimizer", "reporter"):
+            continue
+        # calling the class of a loss would make one of outputs and labels
+        is_class = isinstance(function, type) and issubclass(function, nn.Module)
+        if is_class or not callable(function):
+            raise ConfigError(f"{name}: {brief(function)} must be a function")
+
+
+def loss_of(loss: Callable[[Any, Any], Tensor], outputs: Any, labels: Any) -> Tensor:
+    """Return the loss of a batch.
+
+    Raises:
+        ConfigError: ``cross_entropy`` cannot take the outputs or labels, or a loss is no scalar
+            that has a gradient.
+    """
+    try:
+        value = loss(outputs, labels)
+    except (IndexError, RuntimeError) as error:
+        if loss is not F.cross_entropy:
+            raise
+        raise ConfigError(
+            f"loss: cross_entropy fails on outputs {tuple(outputs.shape)} and labels "
+            f"{tuple(labels.shape)} of {labels.dtype}: {text_of(error)}"
+        ) from error
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"loss: must return a scalar tensor, not {brief(value)}")
+    if value.ndim or (torch.is_grad_enabled() and not value.requires_grad):
+        of = "without a gradient" if not value.ndim else f"of shape {tuple(value.shape)}"
+        raise ConfigError(f"loss: must return a scalar with a gradient, not a tensor {of}")
+    return value
+
+
+def chosen_device(device: Any) -> torch.device:
+    """Return the device to train on; ConfigError if this machine has no such device."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ConfigError(f"device: {brief(device)} cannot be used ({text_of(error)})") from error
+    return place

@@ -112,8 +112,11 @@ def run() -> int:
     except click.Abort:
         return 130
     except UserError as error:
-        for line in str(error).splitlines():
+        lines = str(error).splitlines()
+        for line in lines[:MOST_LINES]:
             _print_error(line)
+        if len(lines) > MOST_LINES:
+            _print_error(f"{len(lines) - MOST_LINES:,} more like these")
         return 2
     except RunFailed as error:
         _print_error(str(error))
@@ -141,6 +144,8 @@ def _print_error(line: str) -> None:
         click.echo(f"error: {line}", err=True)
 
 
+# problems that are printed, of a file with very many
+MOST_LINES = 20
 # files of which a second one would replace the first without a word
 ONCE = ("--config", "--space", "--resume")
 

@@ -10,7 +10,7 @@ import click
 
 from raygkd.cli.data_commands import dataset_info
 from raygkd.cli.options import JSON, only_results_on_stdout
-from raygkd.errors import to_paste
+from raygkd.errors import DataError, to_paste
 
 # longest side of images, in pixels, for which the small built-in models suit
 SMALL = 64
@@ -81,6 +81,10 @@ def _for_images(info: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("search for a detector", to_paste("tune", "--data-dir", path, *TRIALS)),
             ("compare methods", to_paste("compare", "--data-dir", path, "--methods", "graph,fgd")),
         ]
+    if not info["width"]:
+        raise DataError(
+            f"{path}: none of its images can be read; see {to_paste('data', 'info', path)}"
+        )
     is_small = max(info["width"]["max"], info["height"]["max"]) <= SMALL
     teacher = () if is_small else PRETRAINED
     student = () if is_small else ("--student", STUDENT)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raygkd.config.schema import OTHER_NAMES, OptimConfig, registered_settings, settings
+from raygkd.config.schema import OTHER_NAMES, SECTIONS, OptimConfig, registered_settings, settings
 from raygkd.config.tree import Config, owned_by, value_of, with_settings
 from raygkd.config.values import LevelPair, base_type, coerce, plain
 from raygkd.config.yaml_text import read_yaml
@@ -213,6 +213,8 @@ def _dimension(name: Any, entry: Any) -> Dimension:
     name = OTHER_NAMES.get(name, name)
     if name not in known:
         hint = near(str(name), known)
+        if name in SECTIONS:
+            raise ConfigError(f"{name!r}: a search space has no sections; list its settings alone")
         raise ConfigError(f"{brief(name)} cannot be searched{hint} (allowed: {', '.join(known)})")
     setting = settings()[name][2]
     kinds = (

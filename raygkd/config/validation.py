@@ -195,7 +195,7 @@ def _gpu_problems(gpus: float) -> list[str]:
 def _year_problems(years: tuple[int, ...]) -> list[str]:
     if years and set(years) <= {2007, 2012} and len(set(years)) == len(years):
         return []
-    return [f"--years {','.join(map(str, years))!r}: must be 2007, 2012, or both"]
+    return [f"--years {brief(','.join(map(str, years)))}: must be 2007, 2012, or both"]
 
 
 def _class_problems(classes: tuple[str, ...] | None) -> list[str]:

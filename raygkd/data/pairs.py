@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from raygkd.errors import DataError
+from raygkd.errors import DataError, text_of
 
 Data = Dataset[Any] | Iterable[Any]
 
@@ -66,11 +66,23 @@ def _batches(data: Data, name: str, batch_size: int, seed: int | None) -> Any:
             shuffle=seed is not None,
             # batch normalisation needs more than one image
             drop_last=seed is not None and count >= batch_size,
+            collate_fn=_collate,
             generator=generator,
         )
     if not count:
         raise DataError(f"{name}: contains no images")
     return data
+
+
+def _collate(pairs: list[Any]) -> Any:
+    """Return some of a dataset's pairs as a batch; DataError if they cannot be stacked."""
+    try:
+        return default_collate(pairs)
+    except (RuntimeError, TypeError) as error:
+        raise DataError(
+            "data: images and labels must be tensors, arrays or numbers of one shape and type to "
+            f"form a batch ({text_of(error)})"
+        ) from error
 
 
 def _length(data: Any, name: str) -> int:

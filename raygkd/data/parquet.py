@@ -60,6 +60,8 @@ EXPECTED_COLUMNS = (
 )
 EXPECTED_DETECTION_COLUMNS = EXPECTED_COLUMNS.replace("label (integer)", box_columns.EXPECTED)
 OPENED_AT_ONCE = 16
+# of attempts to reach Google's store
+GCS_SECONDS = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,8 +247,15 @@ def resolve(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if not is_remote(path):
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(local_path(path))
     check_no_secret(path)
+    scheme, _, inner = path.partition("://")
+    if scheme in ("s3", "gs") and not inner.strip("/"):
+        raise DataError(f"'{path}' names no bucket; write {scheme}://BUCKET/FOLDER")
+    uri = path.rstrip("/")
+    if scheme == "gs" and "retry_limit_seconds" not in uri:
+        # its own limit is a quarter of an hour
+        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GCS_SECONDS}"
     try:
-        return pyarrow.fs.FileSystem.from_uri(path.rstrip("/"))
+        return pyarrow.fs.FileSystem.from_uri(uri)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"cannot reach '{path}': {_one_line(error)}") from error
 

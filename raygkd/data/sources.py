@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raygkd.data.boxes import ImageBoxes
-from raygkd.errors import ConfigError, DataError, near
+from raygkd.errors import ConfigError, DataError, brief, near
 from raygkd.registry import DATASETS, entry_name, own_settings
 from raygkd.storage.atomic_files import is_remote, local_path
 from raygkd.storage.object_store import check_no_secret
@@ -139,7 +139,7 @@ def check_dataset(name: str, data_dir: str | None) -> None:
     names = [*DATASETS.names(), "parquet"]
     if entry_name(name) not in names:
         raise ConfigError(
-            f"--dataset {name!r}: unknown{near(name, names)} (known: {', '.join(names)})"
+            f"--dataset {brief(name)}: unknown{near(name, names)} (known: {', '.join(names)})"
         )
     if name == "parquet" and data_dir is None:
         raise ConfigError("--dataset parquet needs --data-dir: a .parquet file or a folder")

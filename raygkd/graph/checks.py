@@ -56,6 +56,8 @@ def choice_problem(name: str, value: str, allowed: Sequence[str]) -> str | None:
 
 def dimension_problem(dim: int, channels: int) -> str | None:
     """Return a problem if a graph of ``channels`` vertices lacks ``dim`` non-trivial eigenpairs."""
+    if channels < 2:
+        return "a map of one channel has no graph of channels; choose other levels"
     if 1 <= dim <= channels - 1:
         return None
     return f"dim must be from 1 to {channels - 1} for a map of {channels} channels; got {dim}"

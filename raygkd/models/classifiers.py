@@ -101,8 +101,8 @@ def check_classifier_name(name: str, *, trains: bool = False) -> None:
         meant = difflib.get_close_matches(prefix, families, n=1)
         hint = f"; did you mean '{meant[0]}:{rest}'?" if meant else ""
         raise ConfigError(
-            f"unknown classifier {name!r}{hint} (the prefix must be one of {', '.join(families)}, "
-            "a FILE.py, or an installed package)"
+            f"unknown classifier {brief(name)}{hint} (the prefix must be one of "
+            f"{', '.join(families)}, a FILE.py, or an installed package)"
         )
     if name.endswith(".py"):
         raise ConfigError(
@@ -119,11 +119,12 @@ def check_classifier_name(name: str, *, trains: bool = False) -> None:
         return
     meant = [f"'{prefix}:{name}'" for prefix in prefixes if is_classifier(f"{prefix}:{name}")]
     if meant:
-        raise ConfigError(f"unknown classifier {name!r}; did you mean {' or '.join(meant)}?")
+        raise ConfigError(f"unknown classifier {brief(name)}; did you mean {' or '.join(meant)}?")
     if not near(name, known):
         others = ", ".join(f"{one}:NAME" for one in prefixes)
         raise ConfigError(
-            f"unknown classifier {name!r} (known: {', '.join(known)}, {others}, FILE.py:FUNCTION)"
+            f"unknown classifier {brief(name)} (known: {', '.join(known)}, {others}, "
+            "FILE.py:FUNCTION)"
         )
     CLASSIFIERS.get(name)
 

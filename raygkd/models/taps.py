@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raygkd.errors import ConfigError
 from raygkd.models.levels import all_levels, check_levels
 from raygkd.models.map_layouts import MapLayout
+from raygkd.models.named import NamedLevels
 
 
 class FeatureTap:
@@ -92,11 +93,14 @@ class FeatureTap:
         return output, {level: features[level] for level in self.levels}
 
     def _raise_missing(self, level: int) -> None:
-        path = all_levels(self.model)[level].path
+        model, path = self.model, all_levels(self.model)[level].path
+        if isinstance(model, NamedLevels):
+            path = model.path(level)
+            model = model.model
         raise ConfigError(
-            f"module {path!r} of {type(self.model).__name__} returned nothing in this call: it did "
-            "not run, or the model was compiled and used before its levels were chosen; compile it "
-            "afterwards, or call torch.compiler.reset() first"
+            f"module {path!r} of {type(model).__name__} returned nothing in this call: it did not "
+            "run, was replaced, or the model was compiled and used before its levels were chosen; "
+            "compile it afterwards, or call torch.compiler.reset() first"
         )
 
     def remove(self) -> None:

@@ -52,7 +52,8 @@ def local_path(text: str | os.PathLike[str]) -> Path:
         if not str(text):
             raise ValueError("it is empty")
         path = Path(text).expanduser()
-        if len(os.fsencode(path)) > _LONGEST_PATH or len(os.fsencode(path.name)) > _LONGEST_NAME:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+        if len(os.fsencode(path)) > _LONGEST_PATH or longest > _LONGEST_NAME:
             raise ValueError("it is too long")
         if "\0" in str(path):
             raise ValueError("it has a null character")

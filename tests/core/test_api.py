@@ -164,7 +164,7 @@ def test_a_plain_loop_with_the_loss_comes_to_the_same_weights(
         ({"levels": "first"}, "must be paths of modules, such as"),
         ({"levels": {"first": "trunk.1"}, "dim": 16}, "dim"),
         ({"epochs": 0}, "^epochs 0: must be at least 1"),
-        ({"lr": "high"}, ": lr 'high': must be a number"),
+        ({"lr": "high"}, "^lr 'high': must be a number"),
     ],
 )
 def test_settings_that_cannot_be(

@@ -333,7 +333,9 @@ def test_edited_metadata_of_an_exported_file(changed: dict[str, Any]):
 
 
 @pytest.mark.parametrize("make", [place, local_path])
-@pytest.mark.parametrize("text", ["", "~nobody-here/x", "x" * 256, "x/" * 4000, "a\0b"])
+@pytest.mark.parametrize(
+    "text", ["", "~nobody-here/x", "x" * 256, "x" * 256 + "/x", "x/" * 4000, "a\0b"]
+)
 def test_texts_that_name_no_path(make: Any, text: str):
     with pytest.raises(ConfigError, match="is not a usable path: ") as raised:
         make(text)
