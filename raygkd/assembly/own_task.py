@@ -117,7 +117,7 @@ def loss_of(loss: Callable[[Any, Any], Tensor], outputs: Any, labels: Any) -> Te
     """Return the loss of a batch.
 
     Raises:
-        ConfigError: ``cross_entropy`` cannot take the outputs or labels, or a loss is no scalar
+        ConfigError: ``cross_entropy`` cannot take the outputs or labels, or a loss is not a scalar
             that has a gradient.
     """
     try:
