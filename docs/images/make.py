@@ -28,7 +28,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RAYGKD = (sys.executable, "-m", "raygkd")
 PORT = 5973
-SEARCH = "tune --dataset cluttered-digits --trials 4 --teacher-epochs 6 --epochs 5 --batch-size 32"
+SEARCH = (
+    "tune --dataset parquet --data-dir shards --teacher resnet20 --teacher-epochs 5 "
+    "--student resnet8 --trials 4 --epochs 5 --name first"
+)
 FRONT = (
     "tune --dataset digits --students resnet8,resnet14,resnet20 --methods graph,logit-std "
     "--objective score,latency --max-params 200000 --trials 8"
@@ -42,9 +45,10 @@ def results(work: Path) -> None:
 
 
 def search(work: Path) -> None:
-    """Record README's search in a terminal."""
-    shutil.rmtree(work / "search", ignore_errors=True)
-    record(["raygkd", *SEARCH.split()], work / "search", HERE / "search.svg")
+    """Record the search of the quickstart in a terminal."""
+    folder = empty(work / "search")
+    raygkd(folder, "data", "prepare", "--dataset", "digits", "--output", "shards")
+    record(["raygkd", *SEARCH.split()], folder, HERE / "search.svg")
 
 
 def front(work: Path) -> None:
@@ -68,7 +72,7 @@ def report(work: Path) -> None:
     run = searched(work)
     raygkd(work, "report", str(run))
     page = run / "report" / "index.html"
-    with browser(700, 1000) as driver:
+    with browser(800, 2800) as driver:
         driver.get(page.as_uri())
         driver.find_element("id", "graphs").screenshot(str(work / "report.png"))
     shrunk(Image.open(work / "report.png"), HERE / "report.png")
@@ -129,11 +133,16 @@ def wait_for(url: str) -> None:
 def finished(folder: Path, command: str) -> Path:
     """Return the folder of a run, which is made if there is none."""
     if not list(folder.glob("raygkd-output/runs/*/result.json")):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        raygkd(folder, *command.split())
+        raygkd(empty(folder), *command.split())
     [result] = folder.glob("raygkd-output/runs/*/result.json")
     return result.parent
+
+
+def empty(folder: Path) -> Path:
+    """Return a folder with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 @contextlib.contextmanager

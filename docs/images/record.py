@@ -98,13 +98,12 @@ def record(command: Sequence[str], folder: Path, picture: Path) -> None:
 
     Args:
         command: program and arguments.
-        folder: is created.
+        folder: where it runs.
         picture: SVG to write. It plays once; where it cannot, it shows the end.
 
     Raises:
         CalledProcessError: the command failed.
     """
-    folder.mkdir(parents=True)
     screen = Screen()
     screen.write(f"$ {shlex.join(command)}\n")
     frames = [(0.0, screen.shown())]

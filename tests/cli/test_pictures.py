@@ -65,7 +65,7 @@ def test_a_screen_shows_what_a_terminal_shows(record: ModuleType) -> None:
 
 def test_a_recording_plays_and_stays_at_its_end(record: ModuleType, tmp_path: Path) -> None:
     program = "for n in 1 2 3; do printf '\\r%s <of> 3' $n; sleep 0.2; done"
-    record.record(["sh", "-c", program], tmp_path / "new", tmp_path / "picture.svg")
+    record.record(["sh", "-c", program], tmp_path, tmp_path / "picture.svg")
     lines = (tmp_path / "picture.svg").read_text().splitlines()
     [first] = [line for line in lines if "1 &lt;of&gt; 3" in line]
     [last] = [line for line in lines if "3 &lt;of&gt; 3" in line]
