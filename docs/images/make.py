@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from PIL import Image
 from record import record
 
@@ -36,7 +37,7 @@ FRONT = (
     "tune --dataset digits --students resnet8,resnet14,resnet20 --methods graph,logit-std "
     "--objective score,latency --max-params 200000 --trials 8"
 )
-DETECTION = "train --dataset digits-voc --epochs 5 --teacher-epochs 5"
+DETECTION = "teacher --dataset digits-voc --epochs 5 --name scenes"
 
 
 def results(work: Path) -> None:
@@ -58,13 +59,24 @@ def front(work: Path) -> None:
 
 
 def detections(work: Path) -> None:
-    """Draw what a detector finds in four scenes."""
+    """Draw what a detector finds in four scenes of the test split."""
     run = finished(work / "detection", DETECTION)
-    shards, drawn = work / "detection" / "shards", work / "detection" / "drawn"
-    if not drawn.exists():
-        raygkd(work, "data", "prepare", "--dataset", "digits-voc", "--output", str(shards))
-        raygkd(work, "predict", str(run), str(shards), "--out", "found.jsonl", "--draw", str(drawn))
-    beside([Image.open(path) for path in sorted(drawn.glob("*.png"))[-4:]], HERE / "detections.png")
+    shards, scenes, drawn = (empty(work / name) for name in ("shards", "scenes", "drawn"))
+    raygkd(work, "data", "prepare", "--dataset", "digits-voc", "--output", str(shards))
+    rows = [row for row in pq.read_table(shards).to_pylist() if row["split"] == "test"]
+    for number, row in enumerate(rows[:4]):
+        (scenes / f"{number}.png").write_bytes(row["image"])
+    raygkd(
+        work,
+        "predict",
+        str(run / "model.pt"),
+        str(scenes),
+        "--out",
+        "found.jsonl",
+        "--draw",
+        str(drawn),
+    )
+    beside([Image.open(path) for path in sorted(drawn.glob("*.png"))], HERE / "detections.png")
 
 
 def report(work: Path) -> None:
