@@ -75,7 +75,7 @@ def test_weights_of_a_teacher_that_is_trained_are_called_its_own(
     raygkd: Callable[..., Ran], tmp_path: Path
 ) -> None:
     torch.save({"another.weight": torch.ones(2, 2)}, tmp_path / "weights.pt")
-    options = ("--limit-train", "60", "--output", tmp_path / "out")
+    options = ("--limit-train", "60", "--batch-size", "16", "--output", tmp_path / "out")
     line = refused(raygkd, "teacher", "--teacher-weights", tmp_path / "weights.pt", *options)
     assert line.startswith("--teacher-weights: ")
 
