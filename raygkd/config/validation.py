@@ -263,10 +263,10 @@ def _output_problems(output: OutputConfig) -> list[str]:
             "MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     name = output.name
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
         problems.append(
-            f"--name {name!r}: must consist of letters, digits, '-', '_' and '.', and start with a "
-            "letter or digit"
+            f"--name {brief(name)}: must consist of letters, digits, '-', '_' and '.', at most "
+            "200, and start with a letter or digit"
         )
     return problems
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SAMPLED_IMAGES = 4096
 SMALLEST_STD = 1e-3
 WINDOW_ROWS = 256
+# of the images of a window, of one byte for each pixel and channel
+WINDOW_BYTES = 256 * 2**20
 
 Channels = tuple[float, float, float]
 
@@ -49,15 +51,19 @@ def channel_statistics(
         DataError: an image is unreadable and ``skip_bad`` is off, or all images are unreadable.
     """
     sample = shuffled(rows, table.units.first, seed=0)[:limit]
+    bytes_of_row = transform.blank()["image"].nbytes
+    rows_of_window = max(1, min(WINDOW_ROWS, WINDOW_BYTES // bytes_of_row))
     pixels, total_C, squares_C = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
-    for window in cut_windows(sample, WINDOW_ROWS):
+    for window in cut_windows(sample, rows_of_window):
         loaded = load_window(
             table, window, transform, seed=0, epoch=0, skip_bad=skip_bad, exact=False
         )
-        images_NCSS = loaded.arrays["image"].astype(np.int64)
-        pixels += images_NCSS.size // 3
-        total_C += images_NCSS.sum(axis=(0, 2, 3))
-        squares_C += (images_NCSS**2).sum(axis=(0, 2, 3))
+        # one at a time: as integers of 64 bits they take eight times the memory
+        for image_CSS in loaded.arrays["image"]:
+            image_CN = image_CSS.reshape(3, -1).astype(np.int64)
+            pixels += image_CN.shape[1]
+            total_C += image_CN.sum(axis=1)
+            squares_C += (image_CN**2).sum(axis=1)
     if pixels == 0:
         raise DataError(f"none of {len(sample)} sampled images in '{table.path}' can be decoded")
     mean_C = total_C / pixels

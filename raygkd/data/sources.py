@@ -93,6 +93,7 @@ class DataSet(ABC):
 
     Attributes:
         task: "classification" or "detection"; None if it depends on the images.
+        reads_folder: whether its images may be in ``options.data_dir``.
         can_fetch: whether ``open`` downloads its files if ``options.download`` is set.
         augment: default augmentation; None for the default of its task and image sizes.
         score: metric by which detectors are ranked, "map" or "map50".
@@ -101,6 +102,7 @@ class DataSet(ABC):
     """
 
     task: ClassVar[str | None] = None
+    reads_folder: ClassVar[bool] = True
     can_fetch: ClassVar[bool] = False
     augment: ClassVar[str | None] = None
     score: ClassVar[str] = "map50"
@@ -177,6 +179,8 @@ def open_source(
             f"--data-dir {data_dir}: --dataset {name} needs a folder on this machine; copy it "
             "here, or convert it with 'raygkd data prepare'"
         )
+    if data_dir and not opened.reads_folder:
+        raise ConfigError(f"--data-dir {data_dir}: --dataset {name} has no folder; omit it")
     settings: Any = own_settings(opened)
     options = SourceOptions(
         data_dir=local_path(data_dir) if data_dir else None,

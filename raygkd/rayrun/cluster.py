@@ -255,6 +255,13 @@ def _is_no_lost_process(record: logging.LogRecord) -> bool:
 
 def _probe(address: str) -> None:
     """Raise the error of connecting to "host:port"; Ray itself would retry for minutes."""
+    if address.startswith(("http://", "https://")):
+        raise ValueError("it is the URL of a dashboard, not HOST:PORT")
+    if address == "auto":
+        from ray._private.services import canonicalize_bootstrap_address
+
+        # Ray knows clusters by their processes: those that are ending, or on loopback only, too
+        address = str(canonicalize_bootstrap_address(address))
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()

@@ -1,8 +1,9 @@
 """Private parts of Ray that raygkd depends on.
 
-Ray may change them in any release: a test names those that have changed. Two more are where torch
-is not loaded: ``JobSubmissionClient._server_ray_version`` in ``raygkd.rayrun.jobs``, and
-``ENABLE_RAY_CLUSTER`` in ``raygkd.rayrun.loopback``.
+Ray may change them in any release: a test names those that have changed. Three more are where
+torch is not loaded: ``JobSubmissionClient._server_ray_version`` in ``raygkd.rayrun.jobs``,
+``ENABLE_RAY_CLUSTER`` in ``raygkd.rayrun.loopback``, and ``canonicalize_bootstrap_address`` in
+``raygkd.rayrun.cluster``.
 """
 
 from __future__ import annotations

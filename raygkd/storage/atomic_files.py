@@ -51,6 +51,8 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     with _usable(text):
         if not str(text):
             raise ValueError("it is empty")
+        if str(text).startswith(("s3:", "gs:")):
+            raise ValueError(f"the URL of an object store starts with {str(text)[:3]}//")
         path = Path(text).expanduser()
         longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
         if len(os.fsencode(path)) > _LONGEST_PATH or longest > _LONGEST_NAME:
@@ -99,7 +101,8 @@ def whole_file(path: str | os.PathLike[str] | RemotePath) -> Iterator[Path]:
         return
     path = Path(path)
     # in the same folder, so that a rename suffices
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    start = path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME // 2 else path.name[:30]
+    temporary = path.with_name(f".{start}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
             yield temporary

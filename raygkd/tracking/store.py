@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from raygkd.errors import StorageError, TrackingError, brief
+from raygkd.errors import ConfigError, StorageError, TrackingError, brief
 from raygkd.storage.atomic_files import Place, is_remote, place, whole_file
 from raygkd.tracking.client import client_of, silence_mlflow
 from raygkd.tracking.moved_store import ARTIFACTS, STORE, move_places_along
@@ -39,10 +39,16 @@ def chosen_uri(given: str | None, output: str) -> str:
         output: ``--output``.
 
     Raises:
+        ConfigError: a URL of an output folder that cannot be used.
         TrackingError: the output folder is in an object store, which cannot hold an MLflow store,
             or the URI is none of a store.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if is_remote(output):
+        try:
+            place(output)
+        except ConfigError as error:
+            raise ConfigError(f"--output {error}") from error
     if is_remote(output) and (uri is None or uri.startswith("sqlite")):
         raise TrackingError(
             f"--output {shown(output)}: needs --tracking-uri http://HOST:PORT of an MLflow server, "

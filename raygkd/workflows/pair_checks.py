@@ -261,7 +261,12 @@ def _must_train(config: Config) -> bool:
 
 
 def starting_weights(
-    config: Config, spec: ImageSpec, console: Console, *, with_teacher: bool
+    config: Config,
+    spec: ImageSpec,
+    console: Console,
+    *,
+    with_teacher: bool,
+    trained: str = "student",
 ) -> dict[str, LoadedWeights]:
     """Load the weights that student and teacher start from, and print what they are.
 
@@ -270,6 +275,7 @@ def starting_weights(
         spec: of the images.
         console: for what was loaded.
         with_teacher: whether the run has one.
+        trained: what the person calls the model that is trained: "student" or "teacher".
 
     Returns:
         "student" and "teacher" -> what was loaded, of classifiers that do not start at random.
@@ -279,7 +285,7 @@ def starting_weights(
             these settings.
         DataError: weights that cannot be had or do not fit.
     """
-    with naming_option("--student-weights"):
+    with naming_option(f"--{trained}-weights"):
         own = student_spec(config, spec)
         student = new_model(config.model.student, own)
         found = {"student": start_from_weights(config, student, outputs_of(own))}
@@ -287,7 +293,8 @@ def starting_weights(
         found["teacher"] = teacher_weights(config, spec, console)
     known = {role: weights for role, weights in found.items() if weights is not None}
     for role, weights in known.items():
-        console.print(f"{role} weights: {weights}", soft_wrap=True)
+        shown = trained if role == "student" else role
+        console.print(f"{shown} weights: {weights}", soft_wrap=True)
     return known
 
 

@@ -221,6 +221,7 @@ def open_session(
             images.spec.of_teacher() if role == "teacher" else images.spec,
             console,
             with_teacher=_has_teacher(config, role),
+            trained="teacher" if role == "teacher" else "student",
         )
         facts |= {f"{one}, starting weights": known.sha256 for one, known in weights.items()}
         if resume is not None and (moved := check_facts(folder, facts)) is not None:

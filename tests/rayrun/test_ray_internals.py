@@ -30,6 +30,7 @@ PARTS = {
         *("self", "controller_init_kwargs"),
     ],
     "ray._private.ray_constants:ENABLE_RAY_CLUSTER": None,
+    "ray._private.services:canonicalize_bootstrap_address": ["addr", "temp_dir"],
     "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE": None,
     "ray.data._internal.execution.streaming_executor_state:WAIT_FOR_TASK_COMPLETION_TIMEOUT_S": (
         None

@@ -45,6 +45,7 @@ class ClutteredDigits(DataSet):
     """A handwritten digit among pieces of other digits; images must not be mirrored."""
 
     task = "classification"
+    reads_folder = False
     augment = "crop"
 
     def open(self, options: SourceOptions) -> Source:

@@ -12,6 +12,7 @@ class DigitsSet(DataSet):
     """The digits of ``load_digits``; images must not be mirrored."""
 
     task = "classification"
+    reads_folder = False
     augment = "crop"
 
     def open(self, options: SourceOptions) -> Source:
