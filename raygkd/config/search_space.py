@@ -213,7 +213,7 @@ def _dimension(name: Any, entry: Any) -> Dimension:
     name = OTHER_NAMES.get(name, name)
     if name not in known:
         hint = near(str(name), known)
-        if name in SECTIONS:
+        if name in SECTIONS and name not in _FIXED:
             raise ConfigError(f"{name!r}: a search space has no sections; list its settings alone")
         raise ConfigError(f"{brief(name)} cannot be searched{hint} (allowed: {', '.join(known)})")
     setting = settings()[name][2]
