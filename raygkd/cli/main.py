@@ -128,6 +128,11 @@ def run() -> int:
         if error.errno != errno.EPIPE:
             _print_error(f"cannot write the results: {error.strerror}")
         return 1
+    except MemoryError as error:
+        # NumPy says how much it asked for
+        wanted = " ".join(str(error).split())
+        _print_error(f"the memory of this machine is not enough{wanted and f' ({wanted})'}")
+        return 1
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
         return 130

@@ -20,7 +20,7 @@ Place = Path | RemotePath
 # bytes of a path and of a name, on Linux
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255
 # errors that do not depend on the content of the file
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # and those that other files may have as well: a lost permission, disk, server or folder
 _LOST = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR)
 

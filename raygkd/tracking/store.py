@@ -68,6 +68,10 @@ def chosen_uri(given: str | None, output: str) -> str:
             f"{source_of(uri)} {shown(uri)}: must be sqlite:///FILE or http(s)://HOST:PORT (MLflow "
             "no longer has file stores)"
         )
+    if scheme in ("http", "https") and not _names_host(uri):
+        raise TrackingError(
+            f"{source_of(uri)} {brief(uri)}: names no server; write {scheme}://HOST:PORT"
+        )
     driver = _DRIVERS.get(scheme.partition("+")[0])
     if driver is not None and "+" not in scheme and importlib.util.find_spec(driver) is None:
         raise TrackingError(
@@ -75,6 +79,15 @@ def chosen_uri(given: str | None, output: str) -> str:
             "URL of an MLflow server"
         )
     return uri
+
+
+def _names_host(uri: str) -> bool:
+    """Return whether a URL has a host, and a port that there can be."""
+    try:
+        parts = urlsplit(uri)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def source_of(uri: str) -> str:

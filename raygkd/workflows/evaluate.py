@@ -28,12 +28,12 @@ from raygkd.rayrun.evaluation import evaluate_models
 from raygkd.report.console import progress
 from raygkd.report.detection_pictures import MODEL_COLOURS, draw_per_class
 from raygkd.report.evaluation_figures import draw_confusion, draw_reliability
-from raygkd.storage.atomic_files import Place, is_remote, make_folder, place
+from raygkd.storage.atomic_files import Place, place
 from raygkd.storage.temporary import temporary_folder
 from raygkd.tracking.evaluation_runs import Origin, record_evaluation
 from raygkd.tracking.redaction import shown
 from raygkd.tracking.tags import IMAGES_TAG
-from raygkd.workflows.model_locator import check_folder, find_model, origin_of
+from raygkd.workflows.model_locator import find_model, new_folder, origin_of
 from raygkd.workflows.preflight import output_folder
 from raygkd.workflows.resume import MODEL
 
@@ -76,7 +76,7 @@ def evaluate(
         UserError: models and images that are not compatible.
     """
     started = time.monotonic()
-    folder = _folder(out)
+    folder = None if out is None else new_folder("--out", out)
     named = _only_name(models, weights)
     subjects = {given: _subject(given, config) for given in models if given != named}
     config = _with_own_data(config, subjects) if own_data else config
@@ -140,25 +140,6 @@ def evaluate(
             )
     result["seconds"] = round(time.monotonic() - started, 1)
     return result
-
-
-def _folder(out: str | None) -> Path | None:
-    """Return the folder for pictures; create it if it is missing.
-
-    Raises:
-        ConfigError: the folder is in an object store.
-        ResourceError: it cannot be written.
-    """
-    if out is None:
-        return None
-    if is_remote(out):
-        raise ConfigError(f"--out {out}: must be a local folder")
-    folder = Path(out)
-    if not folder.is_dir():
-        check_folder("--out", folder.parent)
-        make_folder(folder)
-    check_folder("--out", folder)
-    return folder
 
 
 def _subject(given: str, config: Config) -> _Subject:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from raygkd.errors import ConfigError, DataError, ResourceError
-from raygkd.storage.atomic_files import Place, place
+from raygkd.errors import ConfigError, DataError, ResourceError, StorageError
+from raygkd.storage.atomic_files import Place, is_remote, local_path, make_folder, place
 from raygkd.tracking.evaluation_runs import Origin
 from raygkd.tracking.model_registry import Registered, registered
 from raygkd.tracking.store import chosen_uri, default_uri, is_file
@@ -132,6 +132,32 @@ def new_file(option: str, given: str, suffixes: tuple[str, ...]) -> Place:
             raise ConfigError(f"{option} {given}: is a folder; pass the path of a file")
         check_folder(option, target.parent)
     return target
+
+
+def new_folder(option: str, given: str) -> Path:
+    """Return a folder on this machine to write files to; create it if it is missing.
+
+    Args:
+        option: name of the option that gives the path.
+        given: its path.
+
+    Raises:
+        ConfigError: a URL, or no path.
+        ResourceError: it cannot be created or written.
+    """
+    if is_remote(given):
+        raise ConfigError(f"{option} {given}: must be a local folder")
+    try:
+        folder = local_path(given)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from error
+    try:
+        make_folder(folder)
+    except (OSError, StorageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
+        raise ResourceError(f"{option} {given}: cannot be created: {reason}") from error
+    check_folder(option, folder)
+    return folder
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
@@ -15,13 +14,13 @@ from rich.console import Console
 from raygkd.data.pictures import find_pictures
 from raygkd.deploy.facts import Facts, Prediction
 from raygkd.deploy.model import load_model
-from raygkd.errors import ConfigError, DataError, ResourceError, StorageError
+from raygkd.errors import ConfigError, DataError
 from raygkd.rayrun.cluster import cluster, is_joined
 from raygkd.rayrun.inference import FEW, predict, predict_here
 from raygkd.report.console import progress
 from raygkd.report.predictions import Pictures
-from raygkd.storage.atomic_files import Place, is_remote, make_folder, whole_file
-from raygkd.workflows.model_locator import check_folder, new_file
+from raygkd.storage.atomic_files import Place, whole_file
+from raygkd.workflows.model_locator import new_file, new_folder
 
 # classes reported per image without --top
 TOP_CLASSES = 5
@@ -127,16 +126,7 @@ def _pictures(draw: str | None, facts: Facts) -> Iterator[Pictures | None]:
     if draw is None:
         yield None
         return
-    if is_remote(draw):
-        raise ConfigError(f"--draw {draw}: must be a local folder")
-    folder = Path(draw)
-    try:
-        make_folder(folder)
-    except (OSError, StorageError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
-        raise ResourceError(f"--draw {draw}: cannot be created: {reason}") from error
-    check_folder("--draw", folder)
-    pictures = Pictures(folder, facts)
+    pictures = Pictures(new_folder("--draw", draw), facts)
     yield pictures
     pictures.close()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from outcomes import Ran
 
+from raygkd.cli import main
 from raygkd.data import normalisation
-from raygkd.errors import ConfigError, ResourceError
+from raygkd.errors import ConfigError, ResourceError, StorageError, TrackingError
 from raygkd.rayrun.cluster import cluster
 from raygkd.storage.atomic_files import local_path, place, whole_file
 from raygkd.storage.temporary import _UNFINISHED
+from raygkd.tracking.store import chosen_uri
+from raygkd.workflows.model_locator import new_folder
 
 pytestmark = pytest.mark.unit
 
@@ -94,6 +100,64 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mo
     told = r"^no Ray cluster at auto: .*Connection refused"
     with pytest.raises(ResourceError, match=told), cluster("auto"):
         pass
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://", "http://[::1", "http://host:99999", "http://:5000", "http://host:x"]
+)
+def test_a_server_without_a_host_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str
+) -> None:
+    told = "names no server; write https?://HOST:PORT$"
+    with pytest.raises(TrackingError, match=f"^--tracking-uri .*: {told}"):
+        chosen_uri(uri, str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match=f"^MLFLOW_TRACKING_URI .*: {told}"):
+        chosen_uri(None, str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "file", "below a file"])
+def test_a_folder_for_pictures_that_is_something_else(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "there"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        path.touch()
+    given = path / "in it" if kind == "below a file" else path
+    with pytest.raises(ResourceError, match=f"^--out {given}: cannot be created: "):
+        new_folder("--out", str(given))
+
+
+def test_a_folder_for_pictures_may_begin_with_a_tilde(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert new_folder("--out", "~/a/b") == tmp_path / "a" / "b"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_limit_of_file_sizes_is_told_as_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=r"^cannot write .*/file: File too large$"),
+        whole_file(tmp_path / "file"),
+    ):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
+def test_too_little_memory_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(**options: Any) -> None:
+        np.empty(2**55, np.uint8)
+
+    monkeypatch.setattr(sys, "argv", ["raygkd", "doctor"])
+    monkeypatch.setattr(main.commands, "main", work)
+    assert main.run() == 1
+    told = r"error: the memory of this machine is not enough \(Unable to allocate .*\)\n"
+    assert re.fullmatch(told, capsys.readouterr().err)
 
 
 def test_statistics_of_large_images_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
