@@ -576,7 +576,9 @@ def test_evaluating_a_model_that_does_not_go_with_the_images(
 
 def test_a_name_that_is_a_path(refused: Refused) -> None:
     error = refused("train", "--name", "a/b")
-    assert "--name 'a/b': must consist of letters, digits, '-', '_' and '.', at most 200, and" in error
+    assert (
+        "--name 'a/b': must consist of letters, digits, '-', '_' and '.', at most 200, and" in error
+    )
 
 
 def test_resuming_a_run_without_its_facts(refused: Refused, run_folder: Path) -> None:
