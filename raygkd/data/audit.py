@@ -60,7 +60,8 @@ def _report_copies(source: Source, faults: Faults) -> None:
             by_size.setdefault(os.path.getsize(sample.origin), []).append(sample)
         elif source.version:
             by_size.setdefault(len(sample.read()), []).append(sample)
-    missing = [split for split in SPLITS if split not in {one.split for one in source.samples}]
+    splits = {sample.split for sample in source.samples}
+    missing = [split for split in SPLITS if split not in splits]
     for samples in _parted(by_size.values(), missing):
         by_block: dict[bytes, list[Sample]] = {}
         for sample in samples:

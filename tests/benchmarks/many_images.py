@@ -9,20 +9,16 @@ so many seconds, and run again), and for ``raygkd data info`` on the shards and 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import shutil
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 from PIL import Image
+from watched_command import watched
 
 CLASSES, TEMPLATES, SIDE = 100, 500, 24
 
@@ -46,41 +42,6 @@ def write(root: Path, images: int) -> None:
         path.write_bytes(image[:2] + comment + image[2:])
 
 
-def held(process: psutil.Process) -> int:
-    """Return the bytes that a process and those it started hold alone."""
-    total = 0
-    # a process may end meanwhile
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        for one in [process, *process.children(recursive=True)]:
-            total += one.memory_full_info().uss
-    return total
-
-
-def measured(arguments: list[str], kill_after: float = 0.0) -> dict[str, Any]:
-    """Run a command, or kill it after some seconds; return its seconds and its peak of memory."""
-    command = [sys.executable, "-m", "raygkd", *arguments]
-    started, peak = time.monotonic(), [0]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-    def watch() -> None:
-        root = psutil.Process(process.pid)
-        while process.poll() is None:
-            peak[0] = max(peak[0], held(root))
-            if kill_after and time.monotonic() - started > kill_after:
-                process.kill()
-            time.sleep(0.2)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    process.communicate()
-    watcher.join()
-    return {
-        "code": process.returncode,
-        "seconds": round(time.monotonic() - started, 1),
-        "peak_mib": round(peak[0] / 2**20),
-    }
-
-
 def main() -> None:
     """Write the images, and print the lines."""
     parser = argparse.ArgumentParser()
@@ -92,27 +53,32 @@ def main() -> None:
     if not photos.exists():
         write(photos, given.images)
 
-    def told(what: str, row: dict[str, Any]) -> None:
-        rate = round(given.images / row["seconds"])
-        print(json.dumps({"what": what, "images": given.images, "rate": rate, **row}), flush=True)
+    def told(what: str, seconds: float, **row: Any) -> None:
+        rate = round(given.images / seconds)
+        row = {"what": what, "images": given.images, "rate": rate, "seconds": seconds, **row}
+        print(json.dumps(row), flush=True)
+
+    def run(what: str, *arguments: str, kill_after: float = 0.0) -> None:
+        ended = watched(*arguments, kill_after=kill_after)
+        told(what, round(ended.seconds, 1), code=ended.code, peak_mib=ended.peak_mib)
 
     started = time.monotonic()
     shutil.copytree(photos, given.folder / "copy")
-    told("copy", {"seconds": round(time.monotonic() - started, 1)})
+    told("copy", round(time.monotonic() - started, 1))
     shutil.rmtree(given.folder / "copy")
-    prepare = ["data", "prepare", "--data-dir", str(photos), "--output", str(shards)]
+    prepare = ("data", "prepare", "--data-dir", str(photos), "--output", str(shards))
     if given.kill:
-        told("killed", measured(prepare, given.kill))
+        run("killed", *prepare, kill_after=given.kill)
         incomplete = sorted(Path(f"{shards}.incomplete").glob("*.parquet"))
         before = {path.name: path.stat().st_mtime_ns for path in incomplete}
-    told("prepare", measured(prepare))
+    run("prepare", *prepare)
     if given.kill:
         kept = [shards / name for name in before]
         unchanged = sum(path.stat().st_mtime_ns == before[path.name] for path in kept)
         print(json.dumps({"shards_before": len(kept), "unchanged": unchanged}))
-    sheet = ["--sheet", str(given.folder / "sheet.png")]
-    told("info of the shards", measured(["data", "info", str(shards), *sheet]))
-    told("info of the folder", measured(["data", "info", str(photos), *sheet]))
+    sheet = ("--sheet", str(given.folder / "sheet.png"))
+    run("info of the shards", "data", "info", str(shards), *sheet)
+    run("info of the folder", "data", "info", str(photos), *sheet)
 
 
 if __name__ == "__main__":

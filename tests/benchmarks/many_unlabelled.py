@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 import timm
 import torch
+from watched_command import watched
 
 from raygkd.data.sklearn_digits import load_digits
 from raygkd.data.sources import encode_png
@@ -50,42 +47,22 @@ def main() -> None:
     torch.manual_seed(0)
     weights = given.folder / "teacher.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), weights)
-    command = [
-        *(sys.executable, "-m", "raygkd", "train", "--unlabelled", str(photos)),
+    ended = watched(
+        *("train", "--unlabelled", str(photos)),
         *("--teacher", "timm:test_resnet", "--teacher-weights", str(weights)),
         *("--teacher-image-size", "32", "--student", "resnet8", "--epochs", "1"),
         *("--batch-size", "256", "--cache-mb", given.cache_mb, "--json"),
         *("--output", str(given.folder / f"output-{given.cache_mb}")),
-    ]
-    started, peak = time.monotonic(), [0]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    def watch() -> None:
-        root = psutil.Process(process.pid)
-        while process.poll() is None:
-            held = 0
-            for one in [root, *root.children(recursive=True)]:
-                try:
-                    memory = one.memory_full_info()
-                    held += memory.uss
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-            peak[0] = max(peak[0], held)
-            time.sleep(1.0)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    out = process.communicate()[0]
-    watcher.join()
-    if process.returncode:
-        sys.exit(process.returncode)
-    found = json.loads(out)
+    )
+    if ended.code:
+        sys.exit(ended.code)
+    found = json.loads(ended.out)
     epoch = json.loads(Path(found["run"], "metrics.jsonl").read_text())
     row = {
         "images": given.images,
         "cache_mb": int(given.cache_mb),
-        "peak_mib": round(peak[0] / 2**20),
-        "seconds": round(time.monotonic() - started),
+        "peak_mib": ended.peak_mib,
+        "seconds": round(ended.seconds),
         "images_per_second": round(epoch["images_per_second"]),
         "cka": round(found["val_score"], 4),
     }
